@@ -1,10 +1,131 @@
+// The stateful half of the core: Program and Question, through pybind11. Tensors cross as addresses
+// with sizes (the Python side, engine_native.py, checks dtype, layout and device and keeps them
+// alive during the call); threads come from torch's own pool.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <optional>
 
 #include "cpu/isa.h"
+#include "program/program.h"
 
 namespace py = pybind11;
 using namespace pylandscape;
 
+namespace {
+
+using Address = uintptr_t;
+template <typename T>
+const T* in(Address a) { return reinterpret_cast<const T*>(a); }
+template <typename T>
+T* out(Address a) { return reinterpret_cast<T*>(a); }
+
+Parallel torch_pool() {
+  const int workers = static_cast<int>(torch::stable::get_num_threads());
+  return {workers, [workers](const std::function<void(int)>& body) {
+            torch::stable::parallel_for(0, workers, 1, [&](int64_t first, int64_t last) {
+              for (int64_t w = first; w < last; ++w) body(static_cast<int>(w));
+            });
+          }};
+}
+
+// Ctrl-C: asks Python whether a signal handler raised. Only does anything on the main thread.
+bool interrupted() {
+  py::gil_scoped_acquire gil;
+  return PyErr_CheckSignals() != 0;
+}
+
+template <typename T>
+void bind(py::module_& m, const char* program_name, const char* question_name) {
+  using P = Program<T>;
+  using Q = Question<T>;
+  using Source = std::optional<int64_t>;
+  const auto address = [](const Source& s) { return s ? &*s : nullptr; };
+
+  py::class_<P>(m, program_name)
+      .def(py::init<int64_t, std::vector<T>>(), py::arg("n"), py::arg("constants"))
+      .def("input", &P::input)
+      .def("linear",
+           [=](P& p, int x, int64_t outer, int64_t k, int64_t m, int64_t weight, Source bias) {
+             return p.linear(x, outer, k, m, weight, address(bias));
+           })
+      .def("unary", &P::unary)
+      .def("binary", &P::binary)
+      .def("layer_norm",
+           [=](P& p, int x, int64_t outer, int64_t size, double eps, Source gain, Source shift) {
+             return p.layer_norm(x, outer, size, eps, address(gain), address(shift));
+           })
+      .def("softmax", &P::softmax)
+      .def("concat", &P::concat)
+      .def("expand", &P::expand)
+      .def("finish", &P::finish)
+      .def("set_data", [](P& p, int64_t samples, Address x) { p.set_data(samples, in<T>(x)); })
+      .def("set_loss",
+           [](P& p, cpu::Loss kind, int64_t classes, int64_t inner, double smoothing,
+              std::vector<double> weight, std::vector<double> pos_weight, Address index,
+              Address dense) {
+             p.set_loss(kind, classes, inner, smoothing, std::move(weight), std::move(pos_weight),
+                        in<int64_t>(index), in<double>(dense));
+           })
+      .def_property_readonly("n", &P::n)
+      .def_property_readonly("samples", &P::samples)
+      .def_property_readonly("tile", &P::tile)
+      .def_property_readonly("lanes", &P::lanes)
+      .def_property_readonly("ops", [](const P& p) { return p.ops().size(); })
+      .def("features", &P::features);
+
+  py::class_<Q>(m, question_name)
+      .def(py::init([](const P& p, Address theta, Address directions, int64_t k) {
+             const Parallel pool = torch_pool();
+             py::gil_scoped_release release;
+             return std::make_unique<Q>(p, in<T>(theta), in<T>(directions), k, pool);
+           }),
+           py::keep_alive<1, 2>())
+      .def(py::init([](const P& p) {
+             const Parallel pool = torch_pool();
+             py::gil_scoped_release release;
+             return std::make_unique<Q>(p, pool);
+           }),
+           py::keep_alive<1, 2>())
+      .def("run",
+           [](const Q& q, int64_t g, Address coordinates, Address loss, Address correct,
+              Address outputs) {
+             const Parallel pool = torch_pool();
+             bool done = false;
+             {
+               py::gil_scoped_release release;
+               done = q.run(g, in<T>(coordinates), out<double>(loss), out<double>(correct),
+                            out<T>(outputs), pool, interrupted);
+             }
+             if (!done) throw py::error_already_set();
+           })
+      .def_property_readonly("bytes", &Q::bytes)
+      .def("describe", &Q::describe);
+}
+
+}  // namespace
+
 PYBIND11_MODULE(_C, m) {
   m.def("cpu_capability", [] { return cpu::isa_name(cpu::isa()); });
+
+  py::enum_<cpu::Unary> unary(m, "Unary");
+  constexpr const char* kUnary[] = {"affine", "relu", "leaky_relu", "tanh", "sigmoid",
+                                    "gelu", "gelu_tanh", "silu", "softplus", "elu",
+                                    "clamp", "square", "abs", "exp"};
+  static_assert(sizeof(kUnary) / sizeof(*kUnary) == cpu::kUnaryCount);
+  for (int i = 0; i < cpu::kUnaryCount; ++i) unary.value(kUnary[i], static_cast<cpu::Unary>(i));
+  py::enum_<cpu::Binary> binary(m, "Binary");
+  constexpr const char* kBinary[] = {"add", "sub", "mul", "div"};
+  static_assert(sizeof(kBinary) / sizeof(*kBinary) == cpu::kBinaryCount);
+  for (int i = 0; i < cpu::kBinaryCount; ++i)
+    binary.value(kBinary[i], static_cast<cpu::Binary>(i));
+  py::enum_<cpu::Loss>(m, "Loss")
+      .value("cross_entropy", cpu::Loss::kCrossEntropy)
+      .value("nll", cpu::Loss::kNll)
+      .value("mse", cpu::Loss::kMse)
+      .value("bce_with_logits", cpu::Loss::kBceWithLogits);
+
+  bind<float>(m, "ProgramF32", "QuestionF32");
+  bind<double>(m, "ProgramF64", "QuestionF64");
 }

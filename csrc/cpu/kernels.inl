@@ -1,5 +1,24 @@
+// Compiled once per instruction set, with PL_ISA_NS naming the set. Everything but the two tables
+// is in anonymous namespaces, so that no code for a newer set can be linked into an older one.
 #include "cpu/kernels.h"
+
+#include <type_traits>
+
+#include "cpu/vec.inl"
+#include "cpu/math.inl"
+#include "cpu/elementwise.inl"
+#include "cpu/linear.inl"
+#include "cpu/losses.inl"
+
 namespace pylandscape::cpu::PL_ISA_NS {
-const Kernels<float> kernels_f32{1};
-const Kernels<double> kernels_f64{1};
-}
+
+#define PL_KERNEL_TABLE(T)                                                                        \
+  {                                                                                               \
+    kLanes<T>, kRows, &pack<T>, &linear<T>, &combine<T>, &perturb<T>, &unary<T>, &binary<T>,      \
+        &fill_rows<T>, &layer_norm<T>, &softmax<T>, &loss<T>, &linear_lanes<T>, &perturb_lanes<T> \
+  }
+
+const Kernels<float> kernels_f32 = PL_KERNEL_TABLE(float);
+const Kernels<double> kernels_f64 = PL_KERNEL_TABLE(double);
+
+}  // namespace pylandscape::cpu::PL_ISA_NS

@@ -1,1 +1,324 @@
+#include "program/program.h"
 
+#include <algorithm>
+#include <cstring>
+#include <new>
+#include <stdexcept>
+
+namespace pylandscape {
+namespace {
+
+constexpr int64_t kAlign = 16;  // packed uses start at multiples of this many elements
+constexpr int64_t kTileBytes = 256 * 1024;  // what a tile's live values may take: half of L2
+constexpr int64_t kMaxTile = 256;
+constexpr int64_t kMaxLaneSource = 4096;  // parameters up to which point lanes are used
+
+int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
+
+void require(bool ok, const std::string& message) {
+  if (!ok) throw std::invalid_argument("Program: " + message);
+}
+
+}  // namespace
+
+template <typename T>
+Buffer<T>::Buffer(int64_t count) : size_(count) {
+  if (count == 0) return;
+  const int64_t bytes = round_up(count * static_cast<int64_t>(sizeof(T)), 64);
+  void* p = std::aligned_alloc(64, static_cast<size_t>(bytes));
+  if (p == nullptr) throw std::bad_alloc();
+  std::memset(p, 0, static_cast<size_t>(bytes));
+  data_.reset(static_cast<T*>(p));
+}
+
+template <typename T>
+Program<T>::Program(int64_t n, std::vector<T> constants)
+    : kernels_(cpu::kernels<T>()), n_(n), constants_(std::move(constants)) {
+  require(n >= 0, "n must not be negative");
+}
+
+template <typename T>
+int Program<T>::slot(int64_t features) {
+  require(output_ < 0, "already finished");
+  slots_.push_back(features);
+  return static_cast<int>(slots_.size()) - 1;
+}
+
+template <typename T>
+int64_t Program<T>::in_features(int s) const {
+  require(s >= 0 && s < static_cast<int>(slots_.size()), "unknown slot " + std::to_string(s));
+  return slots_[s];
+}
+
+template <typename T>
+int Program<T>::use(int64_t source, int64_t rows, int64_t cols, bool panels) {
+  const int64_t size = rows * cols, first = source >= 0 ? source : -1 - source;
+  const int64_t limit = source >= 0 ? n_ : static_cast<int64_t>(constants_.size());
+  require(rows >= 0 && cols >= 0 && first + size <= limit,
+          "parameter at " + std::to_string(source) + " of " + std::to_string(size) +
+              " elements is outside its source of " + std::to_string(limit));
+  for (size_t i = 0; i < uses_.size(); ++i) {
+    const Use& u = uses_[i];
+    if (u.source == source && u.rows == rows && u.cols == cols && u.panels == panels)
+      return static_cast<int>(i);
+  }
+  uses_.push_back({source, rows, cols, panels, packed_size_});
+  packed_size_ += round_up(size, kAlign);
+  return static_cast<int>(uses_.size()) - 1;
+}
+
+template <typename T>
+int Program<T>::input(int64_t features) {
+  require(slots_.empty(), "the input comes first and once");
+  return slot(features);
+}
+
+template <typename T>
+int Program<T>::linear(int x, int64_t outer, int64_t k, int64_t m, int64_t weight,
+                       const int64_t* bias) {
+  require(in_features(x) == outer * k, "linear: input features are not outer * k");
+  Op op(OpKind::kLinear, {x});
+  op.outer = outer, op.k = k, op.m = m;
+  op.weight = use(weight, m, k, true);
+  if (bias != nullptr) op.bias = use(*bias, 1, m, false);
+  op.output = slot(outer * m);
+  ops_.push_back(op);
+  return op.output;
+}
+
+template <typename T>
+int Program<T>::unary(int x, cpu::Unary f, double a, double b) {
+  Op op(OpKind::kUnary, {x});
+  op.unary = f, op.a = a, op.b = b;
+  op.output = slot(in_features(x));
+  ops_.push_back(op);
+  return op.output;
+}
+
+template <typename T>
+int Program<T>::binary(cpu::Binary f, int x, int y) {
+  require(in_features(x) == in_features(y), "binary: inputs of different sizes");
+  Op op(OpKind::kBinary, {x, y});
+  op.binary = f;
+  op.output = slot(in_features(x));
+  ops_.push_back(op);
+  return op.output;
+}
+
+template <typename T>
+int Program<T>::layer_norm(int x, int64_t outer, int64_t size, double eps, const int64_t* gain,
+                           const int64_t* shift) {
+  require(in_features(x) == outer * size && size > 0, "layer_norm: features are not outer * size");
+  Op op(OpKind::kLayerNorm, {x});
+  op.outer = outer, op.k = size, op.a = eps;
+  if (gain != nullptr) op.weight = use(*gain, 1, size, false);
+  if (shift != nullptr) op.bias = use(*shift, 1, size, false);
+  op.output = slot(in_features(x));
+  ops_.push_back(op);
+  return op.output;
+}
+
+template <typename T>
+int Program<T>::softmax(int x, bool log, int64_t outer, int64_t size, int64_t inner) {
+  require(in_features(x) == outer * size * inner && size > 0,
+          "softmax: features are not outer * size * inner");
+  Op op(OpKind::kSoftmax, {x});
+  op.log = log, op.outer = outer, op.k = size, op.inner = inner;
+  op.output = slot(in_features(x));
+  ops_.push_back(op);
+  return op.output;
+}
+
+template <typename T>
+int Program<T>::concat(const std::vector<int>& inputs, int64_t outer) {
+  require(!inputs.empty() && outer > 0, "concat: nothing to concatenate");
+  Op op(OpKind::kConcat, inputs);
+  op.outer = outer;
+  int64_t features = 0;
+  for (const int x : inputs) {
+    require(in_features(x) % outer == 0, "concat: features are not a multiple of outer");
+    features += in_features(x);
+  }
+  op.output = slot(features);
+  ops_.push_back(op);
+  return op.output;
+}
+
+template <typename T>
+int Program<T>::expand(int64_t source, int64_t size, std::vector<int64_t> index) {
+  Op op(OpKind::kExpand, {});
+  op.weight = use(source, 1, size, false);
+  for (const int64_t i : index) require(i >= 0 && i < size, "expand: index out of range");
+  op.index = std::move(index);
+  op.output = slot(static_cast<int64_t>(op.index.size()));
+  ops_.push_back(op);
+  return op.output;
+}
+
+// linear followed by relu, where nothing else reads the linear's output, becomes one op.
+template <typename T>
+void Program<T>::fuse_relu() {
+  std::vector<int> readers(slots_.size(), 0);
+  for (const Op& op : ops_)
+    for (const int x : op.inputs) ++readers[x];
+  ++readers[output_];
+  std::vector<Op> kept;
+  for (Op& op : ops_) {
+    const bool relu = op.kind == OpKind::kUnary && op.unary == cpu::Unary::kRelu;
+    const auto maker = std::find_if(kept.begin(), kept.end(), [&](const Op& before) {
+      return relu && before.kind == OpKind::kLinear && before.output == op.inputs[0];
+    });
+    if (maker != kept.end() && readers[op.inputs[0]] == 1) {
+      maker->relu = true;
+      maker->output = op.output;
+    } else {
+      kept.push_back(std::move(op));
+    }
+  }
+  ops_ = std::move(kept);
+}
+
+// Rows of the arena for every slot, first fit over the slots alive at the same time; an elementwise
+// op writes over an input that dies with it.
+template <typename T>
+void Program<T>::plan_arena() {
+  const int steps = static_cast<int>(ops_.size());
+  std::vector<int> last(slots_.size(), -1);
+  for (int i = 0; i < steps; ++i)
+    for (const int x : ops_[i].inputs) last[x] = i;
+  last[output_] = steps;
+  place_.assign(slots_.size(), -1);
+  arena_rows_ = 0;
+  std::vector<int> alive;
+  for (int i = 0; i < steps; ++i) {
+    const Op& op = ops_[i];
+    const bool elementwise = op.kind == OpKind::kUnary || op.kind == OpKind::kBinary;
+    alive.erase(std::remove_if(alive.begin(), alive.end(),
+                               [&](int s) { return elementwise ? last[s] <= i : last[s] < i; }),
+                alive.end());
+    const auto dying = std::find_if(op.inputs.begin(), op.inputs.end(), [&](int s) {
+      return elementwise && last[s] == i && place_[s] >= 0;
+    });
+    if (dying != op.inputs.end()) {
+      place_[op.output] = place_[*dying];
+      // The other input of a binary op may die here as well; its rows are free from now on.
+    } else {
+      std::sort(alive.begin(), alive.end(), [&](int a, int b) { return place_[a] < place_[b]; });
+      int64_t row = 0;
+      for (const int s : alive) {
+        if (row + slots_[op.output] <= place_[s]) break;
+        row = std::max(row, place_[s] + slots_[s]);
+      }
+      place_[op.output] = row;
+    }
+    arena_rows_ = std::max(arena_rows_, place_[op.output] + slots_[op.output]);
+    alive.push_back(op.output);
+  }
+}
+
+template <typename T>
+void Program<T>::finish(int output) {
+  in_features(output);
+  require(output_ < 0, "already finished");
+  output_ = output;
+  fuse_relu();
+  plan_arena();
+}
+
+// From shapes alone: how many samples a tile carries, and whether points are the vector lanes.
+template <typename T>
+void Program<T>::plan_tiles() {
+  const int64_t lanes = kernels_.vector_length;
+  const int64_t fit = kTileBytes / (static_cast<int64_t>(sizeof(T)) * std::max<int64_t>(1, arena_rows_));
+  const int64_t most = std::clamp<int64_t>(fit / (2 * lanes) * (2 * lanes), 2 * lanes, kMaxTile);
+  tiles_ = (samples_ + most - 1) / most;
+  tile_ = round_up((samples_ + tiles_ - 1) / tiles_, lanes);
+  const bool able = std::all_of(ops_.begin(), ops_.end(), [](const Op& op) {
+    return op.kind == OpKind::kLinear || op.kind == OpKind::kUnary || op.kind == OpKind::kBinary ||
+           op.kind == OpKind::kSoftmax || op.kind == OpKind::kConcat;
+  });
+  const int64_t source = n_ + static_cast<int64_t>(constants_.size());
+  lanes_ = able && samples_ <= 2 * lanes && source <= kMaxLaneSource && output_ != 0;
+}
+
+template <typename T>
+int64_t Program<T>::tile_columns(int64_t tile) const {
+  return std::min(tile_, samples_ - tile * tile_);
+}
+template <typename T>
+int64_t Program<T>::padded_columns(int64_t tile) const {
+  return round_up(tile_columns(tile), kernels_.vector_length);
+}
+
+template <typename T>
+void Program<T>::set_data(int64_t samples, const T* x) {
+  require(output_ >= 0, "finish() comes before the data");
+  require(samples > 0, "no samples");
+  samples_ = samples;
+  plan_tiles();
+  const int64_t features = slots_[0];
+  x_ = Buffer<T>(tiles_ * features * tile_);
+  for (int64_t t = 0; t < tiles_; ++t) {
+    const int64_t cols = tile_columns(t), stride = padded_columns(t);
+    T* dst = x_.data() + t * features * tile_;
+    for (int64_t c = 0; c < cols; ++c)
+      for (int64_t f = 0; f < features; ++f)
+        dst[f * stride + c] = x[(t * tile_ + c) * features + f];
+  }
+}
+
+template <typename T>
+void Program<T>::set_loss(cpu::Loss kind, int64_t classes, int64_t inner, double label_smoothing,
+                          std::vector<double> weight, std::vector<double> pos_weight,
+                          const int64_t* index, const double* dense) {
+  require(samples_ > 0, "set_data() comes before the loss");
+  require((index != nullptr) != (dense != nullptr), "exactly one of index and dense targets");
+  require(classes > 0 && classes * inner == slots_[output_],
+          "the loss's features are not the output's");
+  weight_ = std::move(weight), pos_weight_ = std::move(pos_weight);
+  loss_ = {kind, classes, inner, label_smoothing, weight_.empty() ? nullptr : weight_.data(),
+           pos_weight_.empty() ? nullptr : pos_weight_.data()};
+  target_rows_ = index != nullptr ? inner : classes * inner;
+  if (index != nullptr) {
+    index_ = Buffer<int32_t>(tiles_ * target_rows_ * tile_);
+    std::fill_n(index_.data(), index_.size(), -1);
+  } else {
+    dense_ = Buffer<double>(tiles_ * target_rows_ * tile_);
+  }
+  for (int64_t t = 0; t < tiles_; ++t) {
+    const int64_t cols = tile_columns(t), stride = padded_columns(t);
+    for (int64_t c = 0; c < cols; ++c)
+      for (int64_t f = 0; f < target_rows_; ++f) {
+        const int64_t from = (t * tile_ + c) * target_rows_ + f;
+        const int64_t to = t * target_rows_ * tile_ + f * stride + c;
+        if (index != nullptr) {
+          require(index[from] >= -1 && index[from] < classes, "a class index is out of range");
+          index_.data()[to] = static_cast<int32_t>(index[from]);
+        } else {
+          dense_.data()[to] = dense[from];
+        }
+      }
+  }
+}
+
+template <typename T>
+void Program<T>::pack(const Use& use, const T* theta, const T* constants, T* dst) const {
+  const T* source = use.source >= 0 ? theta : constants;
+  if (source == nullptr) {
+    std::fill_n(dst, use.size(), T(0));
+    return;
+  }
+  source += use.source >= 0 ? use.source : -1 - use.source;
+  if (use.panels)
+    kernels_.pack(use.rows, use.cols, source, dst);
+  else
+    std::copy_n(source, use.size(), dst);
+}
+
+template class Buffer<float>;
+template class Buffer<double>;
+template class Buffer<int32_t>;
+template class Program<float>;
+template class Program<double>;
+
+}  // namespace pylandscape

@@ -1,0 +1,129 @@
+// Elementwise kernels, layer_norm and softmax. Only included by kernels.inl.
+namespace pylandscape::cpu {
+namespace {
+
+// y[i] = f(x[i]) for vectors; n need not be a multiple of the vector length.
+template <typename T, typename F>
+inline void map(int64_t n, const T* x, T* y, F f) {
+  constexpr int N = kLanes<T>;
+  int64_t i = 0;
+  for (; i + N <= n; i += N) store<T, N>(y + i, f(load<T, N>(x + i)));
+  if (i < n) {
+    alignas(64) T tail[N] = {};
+    for (int64_t j = i; j < n; ++j) tail[j - i] = x[j];
+    store<T, N>(tail, f(load<T, N>(tail)));
+    for (int64_t j = i; j < n; ++j) y[j] = tail[j - i];
+  }
+}
+
+template <typename T>
+void unary(Unary f, double a, double b, int64_t n, const T* x, T* y) {
+  constexpr int N = kLanes<T>;
+  using V = Vec<T, N>;
+  const T ta = static_cast<T>(a), tb = static_cast<T>(b);
+  switch (f) {
+    case Unary::kAffine: return map(n, x, y, [=](V v) { return v * ta + tb; });
+    case Unary::kRelu: return map(n, x, y, [](V v) { return vmax(v, V{}); });
+    case Unary::kLeakyRelu: return map(n, x, y, [=](V v) { return v < 0 ? v * ta : v; });
+    case Unary::kTanh: return map(n, x, y, [](V v) { return tanh<T, N>(v); });
+    case Unary::kSigmoid: return map(n, x, y, [](V v) { return sigmoid<T, N>(v); });
+    case Unary::kGelu: return map(n, x, y, [](V v) { return v * normal_cdf<T, N>(v); });
+    case Unary::kGeluTanh:
+      return map(n, x, y, [](V v) {
+        const V inner = T(0.79788456080286536) * (v + T(0.044715) * v * v * v);
+        return v * sigmoid<T, N>(inner + inner);  // (1 + tanh(u)) / 2 = sigmoid(2u)
+      });
+    case Unary::kSilu: return map(n, x, y, [](V v) { return v * sigmoid<T, N>(v); });
+    case Unary::kSoftplus:
+      return map(n, x, y, [=](V v) { return v * ta > tb ? v : softplus<T, N>(v * ta) / ta; });
+    case Unary::kElu:
+      return map(n, x, y, [=](V v) {
+        return v > 0 ? v * tb : tb * ta * expm1<T, N>(v > 0 ? V{} : v);
+      });
+    case Unary::kClamp:
+      return map(n, x, y, [=](V v) {
+        const V low = v < ta ? splat<T, N>(ta) : v;
+        return low > tb ? splat<T, N>(tb) : low;
+      });
+    case Unary::kSquare: return map(n, x, y, [](V v) { return v * v; });
+    case Unary::kAbs: return map(n, x, y, [](V v) { return vabs(v); });
+    case Unary::kExp: return map(n, x, y, [](V v) { return exp<T, N>(v); });
+  }
+}
+
+template <typename T, typename F>
+inline void zip(int64_t n, const T* x, const T* y, T* out, F f) {
+  constexpr int N = kLanes<T>;
+  int64_t i = 0;
+  for (; i + N <= n; i += N) store<T, N>(out + i, f(load<T, N>(x + i), load<T, N>(y + i)));
+  for (; i < n; ++i) out[i] = f(x[i], y[i]);
+}
+
+template <typename T>
+void binary(Binary op, int64_t n, const T* x, const T* y, T* out) {
+  switch (op) {
+    case Binary::kAdd: return zip(n, x, y, out, [](auto a, auto b) { return a + b; });
+    case Binary::kSub: return zip(n, x, y, out, [](auto a, auto b) { return a - b; });
+    case Binary::kMul: return zip(n, x, y, out, [](auto a, auto b) { return a * b; });
+    case Binary::kDiv: return zip(n, x, y, out, [](auto a, auto b) { return a / b; });
+  }
+}
+
+template <typename T>
+void fill_rows(int64_t features, int64_t cols, const T* values, T* y) {
+  for (int64_t f = 0; f < features; ++f)
+    for (int64_t c = 0; c < cols; ++c) y[f * cols + c] = values[f];
+}
+
+// Mean and variance are taken in double, in two passes: what torch's float32 kernel loses to
+// rounding is not lost here.
+template <typename T>
+void layer_norm(int64_t outer, int64_t size, int64_t cols, double eps, const T* gain,
+                const T* shift, const T* x, T* y) {
+  constexpr int N = kLanes<double>;
+  using V = Vec<double, N>;
+  for (int64_t o = 0; o < outer; ++o, x += size * cols, y += size * cols) {
+    for (int64_t c = 0; c < cols; c += N) {
+      V mean{}, variance{};
+      for (int64_t f = 0; f < size; ++f) mean += load_double<T, N>(x + f * cols + c);
+      mean /= double(size);
+      for (int64_t f = 0; f < size; ++f) {
+        const V d = load_double<T, N>(x + f * cols + c) - mean;
+        variance += d * d;
+      }
+      variance = variance / double(size) + eps;
+      V scale;
+      for (int l = 0; l < N; ++l) scale[l] = 1.0 / __builtin_sqrt(variance[l]);
+      for (int64_t f = 0; f < size; ++f) {
+        V v = (load_double<T, N>(x + f * cols + c) - mean) * scale;
+        if (gain != nullptr) v *= double(gain[f]);
+        if (shift != nullptr) v += double(shift[f]);
+        for (int l = 0; l < N; ++l) y[f * cols + c + l] = static_cast<T>(v[l]);
+      }
+    }
+  }
+}
+
+template <typename T>
+void softmax(bool log, int64_t outer, int64_t size, int64_t inner, int64_t cols, const T* x, T* y) {
+  constexpr int N = kLanes<double>;
+  using V = Vec<double, N>;
+  const int64_t stride = inner * cols;
+  for (int64_t o = 0; o < outer; ++o, x += size * stride, y += size * stride) {
+    for (int64_t c = 0; c < stride; c += N) {
+      V top = load_double<T, N>(x + c), sum{};
+      for (int64_t f = 1; f < size; ++f) top = vmax(load_double<T, N>(x + f * stride + c), top);
+      for (int64_t f = 0; f < size; ++f)
+        sum += exp_nonpositive<double, N>(load_double<T, N>(x + f * stride + c) - top);
+      const V shift = log ? log_positive<double, N>(sum) : sum;
+      for (int64_t f = 0; f < size; ++f) {
+        const V d = load_double<T, N>(x + f * stride + c) - top;
+        const V v = log ? d - shift : exp_nonpositive<double, N>(d) / shift;
+        for (int l = 0; l < N; ++l) y[f * stride + c + l] = static_cast<T>(v[l]);
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace pylandscape::cpu

@@ -1,0 +1,146 @@
+// Losses, in double from the outputs. Only included by kernels.inl.
+namespace pylandscape::cpu {
+namespace {
+
+constexpr int kD = kLanes<double>;
+using VD = Vec<double, kD>;
+using VI = IVec<double, kD>;
+
+inline VI load_index(const int32_t* p) {
+  VI v;
+  for (int l = 0; l < kD; ++l) v[l] = p[l];
+  return v;
+}
+
+// sum over classes of exp(x - top), and top, for kD columns; class stride in elements.
+template <typename T>
+inline VD log_sum_exp(const T* x, int64_t classes, int64_t stride) {
+  VD top = load_double<T, kD>(x);
+  for (int64_t c = 1; c < classes; ++c) top = vmax(load_double<T, kD>(x + c * stride), top);
+  VD sum{};
+  for (int64_t c = 0; c < classes; ++c)
+    sum += exp_nonpositive<double, kD>(load_double<T, kD>(x + c * stride) - top);
+  return top + log_positive<double, kD>(sum);
+}
+
+// Which class is largest (the first one among equals).
+template <typename T>
+inline VI argmax(const T* x, int64_t classes, int64_t stride) {
+  VD top = load_double<T, kD>(x);
+  VI best{};
+  for (int64_t c = 1; c < classes; ++c) {
+    const VD v = load_double<T, kD>(x + c * stride);
+    const VI larger = v > top;
+    top = larger ? v : top;
+    best = larger ? VI{} + c : best;
+  }
+  return best;
+}
+inline VI argmax_of(const double* x, int64_t classes, int64_t stride) {
+  return argmax<double>(x, classes, stride);
+}
+
+// Cross-entropy and nll for class indices: with log-probabilities l_c = x_c - shift (shift = 0 for
+// nll), (1 - s) w_y (-l_y) + s/C sum_c w_c (-l_c).
+template <typename T>
+inline void class_losses(const LossArgs& args, const int32_t* index, int64_t cols, const T* x,
+                         double* loss, double* correct) {
+  const int64_t stride = args.inner * cols;
+  const double smooth = args.label_smoothing;
+  for (int64_t j = 0; j < args.inner; ++j) {
+    for (int64_t c = 0; c < cols; c += kD) {
+      const T* column = x + j * cols + c;
+      const VI y = load_index(index + j * cols + c);
+      VD shift{};
+      if (args.kind == Loss::kCrossEntropy)
+        shift = log_sum_exp(column, args.classes, stride);
+      VD own{}, own_weight{}, all{};
+      for (int64_t k = 0; k < args.classes; ++k) {
+        const VD minus_l = shift - load_double<T, kD>(column + k * stride);
+        const double w = args.weight != nullptr ? args.weight[k] : 1.0;
+        const VI hit = y == (VI{} + k);
+        own = hit ? minus_l : own;
+        own_weight = hit ? splat<double, kD>(w) : own_weight;
+        if (smooth != 0.0) all += w * minus_l;
+      }
+      // A column without a class counts nothing, whatever its outputs.
+      VD value = own * own_weight;
+      if (smooth != 0.0) value = (1.0 - smooth) * value + (smooth / double(args.classes)) * all;
+      value = y < 0 ? VD{} : value;
+      store<double, kD>(loss + c, j == 0 ? value : load<double, kD>(loss + c) + value);
+      if (correct != nullptr) {
+        const VI best = argmax(column, args.classes, stride);
+        const VD hit = y == best ? VD{} + 1.0 : VD{};
+        store<double, kD>(correct + c, j == 0 ? hit : load<double, kD>(correct + c) + hit);
+      }
+    }
+  }
+}
+
+// Cross-entropy for class probabilities t: sum_c w_c t'_c (-l_c), t' = (1 - s) t + s/C.
+template <typename T>
+inline void soft_losses(const LossArgs& args, const double* target, int64_t cols, const T* x,
+                        double* loss, double* correct) {
+  const int64_t stride = args.inner * cols;
+  const double smooth = args.label_smoothing, floor = smooth / double(args.classes);
+  for (int64_t j = 0; j < args.inner; ++j) {
+    for (int64_t c = 0; c < cols; c += kD) {
+      const T* column = x + j * cols + c;
+      const double* wanted = target + j * cols + c;
+      const VD shift = log_sum_exp(column, args.classes, stride);
+      VD value{};
+      for (int64_t k = 0; k < args.classes; ++k) {
+        const double w = args.weight != nullptr ? args.weight[k] : 1.0;
+        const VD t = load<double, kD>(wanted + k * stride) * (1.0 - smooth) + floor;
+        value += w * t * (shift - load_double<T, kD>(column + k * stride));
+      }
+      store<double, kD>(loss + c, j == 0 ? value : load<double, kD>(loss + c) + value);
+      if (correct != nullptr) {
+        const VI same =
+            argmax(column, args.classes, stride) == argmax_of(wanted, args.classes, stride);
+        const VD hit = same ? VD{} + 1.0 : VD{};
+        store<double, kD>(correct + c, j == 0 ? hit : load<double, kD>(correct + c) + hit);
+      }
+    }
+  }
+}
+
+template <typename T>
+inline void elementwise_losses(const LossArgs& args, const double* target, int64_t cols,
+                               const T* x, double* loss, double* correct) {
+  const bool mse = args.kind == Loss::kMse;
+  const int64_t features = args.classes * args.inner;
+  for (int64_t c = 0; c < cols; c += kD) {
+    VD sum{}, hits{};
+    for (int64_t f = 0; f < features; ++f) {
+      const VD v = load_double<T, kD>(x + f * cols + c);
+      const VD t = load<double, kD>(target + f * cols + c);
+      VD value;
+      if (mse) {
+        value = (v - t) * (v - t);
+      } else {  // (1 - t) v + p log(1 + exp(-v)), p = 1 + (pos_weight - 1) t
+        const double pos = args.pos_weight != nullptr ? args.pos_weight[f] : 1.0;
+        value = (1.0 - t) * v + (1.0 + (pos - 1.0) * t) * softplus<double, kD>(-v);
+        const VI same = (v > 0) == (t > 0.5);
+        hits += same ? VD{} + 1.0 : VD{};
+      }
+      sum += args.weight != nullptr ? args.weight[f] * value : value;
+    }
+    store<double, kD>(loss + c, sum);
+    if (correct != nullptr) store<double, kD>(correct + c, hits);
+  }
+}
+
+template <typename T>
+void loss(const LossArgs& args, const Targets& targets, int64_t cols, const T* outputs,
+          double* loss, double* correct) {
+  if (targets.index != nullptr)
+    class_losses(args, targets.index, cols, outputs, loss, correct);
+  else if (args.kind == Loss::kCrossEntropy)
+    soft_losses(args, targets.dense, cols, outputs, loss, correct);
+  else
+    elementwise_losses(args, targets.dense, cols, outputs, loss, correct);
+}
+
+}  // namespace
+}  // namespace pylandscape::cpu

@@ -1,0 +1,196 @@
+// Elementary functions on vectors. Only included by kernels.inl.
+//
+// exp and expm1: x = n ln 2 + r with |r| <= ln(2)/2, expm1(r) by its Taylor series (relative
+// truncation error below eps/4), scaled by 2^n. log and log1p: atanh series. tanh, sigmoid and the
+// other activations follow from these. Tests hold every function to a few ulp against float64/mpmath.
+namespace pylandscape::cpu {
+namespace {
+
+template <typename T>
+struct Float;
+template <>
+struct Float<float> {
+  static constexpr float kMagic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to integer
+  static constexpr int kMantissa = 23, kBias = 127;
+  static constexpr float kLn2Hi = 0.693359375f, kLn2Lo = -2.12194440e-4f;
+  static constexpr float kExpMin = -87.3365f, kExpMax = 88.72283f, kTanhMax = 10.0f;
+  static constexpr int kExpTerms = 7, kAtanhLogTerms = 5, kAtanhLog1pTerms = 8;
+};
+template <>
+struct Float<double> {
+  static constexpr double kMagic = 6755399441055744.0;  // 1.5 * 2^52
+  static constexpr int kMantissa = 52, kBias = 1023;
+  static constexpr double kLn2Hi = 6.93147180369123816490e-01, kLn2Lo = 1.90821492927058770002e-10;
+  static constexpr double kExpMin = -708.3964, kExpMax = 709.782712893384, kTanhMax = 22.0;
+  static constexpr int kExpTerms = 13, kAtanhLogTerms = 11, kAtanhLog1pTerms = 18;
+};
+
+constexpr double kInverseFactorial[] = {1.0, 1.0, 1.0 / 2, 1.0 / 6, 1.0 / 24, 1.0 / 120, 1.0 / 720,
+                                        1.0 / 5040, 1.0 / 40320, 1.0 / 362880, 1.0 / 3628800,
+                                        1.0 / 39916800, 1.0 / 479001600, 1.0 / 6227020800.0};
+
+// expm1(r) and 2^n / 2 of x = n ln 2 + r; x within [kExpMin, kExpMax].
+template <typename T, int N>
+inline void reduce_exp(Vec<T, N> x, Vec<T, N>& em, Vec<T, N>& half_scale) {
+  using F = Float<T>;
+  using V = Vec<T, N>;
+  const V shifted = x * T(1.4426950408889634) + F::kMagic;
+  const V n = shifted - F::kMagic;
+  const V r = (x - n * F::kLn2Hi) - n * F::kLn2Lo;
+  V p = splat<T, N>(T(kInverseFactorial[F::kExpTerms]));
+#pragma GCC unroll 16
+  for (int i = F::kExpTerms - 1; i >= 2; --i) p = p * r + T(kInverseFactorial[i]);
+  em = r + (r * r) * p;
+  const IVec<T, N> bits = reinterpret_cast<IVec<T, N>>(shifted) + (F::kBias - 1);
+  half_scale = reinterpret_cast<V>(bits << F::kMantissa);
+}
+
+// exp(x) for x <= 0: zero below the normal range, NaN stays.
+template <typename T, int N>
+inline Vec<T, N> exp_nonpositive(Vec<T, N> x) {
+  using F = Float<T>;
+  Vec<T, N> em, half;
+  reduce_exp<T, N>(x < F::kExpMin ? splat<T, N>(F::kExpMin) : x, em, half);
+  const Vec<T, N> y = (em + T(1)) * (half + half);
+  return x < F::kExpMin ? Vec<T, N>{} : y;
+}
+
+template <typename T, int N>
+inline Vec<T, N> exp(Vec<T, N> x) {
+  using F = Float<T>;
+  using V = Vec<T, N>;
+  V clamped = x < F::kExpMin ? splat<T, N>(F::kExpMin) : x;
+  clamped = clamped > F::kExpMax ? splat<T, N>(F::kExpMax) : clamped;
+  V em, half;
+  reduce_exp<T, N>(clamped, em, half);
+  const V y = ((em + T(1)) * half) * T(2);
+  return x < F::kExpMin ? V{} : x > F::kExpMax ? splat<T, N>(T(__builtin_inf())) : y;
+}
+
+// exp(x) - 1, accurate near 0; x <= kExpMax.
+template <typename T, int N>
+inline Vec<T, N> expm1(Vec<T, N> x) {
+  using F = Float<T>;
+  Vec<T, N> em, half;
+  reduce_exp<T, N>(x < F::kExpMin ? splat<T, N>(F::kExpMin) : x, em, half);
+  return (em * half + (half - T(0.5))) * T(2);
+}
+
+template <typename V>
+inline V vabs(V x) {
+  return x < 0 ? -x : x;
+}
+
+template <typename T, int N>
+inline Vec<T, N> tanh(Vec<T, N> x) {
+  using V = Vec<T, N>;
+  const V magnitude = vabs(x);
+  const V clamped = magnitude > Float<T>::kTanhMax ? splat<T, N>(Float<T>::kTanhMax) : magnitude;
+  const V em = expm1<T, N>(clamped * T(2));
+  const V y = em / (em + T(2));
+  return x < 0 ? -y : y;
+}
+
+template <typename T, int N>
+inline Vec<T, N> sigmoid(Vec<T, N> x) {
+  const Vec<T, N> e = exp_nonpositive<T, N>(-vabs(x));  // in (0, 1]
+  return (x < 0 ? e : splat<T, N>(T(1))) / (e + T(1));
+}
+
+// 2 atanh(s) = 2 (s + s^3/3 + ...), `Terms` of them.
+template <typename T, int N, int Terms>
+inline Vec<T, N> twice_atanh(Vec<T, N> s) {
+  const Vec<T, N> s2 = s * s;
+  Vec<T, N> p = splat<T, N>(T(1.0 / (2 * Terms + 1)));
+#pragma GCC unroll 20
+  for (int i = Terms - 1; i >= 1; --i) p = p * s2 + T(1.0 / (2 * i + 1));
+  return T(2) * (s + s * (s2 * p));
+}
+
+// log(x) for finite normal x > 0; NaN stays.
+template <typename T, int N>
+inline Vec<T, N> log_positive(Vec<T, N> x) {
+  using F = Float<T>;
+  using V = Vec<T, N>;
+  using I = IVec<T, N>;
+  using Int = typename IntOf<T>::type;
+  // x = 2^e m with m in [sqrt(1/2), sqrt(2)): the offset moves the split from 1 to sqrt(1/2).
+  const Int offset = sizeof(T) == 4 ? Int(0x3f3504f3) : Int(0x3fe6a09e667f3bcdLL);
+  const I bits = reinterpret_cast<I>(x) - offset;
+  const I e = bits >> F::kMantissa;
+  const I mantissa = (bits & ((Int(1) << F::kMantissa) - 1)) + offset;
+  const V m = reinterpret_cast<V>(mantissa);
+  const V ef = __builtin_convertvector(e, V);
+  const V y = twice_atanh<T, N, F::kAtanhLogTerms>((m - T(1)) / (m + T(1)));
+  const V result = ef * F::kLn2Hi + (y + ef * F::kLn2Lo);
+  return x == x ? result : x;
+}
+
+// log(1 + u) for u in [0, 1].
+template <typename T, int N>
+inline Vec<T, N> log1p_unit(Vec<T, N> u) {
+  return twice_atanh<T, N, Float<T>::kAtanhLog1pTerms>(u / (u + T(2)));
+}
+
+// log(1 + exp(x)).
+template <typename T, int N>
+inline Vec<T, N> softplus(Vec<T, N> x) {
+  return vmax(x, Vec<T, N>{}) + log1p_unit<T, N>(exp_nonpositive<T, N>(-vabs(x)));
+}
+
+// Chebyshev fits in 40 digits. Small: erf(z)/z in z^2 on [0, 1], relative error 1e-9 and 8e-18.
+// Tail: erfc(z) exp(z^2) in t = (z - k)/(z + k) on z in [1, 6], k = 2 and 3, error 3e-10 and 2e-20.
+template <typename T>
+struct ErfFit;
+template <>
+struct ErfFit<float> {
+  static constexpr double kSmall[] = {1.1283791658483509,    -0.37612626666720331,
+                                      0.11283594715160218,   -0.026854212010626412,
+                                      5.189087423433974e-3,  -8.0168642871658695e-4,
+                                      7.8758750626854883e-5};
+  static constexpr double kTail[] = {0.25539567655524859,   -0.42718584608697693,
+                                     0.24165813437907882,   -0.078978657308910117,
+                                     3.7352553538276025e-3, 6.9974709701356166e-3,
+                                     -8.7818117466304963e-4, -9.5795657326268006e-4,
+                                     1.7761528754330538e-4};
+  static constexpr double kCentre = 2.0;
+};
+template <>
+struct ErfFit<double> {
+  static constexpr double kSmall[] = {
+      1.1283791670955126,    -0.3761263890318354,    0.11283791670945006,   -0.02686617064323777,
+      5.2239776071164227e-3, -8.5483259753896921e-4, 1.2055294904839708e-4, -1.492473690741966e-5,
+      1.6447424703317362e-6, -1.6208483801871706e-7, 1.3720064546777686e-8, -7.7958988270021422e-10};
+  static constexpr double kTail[] = {
+      0.17900115118138995,    -0.32623356004303723,   0.24560380171233091,   -0.15011593650077743,
+      0.071665837197973469,   -0.024392499318655417,  4.2691363331483025e-3, 7.0774643851773535e-4,
+      -5.9706195861583047e-4, 4.5255298034073953e-5,  6.4056733422068437e-5, -1.2860318447907675e-5,
+      -7.9798177043487268e-6, 2.1169509641489687e-6,  1.2598817267482605e-6, -2.7269500546476834e-7,
+      -2.3893874634747923e-7, -2.5925894581233315e-8};
+  static constexpr double kCentre = 3.0;
+};
+
+template <typename T, int N, int D>
+inline Vec<T, N> horner(const double (&c)[D], Vec<T, N> x) {
+  Vec<T, N> p = splat<T, N>(T(c[D - 1]));
+#pragma GCC unroll 20
+  for (int i = D - 2; i >= 0; --i) p = p * x + T(c[i]);
+  return p;
+}
+
+// Phi(x), the normal distribution function.
+template <typename T, int N>
+inline Vec<T, N> normal_cdf(Vec<T, N> x) {
+  using V = Vec<T, N>;
+  using Fit = ErfFit<T>;
+  const V z = vabs(x) * T(0.70710678118654752);
+  const V erf_small = z * horner<T, N>(Fit::kSmall, z * z);
+  const V capped = z > T(6) ? splat<T, N>(T(6)) : z;
+  const V t = (capped - T(Fit::kCentre)) / (capped + T(Fit::kCentre));
+  const V erfc_tail = exp_nonpositive<T, N>(-z * z) * horner<T, N>(Fit::kTail, t);
+  const V upper = T(0.5) * (z < T(1) ? T(1) - erf_small : erfc_tail);  // P(X > |x|)
+  return x < 0 ? upper : T(1) - upper;
+}
+
+}  // namespace
+}  // namespace pylandscape::cpu

@@ -1,0 +1,206 @@
+// The Program: a network and its loss as a short list of ops, over data that it holds.
+//
+// Values are slots: (features, cols) matrices, one per tile of samples (cpu/kernels.h). Parameters
+// are read from a flat source vector through uses: a use is one parameter seen by one kind of op,
+// stored where the kernels want it ("packed"). A Question fixes theta and the directions, computes
+// once what no point changes, and then answers any number of points; a Program is never changed by
+// a Question, so several may run at once.
+//
+// Results do not depend on the number of threads, on how points are chunked, or on the order in
+// which work items run: a tile's arithmetic is fixed by shapes, its loss is summed column by column
+// in double, and tiles are added in order.
+#pragma once
+#include <cstdint>
+#include <cstdlib>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "cpu/kernels.h"
+
+namespace pylandscape {
+
+// Runs body(worker) for worker = 0 .. count-1, possibly at once, and waits.
+struct Parallel {
+  int workers = 1;
+  std::function<void(const std::function<void(int)>& body)> run;
+};
+// Asked now and then on the calling thread; true stops the work.
+using ShouldStop = std::function<bool()>;
+
+template <typename T>
+class Buffer {  // 64-byte aligned, zeroed
+ public:
+  Buffer() = default;
+  explicit Buffer(int64_t count);
+  T* data() const { return data_.get(); }
+  int64_t size() const { return size_; }
+
+ private:
+  struct Free {
+    void operator()(T* p) const { std::free(p); }
+  };
+  std::unique_ptr<T, Free> data_;
+  int64_t size_ = 0;
+};
+
+enum class OpKind : int { kLinear, kUnary, kBinary, kLayerNorm, kSoftmax, kConcat, kExpand };
+
+struct Op {
+  Op(OpKind op_kind, std::vector<int> slots) : kind(op_kind), inputs(std::move(slots)) {}
+  OpKind kind;
+  std::vector<int> inputs;  // slots
+  int output = -1;          // slot
+  int weight = -1, bias = -1;  // uses
+  cpu::Unary unary{};
+  cpu::Binary binary{};
+  bool relu = false;  // linear: fused max(., 0)
+  bool log = false;   // softmax
+  double a = 0, b = 0;
+  // linear: (outer, k) -> (outer, m); layer_norm: (outer, k); softmax: (outer, k, inner);
+  // concat: outer groups of the inputs' features one after the other.
+  int64_t outer = 1, k = 0, m = 0, inner = 1;
+  std::vector<int64_t> index;  // expand: feature f is element index[f] of the weight use
+};
+
+// One parameter as one kind of op reads it. source >= 0: offset in theta; source < 0: offset
+// -1 - source in the constants.
+struct Use {
+  int64_t source, rows, cols;
+  bool panels;     // packed for `linear`
+  int64_t packed;  // offset in the packed vector, a multiple of 16
+  int64_t size() const { return rows * cols; }
+};
+
+template <typename T>
+class Program {
+ public:
+  // n: length of theta. constants: values of parameters and buffers that no point moves.
+  Program(int64_t n, std::vector<T> constants);
+
+  // Building: each call checks its arguments (std::invalid_argument) and returns the output slot.
+  // Slot 0 is the input, created by the constructor of the data; parameters are given by source.
+  int input(int64_t features);
+  int linear(int x, int64_t outer, int64_t k, int64_t m, int64_t weight, const int64_t* bias);
+  int unary(int x, cpu::Unary f, double a, double b);
+  int binary(cpu::Binary op, int x, int y);
+  int layer_norm(int x, int64_t outer, int64_t size, double eps, const int64_t* gain,
+                 const int64_t* shift);
+  int softmax(int x, bool log, int64_t outer, int64_t size, int64_t inner);
+  int concat(const std::vector<int>& inputs, int64_t outer);
+  int expand(int64_t source, int64_t size, std::vector<int64_t> index);
+
+  // Ends the building: `output` is the network's result. weight and pos_weight may be empty.
+  void finish(int output);
+  // x (samples, features) row-major.
+  void set_data(int64_t samples, const T* x);
+  // index (samples, inner) with -1 where a target does not count, or dense (samples, features).
+  void set_loss(cpu::Loss kind, int64_t classes, int64_t inner, double label_smoothing,
+                std::vector<double> weight, std::vector<double> pos_weight, const int64_t* index,
+                const double* dense);
+
+  int64_t n() const { return n_; }
+  int64_t samples() const { return samples_; }
+  int64_t features(int slot) const { return slots_.at(slot); }
+  int64_t tile() const { return tile_; }
+  int64_t tiles() const { return tiles_; }
+  bool lanes() const { return lanes_; }  // point lanes (few samples, few parameters)
+  int output() const { return output_; }
+  const std::vector<Op>& ops() const { return ops_; }
+
+ private:
+  template <typename>
+  friend class Question;
+  template <typename>
+  friend class Derivatives;
+
+  int slot(int64_t features);
+  int use(int64_t source, int64_t rows, int64_t cols, bool panels);
+  int64_t in_features(int s) const;
+  void fuse_relu();
+  void plan_arena();
+  void plan_tiles();
+  // Uses from a source vector (theta or a direction; null constants mean zero) into dst.
+  void pack(const Use& use, const T* theta, const T* constants, T* dst) const;
+  int64_t tile_columns(int64_t tile) const;  // columns that carry samples
+  int64_t padded_columns(int64_t tile) const;
+
+  const cpu::Kernels<T>& kernels_;
+  int64_t n_, samples_ = 0, tile_ = 0, tiles_ = 0, packed_size_ = 0, arena_rows_ = 0;
+  std::vector<T> constants_;
+  std::vector<int64_t> slots_;  // features of each slot
+  std::vector<int64_t> place_;  // arena row of each slot, -1 for the input
+  std::vector<Op> ops_;
+  std::vector<Use> uses_;
+  int output_ = -1;
+  bool lanes_ = false;
+  Buffer<T> x_;  // (tiles, features, tile)
+  cpu::LossArgs loss_{};
+  std::vector<double> weight_, pos_weight_;
+  int64_t target_rows_ = 0;
+  Buffer<int32_t> index_;  // (tiles, inner, tile)
+  Buffer<double> dense_;   // (tiles, features, tile)
+};
+
+template <typename T>
+class Question {
+ public:
+  // Points theta + sum_j c_j directions[j]; theta (n,), directions (k, n). Both are read here only.
+  Question(const Program<T>& program, const T* theta, const T* directions, int64_t k,
+           const Parallel& parallel);
+  // Arbitrary points.
+  Question(const Program<T>& program, const Parallel& parallel);
+
+  // coordinates (g, k) coefficients, or (g, n) points. loss, correct (g,): sums over the samples;
+  // correct may be null. outputs (g, samples, features) may be null. False when stopped.
+  bool run(int64_t g, const T* coordinates, double* loss, double* correct, T* outputs,
+           const Parallel& parallel, const ShouldStop& stop) const;
+
+  int64_t k() const { return k_; }
+  int64_t bytes() const;  // held by the question
+  std::string describe() const;
+
+ private:
+  enum class How { kStatic, kKernel, kCombine };
+  struct Step {
+    How how;
+    std::vector<int> moves;  // combine: the directions that move the weight
+    Buffer<T> z;             // combine: (tiles, 1 + moves, m, tile)
+  };
+
+  void find_moved(const T* directions);
+  void plan_steps();
+  void compute_static(const Parallel& parallel);
+  void fill_weights(int64_t point, int64_t part, const T* coordinates, T* weights) const;
+  void run_tile(int64_t tile, const T* c, const T* weights, T* arena, double* scratch, double* loss,
+                double* correct, T* outputs) const;
+  void apply(const Op& op, int64_t cols, const T* const* slots, const T* weights, T* out) const;
+  const T* use_data(int use, const T* weights) const;
+  bool run_tiles(int64_t g, const T* coordinates, double* loss, double* correct, T* outputs,
+                 const Parallel& parallel, const ShouldStop& stop) const;
+  bool run_lanes(int64_t g, const T* coordinates, double* loss, double* correct,
+                 const Parallel& parallel, const ShouldStop& stop) const;
+  void run_block(int64_t first, int64_t count, const T* coordinates, T* arena, double* scratch,
+                 double* loss, double* correct) const;
+
+  const Program<T>& program_;
+  int64_t k_;
+  bool points_;
+  std::vector<bool> moved_;           // by use
+  std::vector<int64_t> weight_place_; // offset of a moved use in a point's weights
+  int64_t weights_size_ = 0;
+  Buffer<T> base_;                    // packed theta
+  Buffer<T> moved_base_;              // (weights_size,), directions likewise, moved uses only
+  std::vector<Buffer<T>> moved_directions_;
+  std::vector<Step> steps_;           // by op
+  std::vector<Buffer<T>> cache_;      // by slot: (tiles, features, tile) where a static slot is read
+  // point lanes
+  std::vector<T> source_base_;
+  std::vector<std::vector<T>> source_directions_;
+  Buffer<T> lane_x_;
+  Buffer<int32_t> lane_index_;
+  Buffer<double> lane_dense_;
+};
+
+}  // namespace pylandscape

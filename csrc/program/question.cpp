@@ -1,0 +1,502 @@
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <thread>
+
+#include "program/program.h"
+
+namespace pylandscape {
+namespace {
+
+constexpr int64_t kGroupBytes = 32 << 20;      // weights of the points in flight
+constexpr int64_t kMaxGroup = 1024;            // points in flight
+constexpr int64_t kWeightChunk = 1 << 16;      // elements of a point's weights per work item
+constexpr int64_t kCombineBytes = int64_t(1) << 30;  // pre-activations kept per layer at most
+constexpr auto kPollInterval = std::chrono::milliseconds(50);
+
+// Hands out items 0 .. count-1 to the workers; false when stopped before the end.
+class Items {
+ public:
+  Items(int64_t count, const Parallel& parallel, const ShouldStop& stop)
+      : count_(count), parallel_(parallel), stop_(stop) {}
+
+  bool run(const std::function<void(int worker, int64_t item)>& body) {
+    const auto caller = std::this_thread::get_id();
+    parallel_.run([&](int worker) {
+      const bool polls = stop_ && std::this_thread::get_id() == caller;
+      auto next_poll = std::chrono::steady_clock::now() + kPollInterval;
+      while (!stopped_.load(std::memory_order_relaxed)) {
+        const int64_t item = next_.fetch_add(1, std::memory_order_relaxed);
+        if (item >= count_) break;
+        body(worker, item);
+        if (polls && std::chrono::steady_clock::now() >= next_poll) {
+          if (stop_()) stopped_.store(true);
+          next_poll = std::chrono::steady_clock::now() + kPollInterval;
+        }
+      }
+    });
+    return !stopped_.load();
+  }
+
+ private:
+  const int64_t count_;
+  const Parallel& parallel_;
+  const ShouldStop& stop_;
+  std::atomic<int64_t> next_{0};
+  std::atomic<bool> stopped_{false};
+};
+
+// Sum in eight fixed chains: the order does not depend on the instruction set or the tile.
+double sum_columns(const double* x, int64_t count) {
+  double acc[8] = {};
+  int64_t i = 0;
+  for (; i + 8 <= count; i += 8)
+    for (int j = 0; j < 8; ++j) acc[j] += x[i + j];
+  for (; i < count; ++i) acc[i % 8] += x[i];
+  return ((acc[0] + acc[1]) + (acc[2] + acc[3])) + ((acc[4] + acc[5]) + (acc[6] + acc[7]));
+}
+
+template <typename T>
+bool any_nonzero(const T* x, int64_t count) {
+  for (int64_t i = 0; i < count; ++i)
+    if (x[i] != T(0)) return true;  // NaN counts as a move
+  return false;
+}
+
+}  // namespace
+
+template <typename T>
+Question<T>::Question(const Program<T>& program, const T* theta, const T* directions, int64_t k,
+                      const Parallel& parallel)
+    : program_(program), k_(k), points_(false) {
+  const Program<T>& p = program_;
+  if (p.lanes_) {
+    source_base_.assign(theta, theta + p.n_);
+    source_base_.insert(source_base_.end(), p.constants_.begin(), p.constants_.end());
+    for (int64_t j = 0; j < k; ++j) {
+      source_directions_.emplace_back(directions + j * p.n_, directions + (j + 1) * p.n_);
+      source_directions_.back().resize(source_base_.size());
+    }
+  }
+  base_ = Buffer<T>(p.packed_size_);
+  for (const Use& use : p.uses_) p.pack(use, theta, p.constants_.data(), base_.data() + use.packed);
+  find_moved(directions);
+  moved_base_ = Buffer<T>(weights_size_);
+  for (int64_t j = 0; j < k; ++j) moved_directions_.emplace_back(weights_size_);
+  for (size_t u = 0; u < p.uses_.size(); ++u) {
+    if (!moved_[u]) continue;
+    const Use& use = p.uses_[u];
+    std::copy_n(base_.data() + use.packed, use.size(), moved_base_.data() + weight_place_[u]);
+    for (int64_t j = 0; j < k; ++j)
+      p.pack(use, directions + j * p.n_, nullptr, moved_directions_[j].data() + weight_place_[u]);
+  }
+  plan_steps();
+  compute_static(parallel);
+}
+
+template <typename T>
+Question<T>::Question(const Program<T>& program, const Parallel& parallel)
+    : program_(program), k_(program.n_), points_(true) {
+  const Program<T>& p = program_;
+  if (p.lanes_) {
+    source_base_.assign(static_cast<size_t>(p.n_), T(0));
+    source_base_.insert(source_base_.end(), p.constants_.begin(), p.constants_.end());
+  }
+  base_ = Buffer<T>(p.packed_size_);
+  for (const Use& use : p.uses_)
+    p.pack(use, nullptr, p.constants_.data(), base_.data() + use.packed);
+  find_moved(nullptr);
+  plan_steps();
+  compute_static(parallel);
+}
+
+// Which uses a point changes, and where they lie in a point's weights.
+template <typename T>
+void Question<T>::find_moved(const T* directions) {
+  for (const Use& use : program_.uses_) {
+    bool moved = points_ && use.source >= 0;
+    for (int64_t j = 0; !points_ && use.source >= 0 && j < k_ && !moved; ++j)
+      moved = any_nonzero(directions + j * program_.n_ + use.source, use.size());
+    moved_.push_back(moved);
+    weight_place_.push_back(weights_size_);
+    if (moved) weights_size_ += (use.size() + 15) / 16 * 16;
+  }
+}
+
+// A step is static when no point changes its inputs or its parameters. A linear op on a static
+// input is linear in the point: its pre-activations for theta and for each direction are computed
+// once and combined per point, where that is less work than the product.
+template <typename T>
+void Question<T>::plan_steps() {
+  const Program<T>& p = program_;
+  std::vector<bool> dynamic(p.slots_.size(), false);
+  std::vector<bool> cached(p.slots_.size(), false);
+  for (const Op& op : p.ops_) {
+    const bool moved_weight = op.weight >= 0 && moved_[op.weight];
+    const bool moved_bias = op.bias >= 0 && moved_[op.bias];
+    bool on_dynamic = false;
+    for (const int x : op.inputs) on_dynamic = on_dynamic || dynamic[x];
+    Step step{How::kKernel, {}, {}};
+    if (!on_dynamic && !moved_weight && !moved_bias) {
+      step.how = How::kStatic;
+    } else {
+      dynamic[op.output] = true;
+      if (op.kind == OpKind::kLinear && !on_dynamic && !points_) {
+        for (int64_t j = 0; j < k_; ++j)
+          if (any_nonzero(moved_directions_[j].data() + weight_place_[op.weight],
+                          moved_weight ? p.uses_[op.weight].size() : 0))
+            step.moves.push_back(static_cast<int>(j));
+        const int64_t terms = 1 + static_cast<int64_t>(step.moves.size());
+        const int64_t size = p.tiles_ * terms * op.outer * op.m * p.tile_;
+        if (terms < op.k && size * static_cast<int64_t>(sizeof(T)) <= kCombineBytes) {
+          step.how = How::kCombine;
+          step.z = Buffer<T>(size);
+        }
+      }
+      if (step.how == How::kKernel)
+        for (const int x : op.inputs) cached[x] = cached[x] || !dynamic[x];
+    }
+    steps_.push_back(std::move(step));
+  }
+  cached[p.output_] = !dynamic[p.output_];
+  cache_.resize(p.slots_.size());
+  for (size_t s = 1; s < p.slots_.size(); ++s)
+    if (cached[s] && !dynamic[s]) cache_[s] = Buffer<T>(p.tiles_ * p.slots_[s] * p.tile_);
+}
+
+// Runs the static steps on every tile, keeps what the others read, and fills the combined layers.
+template <typename T>
+void Question<T>::compute_static(const Parallel& parallel) {
+  const Program<T>& p = program_;
+  const auto& kernels = p.kernels_;
+  if (p.lanes_) {
+    const int64_t lanes = kernels.vector_length, features = p.slots_[0];
+    const int64_t cols = p.samples_ * lanes, stride = p.padded_columns(0);
+    lane_x_ = Buffer<T>(features * cols);
+    for (int64_t f = 0; f < features; ++f)
+      for (int64_t c = 0; c < cols; ++c)
+        lane_x_.data()[f * cols + c] = p.x_.data()[f * stride + c / lanes];
+    const int64_t rows = p.target_rows_;
+    if (p.index_.size() > 0) lane_index_ = Buffer<int32_t>(rows * cols);
+    if (p.dense_.size() > 0) lane_dense_ = Buffer<double>(rows * cols);
+    for (int64_t f = 0; f < rows; ++f)
+      for (int64_t c = 0; c < cols; ++c) {
+        const int64_t from = f * stride + c / lanes, to = f * cols + c;
+        if (lane_index_.size() > 0) lane_index_.data()[to] = p.index_.data()[from];
+        if (lane_dense_.size() > 0) lane_dense_.data()[to] = p.dense_.data()[from];
+      }
+  }
+  std::vector<Buffer<T>> arenas(parallel.workers);
+  Items(p.tiles_, parallel, {}).run([&](int worker, int64_t t) {
+    Buffer<T>& arena = arenas[worker];
+    if (arena.size() == 0) arena = Buffer<T>(std::max<int64_t>(1, p.arena_rows_) * p.tile_);
+    const int64_t cols = p.padded_columns(t);
+    std::vector<const T*> slots(p.slots_.size(), nullptr);
+    slots[0] = p.x_.data() + t * p.slots_[0] * p.tile_;
+    for (size_t i = 0; i < p.ops_.size(); ++i) {
+      const Op& op = p.ops_[i];
+      const Step& step = steps_[i];
+      if (step.how == How::kStatic) {
+        T* out = arena.data() + p.place_[op.output] * p.tile_;
+        apply(op, cols, slots.data(), nullptr, out);
+        slots[op.output] = out;
+        if (cache_[op.output].size() > 0)
+          std::copy_n(out, p.slots_[op.output] * cols,
+                      cache_[op.output].data() + t * p.slots_[op.output] * p.tile_);
+      } else if (step.how == How::kCombine) {
+        const int64_t rows = op.outer * op.m, terms = 1 + static_cast<int64_t>(step.moves.size());
+        for (int64_t j = 0; j < terms; ++j) {
+          const T* w = j == 0 ? base_.data() + p.uses_[op.weight].packed
+                              : moved_directions_[step.moves[j - 1]].data() +
+                                    weight_place_[op.weight];
+          const bool keep_bias = j == 0 && op.bias >= 0 && !moved_[op.bias];
+          const T* bias = keep_bias ? base_.data() + p.uses_[op.bias].packed : nullptr;
+          T* z = step.z.data() + (t * terms + j) * rows * p.tile_;
+          for (int64_t o = 0; o < op.outer; ++o)
+            kernels.linear(op.m, cols, op.k, w, slots[op.inputs[0]] + o * op.k * cols, bias, false,
+                           z + o * op.m * cols);
+        }
+      }
+    }
+  });
+}
+
+template <typename T>
+const T* Question<T>::use_data(int use, const T* weights) const {
+  if (use < 0) return nullptr;
+  return moved_[use] ? weights + weight_place_[use] : base_.data() + program_.uses_[use].packed;
+}
+
+// One op of one tile, samples as lanes.
+template <typename T>
+void Question<T>::apply(const Op& op, int64_t cols, const T* const* slots, const T* weights,
+                        T* out) const {
+  const auto& kernels = program_.kernels_;
+  const T* x = op.inputs.empty() ? nullptr : slots[op.inputs[0]];
+  const T* w = use_data(op.weight, weights);
+  const T* b = use_data(op.bias, weights);
+  const int64_t size = program_.slots_[op.output] * cols;
+  switch (op.kind) {
+    case OpKind::kLinear:
+      for (int64_t o = 0; o < op.outer; ++o)
+        kernels.linear(op.m, cols, op.k, w, x + o * op.k * cols, b, op.relu, out + o * op.m * cols);
+      break;
+    case OpKind::kUnary: kernels.unary(op.unary, op.a, op.b, size, x, out); break;
+    case OpKind::kBinary: kernels.binary(op.binary, size, x, slots[op.inputs[1]], out); break;
+    case OpKind::kLayerNorm: kernels.layer_norm(op.outer, op.k, cols, op.a, w, b, x, out); break;
+    case OpKind::kSoftmax:
+      kernels.softmax(op.log, op.outer, op.k, op.inner, cols, x, out);
+      break;
+    case OpKind::kConcat:
+      for (int64_t o = 0; o < op.outer; ++o)
+        for (const int s : op.inputs) {
+          const int64_t part = program_.slots_[s] / op.outer * cols;
+          out = std::copy_n(slots[s] + o * part, part, out);
+        }
+      break;
+    case OpKind::kExpand:
+      for (size_t f = 0; f < op.index.size(); ++f)
+        kernels.fill_rows(1, cols, w + op.index[f], out + static_cast<int64_t>(f) * cols);
+      break;
+  }
+}
+
+// Part `part` of a point's moved weights: a chunk of the packed vector, or one use of a point.
+template <typename T>
+void Question<T>::fill_weights(int64_t point, int64_t part, const T* coordinates,
+                               T* weights) const {
+  const Program<T>& p = program_;
+  if (points_) {
+    if (moved_[part])
+      p.pack(p.uses_[part], coordinates + point * p.n_, nullptr, weights + weight_place_[part]);
+    return;
+  }
+  const int64_t first = part * kWeightChunk;
+  const int64_t count = std::min(kWeightChunk, weights_size_ - first);
+  std::vector<const T*> d;
+  for (const auto& direction : moved_directions_) d.push_back(direction.data() + first);
+  p.kernels_.perturb(count, k_, moved_base_.data() + first, d.data(), coordinates + point * k_,
+                     weights + first);
+}
+
+template <typename T>
+void Question<T>::run_tile(int64_t t, const T* c, const T* weights, T* arena, double* scratch,
+                           double* loss, double* correct, T* outputs) const {
+  const Program<T>& p = program_;
+  const int64_t cols = p.padded_columns(t), samples = p.tile_columns(t);
+  std::vector<const T*> slot(p.slots_.size());
+  slot[0] = p.x_.data() + t * p.slots_[0] * p.tile_;
+  for (size_t s = 1; s < p.slots_.size(); ++s)
+    slot[s] = cache_[s].size() > 0 ? cache_[s].data() + t * p.slots_[s] * p.tile_ : nullptr;
+  for (size_t i = 0; i < p.ops_.size(); ++i) {
+    const Op& op = p.ops_[i];
+    const Step& step = steps_[i];
+    if (step.how == How::kStatic) continue;
+    T* out = arena + p.place_[op.output] * p.tile_;
+    if (step.how == How::kKernel) {
+      apply(op, cols, slot.data(), weights, out);
+    } else {
+      const int64_t count = static_cast<int64_t>(step.moves.size());
+      const int64_t rows = op.outer * op.m;
+      std::vector<const T*> z;
+      std::vector<T> own;
+      for (int64_t j = 0; j <= count; ++j)
+        z.push_back(step.z.data() + (t * (count + 1) + j) * rows * p.tile_);
+      for (const int j : step.moves) own.push_back(c[j]);
+      const T* bias = op.bias >= 0 && moved_[op.bias] ? use_data(op.bias, weights) : nullptr;
+      for (int64_t o = 0; o < op.outer; ++o) {
+        p.kernels_.combine(op.m, cols, count, z.data(), own.data(), bias, op.relu,
+                           out + o * op.m * cols);
+        for (auto& pointer : z) pointer += op.m * cols;
+      }
+    }
+    slot[op.output] = out;
+  }
+  const T* result = slot[p.output_];
+  if (outputs != nullptr) {
+    const int64_t features = p.slots_[p.output_];
+    for (int64_t s = 0; s < samples; ++s)
+      for (int64_t f = 0; f < features; ++f)
+        outputs[(t * p.tile_ + s) * features + f] = result[f * cols + s];
+  }
+  cpu::Targets targets;
+  const int64_t at = t * p.target_rows_ * p.tile_;
+  if (p.index_.size() > 0) targets.index = p.index_.data() + at;
+  if (p.dense_.size() > 0) targets.dense = p.dense_.data() + at;
+  double* hits = correct != nullptr ? scratch + p.tile_ : nullptr;
+  p.kernels_.loss(p.loss_, targets, cols, result, scratch, hits);
+  *loss = sum_columns(scratch, samples);
+  if (correct != nullptr) *correct = sum_columns(hits, samples);
+}
+
+template <typename T>
+bool Question<T>::run_tiles(int64_t g, const T* coordinates, double* loss, double* correct,
+                            T* outputs, const Parallel& parallel, const ShouldStop& stop) const {
+  const Program<T>& p = program_;
+  const int64_t bytes = std::max<int64_t>(1, weights_size_ * static_cast<int64_t>(sizeof(T)));
+  const int64_t group = std::min(g, std::clamp<int64_t>(kGroupBytes / bytes, 1, kMaxGroup));
+  const int64_t parts = points_ ? static_cast<int64_t>(p.uses_.size())
+                                : (weights_size_ + kWeightChunk - 1) / kWeightChunk;
+  int64_t tile_bytes = 0;  // constants that one tile of a point reads
+  for (const Step& step : steps_) tile_bytes += step.z.size() * static_cast<int64_t>(sizeof(T));
+  for (const auto& cache : cache_) tile_bytes += cache.size() * static_cast<int64_t>(sizeof(T));
+  const bool point_major = bytes > tile_bytes / p.tiles_;
+
+  Buffer<T> weights(group * weights_size_);
+  std::vector<double> partial(2 * group * p.tiles_);
+  std::vector<Buffer<T>> arenas(parallel.workers);
+  std::vector<Buffer<double>> scratch(parallel.workers);
+  const int64_t width = points_ ? p.n_ : k_;
+  for (int64_t first = 0; first < g; first += group) {
+    const int64_t count = std::min(group, g - first);
+    const T* c = coordinates + first * width;
+    if (parts > 0 &&
+        !Items(count * parts, parallel, stop).run([&](int, int64_t item) {
+          const int64_t point = item / parts;
+          fill_weights(point, item % parts, c, weights.data() + point * weights_size_);
+        }))
+      return false;
+    const bool done = Items(count * p.tiles_, parallel, stop).run([&](int worker, int64_t item) {
+      Buffer<T>& arena = arenas[worker];
+      if (arena.size() == 0) {
+        arena = Buffer<T>(std::max<int64_t>(1, p.arena_rows_) * p.tile_);
+        scratch[worker] = Buffer<double>(2 * p.tile_);
+      }
+      const int64_t point = point_major ? item / p.tiles_ : item % count;
+      const int64_t tile = point_major ? item % p.tiles_ : item / count;
+      double* sums = partial.data() + 2 * (point * p.tiles_ + tile);
+      T* out = outputs != nullptr
+                   ? outputs + (first + point) * p.samples_ * p.slots_[p.output_]
+                   : nullptr;
+      run_tile(tile, c + point * width, weights.data() + point * weights_size_, arena.data(),
+               scratch[worker].data(), sums, correct != nullptr ? sums + 1 : nullptr, out);
+    });
+    if (!done) return false;
+    for (int64_t point = 0; point < count; ++point) {
+      double total = 0, hits = 0;
+      for (int64_t t = 0; t < p.tiles_; ++t) {
+        total += partial[2 * (point * p.tiles_ + t)];
+        hits += partial[2 * (point * p.tiles_ + t) + 1];
+      }
+      loss[first + point] = total;
+      if (correct != nullptr) correct[first + point] = hits;
+    }
+  }
+  return true;
+}
+
+// vector_length points at once: every parameter is a vector over the points.
+template <typename T>
+void Question<T>::run_block(int64_t first, int64_t count, const T* coordinates, T* arena,
+                            double* scratch, double* loss, double* correct) const {
+  const Program<T>& p = program_;
+  const auto& kernels = p.kernels_;
+  const int64_t lanes = kernels.vector_length, cols = p.samples_ * lanes;
+  const int64_t source = static_cast<int64_t>(source_base_.size());
+  T* weights = arena;
+  T* c = weights + source * lanes;
+  T* values = c + (points_ ? 0 : k_) * lanes;
+  // Lanes beyond the last point repeat it.
+  if (points_) {
+    for (int64_t i = 0; i < source; ++i)
+      for (int64_t l = 0; l < lanes; ++l)
+        weights[i * lanes + l] =
+            i < p.n_ ? coordinates[(first + std::min(l, count - 1)) * p.n_ + i] : source_base_[i];
+  } else {
+    for (int64_t j = 0; j < k_; ++j)
+      for (int64_t l = 0; l < lanes; ++l)
+        c[j * lanes + l] = coordinates[(first + std::min(l, count - 1)) * k_ + j];
+    std::vector<const T*> d;
+    for (const auto& direction : source_directions_) d.push_back(direction.data());
+    kernels.perturb_lanes(source, k_, source_base_.data(), d.data(), c, weights);
+  }
+  const auto place = [&](int slot) -> T* { return values + p.place_[slot] * cols; };
+  const auto read = [&](int slot) -> const T* { return slot == 0 ? lane_x_.data() : place(slot); };
+  const auto parameter = [&](int use) -> const T* {
+    if (use < 0) return nullptr;
+    const int64_t s = p.uses_[use].source;
+    return weights + (s >= 0 ? s : p.n_ - 1 - s) * lanes;
+  };
+  std::vector<const T*> slots(p.slots_.size());
+  for (const Op& op : p.ops_) {
+    T* out = place(op.output);
+    if (op.kind == OpKind::kLinear) {
+      for (int64_t o = 0; o < op.outer; ++o)
+        kernels.linear_lanes(op.m, p.samples_, op.k, parameter(op.weight),
+                             read(op.inputs[0]) + o * op.k * cols, parameter(op.bias), op.relu,
+                             out + o * op.m * cols);
+    } else {
+      for (const int s : op.inputs) slots[s] = read(s);
+      apply(op, cols, slots.data(), nullptr, out);
+    }
+  }
+  cpu::Targets targets;
+  if (lane_index_.size() > 0) targets.index = lane_index_.data();
+  if (lane_dense_.size() > 0) targets.dense = lane_dense_.data();
+  double* hits = correct != nullptr ? scratch + cols : nullptr;
+  kernels.loss(p.loss_, targets, cols, read(p.output_), scratch, hits);
+  for (int64_t l = 0; l < count; ++l) {
+    double total = 0, right = 0;
+    for (int64_t s = 0; s < p.samples_; ++s) {
+      total += scratch[s * lanes + l];
+      if (hits != nullptr) right += hits[s * lanes + l];
+    }
+    loss[first + l] = total;
+    if (correct != nullptr) correct[first + l] = right;
+  }
+}
+
+template <typename T>
+bool Question<T>::run_lanes(int64_t g, const T* coordinates, double* loss, double* correct,
+                            const Parallel& parallel, const ShouldStop& stop) const {
+  const Program<T>& p = program_;
+  const int64_t lanes = p.kernels_.vector_length, cols = p.samples_ * lanes;
+  const int64_t per_item = 8 * lanes;
+  const int64_t rows = static_cast<int64_t>(source_base_.size()) + (points_ ? 0 : k_);
+  std::vector<Buffer<T>> arenas(parallel.workers);
+  std::vector<Buffer<double>> scratch(parallel.workers);
+  return Items((g + per_item - 1) / per_item, parallel, stop).run([&](int worker, int64_t item) {
+    if (arenas[worker].size() == 0) {
+      arenas[worker] = Buffer<T>(rows * lanes + p.arena_rows_ * cols);
+      scratch[worker] = Buffer<double>(2 * cols);
+    }
+    const int64_t end = std::min(g, (item + 1) * per_item);
+    for (int64_t first = item * per_item; first < end; first += lanes)
+      run_block(first, std::min(lanes, end - first), coordinates, arenas[worker].data(),
+                scratch[worker].data(), loss, correct);
+  });
+}
+
+template <typename T>
+bool Question<T>::run(int64_t g, const T* coordinates, double* loss, double* correct, T* outputs,
+                      const Parallel& parallel, const ShouldStop& stop) const {
+  if (g == 0) return true;
+  if (program_.lanes_ && outputs == nullptr)
+    return run_lanes(g, coordinates, loss, correct, parallel, stop);
+  return run_tiles(g, coordinates, loss, correct, outputs, parallel, stop);
+}
+
+template <typename T>
+int64_t Question<T>::bytes() const {
+  int64_t count = base_.size() + moved_base_.size() * (1 + (points_ ? 0 : k_));
+  for (const Step& step : steps_) count += step.z.size();
+  for (const auto& cache : cache_) count += cache.size();
+  return count * static_cast<int64_t>(sizeof(T));
+}
+
+// One word per op: static, combine or kernel.
+template <typename T>
+std::string Question<T>::describe() const {
+  if (program_.lanes_) return "point lanes";
+  std::string words;
+  for (const Step& step : steps_) {
+    if (!words.empty()) words += ' ';
+    words += step.how == How::kStatic ? "static" : step.how == How::kCombine ? "combine" : "kernel";
+  }
+  return words;
+}
+
+template class Question<float>;
+template class Question<double>;
+
+}  // namespace pylandscape
