@@ -5,9 +5,11 @@
 #include <pybind11/stl.h>
 #include <torch/csrc/stable/ops.h>
 
+#include <algorithm>
 #include <optional>
 
 #include "cpu/isa.h"
+#include "program/derivatives.h"
 #include "program/program.h"
 
 namespace py = pybind11;
@@ -37,14 +39,19 @@ bool interrupted() {
 }
 
 template <typename T>
-void bind(py::module_& m, const char* program_name, const char* question_name) {
+void bind(py::module_& m, const char* program_name, const char* question_name,
+          const char* derivatives_name) {
   using P = Program<T>;
   using Q = Question<T>;
+  using D = Derivatives<T>;
   using Source = std::optional<int64_t>;
   const auto address = [](const Source& s) { return s ? &*s : nullptr; };
 
   py::class_<P>(m, program_name)
-      .def(py::init<int64_t, std::vector<T>>(), py::arg("n"), py::arg("constants"))
+      .def(py::init([](int64_t n, Address constants, int64_t count) {
+             return std::make_unique<P>(
+                 n, std::vector<T>(in<T>(constants), in<T>(constants) + count));
+           }))
       .def("input", &P::input)
       .def("linear",
            [=](P& p, int x, int64_t outer, int64_t k, int64_t m, int64_t weight, Source bias) {
@@ -102,6 +109,28 @@ void bind(py::module_& m, const char* program_name, const char* question_name) {
            })
       .def_property_readonly("bytes", &Q::bytes)
       .def("describe", &Q::describe);
+
+  py::class_<D>(m, derivatives_name)
+      .def(py::init([](const P& p, Address theta) {
+             const Parallel pool = torch_pool();
+             py::gil_scoped_release release;
+             return std::make_unique<D>(p, in<T>(theta), pool);
+           }),
+           py::keep_alive<1, 2>())
+      .def_property_readonly("loss", &D::loss)
+      .def("gradient",
+           [](const D& d, Address to) {
+             std::copy(d.gradient().begin(), d.gradient().end(), out<double>(to));
+           })
+      .def("hvp", [](const D& d, int64_t k, Address vectors, Address products) {
+        const Parallel pool = torch_pool();
+        bool done = false;
+        {
+          py::gil_scoped_release release;
+          done = d.hvp(k, in<T>(vectors), out<double>(products), pool, interrupted);
+        }
+        if (!done) throw py::error_already_set();
+      });
 }
 
 }  // namespace
@@ -126,6 +155,6 @@ PYBIND11_MODULE(_C, m) {
       .value("mse", cpu::Loss::kMse)
       .value("bce_with_logits", cpu::Loss::kBceWithLogits);
 
-  bind<float>(m, "ProgramF32", "QuestionF32");
-  bind<double>(m, "ProgramF64", "QuestionF64");
+  bind<float>(m, "ProgramF32", "QuestionF32", "DerivativesF32");
+  bind<double>(m, "ProgramF64", "QuestionF64", "DerivativesF64");
 }

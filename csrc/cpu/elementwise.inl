@@ -51,6 +51,87 @@ void unary(Unary f, double a, double b, int64_t n, const T* x, T* y) {
   }
 }
 
+// first = f'(x), second = f''(x) from f(vector) -> {f', f''}.
+template <typename T, typename F>
+inline bool map_two(int64_t n, const T* x, T* first, T* second, F f) {
+  constexpr int N = kLanes<T>;
+  for (int64_t i = 0; i < n; i += N) {  // n is a multiple of the lanes: features times columns
+    Vec<T> d1, d2;
+    f(load<T, N>(x + i), d1, d2);
+    store<T, N>(first + i, d1);
+    store<T, N>(second + i, d2);
+  }
+  return true;
+}
+
+template <typename T>
+bool unary_derivatives(Unary f, double a, double b, int64_t n, const T* x, T* first, T* second) {
+  constexpr int N = kLanes<T>;
+  using V = Vec<T, N>;
+  const T ta = static_cast<T>(a), tb = static_cast<T>(b);
+  const V one = splat<T, N>(T(1));
+  const auto constant_slopes = [&](auto slope) {
+    return map_two(n, x, first, second, [&](V v, V& d1, V& d2) {
+      d1 = slope(v);
+      d2 = V{};
+    });
+  };
+  switch (f) {
+    case Unary::kAffine: return constant_slopes([=](V) { return splat<T, N>(ta); });
+    case Unary::kRelu: return constant_slopes([=](V v) { return v > 0 ? one : V{}; });
+    case Unary::kLeakyRelu:
+      return constant_slopes([=](V v) { return v > 0 ? one : splat<T, N>(ta); });
+    case Unary::kClamp:
+      return constant_slopes([=](V v) { return (v > ta) & (v < tb) ? one : V{}; });
+    case Unary::kAbs: return constant_slopes([=](V v) { return v > 0 ? one : v < 0 ? -one : V{}; });
+    case Unary::kSquare:
+      return map_two(n, x, first, second, [](V v, V& d1, V& d2) {
+        d1 = v + v;
+        d2 = splat<T, N>(T(2));
+      });
+    case Unary::kExp:
+      return map_two(n, x, first, second, [](V v, V& d1, V& d2) { d1 = d2 = exp<T, N>(v); });
+    case Unary::kTanh:
+      return map_two(n, x, first, second, [](V v, V& d1, V& d2) {
+        const V y = tanh<T, N>(v);
+        d1 = T(1) - y * y;
+        d2 = T(-2) * y * d1;
+      });
+    case Unary::kSigmoid:
+      return map_two(n, x, first, second, [](V v, V& d1, V& d2) {
+        const V y = sigmoid<T, N>(v);
+        d1 = y * (T(1) - y);
+        d2 = d1 * (T(1) - T(2) * y);
+      });
+    case Unary::kSoftplus:
+      return map_two(n, x, first, second, [=](V v, V& d1, V& d2) {
+        const V y = sigmoid<T, N>(v * ta);
+        d1 = v * ta > tb ? one : y;
+        d2 = v * ta > tb ? V{} : ta * y * (T(1) - y);
+      });
+    case Unary::kElu:
+      return map_two(n, x, first, second, [=](V v, V& d1, V& d2) {
+        const V slope = tb * ta * (expm1<T, N>(v > 0 ? V{} : v) + T(1));
+        d1 = v > 0 ? splat<T, N>(tb) : slope;
+        d2 = v > 0 ? V{} : slope;
+      });
+    case Unary::kSilu:
+      return map_two(n, x, first, second, [](V v, V& d1, V& d2) {
+        const V y = sigmoid<T, N>(v), slope = y * (T(1) - y);
+        d1 = y + v * slope;
+        d2 = slope * (T(2) + v * (T(1) - T(2) * y));
+      });
+    case Unary::kGelu:
+      return map_two(n, x, first, second, [](V v, V& d1, V& d2) {
+        const V density = T(0.3989422804014327) * exp_nonpositive<T, N>(v * v * T(-0.5));
+        d1 = normal_cdf<T, N>(v) + v * density;
+        d2 = density * (T(2) - v * v);
+      });
+    case Unary::kGeluTanh: return false;
+  }
+  return false;
+}
+
 template <typename T, typename F>
 inline void zip(int64_t n, const T* x, const T* y, T* out, F f) {
   constexpr int N = kLanes<T>;

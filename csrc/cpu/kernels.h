@@ -59,6 +59,10 @@ struct Kernels {
   // y (m, cols) = W x + bias, then max(., 0) when relu. W packed, x (k, cols), bias (m,) or null.
   void (*linear)(int64_t m, int64_t cols, int64_t k, const T* packed, const T* x, const T* bias,
                  bool relu, T* y);
+  // y (m, cols) += W x.
+  void (*linear_add)(int64_t m, int64_t cols, int64_t k, const T* packed, const T* x, T* y);
+  // g (m, k) += sum over columns of dy (m, cols) x (k, cols)^T, in double.
+  void (*outer_add)(int64_t m, int64_t k, int64_t cols, const T* dy, const T* x, double* g);
   // y (m, cols) = z[0] + sum_j c[j] z[1 + j] + bias, then max(., 0) when relu. z[j] (m, cols).
   void (*combine)(int64_t m, int64_t cols, int64_t count, const T* const* z, const T* c,
                   const T* bias, bool relu, T* y);
@@ -66,6 +70,9 @@ struct Kernels {
   void (*perturb)(int64_t n, int64_t count, const T* base, const T* const* d, const T* c, T* out);
   // y (n,) = f(x); in place allowed.
   void (*unary)(Unary f, double a, double b, int64_t n, const T* x, T* y);
+  // first (n,) = f'(x), second (n,) = f''(x), almost everywhere. False when f has no such kernel.
+  bool (*unary_derivatives)(Unary f, double a, double b, int64_t n, const T* x, T* first,
+                            T* second);
   // out (n,) = x op y; in place allowed.
   void (*binary)(Binary op, int64_t n, const T* x, const T* y, T* out);
   // y (features, cols): row f filled with values[f].
@@ -81,6 +88,14 @@ struct Kernels {
   // correct (cols,) or null: how many of the column's targets the largest output hits.
   void (*loss)(const LossArgs& args, const Targets& targets, int64_t cols, const T* outputs,
                double* loss, double* correct);
+
+  // gradient (features, cols): d loss / d outputs of the same loss; zero in ignored columns. False
+  // when the loss has no such kernel.
+  bool (*loss_gradient)(const LossArgs& args, const Targets& targets, int64_t cols,
+                        const T* outputs, T* gradient);
+  // product (features, cols) = (d^2 loss / d outputs^2) tangent.
+  void (*loss_hvp)(const LossArgs& args, const Targets& targets, int64_t cols, const T* outputs,
+                   const T* tangent, T* product);
 
   // Point lanes: here a "column" is (sample, point) with vector_length points innermost, and
   // every parameter is a vector over the points. w (m, k, lanes), bias (m, lanes) or null.

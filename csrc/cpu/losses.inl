@@ -142,5 +142,86 @@ void loss(const LossArgs& args, const Targets& targets, int64_t cols, const T* o
     elementwise_losses(args, targets.dense, cols, outputs, loss, correct);
 }
 
+// Supported by the derivatives: cross-entropy of class indices without smoothing, mse.
+inline bool differentiable(const LossArgs& args, const Targets& targets) {
+  if (args.kind == Loss::kMse) return true;
+  return args.kind == Loss::kCrossEntropy && targets.index != nullptr &&
+         args.label_smoothing == 0.0;
+}
+
+template <typename T>
+inline void store_narrow(T* p, VD v) {
+  for (int l = 0; l < kD; ++l) p[l] = static_cast<T>(v[l]);
+}
+
+// The weight of the own class of each column, 0 where the column does not count.
+inline VD own_weight(const LossArgs& args, VI y) {
+  VD w{};
+  for (int64_t k = 0; k < args.classes; ++k)
+    w = y == (VI{} + k) ? splat<double, kD>(args.weight != nullptr ? args.weight[k] : 1.0) : w;
+  return w;
+}
+
+// mse: 2 w (v - t). Cross-entropy: w_y (p - onehot(y)).
+template <typename T>
+bool loss_gradient(const LossArgs& args, const Targets& targets, int64_t cols, const T* outputs,
+                   T* gradient) {
+  if (!differentiable(args, targets)) return false;
+  if (args.kind == Loss::kMse) {
+    for (int64_t f = 0; f < args.classes * args.inner; ++f) {
+      const double w = 2.0 * (args.weight != nullptr ? args.weight[f] : 1.0);
+      for (int64_t c = 0; c < cols; ++c) {
+        const int64_t i = f * cols + c;
+        gradient[i] = static_cast<T>(w * (double(outputs[i]) - targets.dense[i]));
+      }
+    }
+    return true;
+  }
+  const int64_t stride = args.inner * cols;
+  for (int64_t j = 0; j < args.inner; ++j)
+    for (int64_t c = 0; c < cols; c += kD) {
+      const int64_t at = j * cols + c;
+      const VI y = load_index(targets.index + at);
+      const VD w = own_weight(args, y), shift = log_sum_exp(outputs + at, args.classes, stride);
+      for (int64_t k = 0; k < args.classes; ++k) {
+        const VD p = exp_nonpositive<double, kD>(
+            load_double<T, kD>(outputs + at + k * stride) - shift);
+        const VD d = w * (y == (VI{} + k) ? p - 1.0 : p);
+        store_narrow(gradient + at + k * stride, y < 0 ? VD{} : d);
+      }
+    }
+  return true;
+}
+
+// mse: 2 w r. Cross-entropy: w_y p (r - sum p r).
+template <typename T>
+void loss_hvp(const LossArgs& args, const Targets& targets, int64_t cols, const T* outputs,
+              const T* tangent, T* product) {
+  if (args.kind == Loss::kMse) {
+    for (int64_t f = 0; f < args.classes * args.inner; ++f) {
+      const T w = static_cast<T>(2.0 * (args.weight != nullptr ? args.weight[f] : 1.0));
+      for (int64_t c = 0; c < cols; ++c) product[f * cols + c] = w * tangent[f * cols + c];
+    }
+    return;
+  }
+  const int64_t stride = args.inner * cols;
+  for (int64_t j = 0; j < args.inner; ++j)
+    for (int64_t c = 0; c < cols; c += kD) {
+      const int64_t at = j * cols + c;
+      const VI y = load_index(targets.index + at);
+      const VD w = own_weight(args, y), shift = log_sum_exp(outputs + at, args.classes, stride);
+      const auto probability = [&](int64_t k) {
+        return exp_nonpositive<double, kD>(load_double<T, kD>(outputs + at + k * stride) - shift);
+      };
+      VD mean{};
+      for (int64_t k = 0; k < args.classes; ++k)
+        mean += probability(k) * load_double<T, kD>(tangent + at + k * stride);
+      for (int64_t k = 0; k < args.classes; ++k) {
+        const VD d = w * probability(k) * (load_double<T, kD>(tangent + at + k * stride) - mean);
+        store_narrow(product + at + k * stride, y < 0 ? VD{} : d);
+      }
+    }
+}
+
 }  // namespace
 }  // namespace pylandscape::cpu

@@ -1,8 +1,6 @@
 #include <algorithm>
-#include <atomic>
-#include <chrono>
-#include <thread>
 
+#include "program/items.h"
 #include "program/program.h"
 
 namespace pylandscape {
@@ -12,39 +10,6 @@ constexpr int64_t kGroupBytes = 32 << 20;      // weights of the points in fligh
 constexpr int64_t kMaxGroup = 1024;            // points in flight
 constexpr int64_t kWeightChunk = 1 << 16;      // elements of a point's weights per work item
 constexpr int64_t kCombineBytes = int64_t(1) << 30;  // pre-activations kept per layer at most
-constexpr auto kPollInterval = std::chrono::milliseconds(50);
-
-// Hands out items 0 .. count-1 to the workers; false when stopped before the end.
-class Items {
- public:
-  Items(int64_t count, const Parallel& parallel, const ShouldStop& stop)
-      : count_(count), parallel_(parallel), stop_(stop) {}
-
-  bool run(const std::function<void(int worker, int64_t item)>& body) {
-    const auto caller = std::this_thread::get_id();
-    parallel_.run([&](int worker) {
-      const bool polls = stop_ && std::this_thread::get_id() == caller;
-      auto next_poll = std::chrono::steady_clock::now() + kPollInterval;
-      while (!stopped_.load(std::memory_order_relaxed)) {
-        const int64_t item = next_.fetch_add(1, std::memory_order_relaxed);
-        if (item >= count_) break;
-        body(worker, item);
-        if (polls && std::chrono::steady_clock::now() >= next_poll) {
-          if (stop_()) stopped_.store(true);
-          next_poll = std::chrono::steady_clock::now() + kPollInterval;
-        }
-      }
-    });
-    return !stopped_.load();
-  }
-
- private:
-  const int64_t count_;
-  const Parallel& parallel_;
-  const ShouldStop& stop_;
-  std::atomic<int64_t> next_{0};
-  std::atomic<bool> stopped_{false};
-};
 
 // Sum in eight fixed chains: the order does not depend on the instruction set or the tile.
 double sum_columns(const double* x, int64_t count) {

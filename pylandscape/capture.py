@@ -1,0 +1,93 @@
+"""Captures a module's forward pass as a graph of plain torch calls.
+
+``torch.fx`` traces through every submodule (milliseconds); where it cannot (control flow on values,
+custom Python), ``torch.export`` is tried (seconds the first time). Nothing here is trusted: the
+lowered program is compared with the module itself before it is used (engine_native.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from .errors import NotLowered
+
+
+class _Tracer(torch.fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return False
+
+
+def check_traceable(model: nn.Module) -> None:
+    """Raises NotLowered for modules whose calls do more than their forward: hooks, parametrisations."""
+    for name, module in model.named_modules():
+        where = f"module {name or type(module).__name__!r}"
+        if module._forward_hooks or module._forward_pre_hooks:
+            raise NotLowered(f"{where} has forward hooks")
+        if module._backward_hooks or module._backward_pre_hooks:
+            raise NotLowered(f"{where} has backward hooks")
+        if parametrize.is_parametrized(module):
+            raise NotLowered(f"{where} is parametrised")
+
+
+@contextmanager
+def restored_attributes(model: nn.Module) -> Iterator[None]:
+    """Undoes what a traced forward pass assigns to the module's attributes."""
+    kept = [(module, dict(module.__dict__)) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, attributes in kept:
+            module.__dict__.clear()
+            module.__dict__.update(attributes)
+
+
+def capture(model: nn.Module, example: Tensor) -> tuple[torch.fx.GraphModule, str]:
+    """The graph of ``model(example)`` in eval mode, and how it was found: "fx" or "export".
+
+    The graph's parameters and buffers are the model's own tensors. Raises NotLowered with both
+    reasons when neither tracer succeeds.
+    """
+    check_traceable(model)
+    with restored_attributes(model):
+        try:
+            return torch.fx.GraphModule(model, _Tracer().trace(model)), "fx"
+        except Exception as error:
+            fx_reason = _first_line(error)
+        try:
+            program = torch.export.export(model, (example,), strict=False)
+            return _with_own_tensors(program, model), "export"
+        except Exception as error:
+            raise NotLowered(
+                f"the forward pass could not be captured (fx: {fx_reason}; "
+                f"export: {_first_line(error)})"
+            ) from error
+
+
+def _with_own_tensors(program: Any, model: nn.Module) -> torch.fx.GraphModule:
+    """The exported graph with its lifted inputs turned back into attributes of the model."""
+    graph = torch.fx.Graph()
+    signature = program.graph_signature
+    names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    if signature.buffers_to_mutate or signature.inputs_to_lifted_tensor_constants:
+        raise NotLowered("the forward pass changes buffers or holds tensor constants")
+    copied: dict[torch.fx.Node, torch.fx.Node] = {}
+    for node in program.graph.nodes:
+        if node.op == "placeholder" and node.name in names:
+            copied[node] = graph.get_attr(names[node.name])
+        elif node.op == "output":
+            (result,) = node.args[0]
+            graph.output(copied[result])
+        else:
+            copied[node] = graph.node_copy(node, lambda n: copied[n])
+    return torch.fx.GraphModule(model, graph)
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0][:160]}" if text else type(error).__name__

@@ -1,0 +1,325 @@
+"""The native engine: a model, a known loss and its data as one compiled program.
+
+Addresses of tensors cross into the core here and nowhere else: every tensor is checked for dtype,
+layout and device, and is kept alive for the length of the call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ._native import core
+from .capture import capture, restored_attributes
+from .errors import NotLowered
+from .lowering import Lowering
+
+if TYPE_CHECKING:
+    from .data import Dataset
+    from .layout import ParameterLayout
+    from .losses import KnownLoss
+
+_PROGRAMS = {
+    torch.float32: (core.ProgramF32, core.QuestionF32, core.DerivativesF32),
+    torch.float64: (core.ProgramF64, core.QuestionF64, core.DerivativesF64),
+}
+_TRACED_SAMPLES = 3  # fewer coincidences with feature sizes than 1 or 2
+_CHECKED_SAMPLES = 256
+_CHECK_STEP = 0.1  # of each parameter tensor's spread
+
+Evaluate = Callable[[np.ndarray], dict[str, np.ndarray]]
+
+
+class NativeEngine:
+    """Answers questions about L from a compiled program (csrc/program)."""
+
+    name = "native"
+
+    def __init__(
+        self,
+        program: Any,
+        dtype: torch.dtype,
+        loss: KnownLoss,
+        targets: Tensor,
+        output_shape: tuple[int, ...],
+        how: str,
+        ops: Sequence[str],
+    ) -> None:
+        self._program = program
+        self._dtype = dtype
+        self._question = _PROGRAMS[dtype][1]
+        self._targets = targets
+        self._output_shape = output_shape
+        self._kept: tuple[Tensor, Any] | None = None  # derivatives at the last theta
+        self.how = how
+        self.ops = tuple(ops)
+        outputs_shape = (program.samples, *output_shape)
+        mean = loss.reduction == "mean"
+        self._denominator = loss.denominator(targets, outputs_shape) if mean else 1.0
+        self._counted = _counted_targets(loss, targets, outputs_shape)
+
+    def prepare(self, theta: Tensor, directions: Tensor, metrics: Sequence[Any]) -> Evaluate:
+        """A function of coefficients (g, k) to {metric: (g,)} along directions (k, n)."""
+        theta = theta.detach().to("cpu", self._dtype).contiguous()
+        directions = directions.detach().to("cpu", self._dtype).contiguous()
+        count = directions.shape[0]
+        question = self._question(
+            self._program, theta.data_ptr(), directions.data_ptr(), count
+        )
+        return self._evaluator(question, metrics, count)
+
+    def prepare_points(self, metrics: Sequence[Any]) -> Callable[[Tensor], dict[str, np.ndarray]]:
+        """The same for arbitrary points (p, n)."""
+        return self._evaluator(self._question(self._program), metrics, self._program.n)
+
+    def gradient(self, theta: Tensor) -> Tensor:
+        """(n,) float64, summed in double; raises NotLowered where an op has no derivative."""
+        result = torch.empty(self._program.n, dtype=torch.float64)
+        self._derivatives_at(theta).gradient(result.data_ptr())
+        return result / self._denominator
+
+    def hvp(self, theta: Tensor, vectors: Tensor) -> Tensor:
+        """(k, n) float64 of vectors (k, n); values at theta are kept for the next call."""
+        derivatives = self._derivatives_at(theta)
+        v = vectors.detach().to("cpu", self._dtype).contiguous()
+        result = torch.empty(v.shape, dtype=torch.float64)
+        derivatives.hvp(v.shape[0], v.data_ptr(), result.data_ptr())
+        return result / self._denominator
+
+    def _derivatives_at(self, theta: Tensor) -> Any:
+        point = theta.detach().to("cpu", self._dtype).contiguous()
+        if self._kept is None or not torch.equal(self._kept[0], point):
+            try:
+                derivatives = _PROGRAMS[self._dtype][2](self._program, point.data_ptr())
+            except ValueError as error:
+                raise NotLowered(str(error)) from error
+            self._kept = (point.clone(), derivatives)
+        return self._kept[1]
+
+    def _evaluator(self, question: Any, metrics: Sequence[Any], width: int) -> Any:
+        wants_accuracy = "accuracy" in metrics
+        callables = [metric for metric in metrics if callable(metric)]
+
+        def evaluate(coordinates: Any) -> dict[str, np.ndarray]:
+            c = torch.as_tensor(coordinates).detach().to("cpu", self._dtype).contiguous()
+            if c.dim() != 2 or c.shape[1] != width:
+                raise ValueError(f"coordinates: expected (g, {width}), got {tuple(c.shape)}")
+            g = c.shape[0]
+            total, correct = np.empty(g), np.empty(g)
+            question.run(
+                g,
+                c.data_ptr(),
+                total.ctypes.data,
+                correct.ctypes.data if wants_accuracy else 0,
+                0,
+            )
+            with np.errstate(divide="ignore", invalid="ignore"):
+                values = {"loss": total / self._denominator}
+                if wants_accuracy:
+                    values["accuracy"] = correct / self._counted
+            if callables:
+                values |= self._call_metrics(question, c, callables)
+            return {_metric_name(m): values[_metric_name(m)] for m in metrics}
+
+        return evaluate
+
+    def _call_metrics(
+        self, question: Any, coordinates: Tensor, metrics: Sequence[Callable[..., Any]]
+    ) -> dict[str, np.ndarray]:
+        values = {_metric_name(m): np.empty(len(coordinates)) for m in metrics}
+        for i in range(len(coordinates)):
+            outputs = self.outputs(question, coordinates[i])
+            for metric in metrics:
+                values[_metric_name(metric)][i] = float(metric(outputs, self._targets))
+        return values
+
+    def outputs(self, question: Any, coordinates: Tensor) -> Tensor:
+        """The network's outputs (samples, ...) at one point."""
+        outputs = torch.empty((self._program.samples, *self._output_shape), dtype=self._dtype)
+        unused = np.empty(1)
+        point = coordinates.contiguous()
+        question.run(1, point.data_ptr(), unused.ctypes.data, 0, outputs.data_ptr())
+        return outputs
+
+
+def _metric_name(metric: Any) -> str:
+    return metric if isinstance(metric, str) else str(metric.__name__)
+
+
+def build(
+    model: nn.Module,
+    loss: KnownLoss,
+    dataset: Dataset,
+    layout: ParameterLayout,
+    theta: Tensor,
+    *,
+    dtype: torch.dtype,
+) -> NativeEngine:
+    """Captures, lowers and checks the model; raises NotLowered with the reason where it cannot.
+
+    The model must be in eval mode, on the CPU. Its forward pass runs a few times on a few samples.
+    """
+    tensors = dataset.tensors()
+    if tensors is None:
+        raise NotLowered("the data are not (input tensor, target tensor) batches of equal shape")
+    inputs, targets = tensors
+    if dtype not in _PROGRAMS:
+        raise NotLowered(f"{dtype} is not a dtype of the native engine")
+    _check_tensors(model, inputs, dtype)
+
+    own = next((t.dtype for t in model.parameters() if t.is_floating_point()), inputs.dtype)
+    example = inputs[torch.arange(_TRACED_SAMPLES) % len(inputs)].to(own)
+    with torch.no_grad():
+        graph, how = capture(model, example)
+        constants, sources = _sources(model, layout, dtype)
+        program = _PROGRAMS[dtype][0](layout.n, constants.data_ptr(), constants.numel())
+        lowering = Lowering(graph, program, sources)
+        with restored_attributes(model):
+            lowering.run(example)
+    output = lowering.output
+    if output is None:
+        raise NotLowered("the model returns nothing")
+    program.finish(output.id)
+    data = inputs.detach().to("cpu", dtype).contiguous()
+    program.set_data(len(data), data.data_ptr())
+    _set_loss(program, loss, targets, output.shape)
+    engine = NativeEngine(program, dtype, loss, targets, output.shape, how, lowering.names)
+    _check_against_module(engine, model, layout, theta, data)
+    return engine
+
+
+def _check_tensors(model: nn.Module, inputs: Tensor, dtype: torch.dtype) -> None:
+    if not inputs.is_floating_point():
+        raise NotLowered(f"the inputs are {inputs.dtype}, not floating point")
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.device.type != "cpu":
+            raise NotLowered(f"{name!r} is on {tensor.device}: the native engine runs on the CPU")
+        if tensor.is_floating_point() and tensor.dtype not in _PROGRAMS:
+            raise NotLowered(f"{name!r} is {tensor.dtype}")
+        if tensor.is_floating_point() and torch.finfo(tensor.dtype).eps < torch.finfo(dtype).eps:
+            raise NotLowered(f"{name!r} is {tensor.dtype}, wider than the {dtype} asked for")
+    if torch.finfo(inputs.dtype).eps < torch.finfo(dtype).eps:
+        raise NotLowered(f"the inputs are {inputs.dtype}, wider than the {dtype} asked for")
+
+
+def _sources(
+    model: nn.Module, layout: ParameterLayout, dtype: torch.dtype
+) -> tuple[Tensor, dict[int, int]]:
+    """Where the program finds each tensor: an offset in theta, or -1 - offset in the constants."""
+    offsets = {entry.name: entry.offset for entry in layout.entries}
+    constants: list[Tensor] = [torch.empty(0, dtype=dtype)]
+    size = 0
+    sources: dict[int, int] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if name in offsets or layout.aliases.get(name) in offsets:
+            sources[id(parameter)] = offsets[layout.aliases.get(name, name)]
+    for tensor in (*model.parameters(), *model.buffers()):
+        if id(tensor) not in sources and tensor.is_floating_point():
+            sources[id(tensor)] = -1 - size
+            constants.append(tensor.detach().reshape(-1).to(dtype))
+            size += tensor.numel()
+    return torch.cat(constants), sources
+
+
+def _set_loss(program: Any, loss: KnownLoss, targets: Tensor, shape: tuple[int, ...]) -> None:
+    samples, features = program.samples, 1
+    for size in shape:
+        features *= size
+    weight: list[float] = []
+    pos_weight: list[float] = []
+    index, dense = torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.float64)
+    if loss.kind in ("cross_entropy", "nll"):
+        if not shape:
+            raise NotLowered(f"{loss.kind} of outputs without a class dimension")
+        classes, inner = shape[0], features // max(1, shape[0])
+        weight = [] if loss.weight is None else loss.weight.double().tolist()
+        if targets.is_floating_point():
+            if tuple(targets.shape) != (samples, *shape) or loss.kind == "nll":
+                raise NotLowered(f"{loss.kind} targets of shape {tuple(targets.shape)}")
+            dense = targets.double().reshape(samples, features).contiguous()
+        else:
+            if tuple(targets.shape) != (samples, *shape[1:]):
+                raise NotLowered(f"{loss.kind} targets of shape {tuple(targets.shape)}")
+            index = targets.long().reshape(samples, inner)
+            index = torch.where(index == loss.ignore_index, -1, index).contiguous()
+            if int(index.max()) >= classes or int(index.min()) < -1 or (
+                loss.ignore_index != -1 and bool((targets == -1).any())
+            ):
+                raise NotLowered(f"a class index outside 0 .. {classes - 1}")
+    else:
+        classes, inner = features, 1
+        if tuple(targets.shape) != (samples, *shape):
+            raise NotLowered(
+                f"{loss.kind} targets of shape {tuple(targets.shape)} for outputs "
+                f"{(samples, *shape)}"
+            )
+        dense = targets.double().reshape(samples, features).contiguous()
+        weight = _per_feature(loss.weight, shape, f"{loss.kind} weight")
+        pos_weight = _per_feature(loss.pos_weight, shape, "pos_weight")
+    program.set_loss(
+        getattr(core.Loss, loss.kind),
+        classes,
+        inner,
+        float(loss.label_smoothing),
+        weight,
+        pos_weight,
+        index.data_ptr() if index.numel() else 0,
+        dense.data_ptr() if dense.numel() else 0,
+    )
+
+
+def _per_feature(weight: Tensor | None, shape: tuple[int, ...], name: str) -> list[float]:
+    if weight is None:
+        return []
+    if weight.dim() > len(shape):
+        raise NotLowered(f"{name} of shape {tuple(weight.shape)}: one weight per sample")
+    return weight.double().expand(shape).reshape(-1).tolist()
+
+
+def _counted_targets(loss: KnownLoss, targets: Tensor, outputs_shape: tuple[int, ...]) -> float:
+    """How many targets accuracy is the share of."""
+    if loss.kind in ("cross_entropy", "nll"):
+        if targets.is_floating_point():
+            return float(targets.numel() // outputs_shape[1])
+        return float((targets != loss.ignore_index).sum())
+    return float(targets.numel())
+
+
+def _check_against_module(
+    engine: NativeEngine, model: nn.Module, layout: ParameterLayout, theta: Tensor, data: Tensor
+) -> None:
+    """The program's outputs must be the module's, at theta and at two perturbed thetas."""
+    generator = torch.Generator().manual_seed(0)
+    rows = data[:_CHECKED_SAMPLES]
+    base = theta.detach().to("cpu", rows.dtype)
+    question = engine._question(engine._program)
+    tolerance = torch.finfo(rows.dtype).eps * 500 * (2 + len(engine.ops))
+    fixed = {name: t.detach().to(rows.dtype) if t.is_floating_point() else t.detach().clone()
+             for name, t in (*model.named_parameters(), *model.named_buffers())}
+    for trial in range(3):
+        point = base.clone()
+        if trial > 0:
+            for entry in layout.entries:
+                part = point[entry.offset : entry.offset + entry.numel]
+                spread = part.std() if part.numel() > 1 else part.abs().sum()
+                step = _CHECK_STEP * (float(spread) + 1e-3)
+                part += step * torch.randn(part.shape, generator=generator, dtype=point.dtype)
+        with torch.no_grad(), restored_attributes(model):
+            state = {**fixed, **layout.unflatten(point)}
+            expected = torch.func.functional_call(model, state, (rows,), tie_weights=True)
+        got = engine.outputs(question, point)[: len(rows)]
+        if not isinstance(expected, Tensor) or expected.shape != got.shape:
+            raise NotLowered("the program's outputs have another shape than the module's")
+        finite = torch.isfinite(expected)
+        scale = float(expected[finite].abs().max()) if bool(finite.any()) else 0.0
+        error = float((got - expected)[finite].abs().max()) if bool(finite.any()) else 0.0
+        if not error <= tolerance * scale or not bool((torch.isfinite(got) == finite).all()):
+            raise NotLowered(
+                f"the program's outputs differ from the module's by {error:.3g} "
+                f"(scale {scale:.3g}): the captured graph does not describe the module"
+            )
+
