@@ -13,7 +13,7 @@ struct Float<float> {
   static constexpr float kMagic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to integer
   static constexpr int kMantissa = 23, kBias = 127;
   static constexpr float kLn2Hi = 0.693359375f, kLn2Lo = -2.12194440e-4f;
-  static constexpr float kExpMin = -87.3365f, kExpMax = 88.72283f, kTanhMax = 10.0f;
+  static constexpr float kExpMin = -86.6f, kExpMax = 88.72283f, kTanhMax = 10.0f;
   static constexpr int kExpTerms = 7, kAtanhLogTerms = 5, kAtanhLog1pTerms = 8;
 };
 template <>
@@ -21,7 +21,7 @@ struct Float<double> {
   static constexpr double kMagic = 6755399441055744.0;  // 1.5 * 2^52
   static constexpr int kMantissa = 52, kBias = 1023;
   static constexpr double kLn2Hi = 6.93147180369123816490e-01, kLn2Lo = 1.90821492927058770002e-10;
-  static constexpr double kExpMin = -708.3964, kExpMax = 709.782712893384, kTanhMax = 22.0;
+  static constexpr double kExpMin = -707.6, kExpMax = 709.782712893384, kTanhMax = 22.0;
   static constexpr int kExpTerms = 13, kAtanhLogTerms = 11, kAtanhLog1pTerms = 18;
 };
 
@@ -45,7 +45,7 @@ inline void reduce_exp(Vec<T, N> x, Vec<T, N>& em, Vec<T, N>& half_scale) {
   half_scale = reinterpret_cast<V>(bits << F::kMantissa);
 }
 
-// exp(x) for x <= 0: zero below the normal range, NaN stays.
+// exp(x) for x <= 0: zero below kExpMin (where 2^n / 2 leaves the normal range), NaN stays.
 template <typename T, int N>
 inline Vec<T, N> exp_nonpositive(Vec<T, N> x) {
   using F = Float<T>;

@@ -1,0 +1,136 @@
+"""Every elementwise kernel, softmax and layer_norm against float64."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from core_support import outputs_of
+
+from pylandscape._native import core
+
+F = torch.nn.functional
+DTYPES = [torch.float32, torch.float64]
+
+# name: (a, b), float64 reference
+UNARY = {
+    "affine": ((-1.5, 0.25), lambda x: -1.5 * x + 0.25),
+    "relu": ((0, 0), torch.relu),
+    "leaky_relu": ((0.1, 0), lambda x: F.leaky_relu(x, 0.1)),
+    "tanh": ((0, 0), torch.tanh),
+    "sigmoid": ((0, 0), torch.sigmoid),
+    "gelu": ((0, 0), lambda x: x * torch.special.ndtr(x)),
+    "gelu_tanh": ((0, 0), lambda x: F.gelu(x, approximate="tanh")),
+    "silu": ((0, 0), F.silu),
+    "softplus": ((1.5, 20), lambda x: F.softplus(x, 1.5, 20)),
+    "elu": ((0.7, 1.2), lambda x: 1.2 * F.elu(x, 0.7)),
+    "clamp": ((-1, 2), lambda x: x.clamp(-1, 2)),
+    "square": ((0, 0), torch.square),
+    "abs": ((0, 0), torch.abs),
+    "exp": ((0, 0), torch.exp),
+}
+# Relative accuracy everywhere, not only near 1: tanh and elu near 0, sigmoid and gelu in the tail.
+# gelu's negative tail is held to |x| (torch's own loses it to 1 + erf).
+# softplus(1.5 x) carries the rounding of its argument, times the argument.
+RELATIVE_EPS = {"gelu_tanh": 4, "softplus": 24, "silu": 8, "sigmoid": 6, "exp": 4}
+
+
+def _unary(name: str, x: torch.Tensor) -> torch.Tensor:
+    (a, b), _ = UNARY[name]
+    return outputs_of(
+        x.shape[1], x, lambda p, s: p.unary(s, getattr(core.Unary, name), float(a), float(b))
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", UNARY)
+def test_unary_is_accurate_to_a_few_ulp(name: str, dtype: torch.dtype) -> None:
+    g = torch.Generator().manual_seed(1)
+    wide = torch.randn(997, 3, generator=g, dtype=torch.float64) * torch.tensor([1e-4, 1.0, 6.0])
+    x = wide.to(dtype)
+    got, want = _unary(name, x).double(), UNARY[name][1](x.double())
+    eps = torch.finfo(dtype).eps
+    # Cancellation (affine near its root) is measured against the operands.
+    scale = want.abs()
+    if name == "affine":
+        scale = (1.5 * x.double()).abs() + 0.25
+    elif name.startswith("gelu"):
+        scale = x.double().abs()
+    error = ((got - want).abs() / (scale + 1e-30)).max().item() / eps
+    assert error <= RELATIVE_EPS.get(name, 3), f"{name}: {error:.1f} eps"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", UNARY)
+def test_unary_keeps_nan_and_reaches_its_limits(name: str, dtype: torch.dtype) -> None:
+    huge = 1e4
+    x = torch.tensor([[math.nan], [-huge], [huge], [0.0]], dtype=dtype)
+    got, want = _unary(name, x).double(), UNARY[name][1](x.double())
+    assert math.isnan(got[0])
+    if dtype == torch.float32:
+        want = want.float().double()  # exp overflows where float32 does
+    torch.testing.assert_close(got[1:], want[1:], rtol=1e-6, atol=1e-35)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_exp_covers_the_whole_range(dtype: torch.dtype) -> None:
+    low, high = (-86.5, 88.7) if dtype == torch.float32 else (-707.5, 709.7)
+    x = torch.linspace(low, high, 4001, dtype=dtype)[:, None]
+    error = (_unary("exp", x).double() / torch.exp(x.double()) - 1).abs().max().item()
+    assert error <= 3 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("log", [False, True])
+@pytest.mark.parametrize("shape", [(1, 5, 1), (3, 4, 2), (2, 1, 3)])
+def test_softmax_matches_float64(
+    dtype: torch.dtype, log: bool, shape: tuple[int, int, int]
+) -> None:
+    outer, size, inner = shape
+    x = (torch.randn(37, outer * size * inner, dtype=torch.float64) * 30).to(dtype)
+    got = outputs_of(x.shape[1], x, lambda p, s: p.softmax(s, log, outer, size, inner))
+    f = F.log_softmax if log else F.softmax
+    want = f(x.double().reshape(-1, *shape), dim=2).reshape(x.shape)
+    torch.testing.assert_close(got.double(), want, rtol=4 * torch.finfo(dtype).eps, atol=1e-30)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("samples", [1, 15, 16, 17, 300])
+def test_layer_norm_matches_float64(dtype: torch.dtype, samples: int) -> None:
+    x = (torch.randn(samples, 2 * 7, dtype=torch.float64) + 5).to(dtype)
+    got = outputs_of(14, x, lambda p, s: p.layer_norm(s, 2, 7, 1e-5, None, None))
+    want = F.layer_norm(x.double().reshape(-1, 2, 7), (7,), eps=1e-5).reshape(x.shape)
+    torch.testing.assert_close(got.double(), want, rtol=4 * torch.finfo(dtype).eps, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", ["add", "sub", "mul", "div"])
+def test_binary_ops_are_exact(dtype: torch.dtype, name: str) -> None:
+    x = torch.randn(33, 5, dtype=dtype)
+
+    def build(p: object, s: int) -> int:
+        squared = p.unary(s, core.Unary.square, 0.0, 0.0)
+        return p.binary(getattr(core.Binary, name), s, squared)
+
+    got = outputs_of(5, x, build)
+    want = getattr(torch, name)(x, x * x)
+    assert torch.equal(got, want)
+
+
+def test_concat_interleaves_groups() -> None:
+    x = torch.arange(12.0).reshape(2, 6)
+    got = outputs_of(6, x, lambda p, s: p.concat([s, p.unary(s, core.Unary.square, 0.0, 0.0)], 2))
+    pair = x.reshape(2, 2, 3)
+    assert torch.equal(got, torch.cat([pair, pair**2], dim=2).reshape(2, 12))
+
+
+def test_building_rejects_what_does_not_fit() -> None:
+    program = core.ProgramF32(10, 0, 0)
+    slot = program.input(4)
+    with pytest.raises(ValueError, match="outer \\* k"):
+        program.linear(slot, 1, 3, 2, 0, None)
+    with pytest.raises(ValueError, match="outside its source"):
+        program.linear(slot, 1, 4, 3, 0, None)
+    with pytest.raises(ValueError, match="unknown slot"):
+        program.unary(9, core.Unary.relu, 0.0, 0.0)
