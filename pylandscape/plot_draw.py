@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from .plot_scale import Array, Scale, format_levels
-from .plot_style import NONFINITE_EDGE, NONFINITE_FACE, mark_cells, nonfinite_text
+from .plot_style import NONFINITE_FACE, mark_cells, nonfinite_text
 from .plot_view import View, edges
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 LINE_MAP_RANGE = (0.0, 0.85)  # of the colour map: its bright end does not show as a line on white
 LIGHT = np.array([-0.36, -0.48, 0.8])  # unit vector to the light, in the box of the 3-D sheet
@@ -24,7 +21,7 @@ TRACK_COLOUR = "#D55E00"
 
 
 def draw_contours(
-    ax: Axes,
+    ax: Any,
     kind: str,
     view: View,
     values: Array,
@@ -33,8 +30,8 @@ def draw_contours(
     clip: bool,
     cmap: str,
     labels: bool,
-) -> Any:
-    """Contour lines or filled contours; returns the ContourSet."""
+) -> tuple[Any, Array]:
+    """Contour lines or filled contours; returns the ContourSet and its levels as z."""
     import matplotlib as mpl
     from matplotlib.colors import BoundaryNorm
 
@@ -54,17 +51,16 @@ def draw_contours(
             px, py, z, levels=at, colors="white", linewidths=0.35, alpha=0.7,
             linestyles="solid", corner_mask=False,
         )  # fmt: skip
-        drawn.ticks_at = at
-        return drawn
+        return drawn, at
     colours = mpl.colormaps[cmap](np.linspace(*LINE_MAP_RANGE, at.size))
     drawn = ax.contour(
         px, py, z, levels=at, colors=colours, linewidths=1.0, linestyles="solid", corner_mask=False
     )
-    drawn.ticks_at = at
     if labels:
         written = ax.clabel(
-            drawn, levels=at, fmt=texts, fontsize=0.85 * tick_size(ax), colors="0.1", inline_spacing=2
-        )
+            drawn, levels=at, fmt=texts, fontsize=0.85 * tick_size(ax), colors="0.1",
+            inline_spacing=2,
+        )  # fmt: skip
         xs, ys = np.array([px.min(), px.max()]), np.array([py.min(), py.max()])
         for text in written:
             x, y = text.get_position()
@@ -74,21 +70,21 @@ def draw_contours(
                 bool(np.abs(x - xs).min() > BORDER * np.ptp(xs))
                 and bool(np.abs(y - ys).min() > BORDER * np.ptp(ys))
             )
-    return drawn
+    return drawn, at
 
 
-def draw_heat(ax: Axes, view: View, values: Array, scale: Scale, clip: bool, cmap: str) -> Any:
+def draw_heat(ax: Any, view: View, values: Array, scale: Scale, clip: bool, cmap: str) -> Any:
     """One flat cell per point (plane) or per mesh cell (triangle, mean of its corners)."""
     low, high = scale.z_range
     z = np.ma.masked_invalid(scale.cut(values, clip))
-    style = {"cmap": cmap, "vmin": low, "vmax": high, "rasterized": True}
+    style: dict[str, Any] = {"cmap": cmap, "vmin": low, "vmax": high, "rasterized": True}
     if view.corners is None:
         return ax.pcolormesh(edges(view.x), edges(view.y), z.T, **style)
     px, py = view.grid()
     return ax.pcolormesh(px, py, _cell_means(z), **style)
 
 
-def finish_flat(ax: Axes, kind: str, view: View, values: Array) -> None:
+def finish_flat(ax: Any, kind: str, view: View, values: Array) -> None:
     """Hatch what is not finite; set the aspect."""
     bad = ~np.isfinite(values)
     if bad.any():
@@ -107,7 +103,7 @@ def finish_flat(ax: Axes, kind: str, view: View, values: Array) -> None:
 
 
 def draw_sheet(ax: Any, view: View, values: Array, scale: Scale, clip: bool, cmap: str) -> Any:
-    """The 3-D sheet; cells with a non-finite corner are grey, that corner at the top of the range."""
+    """The 3-D sheet; a cell with a non-finite corner is grey, that corner at the top."""
     import matplotlib as mpl
     from matplotlib.colors import Normalize, to_rgba
 
@@ -131,17 +127,20 @@ def draw_sheet(ax: Any, view: View, values: Array, scale: Scale, clip: bool, cma
     return mpl.cm.ScalarMappable(norm, cmap)
 
 
-def finish_sheet(ax: Any, scale: Scale, values: Array, name: str) -> None:
-    """The labels of a 3-D picture: close to the box, units on a line of their own."""
+def finish_sheet(ax: Any, scale: Scale, name: str, at: Array | None) -> None:
+    """The labels of a 3-D picture: close to the box, units on a line of their own.
+
+    at: ticks of the height as z, None for matplotlib's own.
+    """
     for axis in (ax.xaxis, ax.yaxis, ax.zaxis):
         axis.set_tick_params(pad=-2)
         axis.labelpad = -4
     for axis in (ax.xaxis, ax.yaxis):
-        axis.set_label_text(axis.get_label_text().replace(" (", "\n(").replace(" in ", "\nin "))
+        text = axis.get_label_text().replace(" in parameter space", "")
+        axis.set_label_text(text.replace(" (", "\n("))
         axis.labelpad = 0
     ax.zaxis.set_rotate_label(False)
     ax.set_zlabel(scale.label(name), rotation=90)
-    at = ticks(scale, values)
     if at is not None:
         ax.set_zticks(at, format_levels(scale.inverse(at)))
 
@@ -164,29 +163,24 @@ def _shade(px: Array, py: Array, height: Array) -> Array:
     return 1 - SHADE + SHADE * np.where(length > 0, cosine, 1.0)
 
 
-def draw_colorbar(ax: Axes, artist: Any, kind: str, values: Array, scale: Scale, name: str) -> Any:
-    """A labelled colour bar with ticks in the metric's units."""
+def draw_colorbar(
+    ax: Any, artist: Any, kind: str, scale: Scale, name: str, at: Array | None
+) -> None:
+    """A labelled colour bar; `at`: its ticks as z, None for matplotlib's own."""
     options: dict[str, Any] = {"pad": 0.02, "aspect": 25}
     if kind in ("contour", "filled"):
-        at = artist.ticks_at
         options |= {"spacing": "uniform", "ticks": at}
-        if kind == "filled":
-            options["extend"] = "neither"
     else:
         options["extend"] = scale.extend
-        at = ticks(scale, values)
-        if at is not None:
-            options["ticks"] = at
     if kind == "surface":
         options |= {"shrink": 0.6, "pad": 0.1}
     bar = ax.figure.colorbar(artist, ax=ax, **options)
     if at is not None:
         bar.ax.set_yticks(at, format_levels(scale.inverse(at)))
         bar.ax.minorticks_off()
-    bar.set_label(scale.label(name), size=ax.xaxis.label.get_size())
+    bar.set_label(scale.label(name), size=ax.xaxis.label.get_fontsize())
     bar.ax.tick_params(labelsize=tick_size(ax), width=0.6, length=2)
     bar.outline.set_linewidth(0.5)
-    return bar
 
 
 def ticks(scale: Scale, values: Array) -> Array | None:
@@ -234,9 +228,7 @@ def draw_track(ax: Any, view: View, points: Array, z: Array | None) -> None:
         )  # fmt: skip
 
 
-def draw_marks(
-    ax: Any, view: View, points: Array, z: Array | None, names: Sequence[str]
-) -> None:
+def draw_marks(ax: Any, view: View, points: Array, z: Array | None, names: Sequence[str]) -> None:
     """Dots, with names: outside a triangle, inside a square, whose tick labels are outside."""
     from matplotlib import patheffects
 
@@ -253,31 +245,19 @@ def draw_marks(
         outward = placed[k] - centre
         length = float(np.hypot(*outward)) or 1.0
         dx, dy = outward / length
-        where = dict(ha="center", va="center", zorder=8, path_effects=rim)
+        where: dict[str, Any] = {
+            "ha": "center", "va": "center", "zorder": 8, "path_effects": rim,
+        }  # fmt: skip
         if z is None:
-            ax.annotate(name, placed[k], (away * dx, away * dy), textcoords="offset points", **where)
+            ax.annotate(
+                name, placed[k], (away * dx, away * dy), textcoords="offset points", **where
+            )
         else:
             ax.text(placed[k, 0], placed[k, 1], z[k], f"{name}\n", **where)
 
 
-def tick_size(ax: Axes) -> float:
+def tick_size(ax: Any) -> float:
     from matplotlib.font_manager import FontProperties
 
     labels = ax.xaxis.get_ticklabels()
-    return labels[0].get_size() if labels else FontProperties().get_size_in_points()
-
-
-__all__ = [
-    "NONFINITE_EDGE",
-    "draw_colorbar",
-    "draw_contours",
-    "draw_heat",
-    "draw_marks",
-    "draw_sheet",
-    "draw_track",
-    "finish_flat",
-    "finish_sheet",
-    "heights",
-    "tick_size",
-    "ticks",
-]
+    return labels[0].get_fontsize() if labels else FontProperties().get_size_in_points()

@@ -44,7 +44,7 @@ class Slice:
 
 
 def slices(surface: Surface) -> tuple[list[Any], dict[str, Any]]:
-    """The lines through the grid point nearest to the origin, along each axis with more than one point.
+    """The lines through the grid point nearest to the origin, one for each axis with two points.
 
     Returns the lines and the options of `plot_lines` that describe them.
     """
@@ -90,8 +90,8 @@ def plot_lines(
     Args:
         labels: one text per curve, for the legend.
         metric: drawn on the left axis.
-        second: drawn on a right axis (dashed) if every curve has it; None for none. The right Axes is the
-            last of `ax.figure.axes`.
+        second: drawn on a right axis (dashed) if every curve has it; None for none. The right Axes
+            is the last of `ax.figure.axes`.
         log: logarithmic left axis, of value + offset.
         offset: default 0 if all finite values are positive, otherwise -min + 1e-3 (median - min).
         vmin, vmax: limits of the left axis, in the metric's units.
@@ -110,7 +110,9 @@ def plot_lines(
         raise InvalidArgument(f"labels: expected {len(curves)}, got {len(labels)}")
     for curve in curves:
         if metric not in curve.metrics:
-            raise InvalidArgument(f"metric: expected one of {sorted(curve.metrics)}, got {metric!r}")
+            raise InvalidArgument(
+                f"metric: expected one of {sorted(curve.metrics)}, got {metric!r}"
+            )
     values = [np.asarray(c.metrics[metric], dtype=np.float64) for c in curves]
     scale = Scale.of(
         np.concatenate(values), log=log, offset=offset, vmin=vmin, vmax=vmax, robust=False
@@ -166,7 +168,7 @@ def _xlabel(curve: Any, distance: bool) -> str:
 
 def _second_axis(axes: Axes, xs: list[Array], curves: Sequence[Any], second: str) -> None:
     right = axes.twinx()
-    right.tick_params(labelsize=axes.yaxis.get_ticklabels()[0].get_size())
+    right.tick_params(labelsize=axes.yaxis.get_ticklabels()[0].get_fontsize())
     single = len(curves) == 1
     for k, (x, curve) in enumerate(zip(xs, curves, strict=True)):
         style = _style(k, x.size) | {"linestyle": "--", "linewidth": 1.0}

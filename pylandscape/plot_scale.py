@@ -1,7 +1,7 @@
 """From the values of a metric to what is drawn: range, logarithm, contour levels.
 
-Everything a caller gives or reads (vmin, vmax, levels, tick labels) is in the metric's own units; the
-drawn coordinate is z = v, or z = log10(v + offset) on a logarithmic scale.
+Everything a caller gives or reads (vmin, vmax, levels, tick labels) is in the metric's own units;
+the drawn coordinate is z = v, or z = log10(v + offset) on a logarithmic scale.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from .errors import InvalidArgument
 Array = NDArray[np.float64]
 
 DEFAULT_LEVELS = 10
-# Linear colours and levels stop at the 95 % quantile where the rest would take more than this many times
-# the range of the lower 90 %: otherwise the centre, which the plot is about, is one flat colour.
+# Linear colours and levels stop at the 95 % quantile where the rest would take more than this many
+# times the range of the lower 90 %: otherwise the centre, which the plot is about, is one flat
+# colour.
 TAIL_RATIO = 5.0
 # Linear levels are even ones when the median lies above this share of the range.
 EVEN_MEDIAN = 0.2
@@ -37,7 +38,7 @@ LOG_STEPS: tuple[tuple[float, ...], ...] = (
 
 @dataclass(frozen=True)
 class Scale:
-    """Drawn range [vmin, vmax] in metric units; `cut_low`/`cut_high`: some finite values lie outside."""
+    """Drawn range [vmin, vmax] in metric units; cut_low, cut_high: finite values lie outside."""
 
     log: bool
     offset: float
@@ -59,16 +60,17 @@ class Scale:
     ) -> Scale:
         """Choose the range of `values` (any shape; non-finite ones do not count).
 
-        Default offset: 0 where every finite value is positive, otherwise -min + 1e-3 (median - min).
-        Default vmax: the maximum, or (linear, `robust`) the 95 % quantile when the tail would take the range.
+        Default offset: 0 where every finite value is positive, otherwise
+        -min + 1e-3 (median - min). Default vmax: the maximum, or (linear, `robust`) the 95 %
+        quantile when the tail would take the range.
 
         Raises:
-            InvalidArgument: nothing finite, vmin >= vmax, or v + offset <= 0 for the smallest value.
+            InvalidArgument: nothing finite, vmin >= vmax, or v + offset <= 0 for the smallest v.
         """
         finite = values[np.isfinite(values)]
         if finite.size == 0:
             raise InvalidArgument(
-                f"values: expected at least one finite value to draw, got {values.size} non-finite ones"
+                f"values: expected at least one finite value to draw, got none in {values.size}"
             )
         low, high = float(finite.min()), float(finite.max())
         if log:
@@ -80,7 +82,9 @@ class Scale:
                     f"offset: expected value + offset > 0 for log10, got {lowest:g} + {offset:g}"
                 )
         elif offset is not None:
-            raise InvalidArgument(f"offset: expected log=True with it, got offset={offset:g}, log=False")
+            raise InvalidArgument(
+                f"offset: expected log=True with it, got offset={offset:g}, log=False"
+            )
         bottom = low if vmin is None else float(vmin)
         top = high if vmax is None else float(vmax)
         if vmax is None and robust and not log:
@@ -122,7 +126,11 @@ class Scale:
         """z with everything beyond the range put at the limit (`clip`) or made NaN."""
         low, high = self.z_range
         with np.errstate(invalid="ignore"):
-            z = np.where(values + self.offset > 0, self.forward(values), low) if self.log else values
+            z = (
+                np.where(values + self.offset > 0, self.forward(values), low)
+                if self.log
+                else values
+            )
             z = np.where(np.isfinite(values), z, np.nan)
             if clip:
                 return np.clip(z, low, high)
@@ -132,15 +140,19 @@ class Scale:
         """'loss', 'loss (log scale)' or 'loss (log scale, offset 1e-03)'."""
         if not self.log:
             return name
-        return f"{name} (log scale)" if self.offset == 0 else f"{name} (log scale, offset {self.offset:.2g})"
+        return (
+            f"{name} (log scale)"
+            if self.offset == 0
+            else f"{name} (log scale, offset {self.offset:.2g})"
+        )
 
     def levels(self, values: Array, levels: int | Sequence[float] | Array | None) -> Array:
         """Increasing contour levels in metric units, strictly inside the drawn range.
 
-        None: about ten round numbers, evenly spread in z. int: that many (less where rounding makes two
-        equal). Array: as given, and what lies outside the values draws nothing. Linear levels of a number,
-        or of values of which most lie in the lowest fifth, are half-way between even ones and quantiles,
-        so that a steep rim does not take them all.
+        None: about ten round numbers, evenly spread in z. int: that many (less where rounding
+        makes two equal). Array: as given, and what lies outside the values draws nothing. Linear
+        levels of a number, or of values of which most lie in the lowest fifth, are half-way
+        between even ones and quantiles, so that a steep rim does not take them all.
         """
         if levels is not None and not isinstance(levels, (int, np.integer)):
             given = np.asarray(levels, dtype=np.float64)

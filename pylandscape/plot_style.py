@@ -1,4 +1,4 @@
-"""What every picture shares: size, fonts, colours, axis labels, the mark of non-finite values, saving.
+"""What every picture shares: size, fonts, colours, axis labels, hatches, saving.
 
 matplotlib is imported when a picture is asked for, not with the package.
 """
@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 COLUMN_WIDTH = 3.35  # inches: one column of a two-column paper
-SOLID_POSITION = (0.0, 0.05, 0.92, 1.02)  # of a 3-D Axes in its figure, whose labels lie outside the box
-STYLE: dict[str, Any] = {
+# Of a 3-D Axes in its figure: its labels lie outside the box that a layout knows.
+SOLID_POSITION = (0.0, 0.05, 0.92, 1.02)
+STYLE: Any = {
     "font.size": 8,
     "axes.labelsize": 8,
     "axes.titlesize": 8,
@@ -38,8 +39,8 @@ STYLE: dict[str, Any] = {
     "grid.color": "0.85",
     "figure.dpi": 150,
 }
-SAVE: dict[str, Any] = {"pdf.fonttype": 42, "ps.fonttype": 42, "svg.fonttype": "none"}
-# Okabe and Ito's colours, told apart by colour-blind readers; the dashes by readers of a grey print.
+SAVE: Any = {"pdf.fonttype": 42, "ps.fonttype": 42, "svg.fonttype": "none"}
+# Okabe and Ito's colours, told apart by colour-blind readers; dashes by those of a grey print.
 LINE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 LINE_DASHES = ("-", "--", "-.", ":")
 NONFINITE_FACE = "#d9d9d9"
@@ -72,12 +73,13 @@ def new_axes(*, projection: str | None = None, height: float = 0.8) -> Axes:
     """Axes of a fresh column-wide figure, `height` as a share of the width."""
     import matplotlib.pyplot as plt
 
-    # "compressed" gives colour bars the height of axes whose aspect is fixed; it knows nothing of 3-D.
+    # "compressed" gives colour bars the height of axes of a fixed aspect; it does not know 3-D.
     layout = "compressed" if projection is None else None
     figure = plt.figure(figsize=(COLUMN_WIDTH, COLUMN_WIDTH * height), layout=layout)
     axes = figure.add_subplot(projection=projection)
     if projection is None:
-        figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03)  # type: ignore[union-attr]
+        layout_engine: Any = figure.get_layout_engine()
+        layout_engine.set(w_pad=0.03, h_pad=0.03)
     else:
         axes.set_position(SOLID_POSITION)
     # Ticks are made late, after the style has gone: keep it on the axes.
@@ -87,7 +89,7 @@ def new_axes(*, projection: str | None = None, height: float = 0.8) -> Axes:
 
 
 def save(axes: Axes, path: str | Path, *, dpi: int = 300) -> Path:
-    """Write the figure of `axes`: PNG at `dpi`, PDF/PS/SVG with text kept as text (TrueType, fonttype 42).
+    """Write the figure of `axes`: PNG at `dpi`, PDF, PS and SVG with text as text (fonttype 42).
 
     Raises:
         InvalidArgument: a suffix that matplotlib cannot write.

@@ -1,8 +1,8 @@
 """Where the points of a surface lie in a picture, and what its axes are called.
 
-A plane and a bilinear surface are drawn in their own coordinates, a barycentric one in the triangle of
-its three vertices, which keeps their distances in parameter space (its square would stretch one vertex
-into a whole edge).
+A plane and a bilinear surface are drawn in their own coordinates, a barycentric one in the
+triangle of its three vertices, which keeps their distances in parameter space (its square would
+stretch one vertex into a whole edge).
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ class View:
     def cells(self, bad: Any, around: bool) -> Array:
         """Quadrilaterals (m, 4, 2), in drawn coordinates, that bad points (nx, ny) spoil.
 
-        `around`: the cell around each point (heat map of a plane); otherwise every mesh cell with a bad
-        corner, which is what contours and 3-D surfaces cannot draw.
+        `around`: the cell around each point (heat map of a plane); otherwise every mesh cell with
+        a bad corner, which is what contours and 3-D surfaces cannot draw.
         """
         if around:
             ex, ey = edges(self.x), edges(self.y)
@@ -97,9 +97,7 @@ def view_of(surface: Surface) -> View:
     comparable = span_x > 0 and span_y > 0 and 0.25 <= span_y / span_x <= 4
     if surface.kind == "bilinear":
         names = (r"$\theta_0$", r"$\theta_1$", r"$\theta_2$", r"$\theta_3$")
-        return View(
-            x, y, r"$\alpha$", r"$\beta$", comparable, None, BILINEAR_CORNERS, names
-        )
+        return View(x, y, r"$\alpha$", r"$\beta$", comparable, None, BILINEAR_CORNERS, names)
     units = [d.get("normalize") for d in direction_infos(info)]
     equal = comparable and len(set(map(str, units))) <= 1
     return View(x, y, step_label(info, 0), step_label(info, 1), equal)
@@ -125,7 +123,7 @@ def triangle(distances: Any) -> tuple[Array, str]:
 
 
 def edges(axis: Array) -> Array:
-    """Borders (n + 1,) half-way between the points of an axis (n,); width 1 around a single point."""
+    """Borders (n + 1,) half-way between the points of an axis (n,); width 1 around a lone one."""
     if axis.size == 1:
         return np.array([axis[0] - 0.5, axis[0] + 0.5])
     middle = 0.5 * (axis[1:] + axis[:-1])

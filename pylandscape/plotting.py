@@ -1,8 +1,9 @@
 """Pictures of results: lines, contours, filled contours, heat maps and 3-D surfaces.
 
-`plot` draws one result, `plot_lines` several curves in one picture; both return the Axes and never call
-`show`. Without `ax=` they make a figure that fits one column of a two-column paper; `save` writes it with
-fonts that publishers accept. Non-finite values are hatched (grey in 3-D) and counted in the legend.
+`plot` draws one result, `plot_lines` several curves in one picture; both return the Axes and never
+call `show`. Without `ax=` they make a figure that fits one column of a two-column paper; `save`
+writes it with fonts that publishers accept. Non-finite values are hatched (grey in 3-D) and
+counted in the legend.
 """
 
 from __future__ import annotations
@@ -49,7 +50,9 @@ def plot(
     Raises:
         InvalidArgument: a kind that this result does not have, or an option's value.
     """
-    if not hasattr(result, "y"):
+    from .results import Surface
+
+    if not isinstance(result, Surface):
         if kind not in (None, "line"):
             raise InvalidArgument(f"kind: expected 'line' for a curve, got {kind!r}")
         return plot_lines([result], ax, **options)
@@ -84,19 +87,23 @@ def plot_surface(
 ) -> Axes:
     """Draw a surface as contour lines, filled contours, a heat map or in 3-D.
 
-    Barycentric surfaces are drawn in the triangle of their vertices, laid out with the true distances.
+    Barycentric surfaces are drawn in the triangle of their vertices, laid out with the true
+    distances.
 
     Args:
         kind: "contour", "filled", "heat" or "surface" (3-D; `ax` must then be a 3-D Axes).
         metric: which of `surface.metrics`.
         log: draw log10(value + offset). Ticks and labels stay in the metric's units.
         offset: default 0 if all finite values are positive, otherwise -min + 1e-3 (median - min).
-        levels: contour levels: how many, or increasing values; default about ten between the quantiles.
-        vmin, vmax: drawn range, in the metric's units. Default: that of the values, but a linear one ends
-            at the 95 % quantile if a steep rim would take it all (the colour bar then has an arrow).
+        levels: contour levels: how many, or increasing values; default about ten between the
+            quantiles.
+        vmin, vmax: drawn range, in the metric's units. Default: that of the values, but a linear
+            one ends at the 95 % quantile if a steep rim would take it all (the colour bar then has
+            an arrow).
         clip: draw values beyond the range at the limit; False leaves them out.
         cmap: a colour-blind-safe map by default; "cividis" is another.
-        colorbar: default True for "filled" and "heat"; the others carry numbers on lines or on the z axis.
+        colorbar: default True for "filled" and "heat"; the others carry numbers on lines or on the
+            z axis.
         labels: numbers on contour lines and names of the vertices.
         trajectory: (T, 2) path in the surface's coordinates; first point hollow, last a star.
         vertices: (V, 2) points to mark; interpolations mark their own, [] for none.
@@ -130,13 +137,16 @@ def plot_surface(
     with own_style(ax is None):
         if ax is None:
             ax = new_axes(projection="3d" if solid else None, height=0.85)
+        at = draw.ticks(scale, values)
         if solid:
             artist = draw.draw_sheet(ax, view, values, scale, clip, cmap)
             ax.view_init(elev=elevation, azim=azimuth)
         elif kind == "heat":
             artist = draw.draw_heat(ax, view, values, scale, clip, cmap)
         else:
-            artist = draw.draw_contours(ax, kind, view, values, scale, levels, clip, cmap, labels)
+            artist, at = draw.draw_contours(
+                ax, kind, view, values, scale, levels, clip, cmap, labels
+            )
         if not solid:
             draw.finish_flat(ax, kind, view, values)
         if track is not None and len(track):
@@ -147,10 +157,10 @@ def plot_surface(
         ax.set_ylabel(view.ylabel if ylabel is None else ylabel)
         name = metric_label(metric)
         if solid:
-            draw.finish_sheet(ax, scale, values, name)
+            draw.finish_sheet(ax, scale, name, at)
         bar = kind in ("filled", "heat") if colorbar is None else colorbar
         if bar:
-            draw.draw_colorbar(ax, artist, kind, values, scale, name)
+            draw.draw_colorbar(ax, artist, kind, scale, name, at)
         bad = not np.isfinite(values).all()
         if bad:
             legend_above(ax, [nonfinite_handle(nonfinite_text(values))])

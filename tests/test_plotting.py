@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from matplotlib.collections import QuadMesh
 from mpl_toolkits.mplot3d.art3d import Poly3DCollection
+from pylandscape.errors import InvalidArgument
 
 from pylandscape import plotting
-from pylandscape.errors import InvalidArgument
 from pylandscape.plot_scale import Scale, format_levels
 from pylandscape.plot_view import edges, triangle, view_of
 from pylandscape.results import Curve, Surface
@@ -76,7 +76,9 @@ def test_matplotlib_is_not_imported_before_a_picture_is_asked_for():
     import subprocess
     import sys
 
-    code = "import sys, pylandscape.plotting, pylandscape.sanity; print('matplotlib' in sys.modules)"
+    code = (
+        "import sys, pylandscape.plotting, pylandscape.sanity; print('matplotlib' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 
@@ -217,8 +219,11 @@ def test_vmax_clips_or_leaves_out():
     surface = bowl()
     kept, left = (surface.plot("surface", vmax=1.0, clip=c) for c in (True, False))
     assert kept.get_zlim()[1] <= 1.0 + 1e-9
-    counts = [len([c for c in a.collections if isinstance(c, Poly3DCollection)][0].get_facecolor())
-              for a in (kept, left)]  # fmt: skip
+    sheets = [
+        next(c for c in axes.collections if isinstance(c, Poly3DCollection))
+        for axes in (kept, left)
+    ]
+    counts = [len(sheet.get_facecolor()) for sheet in sheets]
     assert counts[0] == 20 * 16
     assert counts[1] < counts[0]
 
@@ -243,7 +248,7 @@ def test_barycentric_surfaces_lie_in_the_triangle_of_true_distances():
     surface = barycentric({"vertex_distances": distances})
     view = view_of(surface)
     assert np.allclose(view.place(view.vertices), corners)
-    px, py = view.grid()
+    px, _ = view.grid()
     assert np.allclose(px[0], corners[0, 0])  # alpha = 0 collapses to theta0
     for kind in FLAT_KINDS:
         ax = surface.plot(kind)
@@ -272,7 +277,12 @@ def test_bilinear_corners_are_named_where_they_are():
     a = np.linspace(0, 1, 5)
     ax = Surface(a, a, np.add.outer(a, a) + 1, kind="bilinear").plot("filled")
     at = {t.get_text(): tuple(t.xy) for t in ax.texts}
-    assert at == {r"$\theta_0$": (1, 1), r"$\theta_1$": (0, 1), r"$\theta_2$": (1, 0), r"$\theta_3$": (0, 0)}
+    assert at == {
+        r"$\theta_0$": (1, 1),
+        r"$\theta_1$": (0, 1),
+        r"$\theta_2$": (1, 0),
+        r"$\theta_3$": (0, 0),
+    }
 
 
 def test_a_thin_grid_draws_as_heat_and_line_and_says_so_for_the_rest():
