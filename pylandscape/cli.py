@@ -7,6 +7,7 @@ resume. `--debug` shows tracebacks.
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 import time
@@ -34,6 +35,7 @@ NORMALIZATIONS = ("filter", "layer", "model", "weight", "dfilter", "dlayer", "no
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code (argparse itself exits with 2 on bad usage)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    os.environ.setdefault("MPLBACKEND", "Agg")  # pictures go to files: no window, no display needed
     options = parser().parse_args(arguments)
     try:
         options.run(options)
@@ -98,6 +100,7 @@ def parser() -> argparse.ArgumentParser:
     _picture_options(plot)
     plot.add_argument("--metric", default="loss")
     plot.add_argument("--levels", help="how many contour levels, or their values: 0.1,0.2,0.5")
+    plot.add_argument("--trajectory", metavar="FILE", help="(T, 2) path to overlay, .npy or text")
     plot.add_argument("--title")
 
     info = command(
@@ -202,6 +205,7 @@ def _interpolate(options: argparse.Namespace) -> None:
 
 def _plot(options: argparse.Namespace) -> None:
     from . import plotting
+    from .cli_inputs import read_points
     from .files import load
 
     results = [load(path) for path in options.files]
@@ -218,6 +222,8 @@ def _plot(options: argparse.Namespace) -> None:
     else:
         if options.levels:
             chosen["levels"] = _levels(options.levels)
+        if options.trajectory:
+            chosen["trajectory"] = read_points(options.trajectory, "--trajectory")
         axes = plotting.plot(results[0], options.kind, **chosen)
     for path in options.out:
         print(f"written    {plotting.save(axes, path)}")
@@ -310,7 +316,7 @@ def _start(options: argparse.Namespace) -> tuple[Landscape, dict[str, Any]]:
             raise InvalidArgument(f"{path}: no such folder {str(Path(path).parent)!r}")
     _threads(options)
     land = _landscape(options)
-    print(f"engine     {land.engine_report()}")
+    print(f"engine     {land.engine_report()}", flush=True)
     names = parse_names(options.metrics) or ("loss",)
     if "loss" not in names:
         names = ("loss", *names)

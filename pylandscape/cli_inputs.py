@@ -11,7 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from .errors import InvalidArgument, PylandscapeError
@@ -172,6 +174,23 @@ def parse_names(texts: list[str] | None) -> tuple[str, ...]:
     """Comma-separated and repeated options as one tuple; "none" is the empty one."""
     names = [n.strip() for text in texts or [] for n in text.split(",")]
     return tuple(n for n in names if n and n != "none")
+
+
+def read_points(path: str, option: str) -> NDArray[np.float64]:
+    """(T, 2) numbers of a .npy file, or of a text file with two columns.
+
+    Raises:
+        InvalidArgument: no such file, or something else in it.
+    """
+    if not Path(path).is_file():
+        raise InvalidArgument(f"{option}: no file {path!r}")
+    try:
+        if path.endswith(".npy"):
+            return np.asarray(np.load(path, allow_pickle=False), dtype=np.float64)
+        delimiter = "," if "," in Path(path).read_text().partition("\n")[0] else None
+        return np.loadtxt(path, delimiter=delimiter, ndmin=2)
+    except (ValueError, EOFError) as error:
+        raise InvalidArgument(f"{option}: expected numbers (T, 2) in {path}: {error}") from error
 
 
 def named(reference: str, option: str) -> Any:

@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .plot_scale import Array, Scale, format_levels
 from .plot_style import NONFINITE_FACE, mark_cells, nonfinite_text
 from .plot_view import View, edges
 
 LINE_MAP_RANGE = (0.0, 0.85)  # of the colour map: its bright end does not show as a line on white
+SHEET_POINTS = 151  # along each axis of a 3-D sheet: more polygons cannot be told apart
 LIGHT = np.array([-0.36, -0.48, 0.8])  # unit vector to the light, in the box of the 3-D sheet
 SHADE = 0.35  # how much darker than its colour a cell can get
 MAX_TICKS = 7
@@ -112,9 +114,15 @@ def draw_sheet(ax: Any, view: View, values: Array, scale: Scale, clip: bool, cma
     z = scale.cut(values, clip)
     z[bad] = high
     px, py = view.grid()
+    spoilt = bad[1:, 1:] | bad[1:, :-1] | bad[:-1, 1:] | bad[:-1, :-1]
+    rows, columns = (_thinned(n) for n in z.shape)
+    # A drawn cell is spoilt if any of the cells it stands for is.
+    spoilt = np.logical_or.reduceat(spoilt, rows[:-1], axis=0)
+    spoilt = np.logical_or.reduceat(spoilt, columns[:-1], axis=1)
+    px, py, z = (v[np.ix_(rows, columns)] for v in (px, py, z))
     norm = Normalize(low, high)
     faces = mpl.colormaps[cmap](norm(_cell_means(z)))
-    faces[bad[1:, 1:] | bad[1:, :-1] | bad[:-1, 1:] | bad[:-1, :-1]] = to_rgba(NONFINITE_FACE)
+    faces[spoilt] = to_rgba(NONFINITE_FACE)
     faces[..., :3] *= _shade(px, py, (z - low) / (high - low))[..., None]
     sheet = ax.plot_surface(
         px, py, z, facecolors=faces, rcount=z.shape[0], ccount=z.shape[1],
@@ -143,6 +151,11 @@ def finish_sheet(ax: Any, scale: Scale, name: str, at: Array | None) -> None:
     ax.set_zlabel(scale.label(name), rotation=90)
     if at is not None:
         ax.set_zticks(at, format_levels(scale.inverse(at)))
+
+
+def _thinned(n: int) -> NDArray[np.intp]:
+    """Indices of at most SHEET_POINTS of n points, both ends among them."""
+    return np.unique(np.linspace(0, n - 1, min(n, SHEET_POINTS)).round().astype(np.intp))
 
 
 def _cell_means(z: Array) -> Array:

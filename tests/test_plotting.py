@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from matplotlib.collections import QuadMesh
 from mpl_toolkits.mplot3d.art3d import Poly3DCollection
-from pylandscape.errors import InvalidArgument
 
 from pylandscape import plotting
+from pylandscape.errors import InvalidArgument
 from pylandscape.plot_scale import Scale, format_levels
 from pylandscape.plot_view import edges, triangle, view_of
 from pylandscape.results import Curve, Surface
@@ -156,6 +156,16 @@ def test_non_finite_cells_of_a_sheet_are_grey_at_the_top():
     assert grey.sum() == 3 * 2 + 1  # cells with a bad corner
     assert "not finite" in ax.get_legend().get_texts()[0].get_text()
     assert np.isfinite(ax.get_zlim()).all()
+
+
+def test_a_fine_sheet_is_thinned_but_its_holes_are_kept():
+    surface = bowl(401, 301)
+    surface.values[201, 151] = np.nan
+    ax = surface.plot("surface")
+    (sheet,) = [c for c in ax.collections if isinstance(c, Poly3DCollection)]
+    colours = np.asarray(sheet.get_facecolor())[:, :3]
+    assert len(colours) == 150 * 150
+    assert 1 <= (np.ptp(colours, axis=1) < 1e-9).sum() <= 4
 
 
 def test_no_legend_where_everything_is_finite():
