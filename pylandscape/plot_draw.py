@@ -17,7 +17,8 @@ SHEET_POINTS = 151  # along each axis of a 3-D sheet: more polygons cannot be to
 LIGHT = np.array([-0.36, -0.48, 0.8])  # unit vector to the light, in the box of the 3-D sheet
 SHADE = 0.35  # how much darker than its colour a cell can get
 MAX_TICKS = 7
-BORDER = 0.02  # of the range: contour labels nearer to the frame are left out
+# Of the axes' range: contour labels nearer to the frame, or to each other, are left out.
+LABEL_BORDER, LABEL_SPACE = 0.025, 0.075
 ROOM = 0.14  # of its width, around a triangle, for the names of its vertices
 TRACK_COLOUR = "#D55E00"
 
@@ -59,20 +60,26 @@ def draw_contours(
         px, py, z, levels=at, colors=colours, linewidths=1.0, linestyles="solid", corner_mask=False
     )
     if labels:
-        written = ax.clabel(
-            drawn, levels=at, fmt=texts, fontsize=0.85 * tick_size(ax), colors="0.1",
-            inline_spacing=2,
-        )  # fmt: skip
-        xs, ys = np.array([px.min(), px.max()]), np.array([py.min(), py.max()])
-        for text in written:
-            x, y = text.get_position()
-            text.set_gid("level")
-            # A number half outside the frame cannot be read.
-            text.set_visible(
-                bool(np.abs(x - xs).min() > BORDER * np.ptp(xs))
-                and bool(np.abs(y - ys).min() > BORDER * np.ptp(ys))
-            )
+        _label_levels(ax, drawn, texts, (px, py))
     return drawn, at
+
+
+def _label_levels(ax: Any, drawn: Any, texts: dict[float, str], span: tuple[Array, Array]) -> None:
+    """Numbers on contour lines, none across the frame or over another one."""
+    style: dict[str, Any] = {"fmt": texts, "fontsize": 0.85 * tick_size(ax), "colors": "0.1"}
+    low, size = (np.array([f(p) for p in span]) for f in (np.min, np.ptp))
+    kept: list[Array] = []
+    for text in ax.clabel(drawn, inline=False, **style):
+        at = (np.array(text.get_position()) - low) / size
+        text.remove()
+        if np.minimum(at, 1 - at).min() > LABEL_BORDER and all(
+            np.hypot(*(at - other)) > LABEL_SPACE for other in kept
+        ):
+            kept.append(at)
+    drawn.labelTexts.clear()
+    places = [tuple(low + at * size) for at in kept]
+    for text in ax.clabel(drawn, inline=True, inline_spacing=2, manual=places, **style):
+        text.set_gid("level")
 
 
 def draw_heat(ax: Any, view: View, values: Array, scale: Scale, clip: bool, cmap: str) -> Any:

@@ -324,8 +324,9 @@ def _resolution(values: Array, axes: list[Array]) -> Iterator[Finding]:
     if not sizes:
         return
     finite = values[np.isfinite(values)]
-    robust = float(np.quantile(finite, 0.95) - finite.min())
-    seen = np.where(np.isfinite(values), values, np.nan)
+    top = float(np.quantile(finite, 0.95))
+    robust = top - float(finite.min())
+    seen = np.where(np.isfinite(values) & (values <= top), values, np.nan)  # not the steep rim
     steps = [np.abs(np.diff(seen, axis=k)) for k in range(values.ndim) if values.shape[k] > 1]
     jumps = np.concatenate([s[np.isfinite(s)].ravel() for s in steps])
     jump = float(np.quantile(jumps, 0.99)) if jumps.size else 0.0
