@@ -1,0 +1,525 @@
+"""The landscape: the loss L(theta) of a model on data, as a function of one flat vector."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.sparse.linalg import LinearOperator
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from . import engine_native
+from ._native import cpu_capability
+from .data import Dataset, untouched_random_state
+from .engine_torch import Objective, TorchEngine, call_model, eval_mode
+from .errors import InvalidArgument, NotLowered
+from .layout import ParameterLayout
+from .losses import FreeLoss, KnownLoss, as_scalar, resolve_loss
+
+Evaluate = Callable[[np.ndarray], dict[str, np.ndarray]]
+Metric = str | Callable[[Tensor, Tensor], Any]
+
+_BN_MODES = ("eval", "recompute", "batch")
+_ENGINES = ("auto", "native", "torch")
+
+
+@dataclass(frozen=True)
+class EngineReport:
+    """Which engine answers, and why: ``reason`` is None for the native engine.
+
+    ``seconds``: what capture, lowering and the comparison with the module took.
+    """
+
+    engine: str
+    reason: str | None
+    seconds: float
+    capture: str | None = None
+    ops: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        if self.reason is not None:
+            return f"torch ({self.reason})"
+        ops = ", ".join(dict.fromkeys(self.ops))
+        return (
+            f"native ({cpu_capability()}; captured by {self.capture} in "
+            f"{self.seconds * 1e3:.0f} ms; ops: {ops})"
+        )
+
+
+class Landscape:
+    """L(theta) of ``loss(model(x), y)`` over data, or of ``objective(model, batch)``.
+
+    Args:
+        model: any ``nn.Module``. It is never changed, and later changes of it do not reach here.
+        loss: a torch.nn loss, its functional form, a name ("cross_entropy", "nll", "mse",
+            "bce_with_logits"), or any callable of (outputs, target) giving a scalar.
+        data: (x, y) tensors, a DataLoader, or an iterable of batches; read once, in order, kept.
+            Inputs that are a tuple are passed as ``model(*inputs)``, a dict as
+            ``model(**inputs)``.
+        objective: instead of loss: ``f(model, batch)`` giving a scalar, for any task.
+        weight: with objective: one number per batch, or a function of the batch; default its size.
+        params: name patterns (``"layer1.*"``) of the parameters that make up theta; the others
+            stay as they are. Default: all.
+        bn: batch normalisation: "eval" uses the running statistics, "recompute" estimates them
+            anew over the data at every point, "batch" uses each batch's own.
+        device: where to compute; default the model's. Given, the data are moved there.
+        dtype: the dtype to compute in; default the model's own.
+        engine: "auto" (native where it can), "native" (or an error that says why not), "torch".
+
+    L is the loss of the concatenated data: known losses divide by their own denominator (samples,
+    class weights, targets not ignored), "sum" adds, a free loss or objective is averaged by batch
+    size or ``weight``. Known losses are computed in float64 from the outputs.
+
+    Raises:
+        InvalidArgument: for arguments that do not fit each other, non-finite parameters, data that
+            the model cannot take, a loss that is no scalar.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Any = None,
+        data: Any = None,
+        *,
+        objective: Callable[[nn.Module, Any], Tensor] | None = None,
+        weight: Sequence[float] | Callable[[Any], float] | None = None,
+        params: Sequence[str] | None = None,
+        bn: str = "eval",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        engine: str = "auto",
+    ) -> None:
+        _check_choices(model, loss, data, objective, weight, bn, dtype, engine)
+        own_device = _device_of(model)
+        self.model = model
+        self.device = own_device if device is None else _device(device)
+        self.layout = ParameterLayout.of(model, params)
+        _check_finite(model)
+        self.dtype = dtype or _theta_dtype(self.layout)
+        named = dict(model.named_parameters())
+        self.theta = self.layout.flatten(named, self.dtype, self.device)
+        self.has_batchnorm = any(isinstance(m, _BatchNorm) for m in model.modules())
+        self.bn = bn
+        self.dataset = Dataset(
+            data, pairs=objective is None, device=self.device, move=device is not None
+        )
+        if objective is None:
+            self.loss_spec: KnownLoss | FreeLoss | Objective = resolve_loss(loss)
+        else:
+            self.loss_spec = Objective(objective, _weights(weight, self.dataset))
+        effective_bn = bn if self.has_batchnorm else "eval"
+        self._torch = TorchEngine(
+            model,
+            self.loss_spec,
+            self.dataset,
+            self.layout,
+            dtype=dtype,
+            device=self.device,
+            bn=effective_bn,
+        )
+        self._model_loss = self._first_loss(own_device, effective_bn, dtype)
+        self._native, self._report = self._choose(engine, effective_bn)
+
+    @property
+    def n_params(self) -> int:
+        """The length n of theta."""
+        return self.layout.n
+
+    @property
+    def engine(self) -> str:
+        """ "native" or "torch"."""
+        return self._report.engine
+
+    def engine_report(self) -> EngineReport:
+        """Which engine runs and, where it is torch's, what kept the native one from it."""
+        return self._report
+
+    def loss(self, theta: Any = None) -> float:
+        """L at theta (n,); default the model's parameters."""
+        return float(self.losses(points=self._theta(theta)[None])[0])
+
+    def losses(
+        self,
+        coefficients: Any = None,
+        directions: Any = None,
+        *,
+        points: Any = None,
+        theta: Any = None,
+    ) -> np.ndarray:
+        """L at many points, float64.
+
+        Args:
+            coefficients, directions: (G, k) and (k, n): the points theta + C D.
+            points: instead of them, any thetas (P, n).
+            theta: the origin (n,) of the directions; default the model's parameters.
+        """
+        if points is None:
+            return self.evaluate(coefficients, directions, theta=theta)["loss"]
+        if coefficients is not None or directions is not None or theta is not None:
+            raise InvalidArgument(
+                "points: expected either points or coefficients with directions, got both"
+            )
+        p = torch.as_tensor(points).detach()
+        if p.dim() != 2 or p.shape[1] != self.n_params:
+            raise InvalidArgument(
+                f"points: expected shape (P, {self.n_params}), got {tuple(p.shape)}"
+            )
+        engine = self._native or self._torch
+        return engine.prepare_points(("loss",))(p.to(self.dtype))["loss"]
+
+    def evaluate(
+        self,
+        coefficients: Any,
+        directions: Any,
+        *,
+        metrics: Sequence[Metric] = ("loss",),
+        theta: Any = None,
+    ) -> dict[str, np.ndarray]:
+        """{metric: (G,) float64} at theta + C D; arguments as in ``losses`` and ``prepare``."""
+        if coefficients is None or directions is None:
+            raise InvalidArgument(
+                "coefficients, directions: expected both (or points=), got "
+                f"{type(coefficients).__name__} and {type(directions).__name__}"
+            )
+        ask = self.prepare(directions, metrics=metrics, theta=theta)
+        c = np.asarray(torch.as_tensor(coefficients).detach().cpu(), dtype=np.float64)
+        return ask(c)
+
+    def prepare(
+        self, directions: Any, *, metrics: Sequence[Metric] = ("loss",), theta: Any = None
+    ) -> Evaluate:
+        """A function from coefficients (g, k) to {metric: (g,)}, to be called chunk by chunk.
+
+        What no point changes is computed here, once. ``metrics``: "loss", "accuracy", or
+        callables ``f(outputs, target) -> float`` of the whole data's outputs, keyed by their
+        ``__name__``. Chunks do not change the values.
+        """
+        from .directions import as_directions
+
+        chosen = _checked_metrics(metrics, self.loss_spec)
+        vectors, _ = as_directions(self, directions)
+        engine = self._native or self._torch
+        ask = engine.prepare(self._theta(theta), vectors, chosen)
+        k = vectors.shape[0]
+
+        def evaluate(coefficients: np.ndarray) -> dict[str, np.ndarray]:
+            c = np.asarray(coefficients, dtype=np.float64)
+            if c.ndim != 2 or c.shape[1] != k:
+                raise InvalidArgument(
+                    f"coefficients: expected shape (G, {k}) for {k} direction"
+                    f"{'s' if k != 1 else ''}, got {c.shape}"
+                )
+            return ask(c)
+
+        return evaluate
+
+    def gradient(self, theta: Any = None) -> Tensor:
+        """dL/dtheta (n,) float64, in loss per unit of parameter."""
+        point = self._theta(theta)
+        if self._native is not None:
+            try:
+                return self._native.gradient(point)
+            except NotLowered:
+                pass  # an op without a compiled derivative
+        return self._torch.gradient(point)
+
+    def hvp(self, v: Any, theta: Any = None) -> Tensor:
+        """H v (n,) for v (n,), or the rows H v_i (k, n) for v (k, n); float64, H at theta."""
+        vectors = torch.as_tensor(getattr(v, "vector", v)).detach().to(self.theta)
+        if vectors.dim() not in (1, 2) or vectors.shape[-1] != self.n_params:
+            raise InvalidArgument(
+                f"v: expected shape ({self.n_params},) or (k, {self.n_params}), "
+                f"got {tuple(vectors.shape)}"
+            )
+        block = vectors.reshape(-1, self.n_params)
+        point = self._theta(theta)
+        result: Tensor | None = None
+        if self._native is not None:
+            try:
+                result = self._native.hvp(point, block)
+            except NotLowered:
+                pass  # an op without a compiled derivative
+        if result is None:
+            result = self._torch.hvp(point, block)
+        return result.reshape(vectors.shape)
+
+    def hessian(self, theta: Any = None) -> Tensor:
+        """The Hessian (n, n), float64, symmetrised; n^2 numbers, so for small models."""
+        identity = torch.eye(self.n_params, dtype=self.dtype, device=self.device)
+        h = self.hvp(identity, theta)
+        return (h + h.T) / 2
+
+    def linear_operator(self, theta: Any = None) -> LinearOperator:
+        """The Hessian at theta as a scipy LinearOperator (n, n), float64."""
+        point = self._theta(theta)
+
+        def matmat(v: np.ndarray) -> np.ndarray:
+            rows = torch.as_tensor(np.ascontiguousarray(np.asarray(v).T))
+            return np.asarray(self.hvp(rows, point).cpu()).T
+
+        def matvec(v: np.ndarray) -> np.ndarray:
+            return matmat(np.asarray(v).reshape(-1, 1))[:, 0]
+
+        shape = (self.n_params, self.n_params)
+        return LinearOperator(
+            shape,
+            matvec=matvec,
+            rmatvec=matvec,
+            matmat=matmat,
+            rmatmat=matmat,
+            dtype=np.dtype(np.float64),
+        )
+
+    def model_loss(self) -> float:
+        """The module's own loss when the landscape was made: plain torch, no engine."""
+        return self._model_loss
+
+    def describe(self) -> dict[str, Any]:
+        """What determines the numbers, JSON-able: engine, versions, dtype, digests, loss."""
+        return {
+            "engine": self.engine,
+            "instruction_set": cpu_capability() if self.engine == "native" else None,
+            "versions": {"pylandscape": _own_version(), "torch": torch.__version__},
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "n_params": self.n_params,
+            "layout": self.layout.digest,
+            "model_theta": _tensor_digest(self.theta),
+            "model_state": self._torch.fixed_digest(),
+            "data": self.dataset.digest,
+            "bn": self.bn,
+            "has_batchnorm": self.has_batchnorm,
+            "loss": _describe_loss(self.loss_spec),
+        }
+
+    def _theta(self, theta: Any) -> Tensor:
+        if theta is None:
+            return self.theta
+        return self.layout.vector(theta, "theta", self.dtype, self.device)
+
+    def _first_loss(self, own: torch.device, bn: str, dtype: torch.dtype | None) -> float:
+        """Runs the module once as the user would; every misfit of model and data shows here."""
+        try:
+            if bn != "eval" or isinstance(self.loss_spec, Objective) or dtype is not None:
+                points = self._torch.prepare_points(("loss",))(self.theta[None])
+                return float(points["loss"][0])
+            if own != self.device:
+                points = self._torch.prepare_points(("loss",))(self.theta[None])
+                return float(points["loss"][0])
+            return self._eager_loss()
+        except InvalidArgument:
+            raise
+        except Exception as error:
+            raise InvalidArgument(
+                f"data: the model and its loss could not be run on the batches given: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+
+    def _eager_loss(self) -> float:
+        total = denominator = 0.0
+        spec = self.loss_spec
+        with eval_mode(self.model), untouched_random_state(self.device), torch.no_grad():
+            buffers = {name: b.clone() for name, b in self.model.named_buffers()}
+            for batch in self.dataset.batches:
+                inputs = batch.inputs
+                outputs = torch.func.functional_call(
+                    _Plain(self.model), {f"model.{k}": b for k, b in buffers.items()}, (inputs,)
+                )
+                if isinstance(spec, KnownLoss):
+                    total += float(spec.total(outputs, batch.target))
+                    share = spec.denominator(batch.target, tuple(outputs.shape))
+                    denominator += share if spec.reduction == "mean" else 0.0
+                elif isinstance(spec, FreeLoss):
+                    total += batch.size * float(as_scalar(spec.fn(outputs, batch.target), "loss"))
+                    denominator += batch.size
+        if isinstance(spec, KnownLoss) and spec.reduction == "sum":
+            return total
+        return total / denominator if denominator else float("nan")
+
+    def _choose(self, engine: str, bn: str) -> tuple[Any, EngineReport]:
+        start = time.perf_counter()
+        if engine == "torch":
+            return None, EngineReport("torch", "asked for", 0.0)
+        try:
+            native = self._lower(bn)
+        except NotLowered as refusal:
+            if engine == "native":
+                raise InvalidArgument(
+                    f"engine: expected a model that the native engine can run, but "
+                    f"{refusal.reason}"
+                ) from refusal
+            return None, EngineReport("torch", refusal.reason, time.perf_counter() - start)
+        seconds = time.perf_counter() - start
+        return native, EngineReport("native", None, seconds, native.how, native.ops)
+
+    def _lower(self, bn: str) -> engine_native.NativeEngine:
+        if not isinstance(self.loss_spec, KnownLoss):
+            raise NotLowered(f"the loss {self.loss_spec.name!r} is free Python code")
+        if bn != "eval":
+            raise NotLowered(f"bn={bn!r} is not in the native engine")
+        if self.device.type != "cpu":
+            raise NotLowered(f"the landscape is on {self.device}")
+        with eval_mode(self.model), untouched_random_state():
+            return engine_native.build(
+                self.model,
+                self.loss_spec,
+                self.dataset,
+                self.layout,
+                self.theta,
+                dtype=self.dtype,
+            )
+
+
+class _Plain(nn.Module):
+    """Calls the module with its own parameters and with copies of its buffers."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, inputs: Any) -> Any:
+        return call_model(self.model, inputs)
+
+
+def _check_choices(
+    model: Any,
+    loss: Any,
+    data: Any,
+    objective: Any,
+    weight: Any,
+    bn: str,
+    dtype: torch.dtype | None,
+    engine: str,
+) -> None:
+    if not isinstance(model, nn.Module):
+        raise InvalidArgument(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    if (loss is None) == (objective is None):
+        got = "neither" if loss is None else "both"
+        raise InvalidArgument(f"loss, objective: expected exactly one of them, got {got}")
+    if objective is not None and not callable(objective):
+        raise InvalidArgument(
+            f"objective: expected a callable f(model, batch), got {type(objective).__name__}"
+        )
+    if data is None:
+        raise InvalidArgument("data: expected (x, y), a DataLoader or batches, got nothing")
+    if weight is not None and objective is None:
+        raise InvalidArgument("weight: expected only together with objective=")
+    if bn not in _BN_MODES:
+        later = "; 'interpolate' is not there yet" if bn == "interpolate" else ""
+        raise InvalidArgument(f"bn: expected one of {', '.join(_BN_MODES)}, got {bn!r}{later}")
+    if engine not in _ENGINES:
+        raise InvalidArgument(f"engine: expected one of {', '.join(_ENGINES)}, got {engine!r}")
+    if dtype is not None and dtype not in (torch.float32, torch.float64):
+        raise InvalidArgument(f"dtype: expected torch.float32 or torch.float64, got {dtype}")
+
+
+def _check_finite(model: nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        finite = torch.isfinite(parameter.detach())
+        if not bool(finite.all()):
+            bad = int((~finite).sum())
+            raise InvalidArgument(
+                f"model: expected finite parameters, but {name!r} has {bad} that are not"
+            )
+
+
+def _device(device: torch.device | str) -> torch.device:
+    chosen = torch.device(device)
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise InvalidArgument(
+            f"device: expected one that this torch can use, got {chosen}, but this torch "
+            f"({torch.__version__}) sees no CUDA device"
+        )
+    if chosen.type == "cuda" and chosen.index is None:
+        chosen = torch.device("cuda", torch.cuda.current_device())
+    return chosen
+
+
+def _device_of(model: nn.Module) -> torch.device:
+    devices = {t.device: name for name, t in (*model.named_parameters(), *model.named_buffers())}
+    if len(devices) > 1:
+        (a, first), (b, second) = list(devices.items())[:2]
+        raise InvalidArgument(
+            f"model: expected all parameters on one device, got {first!r} on {a} and "
+            f"{second!r} on {b}"
+        )
+    return next(iter(devices), torch.device("cpu"))
+
+
+def _theta_dtype(layout: ParameterLayout) -> torch.dtype:
+    """The widest dtype of the parameters; float32 for half-precision models."""
+    widest = max((e.dtype for e in layout.entries), key=lambda d: torch.finfo(d).bits)
+    return widest if torch.finfo(widest).bits >= 32 else torch.float32
+
+
+def _weights(weight: Any, dataset: Dataset) -> tuple[float, ...]:
+    if weight is None:
+        return tuple(float(batch.size) for batch in dataset.batches)
+    if callable(weight):
+        values = [float(weight(batch.raw)) for batch in dataset.batches]
+    else:
+        values = [float(w) for w in weight]
+    if len(values) != len(dataset.batches):
+        raise InvalidArgument(
+            f"weight: expected one number per batch ({len(dataset.batches)}), got {len(values)}"
+        )
+    if not sum(values) > 0:
+        raise InvalidArgument(f"weight: expected a positive sum, got {sum(values)}")
+    return tuple(values)
+
+
+def _checked_metrics(metrics: Sequence[Metric], loss: Any) -> tuple[Metric, ...]:
+    chosen = (metrics,) if isinstance(metrics, str) or callable(metrics) else tuple(metrics)
+    for metric in chosen:
+        if not (callable(metric) or metric in ("loss", "accuracy")):
+            raise InvalidArgument(
+                f"metrics: expected 'loss', 'accuracy' or a callable, got {metric!r}"
+            )
+        if callable(metric) and not hasattr(metric, "__name__"):
+            raise InvalidArgument(
+                "metrics: expected a callable with a __name__ (its key in the result), got "
+                f"{type(metric).__name__}"
+            )
+    if "accuracy" in chosen and getattr(loss, "kind", None) not in (
+        "cross_entropy",
+        "nll",
+        "bce_with_logits",
+    ):
+        raise InvalidArgument(
+            "metrics: 'accuracy' needs one of the losses cross_entropy, nll and "
+            f"bce_with_logits, got {loss.name!r}; pass a callable metric instead"
+        )
+    return chosen
+
+
+def _own_version() -> str:
+    try:
+        return version("pylandscape")
+    except PackageNotFoundError:
+        return "source"
+
+
+def _tensor_digest(tensor: Tensor) -> str:
+    array = tensor.detach().cpu().contiguous().numpy()
+    return hashlib.sha256(array.tobytes()).hexdigest()
+
+
+def _describe_loss(spec: KnownLoss | FreeLoss | Objective) -> dict[str, Any]:
+    described: dict[str, Any] = {"name": spec.name}
+    if isinstance(spec, KnownLoss):
+        described |= {
+            "reduction": spec.reduction,
+            "ignore_index": spec.ignore_index,
+            "label_smoothing": spec.label_smoothing,
+        }
+        for name, weight in (("weight", spec.weight), ("pos_weight", spec.pos_weight)):
+            described[name] = None if weight is None else _tensor_digest(weight)
+    elif isinstance(spec, Objective):
+        described["weights"] = hashlib.sha256(repr(spec.weights).encode()).hexdigest()
+    return described

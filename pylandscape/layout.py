@@ -1,0 +1,195 @@
+"""The flat parameter vector theta: which parameter lies where, and in which role."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .errors import InvalidArgument, LayoutMismatch
+
+
+@dataclass(frozen=True)
+class ParameterEntry:
+    """One parameter tensor: elements ``offset .. offset + numel`` of theta.
+
+    ``kind`` is "norm" for parameters of normalisation layers, "bias" for other tensors of at most
+    one dimension, "weight" for the rest.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    offset: int
+    numel: int
+    dtype: torch.dtype
+    kind: str
+
+
+@dataclass(frozen=True)
+class ParameterLayout:
+    """The entries of theta in ``named_parameters()`` order; tied parameters stand once.
+
+    ``aliases`` maps every name of every parameter of the layout to its entry's name.
+    """
+
+    entries: tuple[ParameterEntry, ...]
+    aliases: Mapping[str, str]
+
+    @classmethod
+    def of(cls, model: nn.Module, params: Sequence[str] | None = None) -> ParameterLayout:
+        """The layout of all parameters, or of those whose names match a pattern of ``params``.
+
+        Patterns are shell-style (``"layer1.*"``). Raises InvalidArgument for a pattern that
+        matches nothing, and for a model without parameters.
+        """
+        if isinstance(params, str):
+            params = (params,)
+        kinds = _kinds(model)
+        first_name: dict[int, str] = {}
+        names: dict[str, list[str]] = {}
+        for name, parameter in model.named_parameters(remove_duplicate=False):
+            own = first_name.setdefault(id(parameter), name)
+            names.setdefault(own, []).append(name)
+        chosen = set(names) if params is None else _matching(names, params)
+        entries: list[ParameterEntry] = []
+        aliases: dict[str, str] = {}
+        offset = 0
+        for name, parameter in model.named_parameters():
+            if name not in chosen:
+                continue
+            if parameter.is_complex():
+                raise InvalidArgument(f"model: expected real parameters, but {name!r} is complex")
+            shape = tuple(parameter.shape)
+            kind = kinds[id(parameter)]
+            entries.append(
+                ParameterEntry(name, shape, offset, parameter.numel(), parameter.dtype, kind)
+            )
+            aliases.update({alias: name for alias in names[name]})
+            offset += parameter.numel()
+        if offset == 0:
+            raise InvalidArgument(
+                "model: expected at least one parameter element, got a model without any"
+            )
+        return cls(tuple(entries), aliases)
+
+    @property
+    def n(self) -> int:
+        """The length of theta."""
+        return self.entries[-1].offset + self.entries[-1].numel
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the names and shapes."""
+        text = ";".join(f"{e.name}:{'x'.join(map(str, e.shape))}" for e in self.entries)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def flatten(
+        self, tensors: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device | str
+    ) -> Tensor:
+        """theta (n,), a copy, from tensors by name."""
+        parts = [
+            tensors[e.name].detach().to(device=device, dtype=dtype).reshape(-1)
+            for e in self.entries
+        ]
+        return torch.cat(parts)
+
+    def unflatten(self, vector: Tensor) -> dict[str, Tensor]:
+        """Shaped views of vector (n,) by name."""
+        return {
+            e.name: vector[e.offset : e.offset + e.numel].view(e.shape) for e in self.entries
+        }
+
+    def vector(
+        self, value: Any, name: str, dtype: torch.dtype, device: torch.device | str
+    ) -> Tensor:
+        """A vector (n,) from a tensor, an array, a Direction, a module or a state dict.
+
+        Raises LayoutMismatch naming ``name`` for another length or layout, InvalidArgument for
+        non-finite elements and other types.
+        """
+        value = getattr(value, "vector", value)
+        if isinstance(value, nn.Module):
+            value = dict(value.named_parameters(remove_duplicate=False))
+        if isinstance(value, Mapping):
+            vector = self._from_mapping(value, name, dtype, device)
+        elif isinstance(value, Tensor | np.ndarray):
+            vector = torch.as_tensor(value).detach().to(device=device, dtype=dtype)
+            if vector.shape != (self.n,):
+                raise LayoutMismatch(
+                    f"{name}: expected shape ({self.n},) (the model's parameters), "
+                    f"got {tuple(vector.shape)}"
+                )
+        else:
+            raise InvalidArgument(
+                f"{name}: expected a tensor, array, direction, module or state dict, "
+                f"got {type(value).__name__}"
+            )
+        if not bool(torch.isfinite(vector).all()):
+            bad = int((~torch.isfinite(vector)).sum())
+            raise InvalidArgument(f"{name}: expected finite elements, got {bad} that are not")
+        return vector
+
+    def _from_mapping(
+        self, value: Mapping[str, Any], name: str, dtype: torch.dtype, device: torch.device | str
+    ) -> Tensor:
+        found: dict[str, Tensor] = {}
+        for alias, own in self.aliases.items():
+            if alias in value:
+                found.setdefault(own, torch.as_tensor(value[alias]))
+        for entry in self.entries:
+            if entry.name not in found:
+                raise LayoutMismatch(
+                    f"{name}: expected the parameter {entry.name!r}, but it has only "
+                    f"{_listed(list(value))}"
+                )
+            shape = tuple(found[entry.name].shape)
+            if shape != entry.shape:
+                raise LayoutMismatch(
+                    f"{name}: expected shape {entry.shape} for {entry.name!r}, got {shape}"
+                )
+        return self.flatten(found, dtype, device)
+
+
+_NORM_TYPES = (
+    nn.modules.batchnorm._NormBase,
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.RMSNorm,
+)
+
+
+def _kinds(model: nn.Module) -> dict[int, str]:
+    kinds: dict[int, str] = {}
+    for module in model.modules():
+        norm = isinstance(module, _NORM_TYPES) or "Norm" in type(module).__name__
+        for parameter in module.parameters(recurse=False):
+            kind = "norm" if norm else "bias" if parameter.dim() <= 1 else "weight"
+            kinds.setdefault(id(parameter), kind)
+    return kinds
+
+
+def _matching(names: Mapping[str, list[str]], params: Sequence[str]) -> set[str]:
+    chosen: set[str] = set()
+    for pattern in params:
+        hits = {
+            own
+            for own, every in names.items()
+            if any(fnmatchcase(name, pattern) for name in every)
+        }
+        if not hits:
+            raise InvalidArgument(
+                f"params: {pattern!r} matches no parameter; the model has {_listed(list(names))}"
+            )
+        chosen |= hits
+    return chosen
+
+
+def _listed(names: Sequence[str], limit: int = 8) -> str:
+    shown = ", ".join(map(repr, names[:limit]))
+    return f"{shown} and {len(names) - limit} more" if len(names) > limit else shown or "nothing"
