@@ -180,7 +180,7 @@ def build(
         lowering = Lowering(graph, program, sources)
         with restored_attributes(model):
             lowering.run(example)
-    output = lowering.output
+    output = lowering.result
     if output is None:
         raise NotLowered("the model returns nothing")
     program.finish(output.id)

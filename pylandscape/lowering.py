@@ -45,7 +45,7 @@ class Fixed:
 
 
 class Lowering(torch.fx.Interpreter):
-    """Runs the graph and builds the program beside it; ``output`` is the network's result."""
+    """Runs the graph and builds the program beside it; ``result`` is the network's result."""
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class Lowering(torch.fx.Interpreter):
         self.samples = 0
         self.trace_dtype = torch.float32
         self.inputs = 0
-        self.output: Slot | None = None
+        self.result: Slot | None = None
         self.names: list[str] = []
 
     def run_node(self, n: torch.fx.Node) -> Any:
@@ -81,7 +81,7 @@ class Lowering(torch.fx.Interpreter):
             result = args[0]
             if not isinstance(result, Slot):
                 raise NotLowered("the model does not return one tensor with a row per sample")
-            self.output = result
+            self.result = result
             return result
         if not isinstance(value, Tensor):
             return value  # sizes and other Python values; checked by the comparison with the module

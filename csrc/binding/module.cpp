@@ -3,11 +3,11 @@
 // alive during the call); threads come from torch's own pool.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
-#include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
 #include <optional>
 
+#include "binding/pool.h"
 #include "cpu/isa.h"
 #include "program/derivatives.h"
 #include "program/program.h"
@@ -22,15 +22,6 @@ template <typename T>
 const T* in(Address a) { return reinterpret_cast<const T*>(a); }
 template <typename T>
 T* out(Address a) { return reinterpret_cast<T*>(a); }
-
-Parallel torch_pool() {
-  const int workers = static_cast<int>(torch::stable::get_num_threads());
-  return {workers, [workers](const std::function<void(int)>& body) {
-            torch::stable::parallel_for(0, workers, 1, [&](int64_t first, int64_t last) {
-              for (int64_t w = first; w < last; ++w) body(static_cast<int>(w));
-            });
-          }};
-}
 
 // Ctrl-C: asks Python whether a signal handler raised. Only does anything on the main thread.
 bool interrupted() {
