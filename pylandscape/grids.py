@@ -1,0 +1,416 @@
+"""Lines, planes and interpolations: which points of parameter space a picture needs.
+
+Every question here is L(base + C D) for coefficients C (G, k) on a grid and directions D (k, n).
+Between solutions, base = 0, D = the solutions and C = their weights, so that corners are exact.
+"""
+
+from __future__ import annotations
+
+import operator
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+
+from . import files
+from .directions import as_directions
+from .errors import InvalidArgument, PylandscapeError
+from .journal import SUFFIX, Journal
+from .request import FORMAT, Metric, build, jsonable, with_loss
+from .results import (
+    Array,
+    Curve,
+    Surface,
+    barycentric_weights,
+    bilinear_weights,
+    check_axis,
+    triangle_layout,
+)
+from .sweep import sweep
+
+if TYPE_CHECKING:
+    from .landscape import Landscape
+
+Axis = tuple[float, float, int] | ArrayLike
+Metrics = str | Metric | Sequence[Metric]
+Path = str | os.PathLike[str]
+
+LINE_AXIS = (-1, 1, 51)
+BETWEEN_TWO = (-0.5, 1.5, 401)  # methods: alpha in [-0.5, 1.5], 401 points
+BETWEEN_MORE = (0, 1, 25)
+BATCHNORM_NOTE = (
+    "BatchNorm statistics were not recomputed between the solutions (bn='eval'): the loss between "
+    "them can "
+    "look far higher than it is; bn='recompute' recomputes them at every point"
+)
+
+
+def line(
+    land: Landscape,
+    direction: Any,
+    x: Axis = LINE_AXIS,
+    *,
+    path: Path | None = None,
+    metrics: Metrics = ("loss",),
+    progress: bool = True,
+    theta: Any = None,
+) -> Curve:
+    """L(theta + x d) along one direction.
+
+    Args:
+        land: the landscape.
+        direction: a Direction, or a tensor or array (n,).
+        x: (min, max, n), n evenly spaced steps with both ends, or an increasing array (n,).
+        path: HDF5 file to write. A run that was killed goes on where it stopped when the same call
+            is made again; a finished file of the same call is loaded. While it runs, `path +
+            ".journal"` holds what is done.
+        metrics: "loss", "accuracy" or callables metric(outputs, targets) over the whole data; the
+            loss is always among them.
+        progress: show a bar on stderr.
+        theta: centre (n,), state_dict or module; default the model's parameters.
+
+    Returns:
+        A Curve with values[i] = L(theta + x[i] d), kept as they are where they are not finite.
+
+    Raises:
+        InvalidArgument: names the argument; LayoutMismatch for a vector of another length.
+        ResumeMismatch: `path` or its journal belong to another call; lists what differs.
+        FileFormatError: `path` is a file of another kind, or its journal is damaged.
+        OSError: the disk is full; what was computed is kept, and the same call continues.
+    """
+    axis = make_axis(x, "x")
+    vectors, infos = _directions(land, {"direction": direction})
+    base, given = _centre(land, theta)
+    question = _Question(
+        "line", {"x": axis}, axis[:, None], base, vectors, infos, np.zeros((1, 1)), given
+    )
+    result = _answer(land, question, metrics, path, progress)
+    assert isinstance(result, Curve)
+    return result
+
+
+def plane(
+    land: Landscape,
+    d1: Any,
+    d2: Any,
+    x: Axis = LINE_AXIS,
+    y: Axis = LINE_AXIS,
+    *,
+    path: Path | None = None,
+    metrics: Metrics = ("loss",),
+    progress: bool = True,
+    theta: Any = None,
+) -> Surface:
+    """L(theta + x d1 + y d2) on a grid (Li et al. 2018, section 4).
+
+    Args:
+        d1, d2: Directions, tensors or arrays (n,).
+        x, y: (min, max, n) or increasing arrays, of any lengths.
+        The others are those of `line`.
+
+    Returns:
+        A Surface with values[i, j] = L(theta + x[i] d1 + y[j] d2), (nx, ny).
+
+    Raises:
+        As `line`.
+    """
+    axes = {"x": make_axis(x, "x"), "y": make_axis(y, "y")}
+    vectors, infos = _directions(land, {"d1": d1, "d2": d2})
+    base, given = _centre(land, theta)
+    coefficients = np.stack(_mesh(axes), axis=1)
+    question = _Question("plane", axes, coefficients, base, vectors, infos, np.zeros((1, 2)), given)
+    result = _answer(land, question, metrics, path, progress)
+    assert isinstance(result, Surface)
+    return result
+
+
+def interpolate(
+    land: Landscape,
+    vertices: Sequence[Any],
+    x: Axis | None = None,
+    y: Axis | None = None,
+    *,
+    path: Path | None = None,
+    metrics: Metrics = ("loss",),
+    progress: bool = True,
+) -> Curve | Surface:
+    """L between two, three or four solutions; exact at the solutions themselves.
+
+    Two: theta(alpha) = (1 - alpha) theta0 + alpha theta1, by default alpha in [-0.5, 1.5] with 401
+        points
+    (Goodfellow et al. 2015); the Curve gives `barrier`, `basin_width` and `distance`.
+    Three, barycentric: weights (1 - alpha, alpha beta, alpha (1 - beta)); `Surface.triangle` lays
+        it out.
+    Four, bilinear: theta0..theta3 sit at (alpha, beta) = (1,1), (0,1), (1,0), (0,0) (Im et al.
+        2016).
+
+    Args:
+        vertices: 2, 3 or 4 of: state_dict, module, Direction, tensor or array (n,).
+        x: alpha; y: beta, for three and four vertices: (min, max, n) or increasing arrays, by
+            default (0, 1, 25) each.
+        The others are those of `line`.
+
+    Returns:
+        A Curve of kind "interpolation", or a Surface of kind "barycentric" or "bilinear". `info`
+        holds the vertices' losses and distances, and a note where BatchNorm statistics stay those
+        of the model.
+
+    Raises:
+        As `line`.
+    """
+    try:
+        given = [] if isinstance(vertices, str | Mapping) else list(vertices)
+    except TypeError:
+        given = []
+    if not 2 <= len(given) <= 4:
+        got = f"{len(given)} of them" if given else repr(type(vertices).__name__)
+        raise InvalidArgument(f"vertices: expected a sequence of 2, 3 or 4 solutions, got {got}")
+    if len(given) == 2 and y is not None:
+        raise InvalidArgument(f"y: expected None for two vertices, got {y!r}")
+    dtype, device = land.theta.dtype, land.theta.device
+    solutions = torch.stack(
+        [land.layout.vector(v, f"vertices[{i}]", dtype, device) for i, v in enumerate(given)]
+    )
+    default = BETWEEN_TWO if len(given) == 2 else BETWEEN_MORE
+    axes = {"x": make_axis(default if x is None else x, "x")}
+    if len(given) > 2:
+        axes["y"] = make_axis(default if y is None else y, "y")
+    mesh = _mesh(axes)
+    if len(given) == 2:
+        kind, weights = "interpolation", np.stack([1.0 - mesh[0], mesh[0]], axis=1)
+    elif len(given) == 3:
+        kind, weights = "barycentric", barycentric_weights(*mesh)
+    else:
+        kind, weights = "bilinear", bilinear_weights(*mesh)
+    infos = [{"kind": "vertex", "index": i} for i in range(len(given))]
+    base = torch.zeros_like(solutions[0])
+    question = _Question(kind, axes, weights, base, solutions, infos, np.eye(len(given)), True)
+    return _answer(land, question, metrics, path, progress)
+
+
+def make_axis(axis: Axis, name: str) -> Array:
+    """(min, max, n) or an increasing array, as (n,) float64; a range through 0 holds 0 exactly if 0
+    is one of its evenly spaced points.
+
+    Raises:
+        InvalidArgument: anything else, also three numbers in a list, which could mean either.
+    """
+    expected = (
+        f"{name}: expected (min, max, n) with min < max and n >= 2, or min == max and n = 1, or an "
+        "increasing 1-D array"
+    )
+    if isinstance(axis, list) and len(axis) == 3 and isinstance(axis[2], int):
+        raise InvalidArgument(
+            f"{expected}; got {axis!r}, which could be either: use a tuple or a NumPy array"
+        )
+    if not isinstance(axis, tuple):
+        if isinstance(axis, torch.Tensor):
+            axis = axis.detach().cpu().numpy()
+        return check_axis(axis, name)
+    try:
+        low, high, count = axis
+        low, high, n = float(low), float(high), operator.index(count)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InvalidArgument(f"{expected}; got {axis!r}") from error
+    sane = np.isfinite(high - low) and ((low < high and n >= 2) or (low == high and n == 1))
+    if not sane or isinstance(count, bool):
+        raise InvalidArgument(f"{expected}; got {axis!r}")
+    points = np.linspace(low, high, n)
+    if low < 0.0 < high:  # the rounding of linspace, which may miss 0
+        points[np.abs(points) <= 4 * np.finfo(np.float64).eps * max(-low, high)] = 0.0
+    return check_axis(points, name)
+
+
+@dataclass(frozen=True)
+class _Question:
+    """L(base + C D): what one call asks.
+
+    axes: name -> (n,); coefficients: (G, k), the grid in row-major order; base: (n,); vectors: (k,
+        n), one
+    info each; marks: (v, k), the coefficients of the centre or of the vertices, whose loss is
+    recorded too; own_base: the base is not the model's own theta.
+    """
+
+    kind: str
+    axes: dict[str, Array]
+    coefficients: Array
+    base: torch.Tensor
+    vectors: torch.Tensor
+    infos: Sequence[Mapping[str, Any]]
+    marks: Array
+    own_base: bool
+
+    @property
+    def between(self) -> bool:
+        return self.kind not in ("line", "plane")
+
+
+def _answer(
+    land: Landscape, asked: _Question, metrics: Metrics, path: Path | None, progress: bool
+) -> Curve | Surface:
+    """Evaluate, or resume, or load; write the file if there is a path."""
+    chosen, names = with_loss(metrics)
+    request = build(land, asked.kind, asked.axes, chosen, asked.base, asked.vectors, asked.infos)
+    rows, at = _with_marks(asked.coefficients, asked.marks)
+
+    def run(journal: Journal | None) -> Curve | Surface:
+        started = time.perf_counter()
+        resumed = 0 if journal is None else int(journal.done.sum())
+        values = sweep(
+            rows, names, lambda: land.prepare(asked.vectors, metrics=chosen, theta=asked.base),
+            journal=journal, progress=progress, label=asked.kind,
+        )  # fmt: skip
+        shape = tuple(axis.size for axis in asked.axes.values())
+        size = int(np.prod(shape))
+        found = {name: values[:size, i].reshape(shape) for i, name in enumerate(names)}
+        bad = int((~np.isfinite(values[:size])).any(axis=1).sum())
+        seconds = time.perf_counter() - started
+        info = _info(land, asked, request, values[at, 0].tolist())
+        info |= {"nonfinite": bad, "seconds": seconds, "resumed": resumed}
+        more: dict[str, Any] = {
+            "metrics": found,
+            "info": jsonable(info, "info"),
+            "kind": asked.kind,
+        }
+        axes = list(asked.axes.values())
+        return Curve(axes[0], **more) if len(axes) == 1 else Surface(axes[0], axes[1], **more)
+
+    if path is None:
+        return run(None)
+    target = files.target_of(path)
+    beside = target.with_name(target.name + SUFFIX)
+    there = files.finished(target, request)
+    if there is not None:
+        if beside.exists():
+            _drop_stale(beside, request, names, len(rows))
+        return there
+    with Journal(beside, request, names, len(rows)) as journal:
+        there = files.finished(target, request)  # another process may have finished it just now
+        if there is None:
+            there = run(journal)
+            _save(there, target, journal)
+        journal.remove()
+    return there
+
+
+def _save(result: Curve | Surface, target: Any, journal: Journal) -> None:
+    try:
+        journal.sync()
+        result.save(target)
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"{error.strerror}: could not write the finished result; all of its points are kept in "
+            f"{journal.path}. Make room and repeat the same call",
+            str(target),
+        ) from error
+
+
+def _drop_stale(path: Any, request: dict[str, Any], names: Sequence[str], total: int) -> None:
+    """Remove the journal of a finished result, left by a process killed between the two steps."""
+    try:
+        Journal(path, request, names, total).remove()
+    except (PylandscapeError, OSError):
+        return  # in use, or another request's
+
+
+def _info(
+    land: Landscape, asked: _Question, request: dict[str, Any], mark_losses: list[float]
+) -> dict[str, Any]:
+    report = land.engine_report()
+    norms = [float(torch.linalg.vector_norm(v, dtype=torch.float64)) for v in asked.vectors]
+    info: dict[str, Any] = {
+        "format": FORMAT,
+        "request": request,
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "versions": request.get("versions"),
+        "engine": land.engine,
+        "engine_reason": getattr(report, "reason", None),
+        "bn": land.bn,
+        "has_batchnorm": land.has_batchnorm,
+        "dtype": str(asked.base.dtype).removeprefix("torch."),
+        "n_params": land.n_params,
+        "notes": [],
+    }
+    if asked.between:
+        info["vertex_losses"] = mark_losses
+        info["vertex_norms"] = norms
+        distances = _distances(asked.vectors)
+        info["vertex_distances"] = distances
+        if asked.kind == "barycentric":
+            info["vertex_positions"] = triangle_layout(distances)
+        if land.has_batchnorm and land.bn == "eval":
+            info["notes"].append(BATCHNORM_NOTE)
+    else:
+        info["center_loss"] = mark_losses[0]
+        info["model_loss"] = None if asked.own_base else land.model_loss()
+        info["direction_norms"] = norms
+        info["direction_cosine"] = _cosine(asked.vectors, norms)
+        info["theta_norm"] = float(torch.linalg.vector_norm(asked.base, dtype=torch.float64))
+    return info
+
+
+def _directions(
+    land: Landscape, given: dict[str, Any]
+) -> tuple[torch.Tensor, list[dict[str, Any]]]:
+    """(k, n) vectors and their infos, one per argument."""
+    parts, infos = [], []
+    for name, direction in given.items():
+        vectors, found = as_directions(land, direction, name)
+        if len(vectors) != 1:
+            raise InvalidArgument(f"{name}: expected one direction (n,), got {len(vectors)}")
+        parts.append(vectors)
+        infos += found
+    return torch.cat(parts), infos
+
+
+def _centre(land: Landscape, theta: Any) -> tuple[torch.Tensor, bool]:
+    """The base of a line or plane, and whether it is not the model's own."""
+    if theta is None:
+        return land.theta, False
+    return land.layout.vector(theta, "theta", land.theta.dtype, land.theta.device), True
+
+
+def _mesh(axes: dict[str, Array]) -> list[Array]:
+    """Every axis at every grid point, (G,) each, the last axis fastest."""
+    return [a.ravel() for a in np.meshgrid(*axes.values(), indexing="ij")]
+
+
+def _with_marks(coefficients: Array, marks: Array) -> tuple[Array, list[int]]:
+    """The rows to evaluate, with the marks that the grid misses appended, and the marks' row
+    numbers."""
+    rows = len(coefficients)
+    at: list[int] = []
+    extra: list[Array] = []
+    for mark in marks:
+        found = np.flatnonzero((coefficients == mark).all(axis=1))
+        if found.size:
+            at.append(int(found[0]))
+        else:
+            at.append(rows + len(extra))
+            extra.append(mark)
+    return np.concatenate([coefficients, np.reshape(extra, (len(extra), marks.shape[1]))]), at
+
+
+def _distances(vectors: torch.Tensor) -> Array:
+    """(v, v) ‖theta_i - theta_j‖, differences and sums in float64."""
+    v = len(vectors)
+    out = np.zeros((v, v))
+    for i in range(v):
+        for j in range(i):
+            out[i, j] = out[j, i] = float(
+                torch.linalg.vector_norm(vectors[i].double() - vectors[j].double())
+            )
+    return out
+
+
+def _cosine(vectors: torch.Tensor, norms: list[float]) -> float | None:
+    if len(norms) != 2 or not norms[0] * norms[1] > 0.0:
+        return None
+    return float(torch.dot(vectors[0].double(), vectors[1].double())) / (norms[0] * norms[1])

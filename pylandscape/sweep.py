@@ -1,0 +1,101 @@
+"""Evaluating many points in chunks, with a progress bar, a journal and an ear for Ctrl-C.
+
+Chunks aim at a fifth of a second, so that an interrupt is heard and a kill costs little; the
+engine's values do not depend on how the points are cut into chunks.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+from tqdm import tqdm
+
+from .journal import Journal
+from .results import Array
+
+CHUNK_SECONDS = 0.2
+MAX_GROWTH = 16  # of one chunk over the one before: the first points of a run are slow to evaluate
+BAR_DELAY = 0.5  # seconds before the bar appears
+
+log = logging.getLogger("pylandscape")
+
+Evaluate = Callable[[Array], dict[str, Array]]
+
+
+def sweep(
+    coefficients: Array,
+    names: Sequence[str],
+    prepare: Callable[[], Evaluate],
+    *,
+    journal: Journal | None = None,
+    progress: bool = True,
+    label: str = "",
+) -> Array:
+    """Metrics at every row of the coefficients.
+
+    Args:
+        coefficients: (G, k) float64.
+        names: the m metrics' keys.
+        prepare: gives the function (g, k) -> {name: (g,)}; called only if there is something to
+            compute.
+        journal: supplies the points that it holds and gets the others as they come.
+        progress: show a bar on stderr.
+        label: the bar's text.
+
+    Returns:
+        (G, m) float64.
+
+    Raises:
+        KeyboardInterrupt, or what evaluating raises: the journal keeps what is done, and the log
+        says so.
+        OSError: the journal cannot be written.
+    """
+    total = len(coefficients)
+    values = journal.values if journal is not None else np.full((total, len(names)), np.nan)
+    done = journal.done if journal is not None else np.zeros(total, dtype=bool)
+    kept = int(done.sum())
+    if kept == total:
+        return values
+    with tqdm(
+        total=total, initial=kept, desc=label, unit="pt", disable=not progress, delay=BAR_DELAY
+    ) as bar:
+        try:
+            evaluate = prepare()
+            size = 1
+            for begin, end in missing(done):
+                while begin < end:
+                    stop = min(begin + size, end)
+                    started = time.perf_counter()
+                    found = evaluate(coefficients[begin:stop])
+                    seconds = time.perf_counter() - started
+                    block = np.stack([found[name] for name in names], axis=1)
+                    if journal is not None:
+                        journal.append(begin, block)
+                    else:
+                        values[begin:stop] = block
+                    bar.update(stop - begin)
+                    size = next_size(stop - begin, seconds)
+                    begin = stop
+        except BaseException as error:
+            if journal is not None and journal.done.any():
+                log.warning(
+                    "stopped by %s: %d of %d points are kept in %s; the same call continues there",
+                    type(error).__name__, int(journal.done.sum()), total, journal.path,
+                )  # fmt: skip
+            raise
+    return values
+
+
+def next_size(size: int, seconds: float) -> int:
+    """How many points the next chunk takes, after `size` points took `seconds`."""
+    aim = size * CHUNK_SECONDS / max(seconds, 1e-9)
+    return max(1, int(min(aim, size * MAX_GROWTH)))
+
+
+def missing(done: np.ndarray) -> Iterator[tuple[int, int]]:
+    """The runs [begin, end) of points that are not done."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[True], done, [True]]).astype(np.int8)))
+    yield from zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True)

@@ -1,0 +1,51 @@
+"""Landscapes with known answers, for the tests of grids, files and journals."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import nn
+
+from pylandscape.landscape import Landscape
+
+
+class Point(nn.Module):
+    """A model that is nothing but its parameters."""
+
+    def __init__(self, theta: np.ndarray) -> None:
+        super().__init__()
+        self.theta = nn.Parameter(torch.as_tensor(theta, dtype=torch.float64))
+
+
+def scalar_landscape(f, theta) -> Landscape:
+    """L(theta) = f(theta), f on float64 tensors (n,)."""
+    return Landscape(
+        Point(np.asarray(theta)), objective=lambda m, _: f(m.theta), data=[torch.zeros(1)]
+    )
+
+
+def quadratic(curvature, theta=None) -> Landscape:
+    """L(theta) = sum_i curvature_i theta_i^2 / 2, centred at `theta` (default 0)."""
+    a = torch.as_tensor(curvature, dtype=torch.float64)
+    return scalar_landscape(
+        lambda t: 0.5 * (a * t * t).sum(), np.zeros(len(a)) if theta is None else theta
+    )
+
+
+def classifier(seed: int = 0, dtype: torch.dtype = torch.float32) -> Landscape:
+    """A small tanh MLP with cross-entropy on 40 random points."""
+    gen = torch.Generator().manual_seed(seed)
+    model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)).to(dtype)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(torch.randn(p.shape, generator=gen, dtype=torch.float64))
+    x = torch.randn(40, 4, generator=gen, dtype=torch.float64).to(dtype)
+    y = torch.randint(0, 3, (40,), generator=gen)
+    return Landscape(model, nn.CrossEntropyLoss(), (x, y), engine="torch")
+
+
+def directions(land: Landscape, count: int, seed: int = 1) -> torch.Tensor:
+    gen = torch.Generator().manual_seed(seed)
+    return torch.randn(count, land.n_params, generator=gen, dtype=torch.float64).to(
+        land.theta.dtype
+    )
