@@ -26,7 +26,7 @@ BAD_INPUT, INTERRUPTED = 2, 130
 FACTS = (
     "model_loss", "engine", "engine_reason", "seconds", "dtype", "bn", "loss", "n_params",
     "theta_norm", "direction_norms", "direction_cosine", "created", "versions",
-    "layout_digest", "theta_digest", "data_digest",
+    "instruction_set", "layout", "theta", "data", "notes",
 )  # fmt: skip
 PICTURES = "contour, filled, heat, surface (3-D), line"
 NORMALIZATIONS = ("filter", "layer", "model", "weight", "dfilter", "dlayer", "none")

@@ -7,6 +7,8 @@ import math
 import os
 import pickle
 import sys
+import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -96,10 +98,12 @@ def read_state(path: str | Path, option: str = "--checkpoint") -> dict[str, Tens
     if not Path(path).is_file():
         raise InvalidArgument(f"{option}: no file {str(path)!r}")
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():  # about the pickle protocol of a file we refuse anyway
+            warnings.simplefilter("ignore")
+            found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "weights_only" not in str(error) and "Unsupported" not in str(error):
-            raise InvalidArgument(f"{option}: {path} is not a torch checkpoint: {error}") from error
+        if not _is_pickle(path):
+            raise InvalidArgument(f"{option}: {path} is not a torch checkpoint") from error
         raise InvalidArgument(
             f"{option}: {path} needs pickle: it holds more than tensors, and reading it would run "
             'code that it brings. Where you trust it, save its tensors: python -c "import torch; '
@@ -199,6 +203,12 @@ def named(reference: str, option: str) -> Any:
         return reference
     found = find(reference, option)
     return found() if isinstance(found, type) and issubclass(found, nn.Module) else found
+
+
+def _is_pickle(path: str | Path) -> bool:
+    """Whether a file looks like torch.save's (a zip) or like a plain pickle (protocol 2 and up)."""
+    with open(path, "rb") as file:
+        return zipfile.is_zipfile(path) or file.read(1) == b"\x80"
 
 
 def _is_state(obj: Any) -> bool:

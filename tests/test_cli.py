@@ -1,0 +1,310 @@
+"""The command line, end to end on a user's own module in the current directory."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from pylandscape import cli
+from pylandscape.cli_inputs import parse_axis, parse_names, read_state
+from pylandscape.errors import InvalidArgument
+
+MODULE = """
+import torch
+from torch import nn
+
+def model():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))
+
+def normed():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3))
+
+def data():
+    g = torch.Generator().manual_seed(1)
+    return torch.randn(40, 4, generator=g), torch.randint(0, 3, (40,), generator=g)
+
+def broken():
+    raise RuntimeError("the data is on another disk")
+
+def not_a_model():
+    return 3
+
+def norm(model, batch):
+    return sum((p ** 2).sum() for p in model.parameters()) + 0 * model(batch[0]).sum()
+
+def entropy(outputs, target):
+    p = outputs.softmax(1)
+    return float(-(p * p.log()).sum(1).mean())
+
+def slow(model, batch):
+    import time
+    time.sleep(0.02)
+    return model(batch[0]).square().mean()
+"""
+MODEL = ["--model", "mine:model", "--data", "mine:data", "--no-progress"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "mine.py").write_text(MODULE)
+    namespace: dict = {}
+    exec(MODULE, namespace)
+    model = namespace["model"]()
+    torch.save(model.state_dict(), tmp_path / "a.pt")
+    with torch.no_grad():
+        for p in model.parameters():
+            p += 0.3
+    wrapped = {f"module.{k}": v for k, v in model.state_dict().items()}
+    torch.save({"epoch": 3, "state_dict": wrapped}, tmp_path / "b.pt")
+    torch.save({"model": {k: 2 * v for k, v in model.state_dict().items()}}, tmp_path / "c.pt")
+    torch.save(model, tmp_path / "pickled.pt")
+    return tmp_path
+
+
+def environ() -> dict[str, str]:
+    """For a process in another folder: this pylandscape importable, one thread."""
+    package = str(Path(cli.__file__).parents[1])
+    paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+
+
+def run(folder: Path, *arguments: str, code: int = 0) -> subprocess.CompletedProcess:
+    environment = environ()
+    done = subprocess.run(
+        [sys.executable, "-m", "pylandscape", *arguments],
+        cwd=folder, env=environment, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == code, done.stderr + done.stdout
+    return done
+
+
+def in_process(folder: Path, monkeypatch, capsys, *arguments: str) -> tuple[int, str, str]:
+    """The same without a new process, for the many small cases."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p])
+    sys.modules.pop("mine", None)
+    code = cli.main(arguments)
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+
+def test_plane_writes_a_file_and_a_picture_and_says_what_ran(folder):
+    done = run(
+        folder, "plane", *MODEL, "--checkpoint", "a.pt", "--x=-1:1:7", "--y=-0.5:0.5:5",
+        "--metrics", "loss,accuracy", "--out", "s.h5", "--plot", "s.png", "--plot", "s.pdf",
+    )  # fmt: skip
+    assert "engine" in done.stdout
+    assert "sanity: OK" in done.stdout
+    assert "loss at 0 is the model's own loss" in done.stdout
+    assert "written    s.h5" in done.stdout
+    with h5py.File(folder / "s.h5") as file:
+        assert file["train_loss"].shape == (5, 7)
+        assert np.isfinite(file["train_loss"][:]).all()
+    for name in ("s.png", "s.pdf"):
+        assert (folder / name).stat().st_size > 2000
+    again = run(folder, "info", "s.h5")
+    assert "direction 1" in again.stdout
+    assert "filter" in again.stdout
+    assert "sanity: OK" in again.stdout
+    (folder / "path.csv").write_text("0.5,0.2\n0.1,0.1\n0,0\n")
+    run(folder, "plot", "s.h5", "--kind", "filled", "--log", "--trajectory", "path.csv",
+        "--levels", "1.2,1.5,2", "--out", "p.png")  # fmt: skip
+    assert (folder / "p.png").stat().st_size > 2000
+
+
+def test_line_and_several_curves_in_one_picture(folder, monkeypatch, capsys):
+    for seed in ("0", "1"):
+        code, out, err = in_process(
+            folder, monkeypatch, capsys, "line", *MODEL, "--seed", seed, "--x=-1:1:9",
+            "--out", f"l{seed}.h5", "--metrics", "loss", "--metrics", "accuracy,mine:entropy",
+        )  # fmt: skip
+        assert code == 0, err
+        assert "also accuracy, entropy" in out
+    code, out, err = in_process(
+        folder, monkeypatch, capsys, "plot", "l0.h5", "l1.h5", "--out", "both.png", "--title", "two"
+    )
+    assert code == 0, err
+    assert (folder / "both.png").stat().st_size > 2000
+
+
+@pytest.mark.parametrize(
+    ("others", "axes", "kind"),
+    [
+        (["b.pt"], ["--x=-0.5:1.5:9"], "interpolation"),
+        (["b.pt", "c.pt"], ["--x=0:1:4", "--y=0:1:5"], "barycentric"),
+        (["b.pt", "c.pt", "a.pt"], ["--x=0:1:4", "--y=0:1:5"], "bilinear"),
+    ],
+)
+def test_interpolate_between_checkpoints(folder, monkeypatch, capsys, others, axes, kind):
+    to = [word for path in others for word in ("--to", path)]
+    code, out, err = in_process(
+        folder, monkeypatch, capsys, "interpolate", *MODEL, "--checkpoint", "a.pt", *to, *axes,
+        "--out", "i.h5", "--plot", "i.png",
+    )  # fmt: skip
+    assert code == 0, err
+    assert kind in out
+    assert "sanity: OK" in out
+    assert (folder / "i.png").stat().st_size > 2000
+
+
+def test_objectives_and_parameter_subsets(folder, monkeypatch, capsys):
+    code, out, err = in_process(
+        folder, monkeypatch, capsys, "line", "--model", "mine:model", "--data", "mine:data",
+        "--objective", "mine:norm", "--params", "0.*", "--normalize", "none", "--ignore", "none",
+        "--x=-1:1:5", "--no-progress", "--dtype", "float64", "--plot", "o.svg",
+    )  # fmt: skip
+    assert code == 0, err
+    assert "30 parameters" in out
+    assert "torch" in out
+
+
+def test_info_of_a_model_lists_the_layout_and_the_engine(folder, monkeypatch, capsys):
+    code, out, _ = in_process(
+        folder, monkeypatch, capsys, "info", "--model", "mine:normed", "--data", "mine:data"
+    )
+    assert code == 0
+    assert "1.weight" in out
+    assert "norm" in out
+    assert "engine" in out
+    code, out, _ = in_process(folder, monkeypatch, capsys, "info", "--model", "mine:model")
+    assert code == 0
+    assert "n = 51" in out
+
+
+BAD = [
+    (["--model", "mine"], "--model: expected package.module:name, got 'mine'"),
+    (["--model", "nothing_here:f"], "--model: no module 'nothing_here'"),
+    (["--model", "mine:nope"], "--model: mine has no 'nope'"),
+    (["--model", "mine:not_a_model"], "to return a torch.nn.Module, got int"),
+    (["--data", "mine:broken"], "--data: mine:broken() raised RuntimeError: the data is on"),
+    (["--checkpoint", "none.pt"], "--checkpoint: no file 'none.pt'"),
+    (["--checkpoint", "mine.py"], "--checkpoint: mine.py is not a torch checkpoint"),
+    (["--checkpoint", "pickled.pt"], "pickled.pt needs pickle"),
+    (["--checkpoint", "a.pt", "--model", "mine:normed"], "is not of this model: missing"),
+    (["--x=1:-1:5"], "--x: expected min:max:n with min < max"),
+    (["--loss", "hinge"], "hinge"),
+    (["--bn", "sometimes"], "sometimes"),
+    (["--params", "encoder.*"], "encoder.*"),
+    (["--metrics", "f1"], "f1"),
+    (["--threads", "0"], "--threads: expected at least 1, got 0"),
+    (["--out", "no/such/s.h5"], "no such folder 'no/such'"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "message"), BAD, ids=[b[0][-1] for b in BAD])
+def test_bad_input_is_one_line_on_stderr_and_exit_2(folder, monkeypatch, capsys, change, message):
+    code, _, err = in_process(
+        folder, monkeypatch, capsys, "line", *MODEL, "--x=-1:1:5", "--out", "s.h5", *change
+    )
+    assert code == 2
+    assert message in err
+    assert len(err.strip().splitlines()) == 1
+    assert "Traceback" not in err
+
+
+def test_debug_shows_the_traceback(folder, monkeypatch, capsys):
+    code, _, err = in_process(folder, monkeypatch, capsys, "info", "none.h5", "--debug")
+    assert code == 2
+    assert "Traceback" in err
+
+
+@pytest.mark.parametrize("arguments", [[], ["fly"], ["plane"], ["plot", "s.h5"]])
+def test_bad_usage_exits_with_2(folder, arguments):
+    done = run(folder, *arguments, code=2)
+    assert "usage: pylandscape" in done.stderr
+
+
+def test_nothing_to_write_is_refused_before_computing(folder, monkeypatch, capsys):
+    code, _, err = in_process(folder, monkeypatch, capsys, "line", *MODEL)
+    assert code == 2
+    assert "--out FILE.h5 or --plot" in err
+
+
+def test_files_that_are_not_results_are_refused(folder, monkeypatch, capsys):
+    (folder / "x.h5").write_bytes(b"not hdf5")
+    for command in (["info", "x.h5"], ["plot", "x.h5", "--out", "x.png"], ["info", "none.h5"]):
+        code, _, err = in_process(folder, monkeypatch, capsys, *command)
+        assert code == 2
+        assert len(err.strip().splitlines()) == 1
+        assert ".h5" in err
+
+
+def test_another_request_does_not_resume_a_file(folder, monkeypatch, capsys):
+    line = ["line", *MODEL, "--x=-1:1:5", "--out", "s.h5"]
+    assert in_process(folder, monkeypatch, capsys, *line)[0] == 0
+    code, _, err = in_process(folder, monkeypatch, capsys, *line, "--seed", "7")
+    assert code == 2
+    assert "s.h5" in err
+
+
+def test_interrupt_exits_with_130_and_the_same_command_goes_on(folder):
+    command = [
+        "line", "--model", "mine:model", "--data", "mine:data", "--objective", "mine:slow",
+        "--x=-1:1:201", "--no-progress", "--out", "s.h5",
+    ]  # fmt: skip
+    environment = environ()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pylandscape", *command],
+        cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    process.stdout.readline()  # the engine line: the grid begins
+    time.sleep(1.5)
+    process.send_signal(signal.SIGINT)
+    start = time.monotonic()
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert time.monotonic() - start < 3
+    assert "interrupted" in err
+    assert "pylandscape line --model mine:model" in err
+    assert "Traceback" not in err
+    done = run(folder, *command)
+    assert "written    s.h5" in done.stdout
+    with h5py.File(folder / "s.h5") as file:
+        assert np.isfinite(file["train_loss"][:]).all()
+
+
+def test_checkpoints_are_read_in_every_usual_form(folder):
+    plain = read_state(folder / "a.pt")
+    assert set(plain) == set(read_state(folder / "b.pt")) == set(read_state(folder / "c.pt"))
+    torch.save({"best": torch.tensor(0.9), "model_state_dict": plain}, folder / "d.pt")
+    assert set(read_state(folder / "d.pt")) == set(plain)
+    torch.save({"epoch": 3}, folder / "e.pt")
+    with pytest.raises(InvalidArgument, match="a dict with epoch"):
+        read_state(folder / "e.pt")
+    torch.save([1, 2], folder / "f.pt")
+    with pytest.raises(InvalidArgument, match="got list"):
+        read_state(folder / "f.pt")
+
+
+def test_reading_a_pickled_checkpoint_runs_none_of_its_code(folder):
+    class Trap:
+        def __reduce__(self):
+            return (os.mkdir, (str(folder / "sprung"),))
+
+    torch.save({"state_dict": Trap()}, folder / "trap.pt")
+    with pytest.raises(InvalidArgument, match="needs pickle"):
+        read_state(folder / "trap.pt")
+    assert not (folder / "sprung").exists()
+
+
+def test_axes_and_names():
+    assert parse_axis("-1:1:51", "--x") == (-1.0, 1.0, 51)
+    assert parse_axis("0:0:1", "--x") == (0.0, 0.0, 1)
+    for bad in ("1", "0:1", "0:1:5:9", "a:b:c", "0:1:1", "0:inf:5", "0:0:5"):
+        with pytest.raises(InvalidArgument, match="--x: expected min:max:n"):
+            parse_axis(bad, "--x")
+    assert parse_names(["a,b", "c"]) == ("a", "b", "c")
+    assert parse_names(["none"]) == ()
+    assert parse_names(None) == ()
