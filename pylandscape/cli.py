@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shlex
 import sys
 import time
@@ -28,6 +29,7 @@ FACTS = (
     "theta_norm", "direction_norms", "direction_cosine", "created", "versions",
     "instruction_set", "layout", "theta", "data", "notes",
 )  # fmt: skip
+DIGEST = re.compile(r"[0-9a-f]{64}")
 PICTURES = "contour, filled, heat, surface (3-D), line"
 NORMALIZATIONS = ("filter", "layer", "model", "weight", "dfilter", "dlayer", "none")
 
@@ -250,10 +252,10 @@ def describe(result: Curve | Surface, path: str) -> str:
         if axis is not None:
             lines.append(f"  {name:<18}{axis[0]:g} to {axis[-1]:g}, {len(axis)} points")
     for key in FACTS:
-        if facts.get(key) is not None:
+        if facts.get(key) not in (None, [], {}):
             lines.append(f"  {key:<18}{_short(facts[key])}")
     for k, direction in enumerate(facts.get("directions") or []):
-        shown = {n: v for n, v in direction.items() if "digest" not in n}
+        shown = {n: v for n, v in direction.items() if n not in ("digest", "layout")}
         lines.append(f"  {f'direction {k + 1}':<18}{_short(shown)}")
     lines.append(str(result.check()))
     return "\n".join(lines)
@@ -386,11 +388,11 @@ def _short(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     if isinstance(value, dict):
-        return ", ".join(f"{k} {_short(v)}" for k, v in value.items())
+        return ", ".join(f"{k} {_short(v)}" for k, v in value.items() if v is not None)
     if isinstance(value, (list, tuple)):
         return ", ".join(map(_short, value))
     text = str(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+    return f"{text[:16]}..." if DIGEST.fullmatch(text) else text
 
 
 def _failed(error: BaseException, options: argparse.Namespace, prefix: str = "") -> int:

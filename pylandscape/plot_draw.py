@@ -19,7 +19,6 @@ SHADE = 0.35  # how much darker than its colour a cell can get
 MAX_TICKS = 7
 # Of the axes' range: contour labels nearer to the frame, or to each other, are left out.
 LABEL_BORDER, LABEL_SPACE = 0.025, 0.075
-ROOM = 0.14  # of its width, around a triangle, for the names of its vertices
 TRACK_COLOUR = "#D55E00"
 
 
@@ -104,10 +103,8 @@ def finish_flat(ax: Any, kind: str, view: View, values: Array) -> None:
     if view.corners is not None:
         closed = np.concatenate([view.corners, view.corners[:1]])
         ax.plot(closed[:, 0], closed[:, 1], color="black", linewidth=0.6, zorder=5, gid="outline")
-        for low, high, limits in zip(
-            closed.min(axis=0), closed.max(axis=0), (ax.set_xlim, ax.set_ylim), strict=True
-        ):
-            limits(low - ROOM * np.ptp(closed[:, 0]), high + ROOM * np.ptp(closed[:, 0]))
+        left, right, bottom, top = view.frame()
+        ax.set(xlim=(left, right), ylim=(bottom, top))
         ax.spines[["top", "right"]].set_visible(False)
 
 

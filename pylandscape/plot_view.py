@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 # (x, y) = (alpha, beta) of the vertices, in order.
 BILINEAR_CORNERS = np.array([(1.0, 1.0), (0.0, 1.0), (1.0, 0.0), (0.0, 0.0)])
 TRIANGLE_CORNERS = np.array([(0.0, 0.0), (1.0, 1.0), (1.0, 0.0)])
+ROOM = 0.14  # of its width, around a triangle, for the names of its vertices
+# Of a column-wide figure: labels and ticks of one axis; a colour bar with its labels.
+LABEL_SHARE, BAR_SHARE = 0.17, 0.14
 FLAT_TRIANGLE = 1e-3  # height over longest side below which a true layout would be a line
 
 
@@ -55,6 +58,22 @@ class View:
         """Drawn positions of the grid's points: px, py (nx, ny)."""
         placed = self.place(np.stack(np.meshgrid(self.x, self.y, indexing="ij"), axis=-1))
         return placed[..., 0], placed[..., 1]
+
+    def frame(self) -> tuple[float, float, float, float]:
+        """Drawn limits (left, right, bottom, top), with room for the names around a triangle."""
+        if self.corners is None:
+            return float(self.x[0]), float(self.x[-1]), float(self.y[0]), float(self.y[-1])
+        (left, bottom), (right, top) = self.corners.min(axis=0), self.corners.max(axis=0)
+        room = ROOM * (right - left)
+        return left - room, right + room, bottom - room, top + room
+
+    def height(self, bar: bool) -> float:
+        """Height over width of a figure that the picture fills, with or without a colour bar."""
+        if not self.equal:
+            return 0.8
+        left, right, bottom, top = self.frame()
+        share = 1.0 - LABEL_SHARE - (BAR_SHARE if bar else 0.0)
+        return float(np.clip(share * (top - bottom) / (right - left) + LABEL_SHARE, 0.5, 1.2))
 
     def cells(self, bad: Any, around: bool) -> Array:
         """Quadrilaterals (m, 4, 2), in drawn coordinates, that bad points (nx, ny) spoil.

@@ -126,17 +126,19 @@ def plot_surface(
     names = view.names if vertices is None and labels else ()
     scale = Scale.of(values, log=log, offset=offset, vmin=vmin, vmax=vmax)
     solid = kind == "surface"
+    bar = kind in ("filled", "heat") if colorbar is None else colorbar
     if ax is not None and solid != (ax.name == "3d"):
         raise InvalidArgument(
             f"ax: expected {'a 3-D' if solid else 'a flat'} Axes for kind {kind!r}, got {ax.name!r}"
         )
 
-    def height(points: Array) -> Array | None:
+    def height_at(points: Array) -> Array | None:
         return draw.heights(view, values, scale, clip, points) if solid else None
 
     with own_style(ax is None):
         if ax is None:
-            ax = new_axes(projection="3d" if solid else None, height=0.85)
+            height = 0.85 if solid else view.height(bar)
+            ax = new_axes(projection="3d" if solid else None, height=height)
         at = draw.ticks(scale, values)
         if solid:
             artist = draw.draw_sheet(ax, view, values, scale, clip, cmap)
@@ -150,15 +152,14 @@ def plot_surface(
         if not solid:
             draw.finish_flat(ax, kind, view, values)
         if track is not None and len(track):
-            draw.draw_track(ax, view, track, height(track))
+            draw.draw_track(ax, view, track, height_at(track))
         if len(marks):
-            draw.draw_marks(ax, view, marks, height(marks), names)
+            draw.draw_marks(ax, view, marks, height_at(marks), names)
         ax.set_xlabel(view.xlabel if xlabel is None else xlabel)
         ax.set_ylabel(view.ylabel if ylabel is None else ylabel)
         name = metric_label(metric)
         if solid:
             draw.finish_sheet(ax, scale, name, at)
-        bar = kind in ("filled", "heat") if colorbar is None else colorbar
         if bar:
             draw.draw_colorbar(ax, artist, kind, scale, name, at)
         bad = not np.isfinite(values).all()
