@@ -1,8 +1,9 @@
 """Captures a module's forward pass as a graph of plain torch calls.
 
 ``torch.fx`` traces through every submodule (milliseconds); where it cannot (control flow on values,
-custom Python), ``torch.export`` is tried (seconds the first time). Nothing here is trusted: the
-lowered program is compared with the module itself before it is used (engine_native.py).
+custom Python) or where its graph is not the module (``h += 1`` under an alias), ``torch.export`` is
+tried (up to seconds the first time). Nothing here is trusted: the lowered program is compared with
+the module itself before it is used (engine_native.py).
 """
 
 from __future__ import annotations
@@ -18,13 +19,17 @@ from torch.nn.utils import parametrize
 from .errors import NotLowered
 
 
+# Modules whose own Python code fx cannot trace; they stand in the graph as one call.
+_WHOLE = (nn.modules.batchnorm._NormBase, nn.RNNBase, nn.MultiheadAttention)
+
+
 class _Tracer(torch.fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return False
+        return isinstance(m, _WHOLE)
 
 
 def check_traceable(model: nn.Module) -> None:
-    """Raises NotLowered for modules whose calls do more than their forward: hooks, parametrisations."""
+    """Raises NotLowered where a call does more than its forward: hooks, parametrisations."""
     for name, module in model.named_modules():
         where = f"module {name or type(module).__name__!r}"
         if module._forward_hooks or module._forward_pre_hooks:
@@ -47,26 +52,22 @@ def restored_attributes(model: nn.Module) -> Iterator[None]:
             module.__dict__.update(attributes)
 
 
-def capture(model: nn.Module, example: Tensor) -> tuple[torch.fx.GraphModule, str]:
-    """The graph of ``model(example)`` in eval mode, and how it was found: "fx" or "export".
+def trace(model: nn.Module, example: Tensor, how: str) -> torch.fx.GraphModule:
+    """The graph of ``model(example)`` in eval mode, by "fx" or by "export".
 
-    The graph's parameters and buffers are the model's own tensors. Raises NotLowered with both
-    reasons when neither tracer succeeds.
+    The graph's parameters and buffers are the model's own tensors. Raises NotLowered when the
+    tracer fails.
     """
-    check_traceable(model)
     with restored_attributes(model):
         try:
-            return torch.fx.GraphModule(model, _Tracer().trace(model)), "fx"
-        except Exception as error:
-            fx_reason = _first_line(error)
-        try:
+            if how == "fx":
+                return torch.fx.GraphModule(model, _Tracer().trace(model))
             program = torch.export.export(model, (example,), strict=False)
-            return _with_own_tensors(program, model), "export"
+            return _with_own_tensors(program, model)
+        except NotLowered:
+            raise
         except Exception as error:
-            raise NotLowered(
-                f"the forward pass could not be captured (fx: {fx_reason}; "
-                f"export: {_first_line(error)})"
-            ) from error
+            raise NotLowered(f"{how}: {_first_line(error)}") from error
 
 
 def _with_own_tensors(program: Any, model: nn.Module) -> torch.fx.GraphModule:

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from ._native import core
-from .capture import capture, restored_attributes
-from .errors import NotLowered
+from .capture import check_traceable, restored_attributes, trace
+from .errors import NotLowered, UnknownOp
 from .lowering import Lowering
 
 if TYPE_CHECKING:
@@ -171,25 +171,48 @@ def build(
         raise NotLowered(f"{dtype} is not a dtype of the native engine")
     _check_tensors(model, inputs, dtype)
 
+    check_traceable(model)
     own = next((t.dtype for t in model.parameters() if t.is_floating_point()), inputs.dtype)
     example = inputs[torch.arange(_TRACED_SAMPLES) % len(inputs)].to(own)
-    with torch.no_grad():
-        graph, how = capture(model, example)
-        constants, sources = _sources(model, layout, dtype)
-        program = _PROGRAMS[dtype][0](layout.n, constants.data_ptr(), constants.numel())
-        lowering = Lowering(graph, program, sources)
-        with restored_attributes(model):
-            lowering.run(example)
+    data = inputs.detach().to("cpu", dtype).contiguous()
+    reasons: list[str] = []
+    for how in ("fx", "export"):
+        try:
+            with torch.no_grad():
+                graph = trace(model, example, how)
+                engine = _lower(graph, example, model, loss, layout, data, targets, how)
+                _check_against_module(engine, model, layout, theta, data)
+            return engine
+        except UnknownOp:
+            raise  # the other tracer would find the same call
+        except NotLowered as refusal:
+            reasons.append(refusal.reason)
+    raise NotLowered("the forward pass could not be captured: " + "; ".join(reasons))
+
+
+def _lower(
+    graph: torch.fx.GraphModule,
+    example: Tensor,
+    model: nn.Module,
+    loss: KnownLoss,
+    layout: ParameterLayout,
+    data: Tensor,
+    targets: Tensor,
+    how: str,
+) -> NativeEngine:
+    dtype = data.dtype
+    constants, sources = _sources(model, layout, dtype)
+    program = _PROGRAMS[dtype][0](layout.n, constants.data_ptr(), constants.numel())
+    lowering = Lowering(graph, program, sources)
+    with restored_attributes(model):
+        lowering.run(example)
     output = lowering.result
     if output is None:
         raise NotLowered("the model returns nothing")
     program.finish(output.id)
-    data = inputs.detach().to("cpu", dtype).contiguous()
     program.set_data(len(data), data.data_ptr())
     _set_loss(program, loss, targets, output.shape)
-    engine = NativeEngine(program, dtype, loss, targets, output.shape, how, lowering.names)
-    _check_against_module(engine, model, layout, theta, data)
-    return engine
+    return NativeEngine(program, dtype, loss, targets, output.shape, how, lowering.names)
 
 
 def _check_tensors(model: nn.Module, inputs: Tensor, dtype: torch.dtype) -> None:

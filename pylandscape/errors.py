@@ -31,5 +31,9 @@ class NotLowered(PylandscapeError):
         self.reason = reason
 
 
+class UnknownOp(NotLowered):
+    """The captured graph holds a call that the program has no op for."""
+
+
 class CudaUnavailable(PylandscapeError, RuntimeError):
     """CUDA kernels were asked for where there are none; the message says how to get them."""

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ._native import core
-from .errors import NotLowered
+from .errors import NotLowered, UnknownOp
 
 
 @dataclass(frozen=True)
@@ -86,9 +86,11 @@ class Lowering(torch.fx.Interpreter):
         if not isinstance(value, Tensor):
             return value  # sizes and other Python values; checked by the comparison with the module
         name = _call_name(node)
+        if node.op == "call_module":
+            name = type(self.fetch_attr(str(node.target))).__name__
         handler = _OPS.get(name)
         if handler is None:
-            raise NotLowered(f"op {name!r} is not in the native engine")
+            raise UnknownOp(f"op {name!r} is not in the native engine")
         self._check_value(name, value)
         try:
             result = handler(_Call(self, name, tuple(value.shape[1:])), *args, **kwargs)
