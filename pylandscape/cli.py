@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code (argparse itself exits with 2 on bad usage)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     os.environ.setdefault("MPLBACKEND", "Agg")  # pictures go to files: no window, no display needed
-    options = parser().parse_args(arguments)
+    options = parser().parse_args(_joined(arguments))
     try:
         options.run(options)
     except KeyboardInterrupt:
@@ -49,6 +49,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:  # a user's model, or a mistake of ours: still one line
         return _failed(error, options, f"{type(error).__name__}: ")
     return 0
+
+
+def _joined(arguments: Sequence[str]) -> list[str]:
+    """Words with "--x -1:1:51" as "--x=-1:1:51": to argparse a value with a "-" is an option."""
+    found: list[str] = []
+    for word in arguments:
+        if found and found[-1] in ("--x", "--y") and ":" in word:
+            found[-1] += f"={word}"
+        else:
+            found.append(word)
+    return found
 
 
 def parser() -> argparse.ArgumentParser:
@@ -83,8 +94,8 @@ def parser() -> argparse.ArgumentParser:
             help="parameters that do not move: bias,norm (default), one of them, or none",
         )  # fmt: skip
         sub.add_argument("--seed", type=int, default=0, help="of the directions (default: 0)")
-        sub.add_argument("--x", default="-1:1:51", metavar="MIN:MAX:N", help="write --x=-1:1:51")
-    plane.add_argument("--y", default="-1:1:51", metavar="MIN:MAX:N", help="write --y=-1:1:51")
+        sub.add_argument("--x", default="-1:1:51", metavar="MIN:MAX:N", help="default: %(default)s")
+    plane.add_argument("--y", default="-1:1:51", metavar="MIN:MAX:N", help="default: %(default)s")
     plane.add_argument("--orthogonal", action="store_true", help="make the second direction so")
     between.add_argument(
         "--to", action="append", required=True, metavar="FILE",
@@ -310,18 +321,22 @@ def _landscape(options: argparse.Namespace) -> Landscape:
 def _start(options: argparse.Namespace) -> tuple[Landscape, dict[str, Any]]:
     """The landscape and the options that every grid takes; complains before it computes."""
     from .cli_inputs import find, parse_names
+    from .plotting import check_suffix
 
     if not options.out and not options.plot:
         raise InvalidArgument("expected --out FILE.h5 or --plot FILE.png (or both), got neither")
     for path in [options.out, *(options.plot or [])]:
         if path and not Path(path).resolve().parent.is_dir():
             raise InvalidArgument(f"{path}: no such folder {str(Path(path).parent)!r}")
+    for path in options.plot or []:
+        check_suffix(path)
+    flat = options.command == "line" or len(getattr(options, "to", ())) == 1
+    if flat and options.kind not in (None, "line"):
+        raise InvalidArgument(f"--kind: expected 'line' for a curve, got {options.kind!r}")
     _threads(options)
     land = _landscape(options)
     print(f"engine     {land.engine_report()}", flush=True)
     names = parse_names(options.metrics) or ("loss",)
-    if "loss" not in names:
-        names = ("loss", *names)
     metrics = tuple(find(n, "--metrics") if ":" in n else n for n in names)
     return land, {"path": options.out, "metrics": metrics, "progress": not options.no_progress}
 
@@ -332,15 +347,20 @@ def _finish(
     """Compute, report, draw."""
     from . import plotting
 
+    there = bool(options.out) and Path(options.out).exists()
     start = time.perf_counter()
     result = compute()
     seconds = time.perf_counter() - start
-    count = result.values.size
-    print(f"computed   {result!r}")
-    print(
-        f"time       {seconds:.2f} s, {1e3 * seconds / count:.3g} ms a point "
-        f"({land.n_params:,} parameters)"
-    )
+    new = result.values.size - result.info.get("resumed", 0)
+    print(f"result     {result!r}")
+    if there:
+        print(f"time       none: {options.out} held the answer to this very request")
+    else:
+        rest = "" if new == result.values.size else f"; {result.values.size - new} were there"
+        print(
+            f"time       {seconds:.2f} s for {new} points of {land.n_params:,} parameters, "
+            f"{1e3 * seconds / max(new, 1):.3g} ms each{rest}"
+        )
     print(result.check())
     if options.out:
         print(f"written    {options.out}")
@@ -411,4 +431,7 @@ def _interrupted(options: argparse.Namespace, arguments: list[str]) -> str:
             f"\npylandscape: interrupted; what is done is kept beside {options.out}. "
             f"To go on: {again}"
         )
-    return "\npylandscape: interrupted; nothing is kept without --out FILE.h5"
+    kept = (
+        "" if options.command in ("demo", "plot", "info") else "; --out FILE.h5 would have kept it"
+    )
+    return f"\npylandscape: interrupted{kept}"

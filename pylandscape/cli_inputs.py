@@ -155,7 +155,7 @@ def load_into(model: nn.Module, state: Mapping[str, Tensor], path: str) -> None:
 
 
 def parse_axis(text: str, option: str) -> tuple[float, float, int]:
-    """ "min:max:n" -> (min, max, n).
+    """(min, max, n) of "min:max:n".
 
     Raises:
         InvalidArgument: not three numbers, min >= max or n < 2, but for min == max and n == 1.

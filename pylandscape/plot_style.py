@@ -97,15 +97,22 @@ def save(axes: Axes, path: str | Path, *, dpi: int = 300) -> Path:
     import matplotlib
 
     target = Path(path)
-    figure = axes.figure
-    formats = figure.canvas.get_supported_filetypes()
-    if target.suffix.lstrip(".").lower() not in formats:
-        raise InvalidArgument(
-            f"path: expected a picture suffix (.{', .'.join(sorted(formats))}), got {target.name!r}"
-        )
+    check_suffix(target)
     with matplotlib.rc_context(SAVE):
-        figure.savefig(target, dpi=dpi)  # type: ignore[union-attr]
+        axes.figure.savefig(target, dpi=dpi)  # type: ignore[union-attr]
     return target
+
+
+def check_suffix(path: str | Path) -> None:
+    """Raise InvalidArgument for a file name that `save` cannot write."""
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    formats = FigureCanvasBase.get_supported_filetypes()
+    if Path(path).suffix.lstrip(".").lower() not in formats:
+        raise InvalidArgument(
+            f"path: expected a picture suffix (.{', .'.join(sorted(formats))}), "
+            f"got {Path(path).name!r}"
+        )
 
 
 def direction_infos(info: dict[str, Any]) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ from .errors import InvalidArgument
 from .plot_lines import plot_lines, slices
 from .plot_scale import Array, Scale
 from .plot_style import (
+    check_suffix,
     close,
     legend_above,
     metric_label,
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
     from .results import Curve, Surface
 
-__all__ = ["close", "plot", "plot_lines", "plot_surface", "save"]
+__all__ = ["check_suffix", "close", "plot", "plot_lines", "plot_surface", "save"]
 
 SURFACE_KINDS = ("contour", "filled", "heat", "surface")
 KINDS = (*SURFACE_KINDS, "line")

@@ -123,6 +123,18 @@ def test_plane_writes_a_file_and_a_picture_and_says_what_ran(folder):
     assert (folder / "p.png").stat().st_size > 2000
 
 
+def test_axes_may_be_given_with_a_space_and_a_finished_file_is_read_back(
+    folder, monkeypatch, capsys
+):
+    line = ["line", *MODEL, "--x", "-1:1:5", "--out", "s.h5"]
+    code, out, err = in_process(folder, monkeypatch, capsys, *line)
+    assert code == 0, err
+    assert "5 points of 51 parameters" in out
+    code, out, err = in_process(folder, monkeypatch, capsys, *line)
+    assert code == 0, err
+    assert "s.h5 held the answer" in out
+
+
 def test_line_and_several_curves_in_one_picture(folder, monkeypatch, capsys):
     for seed in ("0", "1"):
         code, out, err = in_process(
@@ -165,7 +177,7 @@ def test_objectives_and_parameter_subsets(folder, monkeypatch, capsys):
         "--x=-1:1:5", "--no-progress", "--dtype", "float64", "--plot", "o.svg",
     )  # fmt: skip
     assert code == 0, err
-    assert "30 parameters" in out
+    assert "of 30 parameters" in out
     assert "torch" in out
 
 
@@ -199,6 +211,8 @@ BAD = [
     (["--metrics", "f1"], "f1"),
     (["--threads", "0"], "--threads: expected at least 1, got 0"),
     (["--out", "no/such/s.h5"], "no such folder 'no/such'"),
+    (["--plot", "s.txt"], "expected a picture suffix"),
+    (["--kind", "contour"], "--kind: expected 'line' for a curve, got 'contour'"),
 ]  # fmt: skip
 
 
