@@ -8,31 +8,18 @@ from __future__ import annotations
 
 import operator
 import os
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
-from . import files
 from .directions import as_directions
-from .errors import InvalidArgument, PylandscapeError
-from .journal import SUFFIX, Journal
-from .request import FORMAT, Metric, build, jsonable, with_loss
-from .results import (
-    Array,
-    Curve,
-    Surface,
-    barycentric_weights,
-    bilinear_weights,
-    check_axis,
-    triangle_layout,
-)
-from .sweep import sweep
+from .errors import InvalidArgument
+from .question import Question, answer
+from .request import Metric
+from .results import Array, Curve, Surface, barycentric_weights, bilinear_weights, check_axis
 
 if TYPE_CHECKING:
     from .landscape import Landscape
@@ -44,11 +31,6 @@ Path = str | os.PathLike[str]
 LINE_AXIS = (-1, 1, 51)
 BETWEEN_TWO = (-0.5, 1.5, 401)  # methods: alpha in [-0.5, 1.5], 401 points
 BETWEEN_MORE = (0, 1, 25)
-BATCHNORM_NOTE = (
-    "BatchNorm statistics were not recomputed between the solutions (bn='eval'): the loss between "
-    "them can "
-    "look far higher than it is; bn='recompute' recomputes them at every point"
-)
 
 
 def line(
@@ -87,10 +69,8 @@ def line(
     axis = make_axis(x, "x")
     vectors, infos = _directions(land, {"direction": direction})
     base, given = _centre(land, theta)
-    question = _Question(
-        "line", {"x": axis}, axis[:, None], base, vectors, infos, np.zeros((1, 1)), given
-    )
-    result = _answer(land, question, metrics, path, progress)
+    question = Question("line", {"x": axis}, axis[:, None], base, vectors, infos, given)
+    result = answer(land, question, metrics, path, progress)
     assert isinstance(result, Curve)
     return result
 
@@ -124,8 +104,8 @@ def plane(
     vectors, infos = _directions(land, {"d1": d1, "d2": d2})
     base, given = _centre(land, theta)
     coefficients = np.stack(_mesh(axes), axis=1)
-    question = _Question("plane", axes, coefficients, base, vectors, infos, np.zeros((1, 2)), given)
-    result = _answer(land, question, metrics, path, progress)
+    question = Question("plane", axes, coefficients, base, vectors, infos, given)
+    result = answer(land, question, metrics, path, progress)
     assert isinstance(result, Surface)
     return result
 
@@ -190,8 +170,8 @@ def interpolate(
         kind, weights = "bilinear", bilinear_weights(*mesh)
     infos = [{"kind": "vertex", "index": i} for i in range(len(given))]
     base = torch.zeros_like(solutions[0])
-    question = _Question(kind, axes, weights, base, solutions, infos, np.eye(len(given)), True)
-    return _answer(land, question, metrics, path, progress)
+    question = Question(kind, axes, weights, base, solutions, infos, True)
+    return answer(land, question, metrics, path, progress)
 
 
 def make_axis(axis: Axis, name: str) -> Array:
@@ -227,135 +207,6 @@ def make_axis(axis: Axis, name: str) -> Array:
     return check_axis(points, name)
 
 
-@dataclass(frozen=True)
-class _Question:
-    """L(base + C D): what one call asks.
-
-    axes: name -> (n,); coefficients: (G, k), the grid in row-major order; base: (n,); vectors: (k,
-        n), one
-    info each; marks: (v, k), the coefficients of the centre or of the vertices, whose loss is
-    recorded too; own_base: the base is not the model's own theta.
-    """
-
-    kind: str
-    axes: dict[str, Array]
-    coefficients: Array
-    base: torch.Tensor
-    vectors: torch.Tensor
-    infos: Sequence[Mapping[str, Any]]
-    marks: Array
-    own_base: bool
-
-    @property
-    def between(self) -> bool:
-        return self.kind not in ("line", "plane")
-
-
-def _answer(
-    land: Landscape, asked: _Question, metrics: Metrics, path: Path | None, progress: bool
-) -> Curve | Surface:
-    """Evaluate, or resume, or load; write the file if there is a path."""
-    chosen, names = with_loss(metrics)
-    request = build(land, asked.kind, asked.axes, chosen, asked.base, asked.vectors, asked.infos)
-    rows, at = _with_marks(asked.coefficients, asked.marks)
-
-    def run(journal: Journal | None) -> Curve | Surface:
-        started = time.perf_counter()
-        resumed = 0 if journal is None else int(journal.done.sum())
-        values = sweep(
-            rows, names, lambda: land.prepare(asked.vectors, metrics=chosen, theta=asked.base),
-            journal=journal, progress=progress, label=asked.kind,
-        )  # fmt: skip
-        shape = tuple(axis.size for axis in asked.axes.values())
-        size = int(np.prod(shape))
-        found = {name: values[:size, i].reshape(shape) for i, name in enumerate(names)}
-        bad = int((~np.isfinite(values[:size])).any(axis=1).sum())
-        seconds = time.perf_counter() - started
-        info = _info(land, asked, request, values[at, 0].tolist())
-        info |= {"nonfinite": bad, "seconds": seconds, "resumed": resumed}
-        more: dict[str, Any] = {
-            "metrics": found,
-            "info": jsonable(info, "info"),
-            "kind": asked.kind,
-        }
-        axes = list(asked.axes.values())
-        return Curve(axes[0], **more) if len(axes) == 1 else Surface(axes[0], axes[1], **more)
-
-    if path is None:
-        return run(None)
-    target = files.target_of(path)
-    beside = target.with_name(target.name + SUFFIX)
-    there = files.finished(target, request)
-    if there is not None:
-        if beside.exists():
-            _drop_stale(beside, request, names, len(rows))
-        return there
-    with Journal(beside, request, names, len(rows)) as journal:
-        there = files.finished(target, request)  # another process may have finished it just now
-        if there is None:
-            there = run(journal)
-            _save(there, target, journal)
-        journal.remove()
-    return there
-
-
-def _save(result: Curve | Surface, target: Any, journal: Journal) -> None:
-    try:
-        journal.sync()
-        result.save(target)
-    except OSError as error:
-        raise OSError(
-            error.errno,
-            f"{error.strerror}: could not write the finished result; all of its points are kept in "
-            f"{journal.path}. Make room and repeat the same call",
-            str(target),
-        ) from error
-
-
-def _drop_stale(path: Any, request: dict[str, Any], names: Sequence[str], total: int) -> None:
-    """Remove the journal of a finished result, left by a process killed between the two steps."""
-    try:
-        Journal(path, request, names, total).remove()
-    except (PylandscapeError, OSError):
-        return  # in use, or another request's
-
-
-def _info(
-    land: Landscape, asked: _Question, request: dict[str, Any], mark_losses: list[float]
-) -> dict[str, Any]:
-    report = land.engine_report()
-    norms = [float(torch.linalg.vector_norm(v, dtype=torch.float64)) for v in asked.vectors]
-    info: dict[str, Any] = {
-        "format": FORMAT,
-        "request": request,
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "versions": request.get("versions"),
-        "engine": land.engine,
-        "engine_reason": getattr(report, "reason", None),
-        "bn": land.bn,
-        "has_batchnorm": land.has_batchnorm,
-        "dtype": str(asked.base.dtype).removeprefix("torch."),
-        "n_params": land.n_params,
-        "notes": [],
-    }
-    if asked.between:
-        info["vertex_losses"] = mark_losses
-        info["vertex_norms"] = norms
-        distances = _distances(asked.vectors)
-        info["vertex_distances"] = distances
-        if asked.kind == "barycentric":
-            info["vertex_positions"] = triangle_layout(distances)
-        if land.has_batchnorm and land.bn == "eval":
-            info["notes"].append(BATCHNORM_NOTE)
-    else:
-        info["center_loss"] = mark_losses[0]
-        info["model_loss"] = None if asked.own_base else land.model_loss()
-        info["direction_norms"] = norms
-        info["direction_cosine"] = _cosine(asked.vectors, norms)
-        info["theta_norm"] = float(torch.linalg.vector_norm(asked.base, dtype=torch.float64))
-    return info
-
-
 def _directions(
     land: Landscape, given: dict[str, Any]
 ) -> tuple[torch.Tensor, list[dict[str, Any]]]:
@@ -380,37 +231,3 @@ def _centre(land: Landscape, theta: Any) -> tuple[torch.Tensor, bool]:
 def _mesh(axes: dict[str, Array]) -> list[Array]:
     """Every axis at every grid point, (G,) each, the last axis fastest."""
     return [a.ravel() for a in np.meshgrid(*axes.values(), indexing="ij")]
-
-
-def _with_marks(coefficients: Array, marks: Array) -> tuple[Array, list[int]]:
-    """The rows to evaluate, with the marks that the grid misses appended, and the marks' row
-    numbers."""
-    rows = len(coefficients)
-    at: list[int] = []
-    extra: list[Array] = []
-    for mark in marks:
-        found = np.flatnonzero((coefficients == mark).all(axis=1))
-        if found.size:
-            at.append(int(found[0]))
-        else:
-            at.append(rows + len(extra))
-            extra.append(mark)
-    return np.concatenate([coefficients, np.reshape(extra, (len(extra), marks.shape[1]))]), at
-
-
-def _distances(vectors: torch.Tensor) -> Array:
-    """(v, v) ‖theta_i - theta_j‖, differences and sums in float64."""
-    v = len(vectors)
-    out = np.zeros((v, v))
-    for i in range(v):
-        for j in range(i):
-            out[i, j] = out[j, i] = float(
-                torch.linalg.vector_norm(vectors[i].double() - vectors[j].double())
-            )
-    return out
-
-
-def _cosine(vectors: torch.Tensor, norms: list[float]) -> float | None:
-    if len(norms) != 2 or not norms[0] * norms[1] > 0.0:
-        return None
-    return float(torch.dot(vectors[0].double(), vectors[1].double())) / (norms[0] * norms[1])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +42,7 @@ def build(
     return jsonable(
         {
             **about,
+            "model": _structure(land.model),
             "arithmetic": _arithmetic(land),
             "format": FORMAT,
             "kind": kind,
@@ -57,6 +59,12 @@ def build(
         },
         "request",
     )
+
+
+def _structure(model: torch.nn.Module) -> str:
+    """sha256 of how the model prints itself: its modules and their options, without addresses."""
+    text = re.sub(r"0x[0-9a-fA-F]+", "", repr(model))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _arithmetic(land: Landscape) -> dict[str, Any]:

@@ -173,18 +173,18 @@ class Curve(_Result):
             raise InvalidArgument(
                 f"kind: expected a curve of kind 'interpolation', got {self.kind!r}"
             )
-        losses = self.info.get("vertex_losses")
-        if losses is None:
-            losses = []
-            for end in (0.0, 1.0):
-                found = np.flatnonzero(self.x == end)
-                if not found.size:
-                    raise InvalidArgument(
-                        f"x: expected an axis that contains alpha = {end:g}, or "
-                        "info['vertex_losses']"
-                    )
-                losses.append(self.values[found[0]])
-        return float(losses[0]), float(losses[1])
+        losses = []
+        for k in (0, 1):
+            found = np.flatnonzero(self.x == k)
+            if found.size:
+                losses.append(float(self.values[found[0]]))
+            elif "vertex_losses" in self.info:
+                losses.append(float(self.info["vertex_losses"][k]))
+            else:
+                raise InvalidArgument(
+                    f"x: expected an axis that contains alpha = {k}, or info['vertex_losses']"
+                )
+        return losses[0], losses[1]
 
     def _length(self) -> float:
         """‖theta0 - theta1‖."""

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from tqdm import tqdm
 
+from .errors import ResumeMismatch
 from .journal import Journal
 from .results import Array
 
@@ -33,6 +34,7 @@ def sweep(
     journal: Journal | None = None,
     progress: bool = True,
     label: str = "",
+    exact: bool = True,
 ) -> Array:
     """Metrics at every row of the coefficients.
 
@@ -44,6 +46,7 @@ def sweep(
         journal: supplies the points that it holds and gets the others as they come.
         progress: show a bar on stderr.
         label: the bar's text.
+        exact: the engine repeats its bits; if not (a GPU), a recorded loss may differ by 0.1 %.
 
     Returns:
         (G, m) float64.
@@ -51,6 +54,7 @@ def sweep(
     Raises:
         KeyboardInterrupt, or what evaluating raises: the journal keeps what is done, and the log
         says so.
+        ResumeMismatch: the first point that the journal holds comes out differently now.
         OSError: the journal cannot be written.
     """
     total = len(coefficients)
@@ -64,6 +68,8 @@ def sweep(
     ) as bar:
         try:
             evaluate = prepare()
+            if journal is not None and kept:
+                _recheck(journal, coefficients, evaluate, exact)
             size = 1
             for begin, end in missing(done):
                 while begin < end:
@@ -99,3 +105,15 @@ def missing(done: np.ndarray) -> Iterator[tuple[int, int]]:
     """The runs [begin, end) of points that are not done."""
     edges = np.flatnonzero(np.diff(np.concatenate([[True], done, [True]]).astype(np.int8)))
     yield from zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True)
+
+
+def _recheck(journal: Journal, coefficients: Array, evaluate: Evaluate, exact: bool) -> None:
+    """Evaluate one recorded point again: a request cannot tell of everything, code for example."""
+    k = int(np.argmax(journal.done))
+    recorded, now = journal.values[k, 0], evaluate(coefficients[k : k + 1])["loss"][0]
+    if not np.isclose(recorded, now, rtol=0.0 if exact else 1e-3, atol=0.0, equal_nan=True):
+        raise ResumeMismatch(
+            f"path: {journal.path} records a loss of {recorded!r} at coefficients "
+            f"{coefficients[k].tolist()}, where it is {now!r} now: the model's code, the data or "
+            "the machine's arithmetic changed, or the loss is random; remove the file to restart"
+        )

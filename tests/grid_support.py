@@ -32,16 +32,16 @@ def quadratic(curvature, theta=None) -> Landscape:
     )
 
 
-def classifier(seed: int = 0, dtype: torch.dtype = torch.float32) -> Landscape:
-    """A small tanh MLP with cross-entropy on 40 random points."""
+def classifier(seed: int = 0, *, engine: str = "native", unit=nn.Tanh) -> Landscape:
+    """A small MLP with cross-entropy on 40 random points."""
     gen = torch.Generator().manual_seed(seed)
-    model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)).to(dtype)
+    model = nn.Sequential(nn.Linear(4, 6), unit(), nn.Linear(6, 3))
     with torch.no_grad():
         for p in model.parameters():
-            p.copy_(torch.randn(p.shape, generator=gen, dtype=torch.float64))
-    x = torch.randn(40, 4, generator=gen, dtype=torch.float64).to(dtype)
+            p.copy_(torch.randn(p.shape, generator=gen))
+    x = torch.randn(40, 4, generator=gen)
     y = torch.randint(0, 3, (40,), generator=gen)
-    return Landscape(model, nn.CrossEntropyLoss(), (x, y), engine="torch")
+    return Landscape(model, nn.CrossEntropyLoss(), (x, y), engine=engine)
 
 
 def directions(land: Landscape, count: int, seed: int = 1) -> torch.Tensor:

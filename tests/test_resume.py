@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from grid_support import classifier, directions, quadratic
+from grid_support import classifier, directions, quadratic, scalar_landscape
 from torch import nn
 
 from pylandscape import files, journal
@@ -186,7 +186,7 @@ def test_only_what_is_missing_is_computed(path, monkeypatch, count):
     land.prepare = counting
     resumed = ask(path, land)
     assert resumed.info["resumed"] == count
-    assert sum(asked) == SIZE * SIZE + 1 - count  # the grid has no centre: one point more
+    assert sum(asked) == SIZE * SIZE - count + 1  # and one recorded point, to be sure
     assert_same(resumed, ask())
     assert not beside(path).exists()
 
@@ -195,7 +195,7 @@ def test_an_interrupt_says_where_the_points_are(path, monkeypatch, caplog):
     with caplog.at_level(logging.WARNING, logger="pylandscape"):
         interrupted(monkeypatch, path, 5, KeyboardInterrupt)
     assert (
-        f"stopped by KeyboardInterrupt: 5 of 145 points are kept in {beside(path)}" in caplog.text
+        f"stopped by KeyboardInterrupt: 5 of 144 points are kept in {beside(path)}" in caplog.text
     )
     assert "the same call continues there" in caplog.text
 
@@ -254,7 +254,7 @@ def test_a_full_disk_in_the_middle_keeps_the_points_and_the_same_call_goes_on(pa
 
     with monkeypatch.context() as patch:
         patch.setattr(journal.os, "write", full)
-        with pytest.raises(OSError, match=r"\d+ of 145 points are kept. Make room") as caught:
+        with pytest.raises(OSError, match=r"\d+ of 144 points are kept. Make room") as caught:
             ask(path)
     assert caught.value.errno == errno.ENOSPC
     resumed = ask(path)
@@ -273,7 +273,7 @@ def test_a_full_disk_at_the_very_end_keeps_all_points(path, monkeypatch):
     assert str(path) in str(caught.value)
     assert not path.exists()
     resumed = ask(path)
-    assert resumed.info["resumed"] == SIZE * SIZE + 1
+    assert resumed.info["resumed"] == SIZE * SIZE
     assert_same(resumed, ask())
     assert os.listdir(path.parent) == [path.name]
 
@@ -360,6 +360,38 @@ def test_another_request_is_refused_with_both_sides(path, monkeypatch, finished,
     assert {p.name: p.read_bytes() for p in path.parent.iterdir()} == before
 
 
+@pytest.mark.parametrize("engine", ["native", "torch"])
+def test_either_engine_goes_on_with_its_own_run_only(path, monkeypatch, engine):
+    land = classifier(engine=engine)
+    interrupted(monkeypatch, path, 9, land=land)
+    other = classifier(engine="torch" if engine == "native" else "native")
+    with pytest.raises(ResumeMismatch, match=r"\n  engine: file '.*', request '"):
+        ask(path, other)
+    assert_same(ask(path, classifier(engine=engine)), ask(land=land))
+
+
+def test_a_model_of_the_same_shape_with_other_units_is_noticed(path):
+    ask(path)
+    with pytest.raises(ResumeMismatch, match=r"\n  model: file "):
+        ask(path, classifier(unit=nn.ReLU))
+
+
+def test_what_a_request_cannot_tell_shows_at_a_recorded_point(path, monkeypatch):
+    def curve(factor):
+        land = scalar_landscape(lambda t: factor * (1 + (t * t).sum()), np.ones(2))
+        return line(land, np.ones(2), (-1, 1, 9), path=path, progress=False)
+
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3)
+        with pytest.raises(Stop):
+            curve(1.0)
+    before = beside(path).read_bytes()
+    with pytest.raises(ResumeMismatch, match=r"records a loss of .* where it is"):
+        curve(2.0)
+    assert beside(path).read_bytes() == before
+    assert curve(1.0).info["resumed"] == 3
+
+
 @pytest.mark.parametrize("what", ["model", "data", "loss", "direction", "kind", "axis values"])
 def test_whatever_changes_the_numbers_is_noticed(path, what):
     land = classifier()
@@ -372,7 +404,7 @@ def test_whatever_changes_the_numbers_is_noticed(path, what):
     x, y = land.dataset.batches[0].inputs, land.dataset.batches[0].target
     loss = nn.CrossEntropyLoss(label_smoothing=0.1 if what == "loss" else 0.0)
     data = (x * 2 if what == "data" else x, y)
-    other = type(land)(land.model, loss, data, engine="torch")
+    other = type(land)(land.model, loss, data, engine=land.engine)
     x = np.array([-1.0, 1e-9, 1.0]) if what == "axis values" else axis
     d = d1 * (2 if what == "direction" else 1)
     ask_again = (

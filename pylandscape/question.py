@@ -1,0 +1,185 @@
+"""From a question to its answer: evaluate, resume or load, and say where the numbers come from."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from . import files
+from .errors import PylandscapeError
+from .journal import SUFFIX, Journal
+from .request import FORMAT, Metric, build, jsonable, with_loss
+from .results import Array, Curve, Surface, triangle_layout
+from .sweep import sweep
+
+if TYPE_CHECKING:
+    from .landscape import Landscape
+
+BATCHNORM_NOTE = (
+    "BatchNorm statistics were not recomputed between the solutions (bn='eval'): the loss between "
+    "them can look far higher than it is; bn='recompute' recomputes them at every point"
+)
+
+
+@dataclass(frozen=True)
+class Question:
+    """L(base + C D) on a grid.
+
+    Attributes:
+        kind: of the result.
+        axes: name -> (n,), one or two.
+        coefficients: C (G, k), the grid in row-major order.
+        base: (n,).
+        vectors: D (k, n).
+        infos: one per vector, JSON-able.
+        own_base: the base was given, it is not the model's own theta.
+    """
+
+    kind: str
+    axes: dict[str, Array]
+    coefficients: Array
+    base: torch.Tensor
+    vectors: torch.Tensor
+    infos: Sequence[Mapping[str, Any]]
+    own_base: bool
+
+
+def answer(
+    land: Landscape,
+    asked: Question,
+    metrics: str | Metric | Sequence[Metric],
+    path: str | os.PathLike[str] | None,
+    progress: bool,
+) -> Curve | Surface:
+    """Evaluate, or resume, or load; with a path, the result is in that file at the end.
+
+    Raises: as `grids.line`.
+    """
+    chosen, names = with_loss(metrics)
+    request = build(land, asked.kind, asked.axes, chosen, asked.base, asked.vectors, asked.infos)
+    total = len(asked.coefficients)
+
+    def run(journal: Journal | None) -> Curve | Surface:
+        started = time.perf_counter()
+        resumed = 0 if journal is None else int(journal.done.sum())
+        values = sweep(
+            asked.coefficients,
+            names,
+            lambda: land.prepare(asked.vectors, metrics=chosen, theta=asked.base),
+            journal=journal,
+            progress=progress,
+            label=asked.kind,
+            exact=land.device.type == "cpu",
+        )
+        seconds = time.perf_counter() - started
+        axes = list(asked.axes.values())
+        shape = tuple(axis.size for axis in axes)
+        info = _info(land, asked, request, values[:, 0])
+        info["nonfinite"] = int((~np.isfinite(values)).any(axis=1).sum())
+        info |= {"seconds": seconds, "resumed": resumed}
+        more: dict[str, Any] = {
+            "metrics": {name: values[:, i].reshape(shape) for i, name in enumerate(names)},
+            "info": jsonable(info, "info"),
+            "kind": asked.kind,
+        }
+        return Curve(axes[0], **more) if len(axes) == 1 else Surface(axes[0], axes[1], **more)
+
+    if path is None:
+        return run(None)
+    target = files.target_of(path)
+    beside = target.with_name(target.name + SUFFIX)
+    there = files.finished(target, request)
+    if there is not None:
+        if beside.exists():
+            _drop_stale(beside, request, names, total)
+        return there
+    with Journal(beside, request, names, total) as journal:
+        there = files.finished(target, request)  # another process may have finished it just now
+        if there is None:
+            there = run(journal)
+            _save(there, target, journal)
+        journal.remove()
+    return there
+
+
+def _save(result: Curve | Surface, target: Path, journal: Journal) -> None:
+    try:
+        journal.sync()
+        result.save(target)
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"{error.strerror}: could not write the finished result; all of its points are kept in "
+            f"{journal.path}. Make room and repeat the same call",
+            str(target),
+        ) from error
+
+
+def _drop_stale(path: Path, request: dict[str, Any], names: Sequence[str], total: int) -> None:
+    """Remove the journal of a finished result, left by a process killed between the two steps."""
+    try:
+        Journal(path, request, names, total).remove()
+    except (PylandscapeError, OSError):
+        return  # in use, or another request's
+
+
+def _info(
+    land: Landscape, asked: Question, request: dict[str, Any], losses: Array
+) -> dict[str, Any]:
+    norms = [float(torch.linalg.vector_norm(v, dtype=torch.float64)) for v in asked.vectors]
+    info: dict[str, Any] = {
+        "format": FORMAT,
+        "request": request,
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "versions": request["versions"],
+        "engine": land.engine,
+        "engine_reason": land.engine_report().reason,
+        "bn": land.bn,
+        "has_batchnorm": land.has_batchnorm,
+        "dtype": str(asked.base.dtype).removeprefix("torch."),
+        "n_params": land.n_params,
+        "notes": [],
+    }
+    if asked.kind not in ("line", "plane"):
+        distances = _distances(asked.vectors)
+        info["vertex_losses"] = land.losses(points=asked.vectors)
+        info["vertex_norms"] = norms
+        info["vertex_distances"] = distances
+        if asked.kind == "barycentric":
+            info["vertex_positions"] = triangle_layout(distances)
+        if land.has_batchnorm and land.bn == "eval":
+            info["notes"].append(BATCHNORM_NOTE)
+        return info
+    centre = np.flatnonzero((asked.coefficients == 0.0).all(axis=1))
+    info["center_loss"] = float(losses[centre[0]]) if centre.size else land.loss(asked.base)
+    info["model_loss"] = None if asked.own_base else land.model_loss()
+    info["direction_norms"] = norms
+    info["direction_cosine"] = _cosine(asked.vectors, norms)
+    info["theta_norm"] = float(torch.linalg.vector_norm(asked.base, dtype=torch.float64))
+    return info
+
+
+def _distances(vectors: torch.Tensor) -> Array:
+    """(v, v) ‖theta_i - theta_j‖, differences and sums in float64."""
+    v = len(vectors)
+    out = np.zeros((v, v))
+    for i in range(v):
+        for j in range(i):
+            out[i, j] = out[j, i] = float(
+                torch.linalg.vector_norm(vectors[i].double() - vectors[j].double())
+            )
+    return out
+
+
+def _cosine(vectors: torch.Tensor, norms: list[float]) -> float | None:
+    if len(norms) != 2 or not norms[0] * norms[1] > 0.0:
+        return None
+    return float(torch.dot(vectors[0].double(), vectors[1].double())) / (norms[0] * norms[1])
