@@ -346,6 +346,7 @@ def _finish(
 ) -> None:
     """Compute, report, draw."""
     from . import plotting
+    from .results import Curve
 
     there = bool(options.out) and Path(options.out).exists()
     start = time.perf_counter()
@@ -361,6 +362,8 @@ def _finish(
             f"time       {seconds:.2f} s for {new} points of {land.n_params:,} parameters, "
             f"{1e3 * seconds / max(new, 1):.3g} ms each{rest}"
         )
+    if isinstance(result, Curve) and result.kind == "interpolation":
+        print(f"barrier    {result.barrier:.4g} above the line between the two losses")
     print(result.check())
     if options.out:
         print(f"written    {options.out}")

@@ -166,6 +166,7 @@ def test_interpolate_between_checkpoints(folder, monkeypatch, capsys, others, ax
     )  # fmt: skip
     assert code == 0, err
     assert kind in out
+    assert ("barrier" in out) == (kind == "interpolation")
     assert "sanity: OK" in out
     assert (folder / "i.png").stat().st_size > 2000
 
