@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
+from pathlib import Path
 
 import torch
 
-try:
-    from . import _C as core
-except ImportError as error:  # pragma: no cover - a broken installation
+if find_spec("pylandscape._C") is None:
+    folder = Path(__file__).resolve().parent
     raise ImportError(
-        f"pylandscape: the compiled core could not be loaded ({error}). Install the package with "
-        '"pip install ." from its checkout, with torch >= 2.11 installed first.'
-    ) from error
+        f"pylandscape: {folder} has no compiled core. "
+        + (
+            "It is the source folder of a checkout, which hides an installed package while Python "
+            'runs in the checkout: run elsewhere, or install with "pip install -e .".'
+            if (folder.parent / "CMakeLists.txt").exists()
+            else "Install the package again, with torch >= 2.11 installed first."
+        )
+    )
+from . import _C as core  # noqa: E402
 
 ops = torch.ops.pylandscape
 
