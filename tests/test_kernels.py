@@ -92,7 +92,10 @@ def test_softmax_matches_float64(
     got = outputs_of(x.shape[1], x, lambda p, s: p.softmax(s, log, outer, size, inner))
     f = F.log_softmax if log else F.softmax
     want = f(x.double().reshape(-1, *shape), dim=2).reshape(x.shape)
-    torch.testing.assert_close(got.double(), want, rtol=4 * torch.finfo(dtype).eps, atol=1e-30)
+    eps = torch.finfo(dtype).eps
+    # A log-probability near zero keeps the absolute error of the logits that it is a difference of.
+    atol = 100 * eps if log else 1e-30
+    torch.testing.assert_close(got.double(), want, rtol=4 * eps, atol=atol)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
