@@ -1,12 +1,12 @@
 """pylandscape: the loss L(theta) of a PyTorch model, explored in parameter space.
 
-    import pylandscape as pl
+import pylandscape as pl
 
-    land = pl.Landscape(model, torch.nn.CrossEntropyLoss(), (x, y))
-    d1, d2 = pl.random_directions(land, 2, seed=0)
-    surface = pl.plane(land, d1, d2, x=(-1, 1, 51), y=(-1, 1, 51), path="surface.h5")
-    surface.plot("contour")
-    print(surface.check())
+land = pl.Landscape(model, torch.nn.CrossEntropyLoss(), (x, y))
+d1, d2 = pl.random_directions(land, 2, seed=0)
+surface = pl.plane(land, d1, d2, x=(-1, 1, 51), y=(-1, 1, 51), path="surface.h5")
+surface.plot("contour")
+print(surface.check())
 """
 
 from ._native import cpu_capability, has_cuda_kernels

@@ -18,7 +18,7 @@ if find_spec("pylandscape._C") is None:
             else "Install the package again, with torch >= 2.11 installed first."
         )
     )
-from . import _C as core  # noqa: E402
+core: Any = import_module("pylandscape._C")
 
 ops = torch.ops.pylandscape
 

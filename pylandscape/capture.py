@@ -18,7 +18,6 @@ from torch.nn.utils import parametrize
 
 from .errors import NotLowered
 
-
 # Modules whose own Python code fx cannot trace; they stand in the graph as one call.
 _WHOLE = (nn.modules.batchnorm._NormBase, nn.RNNBase, nn.MultiheadAttention)
 

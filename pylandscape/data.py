@@ -37,8 +37,8 @@ class Dataset:
     """Batches of (inputs, target), or of anything when they go to an objective.
 
     ``data``: a pair (x, y) of tensors or arrays (one batch), a DataLoader, or any iterable of
-    batches. Tensors must be on ``device`` unless ``move``. Raises InvalidArgument for empty data and for batches that are no pair where pairs are
-    needed.
+    batches. Tensors must be on ``device`` unless ``move``. Raises InvalidArgument for empty data
+    and for batches that are no pair where pairs are needed.
     """
 
     def __init__(self, data: Any, *, pairs: bool, device: torch.device, move: bool) -> None:
@@ -46,9 +46,7 @@ class Dataset:
             raw = [data] if _is_pair_of_tensors(data) else _read(data)
         if not raw:
             raise InvalidArgument("data: expected at least one batch, got none")
-        self.batches = [
-            _batch(_placed(item, device, move), i, pairs) for i, item in enumerate(raw)
-        ]
+        self.batches = [_batch(_placed(item, device, move), i, pairs) for i, item in enumerate(raw)]
         self.size = sum(batch.size for batch in self.batches)
         if self.size == 0:
             raise InvalidArgument("data: expected at least one sample, got none")
@@ -110,9 +108,7 @@ def _batch(item: Any, index: int, pairs: bool) -> Batch:
         size = _leading_size(inputs)
         targets = _leading_size(target)
         if pairs and size is not None and targets is not None and size != targets:
-            raise InvalidArgument(
-                f"data: batch {index} has {size} inputs but {targets} targets"
-            )
+            raise InvalidArgument(f"data: batch {index} has {size} inputs but {targets} targets")
         return Batch(item, inputs, target, size if size is not None else 1)
     if pairs:
         raise InvalidArgument(

@@ -40,9 +40,7 @@ class Direction:
 
     def __post_init__(self) -> None:
         if self.vector.dim() != 1:
-            raise InvalidArgument(
-                f"vector: expected shape (n,), got {tuple(self.vector.shape)}"
-            )
+            raise InvalidArgument(f"vector: expected shape (n,), got {tuple(self.vector.shape)}")
 
 
 def random_directions(
@@ -212,7 +210,7 @@ def _check_device(point: Tensor) -> None:
     if point.device.type == "cuda" and not has_cuda_kernels:
         raise CudaUnavailable(
             "this pylandscape was built without CUDA kernels: install nvcc and build again with "
-            'PYLANDSCAPE_CUDA=ON (pip install . -C cmake.define.PYLANDSCAPE_CUDA=ON)'
+            "PYLANDSCAPE_CUDA=ON (pip install . -C cmake.define.PYLANDSCAPE_CUDA=ON)"
         )
 
 

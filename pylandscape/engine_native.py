@@ -67,9 +67,7 @@ class NativeEngine:
         theta = theta.detach().to("cpu", self._dtype).contiguous()
         directions = directions.detach().to("cpu", self._dtype).contiguous()
         count = directions.shape[0]
-        question = self._question(
-            self._program, theta.data_ptr(), directions.data_ptr(), count
-        )
+        question = self._question(self._program, theta.data_ptr(), directions.data_ptr(), count)
         return self._evaluator(question, metrics, count)
 
     def prepare_points(self, metrics: Sequence[Any]) -> Callable[[Tensor], dict[str, np.ndarray]]:
@@ -269,8 +267,10 @@ def _set_loss(program: Any, loss: KnownLoss, targets: Tensor, shape: tuple[int, 
                 raise NotLowered(f"{loss.kind} targets of shape {tuple(targets.shape)}")
             index = targets.long().reshape(samples, inner)
             index = torch.where(index == loss.ignore_index, -1, index).contiguous()
-            if int(index.max()) >= classes or int(index.min()) < -1 or (
-                loss.ignore_index != -1 and bool((targets == -1).any())
+            if (
+                int(index.max()) >= classes
+                or int(index.min()) < -1
+                or (loss.ignore_index != -1 and bool((targets == -1).any()))
             ):
                 raise NotLowered(f"a class index outside 0 .. {classes - 1}")
     else:
@@ -321,8 +321,10 @@ def _check_against_module(
     base = theta.detach().to("cpu", rows.dtype)
     question = engine._question(engine._program)
     tolerance = torch.finfo(rows.dtype).eps * 500 * (2 + len(engine.ops))
-    fixed = {name: t.detach().to(rows.dtype) if t.is_floating_point() else t.detach().clone()
-             for name, t in (*model.named_parameters(), *model.named_buffers())}
+    fixed = {
+        name: t.detach().to(rows.dtype) if t.is_floating_point() else t.detach().clone()
+        for name, t in (*model.named_parameters(), *model.named_buffers())
+    }
     for trial in range(3):
         point = base.clone()
         if trial > 0:
@@ -345,4 +347,3 @@ def _check_against_module(
                 f"the program's outputs differ from the module's by {error:.3g} "
                 f"(scale {scale:.3g}): the captured graph does not describe the module"
             )
-

@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -210,7 +211,7 @@ class TorchEngine:
             module.training, module.momentum = True, None  # None: plain averages over the batches
         with torch.no_grad():
             for batch in self._batches:
-                self._run(state, lambda model, b=batch: self._forward(model, b))
+                self._run(state, partial(self._forward, batch=batch))
         for module in norms.values():
             module.training = False
 

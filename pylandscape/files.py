@@ -31,7 +31,7 @@ from . import foreign
 from .errors import FileFormatError, InvalidArgument, ResumeMismatch
 from .hdf5 import array, as_path, member, open_hdf5
 from .request import FORMAT, differences, listing, to_json
-from .results import Array, Curve, Surface
+from .results import Curve, Surface
 
 GROUP = "pylandscape"
 
@@ -75,7 +75,7 @@ def load(
     source = as_path(path, "path")
     other = None if dir_file is None else as_path(dir_file, "dir_file")
     with open_hdf5(source, "path") as file:
-        ours = GROUP in file
+        ours = GROUP in file or GROUP in file.attrs
         result = _read(file) if ours else foreign.read(file)
     if not ours:
         foreign.describe_directions(result.info, source, other)
@@ -131,10 +131,11 @@ def target_of(path: str | os.PathLike[str]) -> Path:
 def _image(result: Curve | Surface) -> bytes:
     """The bytes of the HDF5 file."""
     axes = {"x": result.x} | ({"y": result.y} if isinstance(result, Surface) else {})
-    names = json.dumps(list(result.metrics))
-    info = to_json(result.info, "info")
     metrics = np.stack(list(result.metrics.values()))
+    about = {"kind": result.kind, "names": list(result.metrics), "info": result.info}
+    text = np.frombuffer(to_json(about, "info").encode(), dtype=np.uint8)
     with h5py.File("result.h5", "w", driver="core", backing_store=False) as file:
+        file.attrs[GROUP] = FORMAT
         for name, axis in axes.items():
             file[f"{name}coordinates"] = axis
         file["train_loss"] = result.values.T
@@ -144,11 +145,9 @@ def _image(result: Curve | Surface) -> bytes:
         for name, axis in axes.items():
             group[name] = axis
         group["metrics"] = metrics
-        group["info"] = np.frombuffer(info.encode(), dtype=np.uint8)
+        group["about"] = text
         group.attrs["format"] = FORMAT
-        group.attrs["kind"] = result.kind
-        group.attrs["names"] = names
-        group.attrs["digest"] = _digest(result.kind, names, info, [*axes.values(), metrics])
+        group.attrs["digest"] = np.bytes_(_digest([*axes.values(), metrics, text]))
         file.flush()
         return bytes(file.id.get_file_image())
 
@@ -163,30 +162,25 @@ def _read(file: h5py.File) -> Curve | Surface:
             "pylandscape that wrote it"
         )
     axes = [array(group, name) for name in ("x", "y") if name in group]
-    metrics = array(group, "metrics")
-    info = bytes(array(group, "info").astype(np.uint8)).decode()
-    kind, names = str(group.attrs["kind"]), str(group.attrs["names"])
-    if group.attrs["digest"] != _digest(kind, names, info, [*axes, metrics]):
+    metrics, text = array(group, "metrics"), array(group, "about").astype(np.uint8)
+    if group.attrs["digest"] != _digest([*axes, metrics, text]):
         raise FileFormatError(
             f"{where}: its contents do not match their checksum; restore it from a copy, or remove "
             "it and compute it again"
         )
-    try:
-        values = dict(zip(json.loads(names), metrics, strict=True))
-        about = json.loads(info)
-        if len(axes) == 1:
-            return Curve(axes[0], metrics=values, info=about, kind=kind)
-        return Surface(axes[0], axes[1], metrics=values, info=about, kind=kind)
-    except (TypeError, ValueError) as error:
-        raise FileFormatError(f"{where}: expected a result of pylandscape ({error})") from error
+    about = json.loads(text.tobytes())
+    values = dict(zip(about["names"], metrics, strict=True))
+    if len(axes) == 1:
+        return Curve(axes[0], metrics=values, info=about["info"], kind=about["kind"])
+    return Surface(axes[0], axes[1], metrics=values, info=about["info"], kind=about["kind"])
 
 
-def _digest(kind: str, names: str, info: str, arrays: list[Array]) -> str:
-    state = hashlib.sha256("\0".join([kind, names, info]).encode())
+def _digest(arrays: list[np.ndarray]) -> bytes:
+    state = hashlib.sha256()
     for each in arrays:
-        state.update(f"\0{each.shape}".encode())
-        state.update(np.ascontiguousarray(each, dtype="<f8").data.cast("B"))
-    return state.hexdigest()
+        state.update(f"{each.dtype.str} {each.shape} ".encode())
+        state.update(np.ascontiguousarray(each).tobytes())
+    return state.hexdigest().encode()
 
 
 def _sync_folder(folder: Path) -> None:

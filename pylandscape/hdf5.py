@@ -16,12 +16,11 @@ from typing import Any
 import h5py
 import numpy as np
 
-from .errors import FileFormatError, InvalidArgument
+from .errors import FileFormatError, InvalidArgument, PylandscapeError
 from .journal import MAGIC as JOURNAL_MAGIC
 from .journal import SUFFIX
 from .results import Array
 
-H5PY_DAMAGE = (OSError, RuntimeError, KeyError, UnicodeDecodeError)  # what it raises on a bad file
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 MAX_NUMBERS = 1 << 28  # of one dataset: 2 GiB as float64
 
@@ -53,7 +52,7 @@ def open_hdf5(path: Path, name: str) -> Iterator[h5py.File]:
         raise FileFormatError(f"{name}: expected an HDF5 file, got an empty one: {path}")
     try:
         file = h5py.File(path, "r", locking=False)
-    except OSError as error:
+    except Exception as error:
         if first != HDF5_SIGNATURE:
             raise FileFormatError(
                 f"{name}: expected an HDF5 file, got another format: {path}"
@@ -61,7 +60,9 @@ def open_hdf5(path: Path, name: str) -> Iterator[h5py.File]:
         raise _damaged(path, name, error) from error
     try:
         yield file
-    except H5PY_DAMAGE as error:
+    except (PylandscapeError, MemoryError):
+        raise
+    except Exception as error:  # h5py has no type of its own for what it cannot read
         raise _damaged(path, name, error) from error
     finally:
         file.close()

@@ -223,12 +223,11 @@ class Landscape:
     def gradient(self, theta: Any = None) -> Tensor:
         """dL/dtheta (n,) float64, in loss per unit of parameter."""
         point = self._theta(theta)
-        if self._native is not None:
-            try:
-                return self._native.gradient(point)
-            except NotLowered:
-                pass  # an op without a compiled derivative
-        return self._torch.gradient(point)
+        try:
+            result: Tensor = (self._native or self._torch).gradient(point)
+        except NotLowered:  # an op without a compiled derivative
+            result = self._torch.gradient(point)
+        return result
 
     def hvp(self, v: Any, theta: Any = None) -> Tensor:
         """H v (n,) for v (n,), or the rows H v_i (k, n) for v (k, n); float64, H at theta."""
@@ -240,13 +239,9 @@ class Landscape:
             )
         block = vectors.reshape(-1, self.n_params)
         point = self._theta(theta)
-        result: Tensor | None = None
-        if self._native is not None:
-            try:
-                result = self._native.hvp(point, block)
-            except NotLowered:
-                pass  # an op without a compiled derivative
-        if result is None:
+        try:
+            result: Tensor = (self._native or self._torch).hvp(point, block)
+        except NotLowered:  # an op without a compiled derivative
             result = self._torch.hvp(point, block)
         return result.reshape(vectors.shape)
 
@@ -351,8 +346,7 @@ class Landscape:
         except NotLowered as refusal:
             if engine == "native":
                 raise InvalidArgument(
-                    f"engine: expected a model that the native engine can run, but "
-                    f"{refusal.reason}"
+                    f"engine: expected a model that the native engine can run, but {refusal.reason}"
                 ) from refusal
             return None, EngineReport("torch", refusal.reason, time.perf_counter() - start)
         seconds = time.perf_counter() - start

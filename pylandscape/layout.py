@@ -70,7 +70,7 @@ class ParameterLayout:
             entries.append(
                 ParameterEntry(name, shape, offset, parameter.numel(), parameter.dtype, kind)
             )
-            aliases.update({alias: name for alias in names[name]})
+            aliases.update(dict.fromkeys(names[name], name))
             offset += parameter.numel()
         if offset == 0:
             raise InvalidArgument(
@@ -101,9 +101,7 @@ class ParameterLayout:
 
     def unflatten(self, vector: Tensor) -> dict[str, Tensor]:
         """Shaped views of vector (n,) by name."""
-        return {
-            e.name: vector[e.offset : e.offset + e.numel].view(e.shape) for e in self.entries
-        }
+        return {e.name: vector[e.offset : e.offset + e.numel].view(e.shape) for e in self.entries}
 
     def vector(
         self, value: Any, name: str, dtype: torch.dtype, device: torch.device | str
@@ -178,9 +176,7 @@ def _matching(names: Mapping[str, list[str]], params: Sequence[str]) -> set[str]
     chosen: set[str] = set()
     for pattern in params:
         hits = {
-            own
-            for own, every in names.items()
-            if any(fnmatchcase(name, pattern) for name in every)
+            own for own, every in names.items() if any(fnmatchcase(name, pattern) for name in every)
         }
         if not hits:
             raise InvalidArgument(

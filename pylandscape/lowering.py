@@ -75,8 +75,8 @@ class Lowering(torch.fx.Interpreter):
             if not isinstance(value, Tensor) or id(value) not in self.sources:
                 raise NotLowered(f"attribute {node.target!r} is not a parameter or buffer")
             return Fixed(self.sources[id(value)], tuple(value.shape))
-        args = torch.fx.node.map_arg(node.args, lambda n: self.lowered[n])
-        kwargs = torch.fx.node.map_arg(node.kwargs, lambda n: self.lowered[n])
+        args: Any = torch.fx.node.map_arg(node.args, lambda n: self.lowered[n])
+        kwargs: Any = torch.fx.node.map_arg(node.kwargs, lambda n: self.lowered[n])
         if node.op == "output":
             result = args[0]
             if not isinstance(result, Slot):
@@ -119,11 +119,14 @@ class Lowering(torch.fx.Interpreter):
                 f"op {name!r} gives shape {tuple(value.shape)}: no leading batch dimension"
             )
         if value.dtype != self.trace_dtype:
-            raise NotLowered(f"op {name!r} gives {value.dtype} where the input is {self.trace_dtype}")
+            raise NotLowered(
+                f"op {name!r} gives {value.dtype} where the input is {self.trace_dtype}"
+            )
 
     def _rebind(self, node: torch.fx.Node, result: Slot) -> None:
         """After an in-place op every earlier name of the same memory means the new value."""
-        memory = self.env[node.args[0]].untyped_storage().data_ptr()
+        target: Any = node.args[0]
+        memory = self.env[target].untyped_storage().data_ptr()
         for other, value in self.env.items():
             known = self.lowered.get(other)
             if (
@@ -203,9 +206,7 @@ _IN_PLACE_OPERATORS = {operator.iadd, operator.isub, operator.imul, operator.itr
 
 def _in_place(node: torch.fx.Node, name: str) -> bool:
     return (
-        name.endswith("_")
-        or bool(node.kwargs.get("inplace"))
-        or node.target in _IN_PLACE_OPERATORS
+        name.endswith("_") or bool(node.kwargs.get("inplace")) or node.target in _IN_PLACE_OPERATORS
     )
 
 

@@ -75,7 +75,10 @@ def test_gradient_and_hvp_match_autograd_in_float64(engine: str) -> None:
     torch.testing.assert_close(land.hvp(v), hessian @ v, rtol=1e-11, atol=1e-13)
     moved = land.theta + 0.1
     torch.testing.assert_close(
-        land.gradient(moved), torch.autograd.functional.jacobian(loss, moved), rtol=1e-12, atol=1e-14
+        land.gradient(moved),
+        torch.autograd.functional.jacobian(loss, moved),
+        rtol=1e-12,
+        atol=1e-14,
     )
 
 
@@ -213,8 +216,10 @@ def _bn_model() -> nn.Sequential:
 def test_batch_norm_modes_match_a_loop_by_hand() -> None:
     model, (x, y) = _bn_model().eval(), samples()
     batches = [(x[:20], y[:20]), (x[20:], y[20:])]
-    lands = {bn: pl.Landscape(model, "cross_entropy", batches, bn=bn) for bn in
-             ("eval", "recompute", "batch")}
+    lands = {
+        bn: pl.Landscape(model, "cross_entropy", batches, bn=bn)
+        for bn in ("eval", "recompute", "batch")
+    }
     before = {k: v.clone() for k, v in model.state_dict().items()}
     assert lands["eval"].loss() == pytest.approx(F.cross_entropy(model(x), y).item(), rel=1e-6)
     recomputed = _bn_model()
@@ -334,7 +339,7 @@ def test_non_finite_parameters_are_named() -> None:
     model, (x, y) = mlp(), samples()
     with torch.no_grad():
         model[3].bias[1] = torch.nan
-    with pytest.raises(pl.InvalidArgument, match="'3.bias' has 1 that are not"):
+    with pytest.raises(pl.InvalidArgument, match=r"'3.bias' has 1 that are not"):
         pl.Landscape(model, "cross_entropy", (x, y))
 
 
@@ -347,7 +352,7 @@ def test_cuda_without_cuda_says_so() -> None:
 
 def test_data_on_another_device_is_named() -> None:
     x, y = samples()
-    with pytest.raises(pl.InvalidArgument, match="data: expected tensors on cpu.*got meta"):
+    with pytest.raises(pl.InvalidArgument, match=r"data: expected tensors on cpu.*got meta"):
         pl.Landscape(mlp(), "cross_entropy", (x.to("meta"), y.to("meta")))
 
 
@@ -365,7 +370,7 @@ def test_wrong_shapes_are_named(engine: str) -> None:
         land.losses(points=torch.zeros(3, n + 1))
     with pytest.raises(pl.InvalidArgument, match="either points or coefficients"):
         land.losses(np.zeros((1, 2)), d, points=torch.zeros(3, n))
-    with pytest.raises(pl.InvalidArgument, match="directions.*finite"):
+    with pytest.raises(pl.InvalidArgument, match=r"directions.*finite"):
         land.losses(np.zeros((1, 2)), d * torch.nan)
     with pytest.raises(pl.LayoutMismatch, match="theta: expected"):
         land.loss(torch.zeros(n + 2))

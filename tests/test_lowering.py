@@ -293,7 +293,7 @@ def test_what_cannot_be_lowered_runs_on_torch_and_says_why(make: object, reason:
 
 def test_asking_for_the_native_engine_in_vain_names_the_op() -> None:
     model = nn.Sequential(nn.Linear(5, 3), nn.Softshrink())
-    with pytest.raises(pl.InvalidArgument, match="engine: .*softshrink"):
+    with pytest.raises(pl.InvalidArgument, match=r"engine: .*softshrink"):
         pl.Landscape(
             model, "cross_entropy", (torch.randn(4, 5), torch.zeros(4).long()), engine="native"
         )

@@ -107,9 +107,7 @@ def test_non_finite_parameters_give_non_finite_losses() -> None:
     ],
     ids=lambda c: f"{c[1]}-{c[2]}",
 )
-def test_gradient_and_all_second_derivatives_match_float64(
-    case: tuple, dtype: torch.dtype
-) -> None:
+def test_gradient_and_all_second_derivatives_match_float64(case: tuple, dtype: torch.dtype) -> None:
     mlp = make_mlp(*case, dtype)
     theta = _points(mlp, 1)[0].contiguous()
     derivatives = DERIVATIVES[dtype](mlp.program, theta.data_ptr())
@@ -142,6 +140,11 @@ def test_every_instruction_set_passes_the_same_tests(capability: str) -> None:
     assert result.stdout.strip() == capability
     here = Path(__file__).parent
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
-    command += ["-k", "not instruction_set", str(here / "test_kernels.py"), str(here / "test_program.py")]
+    command += [
+        "-k",
+        "not instruction_set",
+        str(here / "test_kernels.py"),
+        str(here / "test_program.py"),
+    ]
     run = subprocess.run(command, env=env, capture_output=True, text=True, cwd=here.parent)
     assert run.returncode == 0, run.stdout[-3000:]

@@ -1,0 +1,13 @@
+"""Benchmarks: ``python -m bench`` (see __main__.py)."""
+
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+# `python -m` puts the checkout first on the path, where its source folder would hide the installed
+# package; with an editable install or a core built in place there is nothing to hide.
+_checkout = Path(__file__).resolve().parent.parent
+if not list((_checkout / "pylandscape").glob("_C*")):
+    sys.path = [p for p in sys.path if Path(p or ".").resolve() != _checkout]
+if find_spec("pylandscape") is None:
+    raise ImportError("bench: install pylandscape first (pip install .)")
