@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -84,7 +84,8 @@ def with_loss(
     metrics: str | Metric | Sequence[Metric],
 ) -> tuple[tuple[Metric, ...], tuple[str, ...]]:
     """The metrics, with the loss first (always computed), and the names of their arrays."""
-    given = [metrics] if isinstance(metrics, str) or callable(metrics) else list(metrics)
+    one = isinstance(metrics, str) or callable(metrics)
+    given: list[Any] = [metrics] if one or not isinstance(metrics, Iterable) else list(metrics)
     for metric in given:
         if not isinstance(metric, str) and not callable(metric):
             raise InvalidArgument(
@@ -113,7 +114,8 @@ def identity(metric: Metric) -> str:
     """What a file records of a metric: its name, or the callable's "module:qualified name"."""
     if isinstance(metric, str):
         return metric
-    return f"{metric.__module__}:{getattr(metric, '__qualname__', name_of(metric))}"
+    module = getattr(metric, "__module__", None)
+    return f"{module}:{getattr(metric, '__qualname__', name_of(metric))}"
 
 
 def digest(array: torch.Tensor | Array) -> str:

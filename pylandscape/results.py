@@ -1,5 +1,4 @@
-"""Results: values of L (and other metrics) on a line, a plane or between solutions, with their
-provenance.
+"""Results: values of L on a line, a plane or between solutions, with their provenance.
 
 A `Curve` holds L(x[i]), a `Surface` L(x[i], y[j]); both are plain data, in float64, and know how to
 save, plot and check themselves. `info` is JSON-able: what was asked (`info["request"]`) and what
@@ -307,22 +306,24 @@ def check_axis(axis: ArrayLike, name: str) -> Array:
 def _check_metrics(
     values: ArrayLike | None, metrics: Mapping[str, ArrayLike] | None, shape: tuple[int, ...]
 ) -> dict[str, Array]:
-    """Metrics as float64 arrays of the given shape, "loss" first; `values` is a shorthand for the
-    loss."""
+    """Metrics as float64 arrays of the given shape, "loss" first; `values` stands for the loss."""
     given = dict(metrics or {})
     if values is not None:
-        loss = given.setdefault("loss", values)
-        if not np.array_equal(np.asarray(loss), np.asarray(values), equal_nan=True):
+        if not np.array_equal(given.setdefault("loss", values), values, equal_nan=True):
             raise InvalidArgument(
                 "values: expected the same numbers as metrics['loss'], got others"
             )
     if "loss" not in given:
         raise InvalidArgument(f"metrics: expected 'loss' among them, got {sorted(given)}")
-    found = {"loss": np.array(np.asarray(given.pop("loss")), dtype=np.float64)}
-    found |= {name: np.array(np.asarray(each), dtype=np.float64) for name, each in given.items()}
-    for name, each in found.items():
-        if each.shape != shape:
-            raise InvalidArgument(f"metrics[{name!r}]: expected shape {shape}, got {each.shape}")
+    found = {}
+    for name in ("loss", *(name for name in given if name != "loss")):
+        numbers = np.asarray(given[name])
+        if numbers.shape != shape or numbers.dtype.kind not in "fiub":
+            raise InvalidArgument(
+                f"metrics[{name!r}]: expected numbers of shape {shape}, got shape {numbers.shape} "
+                f"and dtype {numbers.dtype}"
+            )
+        found[name] = numbers.astype(np.float64)
     return found
 
 

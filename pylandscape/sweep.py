@@ -66,11 +66,11 @@ def sweep(
     with tqdm(
         total=total, initial=kept, desc=label, unit="pt", disable=not progress, delay=BAR_DELAY
     ) as bar:
+        evaluate = prepare()
+        if journal is not None and kept:
+            _recheck(journal, coefficients, evaluate, exact)
+        size = 1
         try:
-            evaluate = prepare()
-            if journal is not None and kept:
-                _recheck(journal, coefficients, evaluate, exact)
-            size = 1
             for begin, end in missing(done):
                 while begin < end:
                     stop = min(begin + size, end)
@@ -110,7 +110,8 @@ def missing(done: np.ndarray) -> Iterator[tuple[int, int]]:
 def _recheck(journal: Journal, coefficients: Array, evaluate: Evaluate, exact: bool) -> None:
     """Evaluate one recorded point again: a request cannot tell of everything, code for example."""
     k = int(np.argmax(journal.done))
-    recorded, now = journal.values[k, 0], evaluate(coefficients[k : k + 1])["loss"][0]
+    recorded = float(journal.values[k, 0])
+    now = float(evaluate(coefficients[k : k + 1])["loss"][0])
     if not np.isclose(recorded, now, rtol=0.0 if exact else 1e-3, atol=0.0, equal_nan=True):
         raise ResumeMismatch(
             f"path: {journal.path} records a loss of {recorded!r} at coefficients "

@@ -100,6 +100,7 @@ def test_metrics_come_from_one_pass_with_the_loss_always_there():
     ("metrics", "said"),
     [
         ([3], "expected 'loss', 'accuracy' or callables, got 3"),
+        (None, "expected 'loss', 'accuracy' or callables, got None"),
         (["accuracy", "accuracy"], "accuracy twice"),
         ([lambda o, t: 0.0, lambda o, t: 1.0], "<lambda> twice"),
     ],

@@ -61,10 +61,12 @@ def test_an_axis_that_does_not_increase_is_refused_by_name(x, said):
 
 
 def test_metrics_of_another_shape_are_refused_by_name():
-    with pytest.raises(InvalidArgument, match=r"metrics\['loss'\].*\(2, 3\), got \(3, 2\)"):
+    with pytest.raises(InvalidArgument, match=r"metrics\['loss'\].*\(2, 3\), got shape \(3, 2\)"):
         Surface([0, 1], [0, 1, 2], np.zeros((3, 2)))
     with pytest.raises(InvalidArgument, match=r"metrics\['accuracy'\]"):
         Curve([0, 1], metrics={"loss": [0, 1], "accuracy": [0]})
+    with pytest.raises(InvalidArgument, match="dtype <U1"):
+        Curve([0, 1], ["a", "b"])
     with pytest.raises(InvalidArgument, match="expected 'loss' among them"):
         Curve([0, 1], metrics={"accuracy": [0, 1]})
     with pytest.raises(InvalidArgument, match="values: expected the same numbers"):

@@ -376,7 +376,7 @@ def test_a_model_of_the_same_shape_with_other_units_is_noticed(path):
         ask(path, classifier(unit=nn.ReLU))
 
 
-def test_what_a_request_cannot_tell_shows_at_a_recorded_point(path, monkeypatch):
+def test_what_a_request_cannot_tell_shows_at_a_recorded_point(path, monkeypatch, caplog):
     def curve(factor):
         land = scalar_landscape(lambda t: factor * (1 + (t * t).sum()), np.ones(2))
         return line(land, np.ones(2), (-1, 1, 9), path=path, progress=False)
@@ -386,9 +386,11 @@ def test_what_a_request_cannot_tell_shows_at_a_recorded_point(path, monkeypatch)
         with pytest.raises(Stop):
             curve(1.0)
     before = beside(path).read_bytes()
+    caplog.clear()
     with pytest.raises(ResumeMismatch, match=r"records a loss of .* where it is"):
         curve(2.0)
     assert beside(path).read_bytes() == before
+    assert not caplog.text
     assert curve(1.0).info["resumed"] == 3
 
 
