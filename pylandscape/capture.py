@@ -41,14 +41,36 @@ def check_traceable(model: nn.Module) -> None:
 
 @contextmanager
 def restored_attributes(model: nn.Module) -> Iterator[None]:
-    """Undoes what a traced forward pass assigns to the module's attributes."""
-    kept = [(module, dict(module.__dict__)) for module in model.modules()]
+    """Undoes whatever happens to the attributes, parameters and buffers of the module's tree.
+
+    That is: what a forward pass assigns, modes, and tensors that ``functional_call`` swapped in and
+    could not swap back. Restoring is repeated if Ctrl-C interrupts it.
+    """
+    kept = [
+        (table, dict(table))
+        for module in model.modules()
+        for table in (module.__dict__, module._parameters, module._buffers, module._modules)
+    ]
     try:
         yield
     finally:
-        for module, attributes in kept:
-            module.__dict__.clear()
-            module.__dict__.update(attributes)
+        interrupt: KeyboardInterrupt | None = None
+        restored = False
+        while not restored:
+            try:
+                for table, before in kept:
+                    _restore(table, before)
+                restored = True
+            except KeyboardInterrupt as late:
+                interrupt = late
+        if interrupt is not None:
+            raise interrupt
+
+
+def _restore(table: dict[str, Any], before: dict[str, Any]) -> None:
+    for name in table.keys() - before.keys():
+        table.pop(name, None)
+    table.update(before)
 
 
 def trace(model: nn.Module, example: Tensor, how: str) -> torch.fx.GraphModule:
