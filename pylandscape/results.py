@@ -308,11 +308,9 @@ def _check_metrics(
 ) -> dict[str, Array]:
     """Metrics as float64 arrays of the given shape, "loss" first; `values` stands for the loss."""
     given = dict(metrics or {})
+    twice = values is not None and "loss" in given
     if values is not None:
-        if not np.array_equal(given.setdefault("loss", values), values, equal_nan=True):
-            raise InvalidArgument(
-                "values: expected the same numbers as metrics['loss'], got others"
-            )
+        given.setdefault("loss", values)
     if "loss" not in given:
         raise InvalidArgument(f"metrics: expected 'loss' among them, got {sorted(given)}")
     found = {}
@@ -324,6 +322,8 @@ def _check_metrics(
                 f"and dtype {numbers.dtype}"
             )
         found[name] = numbers.astype(np.float64)
+    if twice and not np.array_equal(found["loss"], np.asarray(values), equal_nan=True):
+        raise InvalidArgument("values: expected the same numbers as metrics['loss'], got others")
     return found
 
 

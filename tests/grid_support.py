@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import numpy as np
 import torch
 from torch import nn
 
+import pylandscape
 from pylandscape.landscape import Landscape
 
 
@@ -49,3 +53,10 @@ def directions(land: Landscape, count: int, seed: int = 1) -> torch.Tensor:
     return torch.randn(count, land.n_params, generator=gen, dtype=torch.float64).to(
         land.theta.dtype
     )
+
+
+def child_environment() -> dict[str, str]:
+    """For a Python process that imports the same pylandscape and these tests."""
+    folders = [str(Path(pylandscape.__file__).parents[1]), str(Path(__file__).parent)]
+    before = os.environ.get("PYTHONPATH")
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([*folders, *([before] if before else [])])}

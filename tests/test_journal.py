@@ -9,6 +9,7 @@ import sys
 
 import numpy as np
 import pytest
+from grid_support import child_environment
 
 from pylandscape import journal as module
 from pylandscape.errors import FileFormatError, InvalidArgument, PylandscapeError, ResumeMismatch
@@ -256,7 +257,11 @@ def test_a_path_in_use_by_a_live_process_is_refused(path):
         "print('open', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=child_environment(),
     ) as other:
         assert other.stdout.readline() == "open\n"
         with pytest.raises(PylandscapeError, match="in use by another running process"):

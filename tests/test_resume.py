@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from grid_support import classifier, directions, quadratic, scalar_landscape
+from grid_support import child_environment, classifier, directions, quadratic, scalar_landscape
 from torch import nn
 
 from pylandscape import files, journal
@@ -82,8 +82,7 @@ def interrupted(monkeypatch, path, count, error=Stop, **options):
 # --- kills -------------------------------------------------------------------------------------
 
 SCRIPT = """
-import sys, time
-sys.path.insert(0, {tests!r})
+import time
 import pylandscape.sweep
 import test_resume
 pylandscape.sweep.CHUNK_SECONDS = 0.0
@@ -103,14 +102,12 @@ print("done", flush=True)
 
 
 def start(path, pause):
-    code = SCRIPT.format(tests=str(Path(__file__).parent), path=str(path), pause=pause)
-    root = Path(files.__file__).parents[1]
-    env = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")]),
-    }
+    code = SCRIPT.format(path=str(path), pause=pause)
     return subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=child_environment(),
     )
 
 
