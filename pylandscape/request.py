@@ -152,8 +152,13 @@ def _walk(at: str, found: Any, wanted: Any) -> list[tuple[str, Any, Any]]:
 
 
 def listing(rows: Sequence[tuple[str, Any, Any]]) -> str:
-    """Differences as lines of an error message."""
-    return "".join(f"\n  {field}: file {a!r}, request {b!r}" for field, a, b in rows)
+    """Differences as lines of an error message; of a digest, its first digits."""
+
+    def shown(value: Any) -> str:
+        is_digest = isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value)
+        return f"{value[:12]}..." if is_digest else repr(value)
+
+    return "".join(f"\n  {field}: file {shown(a)}, request {shown(b)}" for field, a, b in rows)
 
 
 def jsonable(value: Any, name: str) -> Any:
