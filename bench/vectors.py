@@ -58,7 +58,7 @@ def w5_w6(quick: bool, repetitions: int) -> list[dict[str, Any]]:
     model = resnet18(8 if quick else 64)
     layout = ParameterLayout.of(model)
     theta = layout.flatten(dict(model.named_parameters()), torch.float32, "cpu")
-    segments = _segments(layout, True, ("bias", "norm"), torch.device("cpu"))
+    segments = _segments(layout, True, ("bias", "norm"))
     ops = torch.ops.pylandscape
     raw = torch.randn_like(theta)
     out, summed = torch.empty_like(theta), torch.empty_like(theta)
@@ -67,12 +67,10 @@ def w5_w6(quick: bool, repetitions: int) -> list[dict[str, Any]]:
     views = list(layout.unflatten(work).values())
 
     def normalise() -> Tensor:
-        ops.normalize_direction_(out, raw, theta, segments, 0, False)
-        return out
+        return ops.normalize_direction(raw, theta, segments, "filter", out=out)
 
     def draw() -> Tensor:
-        ops.random_direction_(out, theta, segments, 0, False, 1, 0)
-        return out
+        return ops.random_direction(theta, segments, "filter", 1, 0, out=out)
 
     def draw_by_torch() -> None:
         work.normal_()
@@ -89,11 +87,11 @@ def w5_w6(quick: bool, repetitions: int) -> list[dict[str, Any]]:
     agree("draw", norms, wanted, 1e-4)
 
     n = layout.n
-    mine = Arm("pylandscape normalize_direction_", normalise, note=f"{n / 1e6:.1f} M parameters")
+    mine = Arm("pylandscape normalize_direction", normalise, note=f"{n / 1e6:.1f} M parameters")
     add = Arm("torch.add(out=)", lambda: torch.add(raw, theta, out=summed), target=1.2)
     loop = Arm("per-filter loop", lambda: _per_filter_loop(parts, views), target=18)
     vector = Arm("vectorised torch", lambda: _vectorised(parts, views), target=1)
-    drawn = Arm("pylandscape random_direction_", draw, note="draw and normalisation in one pass")
+    drawn = Arm("pylandscape random_direction", draw, note="draw and normalisation in one pass")
     randn = Arm("torch normal_ + vectorised torch", draw_by_torch, target=3)
     interleave([mine, add, loop, vector, drawn, randn], repetitions)
     name = "W5 filter normalisation, ResNet-18"
@@ -108,7 +106,7 @@ def gaussian_rate(quick: bool, repetitions: int) -> list[dict[str, Any]]:
     out, other = torch.empty(count), torch.empty(count)
     assert torch.equal(pl.gaussian(1, 2, 0, 100), pl.gaussian(1, 2, 0, 200)[:100])
     mine = Arm(
-        "pylandscape gaussian_", lambda: torch.ops.pylandscape.gaussian_(out, 1, 0, 0), count
+        "pylandscape gaussian", lambda: torch.ops.pylandscape.gaussian(1, 2, 0, out=out), count
     )
     randn = Arm("torch normal_", other.normal_, count)
     interleave([mine, randn], repetitions)

@@ -36,6 +36,24 @@ def _load_cuda() -> bool:
 has_cuda_kernels: bool = _load_cuda()
 
 
+def cuda_problem() -> str | None:
+    """Why the CUDA kernels cannot run here, and what to do about it; None when they can."""
+    if not has_cuda_kernels:
+        return (
+            "this pylandscape was built without CUDA kernels: install nvcc and build again with "
+            '"pip install . -C cmake.define.PYLANDSCAPE_CUDA=ON"'
+        )
+    torch_can, error, count = ops.cuda_status()
+    if not torch_can:
+        return (
+            f"this torch ({torch.__version__}) has no CUDA support: install a CUDA build of torch "
+            "(pylandscape's own CUDA kernels are there)"
+        )
+    if error != 0 or count == 0:
+        return f"no usable GPU: the CUDA driver reports {count} devices (error {error})"
+    return None
+
+
 def cpu_capability() -> str:
     """The instruction set in use: "default", "avx2" or "avx512".
 

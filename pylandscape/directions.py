@@ -2,45 +2,46 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ._native import has_cuda_kernels, ops
+from ._native import cuda_problem, ops
 from .errors import CudaUnavailable, InvalidArgument, LayoutMismatch
 
 if TYPE_CHECKING:
     from .landscape import Landscape
     from .layout import ParameterLayout
 
-# normalize -> (what a segment is scaled to, one norm over all segments, segments are rows)
-_THETA, _UNIT, _ELEMENTWISE, _NONE = range(4)  # csrc/program/directions.h
-_MODES: dict[str | None, tuple[int, bool, bool]] = {
-    "filter": (_THETA, False, True),
-    "layer": (_THETA, False, False),
-    "model": (_THETA, True, False),
-    "weight": (_ELEMENTWISE, False, False),
-    "dfilter": (_UNIT, False, True),
-    "dlayer": (_UNIT, False, False),
-    None: (_NONE, False, False),
-}
-_IGNORABLE = ("bias", "norm")
+NORMALIZATIONS = ("filter", "layer", "model", "weight", "dfilter", "dlayer", None)
+_PER_ROW = ("filter", "dfilter")
+_KINDS = ("bias", "norm")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Direction:
-    """A direction ``vector`` (n,) and how it came about (``info``, JSON-able)."""
+    """A direction ``vector`` (n,) and how it came about (``info``, JSON-able).
+
+    ``info`` has at least "kind" ("random" | "target" | "given"), "layout" (digest of the parameter
+    layout) and "norm" where this package made the direction; random ones add "seed" and "index".
+    """
 
     vector: Tensor
     info: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.vector.dim() != 1:
-            raise InvalidArgument(f"vector: expected shape (n,), got {tuple(self.vector.shape)}")
+        shape = getattr(self.vector, "shape", None)
+        if not isinstance(self.vector, Tensor) or self.vector.dim() != 1:
+            raise InvalidArgument(
+                "vector: expected a tensor of shape (n,), got "
+                + (type(self.vector).__name__ if shape is None else f"shape {tuple(shape)}")
+            )
 
 
 def random_directions(
@@ -56,41 +57,44 @@ def random_directions(
     """``count`` Gaussian directions, normalised as in Li et al. (2018), section 4.
 
     Args:
+        land: whose parameter layout, dtype and device the directions have.
+        count: how many. Direction i is the same whatever the count.
         normalize: "filter": each filter (row ``W[o, ...]`` of a weight) gets the norm of theta's;
-            "layer": each parameter tensor does; "model": the whole vector does; "weight": each
-            element times theta's; "dfilter", "dlayer": norm 1 per filter or tensor; None: raw.
-            A tensor of at most one dimension is one filter. ``d * |theta| / (|d| + 1e-10)``: a
-            zero filter gives a zero direction.
-        ignore: kinds ("bias", "norm") or names of parameters whose part is zero.
-        seed: 64-bit. Direction i is stream i of the seed: the same raw numbers on every machine,
-            device, dtype and thread count; normalised ones agree to a few eps.
-        orthogonal: remove from each direction its component along the earlier ones. This comes
-            after the normalisation and lowers the filter norms by what it removes (of order
-            1/sqrt(n), relatively).
+            "layer": each parameter tensor does; "model": all that is not ignored together does;
+            "weight": each element times theta's; "dfilter", "dlayer": norm 1 per filter or tensor;
+            None: raw N(0, 1). A tensor of at most one dimension is one filter.
+        ignore: kinds ("bias", "norm") or name patterns (``"layer1.*"``) of parameters whose part
+            is zero. The default is the paper's: everything that is not a weight.
+        seed: 64-bit. Direction i is stream i of the seed.
+        orthogonal: remove from each direction its component along the earlier ones (Gram-Schmidt,
+            in double, after the normalisation). It is not normalised again, which would undo it:
+            the norm of a filter changes by what is removed, relatively of order 1 / sqrt(n).
         theta: the point whose norms count; default the model's parameters.
 
     Raises:
-        InvalidArgument: for an unknown normalisation or kind, or a count below 1.
+        InvalidArgument: for an unknown normalisation, kind or pattern, a count below 1, a seed
+            beyond 64 bits.
+        CudaUnavailable: for a landscape on CUDA without this package's CUDA kernels.
+
+    Numerics: the raw numbers have the same bits on every CPU and GPU, in either dtype; on CPUs the
+    normalised ones too, GPUs agree to a few eps. Sums are double. A segment is
+    ``d * |theta| / (|d| + 1e-10)``: zero filters give zero, never NaN.
     """
-    if not isinstance(count, int) or count < 1:
-        raise InvalidArgument(f"count: expected an integer >= 1, got {count!r}")
-    if not isinstance(seed, int) or not -(2**63) <= seed < 2**63:
-        raise InvalidArgument(f"seed: expected a 64-bit integer, got {seed!r}")
+    count, seed = _integer(count, "count", 1, 2**31), _integer(seed, "seed", -(2**63), 2**63)
     point = land.theta if theta is None else land._theta(theta)
-    target, joint, rows = _mode(normalize)
-    segments = _segments(land.layout, rows, ignore, point.device)
-    _check_device(point)
+    mode = _mode(normalize)
+    segments = _segments(land.layout, normalize in _PER_ROW, ignore)
+    _check_device(point.device)
     found: list[Direction] = []
     for index in range(count):
-        vector = torch.empty_like(point)
-        ops.random_direction_(vector, point, segments, target, joint, seed, index)
+        vector = ops.random_direction(point, segments, mode, seed, index)
         if orthogonal:
             for earlier in found:
                 vector = _without(vector, earlier.vector)
         info = {
             "kind": "random",
             "normalize": normalize,
-            "ignore": list(ignore),
+            "ignore": _patterns(ignore),
             "seed": seed,
             "index": index,
             "orthogonal": orthogonal,
@@ -107,16 +111,18 @@ def normalize_direction(
     ignore: Sequence[str] = ("bias", "norm"),
     theta: Any = None,
 ) -> Direction:
-    """Any direction, normalised as ``random_directions`` does."""
+    """Any direction (Direction, vector, module or state dict), normalised.
+
+    Arguments, errors and numerics as in ``random_directions``.
+    """
     point = land.theta if theta is None else land._theta(theta)
-    vector = land.layout.vector(direction, "direction", point.dtype, point.device).contiguous()
-    target, joint, rows = _mode(normalize)
-    segments = _segments(land.layout, rows, ignore, point.device)
-    _check_device(point)
-    out = torch.empty_like(point)
-    ops.normalize_direction_(out, vector, point, segments, target, joint)
-    info = {**getattr(direction, "info", {"kind": "given"})}
-    return _direction(land, out, {**info, "normalize": normalize, "ignore": list(ignore)})
+    vector = land.layout.vector(direction, "direction", point.dtype, point.device)
+    mode = _mode(normalize)
+    segments = _segments(land.layout, normalize in _PER_ROW, ignore)
+    _check_device(point.device)
+    out = ops.normalize_direction(vector, point, segments, mode)
+    info = dict(getattr(direction, "info", {"kind": "given"}))
+    return _direction(land, out, {**info, "normalize": normalize, "ignore": _patterns(ignore)})
 
 
 def target_direction(
@@ -166,62 +172,84 @@ def as_directions(
     return torch.stack(rows), infos
 
 
-def gaussian(seed: int, stream: int, first: int, count: int) -> Tensor:
-    """Standard normals number first .. first + count of (seed, stream), (count,) float32.
-
-    The same bits on every machine (csrc/common/gaussian.h).
-    """
-    out = torch.empty(count, dtype=torch.float32)
-    ops.gaussian_(out, seed, stream, first)
-    return out
-
-
-def _mode(normalize: str | None) -> tuple[int, bool, bool]:
-    if normalize not in _MODES:
-        known = ", ".join(repr(mode) for mode in _MODES)
-        raise InvalidArgument(f"normalize: expected one of {known}, got {normalize!r}")
-    return _MODES[normalize]
-
-
-def _segments(
-    layout: ParameterLayout, rows: bool, ignore: Sequence[str], device: torch.device
+def gaussian(
+    seed: int, stream: int, first: int, count: int, device: torch.device | str = "cpu"
 ) -> Tensor:
+    """Standard normals number first .. first + count - 1 of (seed, stream), (count,) float32.
+
+    The same bits on every machine, device and thread count (csrc/common/gaussian.h).
+
+    Raises:
+        InvalidArgument: for a negative first or count, a seed or stream beyond 64 bits.
+        CudaUnavailable: for a CUDA device without CUDA kernels.
+    """
+    seed = _integer(seed, "seed", -(2**63), 2**63)
+    stream = _integer(stream, "stream", -(2**63), 2**63)
+    first, count = _integer(first, "first", 0, 2**62), _integer(count, "count", 0, 2**62)
+    where = torch.device(device)
+    _check_device(where)
+    out = torch.empty(count, dtype=torch.float32, device=where)
+    return ops.gaussian(seed, stream, first, out=out)
+
+
+def _integer(value: Any, name: str, low: int, high: int) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise InvalidArgument(f"{name}: expected an integer, got {value!r}") from None
+    if not low <= number < high:
+        wanted = "a 64-bit integer" if low == -(2**63) else f"an integer >= {low}"
+        raise InvalidArgument(f"{name}: expected {wanted}, got {number}")
+    return number
+
+
+def _mode(normalize: str | None) -> str:
+    if normalize not in NORMALIZATIONS:
+        known = ", ".join(map(repr, NORMALIZATIONS))
+        raise InvalidArgument(f"normalize: expected one of {known}, got {normalize!r}")
+    return normalize or "none"
+
+
+def _patterns(ignore: Sequence[str]) -> list[str]:
+    return [ignore] if isinstance(ignore, str) else list(ignore)
+
+
+def _segments(layout: ParameterLayout, rows: bool, ignore: Sequence[str]) -> Tensor:
     """(s, 2) begin and end of what is normalised together, without the ignored parameters."""
-    if isinstance(ignore, str):
-        ignore = (ignore,)
-    names = {entry.name for entry in layout.entries}
-    for item in ignore:
-        if item not in _IGNORABLE and item not in names:
+    patterns = _patterns(ignore)
+    for pattern in patterns:
+        if pattern not in _KINDS and not any(fnmatchcase(e.name, pattern) for e in layout.entries):
             raise InvalidArgument(
-                f"ignore: expected 'bias', 'norm' or the name of a parameter, got {item!r}"
+                f"ignore: expected 'bias', 'norm' or the name of a parameter, got {pattern!r}"
             )
-    parts: list[Tensor] = []
+    parts = [torch.empty(0, 2, dtype=torch.int64)]
     for entry in layout.entries:
-        if entry.kind in ignore or entry.name in ignore or entry.numel == 0:
+        ignored = any(p == entry.kind or fnmatchcase(entry.name, p) for p in patterns)
+        if ignored or entry.numel == 0:
             continue
         count = entry.shape[0] if rows and len(entry.shape) > 1 else 1
         edges = entry.offset + torch.arange(count + 1) * (entry.numel // count)
         parts.append(torch.stack([edges[:-1], edges[1:]], dim=1))
-    joined = torch.cat(parts) if parts else torch.empty(0, 2, dtype=torch.int64)
-    return joined.to(device).contiguous()
+    return torch.cat(parts)
 
 
-def _check_device(point: Tensor) -> None:
-    if point.device.type == "cuda" and not has_cuda_kernels:
-        raise CudaUnavailable(
-            "this pylandscape was built without CUDA kernels: install nvcc and build again with "
-            "PYLANDSCAPE_CUDA=ON (pip install . -C cmake.define.PYLANDSCAPE_CUDA=ON)"
-        )
+def _check_device(device: torch.device) -> None:
+    if device.type == "cuda":
+        problem = cuda_problem()
+        if problem is not None:
+            raise CudaUnavailable(problem)
+    elif device.type != "cpu":
+        raise InvalidArgument(f"device: expected cpu or cuda, got {device}")
 
 
 def _without(vector: Tensor, along: Tensor) -> Tensor:
-    norm2 = along.double().dot(along.double())
-    if norm2 == 0:
-        return vector
-    share = vector.double().dot(along.double()) / norm2
-    return (vector.double() - share * along.double()).to(vector.dtype)
+    """vector - along (along . vector) / |along|^2, in double; rounded once."""
+    wide, axis = vector.double(), along.double()
+    square = axis.dot(axis)
+    share = torch.where(square > 0, wide.dot(axis) / square, 0.0)
+    return (wide - share * axis).to(vector.dtype)
 
 
 def _direction(land: Landscape, vector: Tensor, info: dict[str, Any]) -> Direction:
-    norm = float(torch.linalg.vector_norm(vector.double()))
+    norm = float(torch.linalg.vector_norm(vector, dtype=torch.float64))
     return Direction(vector, {**info, "layout": land.layout.digest, "norm": norm})

@@ -1,95 +1,153 @@
-// Stateless tensor ops through the LibTorch stable ABI: torch.ops.pylandscape.*. The CUDA twins of
-// the same schemas are in cuda.cpp.
+// Tensor ops of the core through the LibTorch stable ABI: torch.ops.pylandscape.*. A device
+// implements the overloads with out=; the ones that allocate are written once, on top of them. The
+// CUDA twins are in cuda.cpp.
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
+
+#include "binding/direction_ops.h"
 #include "binding/pool.h"
-#include "cpu/draw.h"
+#include "cpu/directions.h"
 #include "program/directions.h"
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 
 namespace pylandscape {
 namespace {
 
-void check_vector(const Tensor& x, const char* name, int64_t n, ScalarType dtype) {
-  STD_TORCH_CHECK(x.dim() == 1 && x.size(0) == n, name, ": expected shape (", n, ",)");
-  STD_TORCH_CHECK(x.scalar_type() == dtype, name, ": expected the dtype of out");
-  STD_TORCH_CHECK(x.is_contiguous(), name, ": expected a contiguous vector");
-}
+namespace ts = torch::stable;
 
-template <typename T>
-void run(Tensor& out, const Tensor* direction, const Tensor& theta, const Tensor& segments,
-         int64_t target, bool joint, int64_t seed, int64_t stream) {
-  DirectionArgs<T> args{};
-  args.n = out.size(0);
-  args.out = out.mutable_data_ptr<T>();
-  args.direction = direction != nullptr ? direction->const_data_ptr<T>() : nullptr;
-  args.theta = theta.const_data_ptr<T>();
-  args.segments = segments.const_data_ptr<int64_t>();
-  args.count = segments.size(0);
-  args.target = static_cast<Target>(target);
-  args.joint = joint;
-  args.seed = static_cast<uint64_t>(seed), args.stream = static_cast<uint64_t>(stream);
-  make_direction(args, torch_pool());
-}
+struct Cpu {
+  template <typename T>
+  static void make(Tensor& out, const Tensor* direction, const Tensor& theta,
+                   const Tensor& segments, Mode mode, int64_t seed, int64_t stream) {
+    DirectionArgs<T> args{};
+    args.n = out.size(0);
+    args.out = out.mutable_data_ptr<T>();
+    args.direction = direction != nullptr ? direction->const_data_ptr<T>() : nullptr;
+    args.theta = theta.const_data_ptr<T>();
+    args.segments = segments.const_data_ptr<int64_t>();
+    args.count = segments.size(0);
+    args.mode = mode;
+    args.seed = static_cast<uint64_t>(seed), args.stream = static_cast<uint64_t>(stream);
+    make_direction(args, torch_pool());
+  }
 
-void direction_op(Tensor& out, const Tensor* direction, const Tensor& theta,
-                  const Tensor& segments, int64_t target, bool joint, int64_t seed,
-                  int64_t stream) {
-  const ScalarType dtype = out.scalar_type();
-  STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double,
-                  "out: expected float32 or float64");
-  STD_TORCH_CHECK(out.dim() == 1, "out: expected a vector");
-  check_vector(out, "out", out.size(0), dtype);
-  check_vector(theta, "theta", out.size(0), dtype);
-  if (direction != nullptr) check_vector(*direction, "direction", out.size(0), dtype);
-  STD_TORCH_CHECK(segments.dim() == 2 && segments.size(1) == 2 && segments.is_contiguous() &&
-                      segments.scalar_type() == ScalarType::Long,
-                  "segments: expected a contiguous int64 tensor of shape (s, 2)");
-  STD_TORCH_CHECK(target >= 0 && target <= 3, "target: expected 0 .. 3, got ", target);
-  if (dtype == ScalarType::Float)
-    run<float>(out, direction, theta, segments, target, joint, seed, stream);
-  else
-    run<double>(out, direction, theta, segments, target, joint, seed, stream);
-}
+  template <typename T>
+  static void perturb(const Tensor& theta, const Tensor& coefficients, const Tensor& directions,
+                      Tensor& out) {
+    const double* given = coefficients.const_data_ptr<double>();
+    const std::vector<T> c(given, given + coefficients.numel());
+    const T* base = theta.const_data_ptr<T>();
+    const T* d = directions.const_data_ptr<T>();
+    T* points = out.mutable_data_ptr<T>();
+    const int64_t g = out.size(0), n = out.size(1), k = directions.size(0);
+    // Blocks of elements whose directions stay in the cache from point to point.
+    constexpr int64_t kBlock = 4096;
+    ts::parallel_for(0, (n + kBlock - 1) / kBlock, 1, [&](int64_t first, int64_t last) {
+      for (int64_t b = first * kBlock; b < last * kBlock; b += kBlock)
+        for (int64_t point = 0; point < g; ++point)
+          cpu::direction_kernels<T>().perturb(std::min(kBlock, n - b), k, n, base + b,
+                                              c.data() + point * k, d + b,
+                                              points + point * n + b);
+    });
+  }
+};
 
-void random_direction_cpu(Tensor out, const Tensor& theta, const Tensor& segments, int64_t target,
-                          bool joint, int64_t seed, int64_t stream) {
-  direction_op(out, nullptr, theta, segments, target, joint, seed, stream);
-}
-
-void normalize_direction_cpu(Tensor out, const Tensor& direction, const Tensor& theta,
-                             const Tensor& segments, int64_t target, bool joint) {
-  direction_op(out, &direction, theta, segments, target, joint, 0, 0);
-}
-
-// Numbers first .. first + out.size(0) of stream (seed, stream).
-void gaussian_cpu(Tensor out, int64_t seed, int64_t stream, int64_t first) {
-  STD_TORCH_CHECK(out.dim() == 1 && out.is_contiguous() && out.scalar_type() == ScalarType::Float,
-                  "out: expected a contiguous float32 vector");
-  STD_TORCH_CHECK(first >= 0, "first: expected a number >= 0, got ", first);
+// Numbers first .. first + n - 1 of stream (seed, stream) in out (n,).
+Tensor gaussian_out(int64_t seed, int64_t stream, int64_t first, Tensor out) {
+  check_draw(first, out);
   float* data = out.mutable_data_ptr<float>();
-  torch::stable::parallel_for(0, out.size(0), 1 << 15, [&](int64_t begin, int64_t end) {
-    cpu::draw_kernels().gaussian(static_cast<uint64_t>(seed), static_cast<uint64_t>(stream),
-                                 first + begin, end - begin, data + begin);
+  ts::parallel_for(0, out.size(0), 1 << 15, [&](int64_t begin, int64_t end) {
+    cpu::direction_kernels<float>().draw(static_cast<uint64_t>(seed),
+                                         static_cast<uint64_t>(stream), first + begin, end - begin,
+                                         data + begin, nullptr);
   });
+  return out;
+}
+
+// Shapes alone, for fake tensors.
+Tensor random_direction_meta(const Tensor& theta, const Tensor&, std::string mode, int64_t, int64_t,
+                             Tensor out) {
+  check_theta(theta), check_like(out, "out", theta), parse_mode(mode);
+  return out;
+}
+
+Tensor normalize_direction_meta(const Tensor& direction, const Tensor& theta, const Tensor&,
+                                std::string mode, Tensor out) {
+  check_theta(theta), check_like(direction, "direction", theta);
+  check_like(out, "out", theta), parse_mode(mode);
+  return out;
+}
+
+Tensor gaussian_meta(int64_t, int64_t, int64_t first, Tensor out) {
+  check_draw(first, out);
+  return out;
+}
+
+Tensor perturb_meta(const Tensor& theta, const Tensor& coefficients, const Tensor& directions,
+                    Tensor out) {
+  check_perturb(theta, coefficients, directions, out);
+  return out;
+}
+
+// Calls the out= overload of the tensors' device.
+template <typename... Args>
+Tensor dispatch_out(const char* op, const Args&... args) {
+  StableIValue stack[] = {torch::stable::detail::from(args)...};
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(op, "out", stack, TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
+Tensor random_direction(const Tensor& theta, const Tensor& segments, std::string mode,
+                        int64_t seed, int64_t stream) {
+  check_theta(theta);
+  const Tensor out = ts::new_empty(theta, {theta.size(0)});
+  return dispatch_out("pylandscape::random_direction", theta, segments, mode, seed, stream, out);
+}
+
+Tensor normalize_direction(const Tensor& direction, const Tensor& theta, const Tensor& segments,
+                           std::string mode) {
+  check_theta(theta);
+  const Tensor out = ts::new_empty(theta, {theta.size(0)});
+  return dispatch_out("pylandscape::normalize_direction", direction, theta, segments, mode, out);
+}
+
+Tensor perturb(const Tensor& theta, const Tensor& coefficients, const Tensor& directions) {
+  check_theta(theta), check_coefficients(coefficients, directions);
+  const Tensor out = ts::new_empty(theta, {coefficients.size(0), theta.size(0)});
+  return dispatch_out("pylandscape::perturb", theta, coefficients, directions, out);
 }
 
 }  // namespace
 }  // namespace pylandscape
 
 STABLE_TORCH_LIBRARY(pylandscape, m) {
-  m.def("random_direction_(Tensor(a!) out, Tensor theta, Tensor segments, int target, bool joint, "
-        "int seed, int stream) -> ()");
-  m.def("normalize_direction_(Tensor(a!) out, Tensor direction, Tensor theta, Tensor segments, "
-        "int target, bool joint) -> ()");
-  m.def("gaussian_(Tensor(a!) out, int seed, int stream, int first) -> ()");
+  m.def("random_direction(Tensor theta, Tensor segments, str mode, int seed, int stream) -> "
+        "Tensor");
+  m.def("random_direction.out(Tensor theta, Tensor segments, str mode, int seed, int stream, *, "
+        "Tensor(a!) out) -> Tensor(a!)");
+  m.def("normalize_direction(Tensor direction, Tensor theta, Tensor segments, str mode) -> Tensor");
+  m.def("normalize_direction.out(Tensor direction, Tensor theta, Tensor segments, str mode, *, "
+        "Tensor(a!) out) -> Tensor(a!)");
+  m.def("gaussian.out(int seed, int stream, int first, *, Tensor(a!) out) -> Tensor(a!)");
+  m.def("perturb(Tensor theta, Tensor coefficients, Tensor directions) -> Tensor");
+  m.def("perturb.out(Tensor theta, Tensor coefficients, Tensor directions, *, Tensor(a!) out) -> "
+        "Tensor(a!)");
 }
 STABLE_TORCH_LIBRARY_IMPL(pylandscape, CPU, m) {
-  m.impl("random_direction_", TORCH_BOX(&pylandscape::random_direction_cpu));
-  m.impl("normalize_direction_", TORCH_BOX(&pylandscape::normalize_direction_cpu));
-  m.impl("gaussian_", TORCH_BOX(&pylandscape::gaussian_cpu));
+  using namespace pylandscape;
+  m.impl("random_direction.out", TORCH_BOX(&random_direction_out<Cpu>));
+  m.impl("normalize_direction.out", TORCH_BOX(&normalize_direction_out<Cpu>));
+  m.impl("gaussian.out", TORCH_BOX(&gaussian_out));
+  m.impl("perturb.out", TORCH_BOX(&perturb_out<Cpu>));
+}
+STABLE_TORCH_LIBRARY_IMPL(pylandscape, Meta, m) {
+  m.impl("random_direction.out", TORCH_BOX(&pylandscape::random_direction_meta));
+  m.impl("normalize_direction.out", TORCH_BOX(&pylandscape::normalize_direction_meta));
+  m.impl("gaussian.out", TORCH_BOX(&pylandscape::gaussian_meta));
+  m.impl("perturb.out", TORCH_BOX(&pylandscape::perturb_meta));
+}
+STABLE_TORCH_LIBRARY_IMPL(pylandscape, CompositeExplicitAutograd, m) {
+  m.impl("random_direction", TORCH_BOX(&pylandscape::random_direction));
+  m.impl("normalize_direction", TORCH_BOX(&pylandscape::normalize_direction));
+  m.impl("perturb", TORCH_BOX(&pylandscape::perturb));
 }

@@ -2,7 +2,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "cpu/draw.h"
+#include "cpu/directions.h"
 #include "cpu/isa.h"
 #include "cpu/kernels.h"
 
@@ -64,8 +64,14 @@ const Kernels<double>& kernels<double>() {
   static const Kernels<double>& table = PL_PICK(kernels_f64);
   return table;
 }
-const DrawKernels& draw_kernels() {
-  static const DrawKernels& table = PL_PICK(draw);
+template <>
+const DirectionKernels<float>& direction_kernels<float>() {
+  static const DirectionKernels<float>& table = PL_PICK(directions_f32);
+  return table;
+}
+template <>
+const DirectionKernels<double>& direction_kernels<double>() {
+  static const DirectionKernels<double>& table = PL_PICK(directions_f64);
   return table;
 }
 

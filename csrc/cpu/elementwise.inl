@@ -206,30 +206,5 @@ void softmax(bool log, int64_t outer, int64_t size, int64_t inner, int64_t cols,
   }
 }
 
-// Four chains of double lanes each: enough to keep up with memory.
-template <typename T>
-void squares(int64_t n, const T* d, const T* theta, double* sums) {
-  constexpr int N = kLanes<double>, kChains = 4;
-  Vec<double, N> a[kChains] = {}, b[kChains] = {};
-  int64_t i = 0;
-  for (; i + kChains * N <= n; i += kChains * N)
-#pragma GCC unroll 4
-    for (int j = 0; j < kChains; ++j) {
-      const auto x = load_double<T, N>(d + i + j * N), y = load_double<T, N>(theta + i + j * N);
-      a[j] += x * x;
-      b[j] += y * y;
-    }
-  const auto da = (a[0] + a[1]) + (a[2] + a[3]), db = (b[0] + b[1]) + (b[2] + b[3]);
-  double sum_d = 0, sum_theta = 0;
-  for (int l = 0; l < N; ++l) sum_d += da[l], sum_theta += db[l];
-  for (; i < n; ++i) sum_d += double(d[i]) * d[i], sum_theta += double(theta[i]) * theta[i];
-  sums[0] = sum_d, sums[1] = sum_theta;
-}
-
-template <typename T>
-void scale(int64_t n, T factor, const T* d, T* out) {
-  map(n, d, out, [=](Vec<T> v) { return v * factor; });
-}
-
 }  // namespace
 }  // namespace pylandscape::cpu

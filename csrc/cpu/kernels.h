@@ -97,11 +97,6 @@ struct Kernels {
   void (*loss_hvp)(const LossArgs& args, const Targets& targets, int64_t cols, const T* outputs,
                    const T* tangent, T* product);
 
-  // sums[0] = |d|^2, sums[1] = |theta|^2 over n elements, in double. Any n.
-  void (*squares)(int64_t n, const T* d, const T* theta, double* sums);
-  // out (n,) = factor * d; in place allowed. Any n.
-  void (*scale)(int64_t n, T factor, const T* d, T* out);
-
   // Point lanes: here a "column" is (sample, point) with vector_length points innermost, and
   // every parameter is a vector over the points. w (m, k, lanes), bias (m, lanes) or null.
   void (*linear_lanes)(int64_t m, int64_t samples, int64_t k, const T* w, const T* x, const T* bias,

@@ -16,8 +16,8 @@ namespace pylandscape::cpu::PL_ISA_NS {
   {                                                                                            \
     kLanes<T>, kRows, &pack<T>, &linear<T>, &linear_add<T>, &outer_add<T>, &combine<T>,        \
         &perturb<T>, &unary<T>, &unary_derivatives<T>, &binary<T>, &fill_rows<T>,              \
-        &layer_norm<T>, &softmax<T>, &loss<T>, &loss_gradient<T>, &loss_hvp<T>, &squares<T>,   \
-        &scale<T>, &linear_lanes<T>, &perturb_lanes<T>                                                    \
+        &layer_norm<T>, &softmax<T>, &loss<T>, &loss_gradient<T>, &loss_hvp<T>,                \
+        &linear_lanes<T>, &perturb_lanes<T>                                                    \
   }
 
 const Kernels<float> kernels_f32 = PL_KERNEL_TABLE(float);

@@ -1,4 +1,4 @@
-// Vectors of this instruction set (GCC/Clang vector extensions). Only included by kernels.inl.
+// Vectors of this instruction set (GCC/Clang vector extensions). Included by kernels.inl and draw.inl.
 namespace pylandscape::cpu {
 namespace {
 

@@ -1,0 +1,73 @@
+// Compiled once per instruction set, without contraction; contracts in directions.h.
+#include "cpu/directions.h"
+
+#include "cpu/draw.inl"
+
+namespace pylandscape::cpu {
+namespace {
+
+constexpr int kSumLanes = 16;  // fixed, so that sums do not depend on the instruction set
+
+template <typename T>
+void squares(int64_t n, const T* d, const T* theta, double* sums) {
+  constexpr int N = kLanes<double>, kVectors = kSumLanes / N;
+  Vec<double> a[kVectors] = {}, b[kVectors] = {};
+  int64_t i = 0;
+  for (; i + kSumLanes <= n; i += kSumLanes)
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) {
+      const auto x = load_double<T, N>(d + i + v * N), y = load_double<T, N>(theta + i + v * N);
+      a[v] += x * x;
+      b[v] += y * y;
+    }
+  double lanes[2][kSumLanes];
+  for (int l = 0; l < kSumLanes; ++l) lanes[0][l] = a[l / N][l % N], lanes[1][l] = b[l / N][l % N];
+  for (int l = 0; i < n; ++i, ++l)
+    lanes[0][l] += double(d[i]) * double(d[i]), lanes[1][l] += double(theta[i]) * double(theta[i]);
+  for (int half = kSumLanes / 2; half > 0; half /= 2)
+    for (int l = 0; l < half; ++l)
+      lanes[0][l] += lanes[0][l + half], lanes[1][l] += lanes[1][l + half];
+  sums[0] = lanes[0][0], sums[1] = lanes[1][0];
+}
+
+template <typename T>
+void scale(int64_t n, T factor, const T* d, T* out) {
+  constexpr int N = kLanes<T>;
+  int64_t i = 0;
+  for (; i + N <= n; i += N) store<T, N>(out + i, factor * load<T, N>(d + i));
+  for (; i < n; ++i) out[i] = factor * d[i];
+}
+
+template <typename T>
+void multiply(int64_t n, const T* d, const T* theta, T* out) {
+  constexpr int N = kLanes<T>;
+  int64_t i = 0;
+  for (; i + N <= n; i += N) store<T, N>(out + i, load<T, N>(d + i) * load<T, N>(theta + i));
+  for (; i < n; ++i) out[i] = d[i] * theta[i];
+}
+
+template <typename T>
+void perturb(int64_t n, int64_t k, int64_t stride, const T* theta, const T* c, const T* d, T* out) {
+  constexpr int N = kLanes<T>;
+  int64_t i = 0;
+  for (; i + N <= n; i += N) {
+    auto x = load<T, N>(theta + i);
+    for (int64_t j = 0; j < k; ++j) x += c[j] * load<T, N>(d + j * stride + i);
+    store<T, N>(out + i, x);
+  }
+  for (; i < n; ++i) {
+    out[i] = theta[i];
+    for (int64_t j = 0; j < k; ++j) out[i] += c[j] * d[j * stride + i];
+  }
+}
+
+}  // namespace
+
+namespace PL_ISA_NS {
+const DirectionKernels<float> directions_f32{&draw<float>, &squares<float>, &scale<float>,
+                                             &multiply<float>, &perturb<float>};
+const DirectionKernels<double> directions_f64{&draw<double>, &squares<double>, &scale<double>,
+                                              &multiply<double>, &perturb<double>};
+}  // namespace PL_ISA_NS
+
+}  // namespace pylandscape::cpu

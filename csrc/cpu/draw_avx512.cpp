@@ -1,2 +1,0 @@
-#define PL_ISA_NS avx512
-#include "cpu/draw.inl"

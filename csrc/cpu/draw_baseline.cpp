@@ -1,2 +1,0 @@
-#define PL_ISA_NS baseline
-#include "cpu/draw.inl"
