@@ -168,12 +168,20 @@ class Question {
     std::vector<int> moves;  // combine: the directions that move the weight
     Buffer<T> z;             // combine: (tiles, 1 + moves, m, tile)
   };
+  struct Worker {  // one thread's memory during a run
+    Buffer<T> arena;
+    Buffer<double> scratch;
+    std::vector<const T*> slots, z;
+    std::vector<T> own;
+  };
 
   void find_moved(const T* directions);
-  void plan_steps();
-  void compute_static(const Parallel& parallel);
+  void plan_steps(const T* directions);
+  void place_weights(const T* directions);
+  void compute_static(const T* directions, const Parallel& parallel);
+  void expand_lanes();
   void fill_weights(int64_t point, int64_t part, const T* coordinates, T* weights) const;
-  void run_tile(int64_t tile, const T* c, const T* weights, T* arena, double* scratch, double* loss,
+  void run_tile(int64_t tile, const T* c, const T* weights, Worker& worker, double* loss,
                 double* correct, T* outputs) const;
   void apply(const Op& op, int64_t cols, const T* const* slots, const T* weights, T* out) const;
   const T* use_data(int use, const T* weights) const;
@@ -181,22 +189,22 @@ class Question {
                  const Parallel& parallel, const ShouldStop& stop) const;
   bool run_lanes(int64_t g, const T* coordinates, double* loss, double* correct,
                  const Parallel& parallel, const ShouldStop& stop) const;
-  void run_block(int64_t first, int64_t count, const T* coordinates, T* arena, double* scratch,
-                 double* loss, double* correct) const;
+  void run_block(int64_t first, int64_t count, const T* coordinates, Worker& worker, double* loss,
+                 double* correct) const;
 
   const Program<T>& program_;
   int64_t k_;
   bool points_;
-  std::vector<bool> moved_;           // by use
-  std::vector<int64_t> weight_place_; // offset of a moved use in a point's weights
+  std::vector<bool> moved_;            // by use
+  std::vector<int64_t> weight_place_;  // offset in a point's weights; -1: no kernel reads it there
   int64_t weights_size_ = 0;
-  Buffer<T> base_;                    // packed theta
-  Buffer<T> moved_base_;              // (weights_size,), directions likewise, moved uses only
+  Buffer<T> base_;        // packed theta
+  Buffer<T> moved_base_;  // (weights_size,), directions likewise
   std::vector<Buffer<T>> moved_directions_;
-  std::vector<Step> steps_;           // by op
-  std::vector<Buffer<T>> cache_;      // by slot: (tiles, features, tile) where a static slot is read
+  std::vector<Step> steps_;       // by op
+  std::vector<Buffer<T>> cache_;  // by slot: (tiles, features, tile) where a static slot is read
   // point lanes
-  std::vector<T> source_base_;
+  std::vector<T> source_base_;  // theta (zero for free points), then the constants
   std::vector<std::vector<T>> source_directions_;
   Buffer<T> lane_x_;
   Buffer<int32_t> lane_index_;

@@ -33,49 +33,30 @@ bool any_nonzero(const T* x, int64_t count) {
 template <typename T>
 Question<T>::Question(const Program<T>& program, const T* theta, const T* directions, int64_t k,
                       const Parallel& parallel)
-    : program_(program), k_(k), points_(false) {
+    : program_(program), k_(k), points_(theta == nullptr) {
   const Program<T>& p = program_;
-  if (p.lanes_) {
-    source_base_.assign(theta, theta + p.n_);
-    source_base_.insert(source_base_.end(), p.constants_.begin(), p.constants_.end());
-    for (int64_t j = 0; j < k; ++j) {
-      source_directions_.emplace_back(directions + j * p.n_, directions + (j + 1) * p.n_);
-      source_directions_.back().resize(source_base_.size());
-    }
-  }
   base_ = Buffer<T>(p.packed_size_);
   for (const Use& use : p.uses_) p.pack(use, theta, p.constants_.data(), base_.data() + use.packed);
   find_moved(directions);
-  moved_base_ = Buffer<T>(weights_size_);
-  for (int64_t j = 0; j < k; ++j) moved_directions_.emplace_back(weights_size_);
-  for (size_t u = 0; u < p.uses_.size(); ++u) {
-    if (!moved_[u]) continue;
-    const Use& use = p.uses_[u];
-    std::copy_n(base_.data() + use.packed, use.size(), moved_base_.data() + weight_place_[u]);
-    for (int64_t j = 0; j < k; ++j)
-      p.pack(use, directions + j * p.n_, nullptr, moved_directions_[j].data() + weight_place_[u]);
+  plan_steps(directions);
+  place_weights(directions);
+  compute_static(directions, parallel);
+  if (!p.lanes_) return;
+  source_base_.assign(static_cast<size_t>(p.n_), T(0));
+  if (theta != nullptr) source_base_.assign(theta, theta + p.n_);
+  source_base_.insert(source_base_.end(), p.constants_.begin(), p.constants_.end());
+  for (int64_t j = 0; j < k && !points_; ++j) {
+    source_directions_.emplace_back(directions + j * p.n_, directions + (j + 1) * p.n_);
+    source_directions_.back().resize(source_base_.size());
   }
-  plan_steps();
-  compute_static(parallel);
+  expand_lanes();
 }
 
 template <typename T>
 Question<T>::Question(const Program<T>& program, const Parallel& parallel)
-    : program_(program), k_(program.n_), points_(true) {
-  const Program<T>& p = program_;
-  if (p.lanes_) {
-    source_base_.assign(static_cast<size_t>(p.n_), T(0));
-    source_base_.insert(source_base_.end(), p.constants_.begin(), p.constants_.end());
-  }
-  base_ = Buffer<T>(p.packed_size_);
-  for (const Use& use : p.uses_)
-    p.pack(use, nullptr, p.constants_.data(), base_.data() + use.packed);
-  find_moved(nullptr);
-  plan_steps();
-  compute_static(parallel);
-}
+    : Question(program, nullptr, nullptr, program.n_, parallel) {}
 
-// Which uses a point changes, and where they lie in a point's weights.
+// Which uses a point changes.
 template <typename T>
 void Question<T>::find_moved(const T* directions) {
   for (const Use& use : program_.uses_) {
@@ -83,8 +64,6 @@ void Question<T>::find_moved(const T* directions) {
     for (int64_t j = 0; !points_ && use.source >= 0 && j < k_ && !moved; ++j)
       moved = any_nonzero(directions + j * program_.n_ + use.source, use.size());
     moved_.push_back(moved);
-    weight_place_.push_back(weights_size_);
-    if (moved) weights_size_ += (use.size() + 15) / 16 * 16;
   }
 }
 
@@ -92,7 +71,7 @@ void Question<T>::find_moved(const T* directions) {
 // input is linear in the point: its pre-activations for theta and for each direction are computed
 // once and combined per point, where that is less work than the product.
 template <typename T>
-void Question<T>::plan_steps() {
+void Question<T>::plan_steps(const T* directions) {
   const Program<T>& p = program_;
   std::vector<bool> dynamic(p.slots_.size(), false);
   std::vector<bool> cached(p.slots_.size(), false);
@@ -107,9 +86,9 @@ void Question<T>::plan_steps() {
     } else {
       dynamic[op.output] = true;
       if (op.kind == OpKind::kLinear && !on_dynamic && !points_) {
-        for (int64_t j = 0; j < k_; ++j)
-          if (any_nonzero(moved_directions_[j].data() + weight_place_[op.weight],
-                          moved_weight ? p.uses_[op.weight].size() : 0))
+        const Use& use = p.uses_[op.weight];
+        for (int64_t j = 0; moved_weight && j < k_; ++j)
+          if (any_nonzero(directions + j * p.n_ + use.source, use.size()))
             step.moves.push_back(static_cast<int>(j));
         const int64_t terms = 1 + static_cast<int64_t>(step.moves.size());
         const int64_t size = p.tiles_ * terms * op.outer * op.m * p.tile_;
@@ -129,28 +108,66 @@ void Question<T>::plan_steps() {
     if (cached[s] && !dynamic[s]) cache_[s] = Buffer<T>(p.tiles_ * p.slots_[s] * p.tile_);
 }
 
+// A point's own weights: the moved uses that its kernels read. A combined layer reads only its bias.
+template <typename T>
+void Question<T>::place_weights(const T* directions) {
+  const Program<T>& p = program_;
+  weight_place_.assign(p.uses_.size(), -1);
+  const auto place = [&](int use) {
+    if (use < 0 || !moved_[use] || weight_place_[use] >= 0) return;
+    weight_place_[use] = weights_size_;
+    weights_size_ += (p.uses_[use].size() + 15) / 16 * 16;
+  };
+  for (size_t i = 0; i < p.ops_.size(); ++i) {
+    if (steps_[i].how == How::kStatic) continue;
+    if (steps_[i].how == How::kKernel) place(p.ops_[i].weight);
+    place(p.ops_[i].bias);
+  }
+  if (points_) return;
+  moved_base_ = Buffer<T>(weights_size_);
+  for (int64_t j = 0; j < k_; ++j) moved_directions_.emplace_back(weights_size_);
+  for (size_t u = 0; u < p.uses_.size(); ++u) {
+    if (weight_place_[u] < 0) continue;
+    const Use& use = p.uses_[u];
+    std::copy_n(base_.data() + use.packed, use.size(), moved_base_.data() + weight_place_[u]);
+    for (int64_t j = 0; j < k_; ++j)
+      p.pack(use, directions + j * p.n_, nullptr, moved_directions_[j].data() + weight_place_[u]);
+  }
+}
+
+// Data and targets with every sample repeated for vector_length points.
+template <typename T>
+void Question<T>::expand_lanes() {
+  const Program<T>& p = program_;
+  const int64_t lanes = p.kernels_.vector_length, features = p.slots_[0];
+  const int64_t cols = p.samples_ * lanes, stride = p.padded_columns(0);
+  lane_x_ = Buffer<T>(features * cols);
+  for (int64_t f = 0; f < features; ++f)
+    for (int64_t c = 0; c < cols; ++c)
+      lane_x_.data()[f * cols + c] = p.x_.data()[f * stride + c / lanes];
+  const int64_t rows = p.target_rows_;
+  if (p.index_.size() > 0) lane_index_ = Buffer<int32_t>(rows * cols);
+  if (p.dense_.size() > 0) lane_dense_ = Buffer<double>(rows * cols);
+  for (int64_t f = 0; f < rows; ++f)
+    for (int64_t c = 0; c < cols; ++c) {
+      const int64_t from = f * stride + c / lanes, to = f * cols + c;
+      if (lane_index_.size() > 0) lane_index_.data()[to] = p.index_.data()[from];
+      if (lane_dense_.size() > 0) lane_dense_.data()[to] = p.dense_.data()[from];
+    }
+}
+
 // Runs the static steps on every tile, keeps what the others read, and fills the combined layers.
 template <typename T>
-void Question<T>::compute_static(const Parallel& parallel) {
+void Question<T>::compute_static(const T* directions, const Parallel& parallel) {
   const Program<T>& p = program_;
   const auto& kernels = p.kernels_;
-  if (p.lanes_) {
-    const int64_t lanes = kernels.vector_length, features = p.slots_[0];
-    const int64_t cols = p.samples_ * lanes, stride = p.padded_columns(0);
-    lane_x_ = Buffer<T>(features * cols);
-    for (int64_t f = 0; f < features; ++f)
-      for (int64_t c = 0; c < cols; ++c)
-        lane_x_.data()[f * cols + c] = p.x_.data()[f * stride + c / lanes];
-    const int64_t rows = p.target_rows_;
-    if (p.index_.size() > 0) lane_index_ = Buffer<int32_t>(rows * cols);
-    if (p.dense_.size() > 0) lane_dense_ = Buffer<double>(rows * cols);
-    for (int64_t f = 0; f < rows; ++f)
-      for (int64_t c = 0; c < cols; ++c) {
-        const int64_t from = f * stride + c / lanes, to = f * cols + c;
-        if (lane_index_.size() > 0) lane_index_.data()[to] = p.index_.data()[from];
-        if (lane_dense_.size() > 0) lane_dense_.data()[to] = p.dense_.data()[from];
-      }
-  }
+  std::vector<std::vector<Buffer<T>>> packed(p.ops_.size());  // combined layers' directions
+  for (size_t i = 0; i < p.ops_.size(); ++i)
+    for (const int j : steps_[i].moves) {
+      const Use& use = p.uses_[p.ops_[i].weight];
+      packed[i].emplace_back(use.size());
+      p.pack(use, directions + j * p.n_, nullptr, packed[i].back().data());
+    }
   std::vector<Buffer<T>> arenas(parallel.workers);
   Items(p.tiles_, parallel, {}).run([&](int worker, int64_t t) {
     Buffer<T>& arena = arenas[worker];
@@ -171,9 +188,7 @@ void Question<T>::compute_static(const Parallel& parallel) {
       } else if (step.how == How::kCombine) {
         const int64_t rows = op.outer * op.m, terms = 1 + static_cast<int64_t>(step.moves.size());
         for (int64_t j = 0; j < terms; ++j) {
-          const T* w = j == 0 ? base_.data() + p.uses_[op.weight].packed
-                              : moved_directions_[step.moves[j - 1]].data() +
-                                    weight_place_[op.weight];
+          const T* w = j == 0 ? base_.data() + p.uses_[op.weight].packed : packed[i][j - 1].data();
           const bool keep_bias = j == 0 && op.bias >= 0 && !moved_[op.bias];
           const T* bias = keep_bias ? base_.data() + p.uses_[op.bias].packed : nullptr;
           T* z = step.z.data() + (t * terms + j) * rows * p.tile_;
@@ -232,7 +247,7 @@ void Question<T>::fill_weights(int64_t point, int64_t part, const T* coordinates
                                T* weights) const {
   const Program<T>& p = program_;
   if (points_) {
-    if (moved_[part])
+    if (weight_place_[part] >= 0)
       p.pack(p.uses_[part], coordinates + point * p.n_, nullptr, weights + weight_place_[part]);
     return;
   }
@@ -245,11 +260,12 @@ void Question<T>::fill_weights(int64_t point, int64_t part, const T* coordinates
 }
 
 template <typename T>
-void Question<T>::run_tile(int64_t t, const T* c, const T* weights, T* arena, double* scratch,
-                           double* loss, double* correct, T* outputs) const {
+void Question<T>::run_tile(int64_t t, const T* c, const T* weights, Worker& worker, double* loss,
+                           double* correct, T* outputs) const {
   const Program<T>& p = program_;
   const int64_t cols = p.padded_columns(t), samples = p.tile_columns(t);
-  std::vector<const T*> slot(p.slots_.size());
+  std::vector<const T*>& slot = worker.slots;
+  double* scratch = worker.scratch.data();
   slot[0] = p.x_.data() + t * p.slots_[0] * p.tile_;
   for (size_t s = 1; s < p.slots_.size(); ++s)
     slot[s] = cache_[s].size() > 0 ? cache_[s].data() + t * p.slots_[s] * p.tile_ : nullptr;
@@ -257,14 +273,15 @@ void Question<T>::run_tile(int64_t t, const T* c, const T* weights, T* arena, do
     const Op& op = p.ops_[i];
     const Step& step = steps_[i];
     if (step.how == How::kStatic) continue;
-    T* out = arena + p.place_[op.output] * p.tile_;
+    T* out = worker.arena.data() + p.place_[op.output] * p.tile_;
     if (step.how == How::kKernel) {
       apply(op, cols, slot.data(), weights, out);
     } else {
       const int64_t count = static_cast<int64_t>(step.moves.size());
       const int64_t rows = op.outer * op.m;
-      std::vector<const T*> z;
-      std::vector<T> own;
+      auto& z = worker.z;
+      auto& own = worker.own;
+      z.clear(), own.clear();
       for (int64_t j = 0; j <= count; ++j)
         z.push_back(step.z.data() + (t * (count + 1) + j) * rows * p.tile_);
       for (const int j : step.moves) own.push_back(c[j]);
@@ -309,8 +326,7 @@ bool Question<T>::run_tiles(int64_t g, const T* coordinates, double* loss, doubl
 
   Buffer<T> weights(group * weights_size_);
   std::vector<double> partial(2 * group * p.tiles_);
-  std::vector<Buffer<T>> arenas(parallel.workers);
-  std::vector<Buffer<double>> scratch(parallel.workers);
+  std::vector<Worker> workers(parallel.workers);
   const int64_t width = points_ ? p.n_ : k_;
   for (int64_t first = 0; first < g; first += group) {
     const int64_t count = std::min(group, g - first);
@@ -321,11 +337,12 @@ bool Question<T>::run_tiles(int64_t g, const T* coordinates, double* loss, doubl
           fill_weights(point, item % parts, c, weights.data() + point * weights_size_);
         }))
       return false;
-    const bool done = Items(count * p.tiles_, parallel, stop).run([&](int worker, int64_t item) {
-      Buffer<T>& arena = arenas[worker];
-      if (arena.size() == 0) {
-        arena = Buffer<T>(std::max<int64_t>(1, p.arena_rows_) * p.tile_);
-        scratch[worker] = Buffer<double>(2 * p.tile_);
+    const bool done = Items(count * p.tiles_, parallel, stop).run([&](int id, int64_t item) {
+      Worker& worker = workers[id];
+      if (worker.scratch.size() == 0) {
+        worker.arena = Buffer<T>(p.arena_rows_ * p.tile_);
+        worker.scratch = Buffer<double>(2 * p.tile_);
+        worker.slots.resize(p.slots_.size());
       }
       const int64_t point = point_major ? item / p.tiles_ : item % count;
       const int64_t tile = point_major ? item % p.tiles_ : item / count;
@@ -333,8 +350,8 @@ bool Question<T>::run_tiles(int64_t g, const T* coordinates, double* loss, doubl
       T* out = outputs != nullptr
                    ? outputs + (first + point) * p.samples_ * p.slots_[p.output_]
                    : nullptr;
-      run_tile(tile, c + point * width, weights.data() + point * weights_size_, arena.data(),
-               scratch[worker].data(), sums, correct != nullptr ? sums + 1 : nullptr, out);
+      run_tile(tile, c + point * width, weights.data() + point * weights_size_, worker, sums,
+               correct != nullptr ? sums + 1 : nullptr, out);
     });
     if (!done) return false;
     for (int64_t point = 0; point < count; ++point) {
@@ -352,29 +369,24 @@ bool Question<T>::run_tiles(int64_t g, const T* coordinates, double* loss, doubl
 
 // vector_length points at once: every parameter is a vector over the points.
 template <typename T>
-void Question<T>::run_block(int64_t first, int64_t count, const T* coordinates, T* arena,
-                            double* scratch, double* loss, double* correct) const {
+void Question<T>::run_block(int64_t first, int64_t count, const T* coordinates, Worker& worker,
+                            double* loss, double* correct) const {
   const Program<T>& p = program_;
   const auto& kernels = p.kernels_;
   const int64_t lanes = kernels.vector_length, cols = p.samples_ * lanes;
   const int64_t source = static_cast<int64_t>(source_base_.size());
-  T* weights = arena;
+  T* weights = worker.arena.data();
+  double* scratch = worker.scratch.data();
   T* c = weights + source * lanes;
   T* values = c + (points_ ? 0 : k_) * lanes;
   // Lanes beyond the last point repeat it.
-  if (points_) {
-    for (int64_t i = 0; i < source; ++i)
-      for (int64_t l = 0; l < lanes; ++l)
-        weights[i * lanes + l] =
-            i < p.n_ ? coordinates[(first + std::min(l, count - 1)) * p.n_ + i] : source_base_[i];
-  } else {
-    for (int64_t j = 0; j < k_; ++j)
-      for (int64_t l = 0; l < lanes; ++l)
-        c[j * lanes + l] = coordinates[(first + std::min(l, count - 1)) * k_ + j];
-    std::vector<const T*> d;
-    for (const auto& direction : source_directions_) d.push_back(direction.data());
-    kernels.perturb_lanes(source, k_, source_base_.data(), d.data(), c, weights);
+  const int64_t width = points_ ? p.n_ : k_;
+  T* moved = points_ ? weights : c;
+  for (int64_t l = 0; l < lanes; ++l) {
+    const T* row = coordinates + (first + std::min(l, count - 1)) * width;
+    for (int64_t i = 0; i < width; ++i) moved[i * lanes + l] = row[i];
   }
+  if (!points_) kernels.perturb_lanes(source, k_, source_base_.data(), worker.z.data(), c, weights);
   const auto place = [&](int slot) -> T* { return values + p.place_[slot] * cols; };
   const auto read = [&](int slot) -> const T* { return slot == 0 ? lane_x_.data() : place(slot); };
   const auto parameter = [&](int use) -> const T* {
@@ -382,7 +394,7 @@ void Question<T>::run_block(int64_t first, int64_t count, const T* coordinates, 
     const int64_t s = p.uses_[use].source;
     return weights + (s >= 0 ? s : p.n_ - 1 - s) * lanes;
   };
-  std::vector<const T*> slots(p.slots_.size());
+  std::vector<const T*>& slots = worker.slots;
   for (const Op& op : p.ops_) {
     T* out = place(op.output);
     if (op.kind == OpKind::kLinear) {
@@ -400,15 +412,13 @@ void Question<T>::run_block(int64_t first, int64_t count, const T* coordinates, 
   if (lane_dense_.size() > 0) targets.dense = lane_dense_.data();
   double* hits = correct != nullptr ? scratch + cols : nullptr;
   kernels.loss(p.loss_, targets, cols, read(p.output_), scratch, hits);
-  for (int64_t l = 0; l < count; ++l) {
-    double total = 0, right = 0;
-    for (int64_t s = 0; s < p.samples_; ++s) {
-      total += scratch[s * lanes + l];
-      if (hits != nullptr) right += hits[s * lanes + l];
-    }
-    loss[first + l] = total;
-    if (correct != nullptr) correct[first + l] = right;
-  }
+  const auto sum_samples = [&](double* terms, double* result) {
+    for (int64_t s = 1; s < p.samples_; ++s)
+      for (int64_t l = 0; l < lanes; ++l) terms[l] += terms[s * lanes + l];
+    std::copy_n(terms, count, result + first);
+  };
+  sum_samples(scratch, loss);
+  if (hits != nullptr) sum_samples(hits, correct);
 }
 
 template <typename T>
@@ -418,17 +428,20 @@ bool Question<T>::run_lanes(int64_t g, const T* coordinates, double* loss, doubl
   const int64_t lanes = p.kernels_.vector_length, cols = p.samples_ * lanes;
   const int64_t per_item = 8 * lanes;
   const int64_t rows = static_cast<int64_t>(source_base_.size()) + (points_ ? 0 : k_);
-  std::vector<Buffer<T>> arenas(parallel.workers);
-  std::vector<Buffer<double>> scratch(parallel.workers);
-  return Items((g + per_item - 1) / per_item, parallel, stop).run([&](int worker, int64_t item) {
-    if (arenas[worker].size() == 0) {
-      arenas[worker] = Buffer<T>(rows * lanes + p.arena_rows_ * cols);
-      scratch[worker] = Buffer<double>(2 * cols);
+  std::vector<Worker> workers(parallel.workers);
+  return Items((g + per_item - 1) / per_item, parallel, stop).run([&](int id, int64_t item) {
+    Worker& worker = workers[id];
+    if (worker.scratch.size() == 0) {
+      worker.arena = Buffer<T>(rows * lanes + p.arena_rows_ * cols);
+      worker.scratch = Buffer<double>(2 * cols);
+      worker.slots.resize(p.slots_.size());
+      for (const auto& direction : source_directions_) worker.z.push_back(direction.data());
+      for (size_t i = p.n_; i < source_base_.size(); ++i)  // points leave the constants alone
+        std::fill_n(worker.arena.data() + i * lanes, lanes, source_base_[i]);
     }
     const int64_t end = std::min(g, (item + 1) * per_item);
     for (int64_t first = item * per_item; first < end; first += lanes)
-      run_block(first, std::min(lanes, end - first), coordinates, arenas[worker].data(),
-                scratch[worker].data(), loss, correct);
+      run_block(first, std::min(lanes, end - first), coordinates, worker, loss, correct);
   });
 }
 
