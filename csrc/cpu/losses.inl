@@ -12,15 +12,28 @@ inline VI load_index(const int32_t* p) {
   return v;
 }
 
-// sum over classes of exp(x - top), and top, for kD columns; class stride in elements.
+// Groups of kD columns that are worked on together, to hide the latency of exp and log. A tile's
+// columns are a multiple of kLanes<T> = kGroups<T> * kD.
 template <typename T>
-inline VD log_sum_exp(const T* x, int64_t classes, int64_t stride) {
-  VD top = load_double<T, kD>(x);
-  for (int64_t c = 1; c < classes; ++c) top = vmax(load_double<T, kD>(x + c * stride), top);
-  VD sum{};
+constexpr int kGroups = kLanes<T> / kD;
+
+// log sum over classes of exp(x), for kGroups<T> groups of columns; class stride in elements.
+template <typename T>
+inline void log_sum_exp(const T* x, int64_t classes, int64_t stride, VD (&result)[kGroups<T>]) {
+  constexpr int G = kGroups<T>;
+  VD top[G], sum[G] = {};
+#pragma GCC unroll 2
+  for (int g = 0; g < G; ++g) top[g] = load_double<T, kD>(x + g * kD);
+  for (int64_t c = 1; c < classes; ++c)
+#pragma GCC unroll 2
+    for (int g = 0; g < G; ++g)
+      top[g] = vmax(load_double<T, kD>(x + c * stride + g * kD), top[g]);
   for (int64_t c = 0; c < classes; ++c)
-    sum += exp_nonpositive<double, kD>(load_double<T, kD>(x + c * stride) - top);
-  return top + log_positive<double, kD>(sum);
+#pragma GCC unroll 2
+    for (int g = 0; g < G; ++g)
+      sum[g] += exp_nonpositive<double, kD>(load_double<T, kD>(x + c * stride + g * kD) - top[g]);
+#pragma GCC unroll 2
+  for (int g = 0; g < G; ++g) result[g] = top[g] + log_positive<double, kD>(sum[g]);
 }
 
 // Which class is largest (the first one among equals).
@@ -47,31 +60,36 @@ inline void class_losses(const LossArgs& args, const int32_t* index, int64_t col
                          double* loss, double* correct) {
   const int64_t stride = args.inner * cols;
   const double smooth = args.label_smoothing;
+  constexpr int kStep = kGroups<T> * kD;
   for (int64_t j = 0; j < args.inner; ++j) {
-    for (int64_t c = 0; c < cols; c += kD) {
-      const T* column = x + j * cols + c;
-      const VI y = load_index(index + j * cols + c);
-      VD shift{};
+    for (int64_t start = 0; start < cols; start += kStep) {
+      VD shifts[kGroups<T>] = {};
       if (args.kind == Loss::kCrossEntropy)
-        shift = log_sum_exp(column, args.classes, stride);
-      VD own{}, own_weight{}, all{};
-      for (int64_t k = 0; k < args.classes; ++k) {
-        const VD minus_l = shift - load_double<T, kD>(column + k * stride);
-        const double w = args.weight != nullptr ? args.weight[k] : 1.0;
-        const VI hit = y == (VI{} + k);
-        own = hit ? minus_l : own;
-        own_weight = hit ? splat<double, kD>(w) : own_weight;
-        if (smooth != 0.0) all += w * minus_l;
-      }
-      // A column without a class counts nothing, whatever its outputs.
-      VD value = own * own_weight;
-      if (smooth != 0.0) value = (1.0 - smooth) * value + (smooth / double(args.classes)) * all;
-      value = y < 0 ? VD{} : value;
-      store<double, kD>(loss + c, j == 0 ? value : load<double, kD>(loss + c) + value);
-      if (correct != nullptr) {
-        const VI best = argmax(column, args.classes, stride);
-        const VD hit = y == best ? VD{} + 1.0 : VD{};
-        store<double, kD>(correct + c, j == 0 ? hit : load<double, kD>(correct + c) + hit);
+        log_sum_exp<T>(x + j * cols + start, args.classes, stride, shifts);
+      for (int g = 0; g < kGroups<T>; ++g) {
+        const int64_t c = start + g * kD;
+        const T* column = x + j * cols + c;
+        const VI y = load_index(index + j * cols + c);
+        const VD shift = shifts[g];
+        VD own{}, own_weight{}, all{};
+        for (int64_t k = 0; k < args.classes; ++k) {
+          const VD minus_l = shift - load_double<T, kD>(column + k * stride);
+          const double w = args.weight != nullptr ? args.weight[k] : 1.0;
+          const VI hit = y == (VI{} + k);
+          own = hit ? minus_l : own;
+          own_weight = hit ? splat<double, kD>(w) : own_weight;
+          if (smooth != 0.0) all += w * minus_l;
+        }
+        // A column without a class counts nothing, whatever its outputs.
+        VD value = own * own_weight;
+        if (smooth != 0.0) value = (1.0 - smooth) * value + (smooth / double(args.classes)) * all;
+        value = y < 0 ? VD{} : value;
+        store<double, kD>(loss + c, j == 0 ? value : load<double, kD>(loss + c) + value);
+        if (correct != nullptr) {
+          const VI best = argmax(column, args.classes, stride);
+          const VD hit = y == best ? VD{} + 1.0 : VD{};
+          store<double, kD>(correct + c, j == 0 ? hit : load<double, kD>(correct + c) + hit);
+        }
       }
     }
   }
@@ -83,11 +101,13 @@ inline void soft_losses(const LossArgs& args, const double* target, int64_t cols
                         double* loss, double* correct) {
   const int64_t stride = args.inner * cols;
   const double smooth = args.label_smoothing, floor = smooth / double(args.classes);
+  VD shifts[kGroups<T>];
   for (int64_t j = 0; j < args.inner; ++j) {
     for (int64_t c = 0; c < cols; c += kD) {
       const T* column = x + j * cols + c;
       const double* wanted = target + j * cols + c;
-      const VD shift = log_sum_exp(column, args.classes, stride);
+      if (c % kLanes<T> == 0) log_sum_exp<T>(column, args.classes, stride, shifts);
+      const VD shift = shifts[c / kD % kGroups<T>];
       VD value{};
       for (int64_t k = 0; k < args.classes; ++k) {
         const double w = args.weight != nullptr ? args.weight[k] : 1.0;
@@ -178,11 +198,14 @@ bool loss_gradient(const LossArgs& args, const Targets& targets, int64_t cols, c
     return true;
   }
   const int64_t stride = args.inner * cols;
+  VD shifts[kGroups<T>];
   for (int64_t j = 0; j < args.inner; ++j)
     for (int64_t c = 0; c < cols; c += kD) {
       const int64_t at = j * cols + c;
+      if (c % kLanes<T> == 0) log_sum_exp<T>(outputs + at, args.classes, stride, shifts);
+      const VD shift = shifts[c / kD % kGroups<T>];
       const VI y = load_index(targets.index + at);
-      const VD w = own_weight(args, y), shift = log_sum_exp(outputs + at, args.classes, stride);
+      const VD w = own_weight(args, y);
       for (int64_t k = 0; k < args.classes; ++k) {
         const VD p = exp_nonpositive<double, kD>(
             load_double<T, kD>(outputs + at + k * stride) - shift);
@@ -205,11 +228,14 @@ void loss_hvp(const LossArgs& args, const Targets& targets, int64_t cols, const 
     return;
   }
   const int64_t stride = args.inner * cols;
+  VD shifts[kGroups<T>];
   for (int64_t j = 0; j < args.inner; ++j)
     for (int64_t c = 0; c < cols; c += kD) {
       const int64_t at = j * cols + c;
+      if (c % kLanes<T> == 0) log_sum_exp<T>(outputs + at, args.classes, stride, shifts);
+      const VD shift = shifts[c / kD % kGroups<T>];
       const VI y = load_index(targets.index + at);
-      const VD w = own_weight(args, y), shift = log_sum_exp(outputs + at, args.classes, stride);
+      const VD w = own_weight(args, y);
       const auto probability = [&](int64_t k) {
         return exp_nonpositive<double, kD>(load_double<T, kD>(outputs + at + k * stride) - shift);
       };
