@@ -1,6 +1,7 @@
 """``python -m bench [--only W1,W2] [--quick] [--json FILE] [--threads N] [--repetitions R]``.
 
-Prints one table per workload (medians over interleaved repetitions) and writes JSON.
+Prints one table per workload (medians over interleaved repetitions, answers checked against float64
+first) and writes JSON.
 """
 
 from __future__ import annotations
@@ -11,50 +12,47 @@ from pathlib import Path
 
 import torch
 
-from . import kernels, memory, surfaces, timing, vectors
+from . import harness, kernels, memory, vectors, w1, w2, w3
+from .harness import Row
 
-_TIMED = {
-    "W1": surfaces.w1,
-    "W2": surfaces.w2,
-    "W3": surfaces.w3,
-    "W5": vectors.w5_w6,
-    "draw": vectors.gaussian_rate,
-}
+_TIMED = {"W1": w1.w1, "W2": w2.w2, "W3": w3.w3, "W5": vectors.w5_w6}
 
 
 def main(arguments: list[str] | None = None) -> int:
     known = [*_TIMED, "memory", "kernels"]
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("--only", default=",".join(known), help="comma-separated, of: %(default)s")
+    parser.add_argument("--only", default=",".join(known), help="of: %(default)s (W5 is W5 and W6)")
     parser.add_argument("--quick", action="store_true", help="toy sizes: does it run?")
-    parser.add_argument("--repetitions", type=int, default=9)
-    parser.add_argument("--threads", type=int)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--repetitions", type=int, default=9, help="at least 7 (%(default)s)")
+    parser.add_argument("--threads", type=int, help="of every arm; default torch's")
+    parser.add_argument("--json", type=Path, help="file to write")
     options = parser.parse_args(arguments)
-    chosen = options.only.split(",")
+    chosen = ["W5" if name == "W6" else name for name in options.only.split(",")]
     for name in chosen:
         if name not in known:
             parser.error(f"--only: expected some of {', '.join(known)}, got {name!r}")
+    if options.repetitions < 7:
+        parser.error(f"--repetitions: expected at least 7, got {options.repetitions}")
+    if options.threads is not None and options.threads < 1:
+        parser.error(f"--threads: expected at least 1, got {options.threads}")
     if options.threads:
         torch.set_num_threads(options.threads)
     repetitions = 2 if options.quick else options.repetitions
-    report: dict[str, object] = {"environment": timing.environment(), "quick": options.quick}
-    print(", ".join(f"{k} {v}" for k, v in timing.environment().items()))
-    for name in chosen:
+    environment = harness.environment()
+    print(", ".join(f"{k} {v}" for k, v in environment.items()))
+    report: dict[str, object] = {"environment": environment, "quick": options.quick}
+    for name in dict.fromkeys(chosen):
+        table: list[Row]
         if name in _TIMED:
             table = _TIMED[name](options.quick, repetitions)
-            print(f"\n{timing.as_markdown(table)}", flush=True)
+            text = harness.as_markdown(table)
         elif name == "memory":
             table = memory.memory(options.quick)
-            row = table[0]
-            print(
-                f"\nmemory: {row['small']}, {row['large']}: {row['growth']:+.1%} "
-                f"(target within 5 %: {'met' if row['met'] else 'missed'})",
-                flush=True,
-            )
+            text = memory.as_markdown(table)
         else:
             table = kernels.microbenchmarks(options.quick, repetitions)
-            print(f"\n{kernels.as_markdown(table)}", flush=True)
+            text = kernels.as_markdown(table)
+        print(f"\n{text}", flush=True)
         report[name] = table
     if options.json:
         options.json.write_text(json.dumps(report, indent=1) + "\n")

@@ -1,17 +1,16 @@
-"""W5, W6: normalisation and draw over ResNet-18's parameters."""
+"""W5, W6: filter normalisation and Gaussian draw over ResNet-18's parameters."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import pylandscape as pl
 from pylandscape.directions import _segments
-from pylandscape.layout import ParameterLayout
 
-from .timing import Arm, agree, interleave, rows
+from .harness import Arm, Row, interleave, rows
+
+RTOL = 1e-5  # float32 products of norms whose sums of squares are in float64 or float32
 
 
 def resnet18(width: int = 64) -> nn.Module:
@@ -33,8 +32,8 @@ def resnet18(width: int = 64) -> nn.Module:
     return module
 
 
-def _per_filter_loop(theta: list[Tensor], d: list[Tensor]) -> None:
-    """As in Li et al.'s code: one filter at a time, in place."""
+def per_filter_loop(theta: list[Tensor], d: list[Tensor]) -> None:
+    """As Li et al. do it: one filter at a time, in place."""
     for w, v in zip(theta, d, strict=True):
         if v.dim() <= 1:
             v.fill_(0)
@@ -43,21 +42,23 @@ def _per_filter_loop(theta: list[Tensor], d: list[Tensor]) -> None:
                 row.mul_(own.norm() / (row.norm() + 1e-10))
 
 
-def _vectorised(theta: list[Tensor], d: list[Tensor]) -> None:
+def vectorised(theta: list[Tensor], d: list[Tensor]) -> None:
+    """One call per tensor, in place."""
     for w, v in zip(theta, d, strict=True):
         if v.dim() <= 1:
             v.zero_()
         else:
-            own = w.flatten(1).norm(dim=1)
-            scale = own / (v.flatten(1).norm(dim=1) + 1e-10)
+            own = torch.linalg.vector_norm(w.flatten(1), dim=1)
+            scale = own / (torch.linalg.vector_norm(v.flatten(1), dim=1) + 1e-10)
             v.mul_(scale.view(-1, *[1] * (v.dim() - 1)))
 
 
-def w5_w6(quick: bool, repetitions: int) -> list[dict[str, Any]]:
+def w5_w6(quick: bool, repetitions: int) -> list[Row]:
     torch.manual_seed(0)
     model = resnet18(8 if quick else 64)
-    layout = ParameterLayout.of(model)
-    theta = layout.flatten(dict(model.named_parameters()), torch.float32, "cpu")
+    zero = [torch.zeros(1)]
+    land = pl.Landscape(model, objective=lambda m, batch: next(m.parameters()).sum(), data=zero)
+    layout, theta = land.layout, land.theta
     segments = _segments(layout, True, ("bias", "norm"))
     ops = torch.ops.pylandscape
     raw = torch.randn_like(theta)
@@ -67,47 +68,50 @@ def w5_w6(quick: bool, repetitions: int) -> list[dict[str, Any]]:
     views = list(layout.unflatten(work).values())
 
     def normalise() -> Tensor:
-        return ops.normalize_direction(raw, theta, segments, "filter", out=out)
+        done: Tensor = ops.normalize_direction(raw, theta, segments, "filter", out=out)
+        return done
 
     def draw() -> Tensor:
-        return ops.random_direction(theta, segments, "filter", 1, 0, out=out)
+        done: Tensor = ops.random_direction(theta, segments, "filter", 1, 0, out=out)
+        return done
 
     def draw_by_torch() -> None:
         work.normal_()
-        _vectorised(parts, views)
+        vectorised(parts, views)
 
-    for by_torch in (_vectorised, _per_filter_loop):
-        work.copy_(raw)
-        by_torch(parts, views)
-        torch.testing.assert_close(normalise(), work, rtol=1e-5, atol=1e-7)
-    norms = torch.stack(
-        [v.flatten(1).norm(dim=1).sum() for v in layout.unflatten(draw()).values() if v.dim() > 1]
-    )
-    wanted = torch.stack([w.flatten(1).norm(dim=1).sum() for w in parts if w.dim() > 1])
-    agree("draw", norms, wanted, 1e-4)
-
-    n = layout.n
-    mine = Arm("pylandscape normalize_direction", normalise, note=f"{n / 1e6:.1f} M parameters")
+    size = f"{layout.n / 1e6:.1f} M parameters"
+    mine = Arm("pylandscape normalize_direction", normalise, note=f"{size}, the draw excluded")
     add = Arm("torch.add(out=)", lambda: torch.add(raw, theta, out=summed), target=1.2)
-    loop = Arm("per-filter loop", lambda: _per_filter_loop(parts, views), target=18)
-    vector = Arm("vectorised torch", lambda: _vectorised(parts, views), target=1)
+    add.at_most, add.note = True, "of as many numbers"
+    loop = Arm("per-filter loop", lambda: per_filter_loop(parts, views), target=18)
+    vector = Arm("vectorised torch", lambda: vectorised(parts, views), target=1, note="in place")
     drawn = Arm("pylandscape random_direction", draw, note="draw and normalisation in one pass")
-    randn = Arm("torch normal_ + vectorised torch", draw_by_torch, target=3)
-    interleave([mine, add, loop, vector, drawn, randn], repetitions)
-    name = "W5 filter normalisation, ResNet-18"
-    table = rows(name, mine, [add], "call", ours_at_most=True)
-    table += rows(name, mine, [loop, vector], "call")[1:]
-    return table + rows("W6 draw + normalisation, ResNet-18", drawn, [randn], "call")
+    randn = Arm("torch normal_ + vectorised torch", draw_by_torch, target=3, note="in place")
+    whole = Arm("pl.random_directions(land, 1)", lambda: pl.random_directions(land, 1))
+    whole.note = "all of the call"
+
+    exact = [v.double() for v in layout.unflatten(raw).values()]
+    vectorised([w.double() for w in parts], exact)
+    used = torch.cat([v.flatten() for v in exact]) != 0
+    want = torch.cat([v.flatten() for v in exact])[used]
+    mine.check(normalise()[used], want, RTOL)
+    assert not normalise()[~used].any()
+    for arm in (vector, loop):
+        work.copy_(raw)
+        arm.run()
+        arm.check(work[used], want, RTOL)
+    norms = _filter_norms(parts)
+    for arm in (drawn, randn):
+        arm.run()
+        got = out if arm is drawn else work
+        arm.check(_filter_norms(list(layout.unflatten(got).values())), norms, RTOL)
+    public = list(layout.unflatten(whole.run()[0].vector).values())
+    whole.check(_filter_norms(public), norms, RTOL)
+
+    interleave([mine, add, loop, vector, drawn, randn, whole], repetitions)
+    table = rows("W5 filter normalisation, ResNet-18", mine, [add, loop, vector], "call")
+    return table + rows("W6 draw + normalisation, ResNet-18", drawn, [randn, whole], "call")
 
 
-def gaussian_rate(quick: bool, repetitions: int) -> list[dict[str, Any]]:
-    """The draw alone, against torch's."""
-    count = 10_000 if quick else 4_000_000
-    out, other = torch.empty(count), torch.empty(count)
-    assert torch.equal(pl.gaussian(1, 2, 0, 100), pl.gaussian(1, 2, 0, 200)[:100])
-    mine = Arm(
-        "pylandscape gaussian", lambda: torch.ops.pylandscape.gaussian(1, 2, 0, out=out), count
-    )
-    randn = Arm("torch normal_", other.normal_, count)
-    interleave([mine, randn], repetitions)
-    return rows("kernel: Gaussian draw", mine, [randn], "number")
+def _filter_norms(parts: list[Tensor]) -> Tensor:
+    return torch.cat([p.double().flatten(1).norm(dim=1) for p in parts if p.dim() > 1])

@@ -1,4 +1,4 @@
-"""Every benchmark runs at toy size, so that none rots."""
+"""Every benchmark runs at toy size, so that none rots; the harness computes what it says."""
 
 from __future__ import annotations
 
@@ -6,26 +6,116 @@ import json
 import os
 import subprocess
 import sys
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parent.parent
+sys.path.append(str(ROOT))  # behind an installed package, which the checkout must not hide
+
+from bench.harness import Arm, absent, as_markdown, fastest, interleave, rows  # noqa: E402
+
+ARMS = {
+    "W1": {"pylandscape", "torch loop", "torch.func.vmap", "torch.compile", "loss-landscapes"},
+    "W2": {"pylandscape", "torch loop", "torch.func.vmap"},
+    "W3": {"pylandscape", "torch loop", "sgemm peak"},
+    "W5": {"pylandscape", "torch.add", "per-filter loop", "vectorised torch", "torch normal_"},
+    "memory": set(),
+    "kernels": {"torch.mm", "linear", "tanh", "cross_entropy", "gaussian", "normalize_direction"},
+}
 
 
-@pytest.mark.parametrize("name", ["W1", "W2", "W3", "W5,draw", "memory", "kernels"])
-def test_benchmark_runs_at_toy_size(name: str, tmp_path: Path) -> None:
-    out = tmp_path / "report.json"
+@pytest.mark.parametrize("name", ARMS)
+def test_benchmark_runs_at_toy_size(name: str) -> None:
+    table = _bench(name)
+    arms = [row.get("arm", "") for row in table]
+    for arm in ARMS[name]:
+        assert any(found.startswith(arm) for found in arms), (arm, arms)
+    for row in table:
+        assert row.get("median_us", 0) is not None or row["note"]
+
+
+@pytest.mark.skipif(
+    find_spec("loss_landscapes") is None,
+    reason="the peer is not installed: pip install --no-deps loss-landscapes==3.0.6",
+)
+def test_the_peer_runs_at_toy_size() -> None:
+    (row,) = [r for r in _bench("W1") if r["arm"].startswith("loss-landscapes")]
+    assert row["median_us"] > 0
+    assert row["error"] < 1e-4
+
+
+def test_ratio_is_the_median_of_paired_repetitions() -> None:
+    ours = Arm("ours", lambda: None, units=2, seconds=[2.0, 4.0, 2.0])
+    other = Arm("other", lambda: None, target=25, seconds=[10.0, 40.0, 1000.0])
+    first, second = rows("W", ours, [other], "point")
+    assert (first["median_us"], first["ratio"], first["met"]) == (1e6, None, None)
+    assert (second["ratio"], second["met"]) == (20.0, False)
+    assert "20.0x" in as_markdown([first, second])
+
+
+def test_target_from_above_bounds_our_time_over_theirs() -> None:
+    ours = Arm("ours", lambda: None, seconds=[1.1, 1.1])
+    add = Arm("add", lambda: None, target=1.2, at_most=True, seconds=[1.0, 1.0])
+    row = rows("W", ours, [add], "call")[1]
+    assert row["ratio"] == pytest.approx(1.1)
+    assert row["met"]
+
+
+def test_repetitions_are_interleaved_and_start_in_turn() -> None:
+    order: list[str] = []
+    arms = [Arm(n, lambda n=n: order.append(n)) for n in "abc"]  # type: ignore[misc]
+    interleave(arms, 3)
+    blocks = [a for a, before in zip(order, ["", *order], strict=False) if a != before]
+    assert "".join(blocks) == "abc" + "abc" + "bca" + "cab"  # the first is the warm-up
+    assert [len(arm.seconds) for arm in arms] == [3, 3, 3]
+
+
+def test_wrong_answer_is_not_timed() -> None:
+    arm = Arm("ours", lambda: None)
+    with pytest.raises(AssertionError, match="ours"):
+        arm.check([1.0, 2.0], [1.0, 2.1], 1e-4)
+    arm.check([1.0, 2.0], [1.0, 2.0 + 2e-5], 1e-4)
+    assert arm.error == pytest.approx(1e-5, rel=1e-3)
+
+
+def test_fastest_form_wins_and_failing_forms_are_left_out() -> None:
+    def broken() -> Any:
+        raise RuntimeError("no compiler")
+
+    def form(size: int) -> Any:
+        return lambda: lambda: np.ones(size).cumsum()
+
+    assert fastest({"broken": broken, "slow": form(10**6), "quick": form(1)})[1] == "quick"
+    with pytest.raises(RuntimeError, match="no compiler"):
+        fastest({"broken": broken})
+
+
+def test_arm_that_cannot_run_says_why() -> None:
+    assert "did not run" in as_markdown([absent("W1", "peer", "not installed")])
+    assert "not installed" in as_markdown([absent("W1", "peer", "not installed")])
+
+
+@cache
+def _bench(name: str) -> list[dict[str, Any]]:
     env = {k: v for k, v in os.environ.items() if k != "PYTHONSAFEPATH"}
     command = [sys.executable, "-W", "error::DeprecationWarning:bench", "-m", "bench", "--quick"]
-    run = subprocess.run(
-        [*command, "--only", name, "--json", str(out)],
-        env=env,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == 0, run.stderr[-3000:]
-    report = json.loads(out.read_text())
-    assert set(report) == {"environment", "quick", *name.split(",")}
-    assert "pylandscape" in run.stdout or name in ("memory", "kernels")
+    with TemporaryDirectory() as folder:
+        out = Path(folder) / "report.json"
+        run = subprocess.run(
+            [*command, "--only", name, "--json", str(out)],
+            env=env,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+        )
+        assert run.returncode == 0, run.stderr[-3000:]
+        report = json.loads(out.read_text())
+    assert set(report) == {"environment", "quick", name}
+    table: list[dict[str, Any]] = report[name]
+    return table

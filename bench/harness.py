@@ -1,0 +1,180 @@
+"""Arms measured side by side: interleaved repetitions, medians, spreads, paired ratios."""
+
+from __future__ import annotations
+
+import math
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+Run = Callable[[], Any]
+Row = dict[str, Any]
+
+MIN_SECONDS = 0.02  # of one timing; a faster arm runs several times and the time is divided
+
+
+@dataclass
+class Arm:
+    """One way to do the work: ``run()`` does ``units`` of it and returns the answer."""
+
+    name: str
+    run: Run
+    units: float = 1.0
+    target: float | None = None  # how many times slower than ours it must be at least
+    at_most: bool = False  # instead: ours takes at most `target` times as long as it
+    note: str = ""
+    error: float | None = None  # largest relative error against float64, on a sample
+    seconds: list[float] = field(default_factory=list)  # of one run(), one per repetition
+
+    @property
+    def per_unit(self) -> np.ndarray:
+        return np.array(self.seconds) / self.units
+
+    def check(self, got: Any, want: Any, rtol: float) -> None:
+        """Raises AssertionError unless ``got`` is ``want`` (not zero) to ``rtol``."""
+        got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
+        np.testing.assert_allclose(got, want, rtol=rtol, err_msg=self.name)
+        self.error = float(np.max(np.abs(got - want) / np.abs(want)))
+
+
+def interleave(arms: Sequence[Arm], repetitions: int) -> None:
+    """Times every arm in turn, ``repetitions`` times over; each round starts with another arm."""
+    calls = []
+    for arm in arms:
+        arm.run()
+        calls.append(max(1, math.ceil(MIN_SECONDS / max(timed(arm.run), 1e-6))))
+    order = list(zip(arms, calls, strict=True))
+    for _ in range(repetitions):
+        for arm, count in order:
+            arm.seconds.append(timed(arm.run, count))
+        order = order[1:] + order[:1]
+
+
+def timed(run: Run, count: int = 1) -> float:
+    """Seconds of one of ``count`` runs in a row."""
+    start = time.perf_counter()
+    for _ in range(count):
+        run()
+    return (time.perf_counter() - start) / count
+
+
+def fastest(forms: Mapping[str, Callable[[], Run]], trials: int = 3) -> tuple[Run, str]:
+    """The form whose best of ``trials`` runs is the shortest, and its name.
+
+    Forms that fail are left out; if all do, the last one's exception is raised.
+    """
+    best: tuple[float, Run, str] | None = None
+    failure: Exception | None = None
+    for name, make in forms.items():
+        try:
+            run = make()
+            run()
+        except Exception as error:
+            failure = error
+            continue
+        seconds = min(timed(run) for _ in range(trials))
+        if best is None or seconds < best[0]:
+            best = (seconds, run, name)
+    if best is None:
+        raise failure or ValueError("forms: expected at least one")
+    return best[1], best[2]
+
+
+def rows(workload: str, ours: Arm, others: Sequence[Arm], unit: str) -> list[Row]:
+    """One row per arm. ratio: other / ours, median over the repetitions (each paired)."""
+    table = []
+    for arm in (ours, *others):
+        low, median, high = np.percentile(arm.per_unit, [25, 50, 75])
+        paired = arm.per_unit / ours.per_unit
+        if arm.at_most:
+            paired = 1 / paired
+        ratio = [float(q) for q in np.percentile(paired, [25, 50, 75])]
+        row: Row = {
+            "workload": workload,
+            "arm": arm.name,
+            "unit": unit,
+            "median_us": median * 1e6,
+            "iqr_us": (high - low) * 1e6,
+            "ratio": None if arm is ours else ratio[1],
+            "ratio_quartiles": None if arm is ours else [ratio[0], ratio[2]],
+            "target": arm.target,
+            "at_most": arm.at_most,
+            "met": None,
+            "error": arm.error,
+            "repetitions": len(arm.seconds),
+            "note": arm.note,
+        }
+        if arm.target is not None:
+            row["met"] = ratio[1] <= arm.target if arm.at_most else ratio[1] >= arm.target
+        table.append(row)
+    return table
+
+
+def absent(workload: str, arm: str, reason: str) -> Row:
+    """The row of an arm that could not run."""
+    return {"workload": workload, "arm": arm, "median_us": None, "met": None, "note": reason}
+
+
+def environment() -> dict[str, Any]:
+    """Versions and the processor's model; no names of hosts or users."""
+    model = platform.processor() or platform.machine()
+    try:
+        with open("/proc/cpuinfo") as info:
+            names = [line.split(":")[1].strip() for line in info if line.startswith("model name")]
+        model = names[0] if names else model
+    except OSError:
+        pass
+    import pylandscape
+
+    return {
+        "cpu": model,
+        "threads": torch.get_num_threads(),
+        "instruction_set": pylandscape.cpu_capability(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "pylandscape": pylandscape.__version__,
+    }
+
+
+def as_markdown(table: Sequence[Row]) -> str:
+    """A table; "against ours" is other / ours, or ours / other where the target bounds that."""
+    lines = [
+        "| workload | arm | median | IQR | against ours | target | met | error | note |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in table:
+        cells = [row["workload"], row["arm"]]
+        if row["median_us"] is None:
+            cells += ["did not run", "", "", "", "", "", row["note"]]
+        else:
+            cells += [f"{_short(row['median_us'])} us/{row['unit']}", _short(row["iqr_us"])]
+            cells += [_ratio(row), *_verdict(row)]
+            cells += ["" if row["error"] is None else f"{row['error']:.0e}", row["note"]]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _ratio(row: Row) -> str:
+    if row["ratio"] is None:
+        return ""
+    if row.get("share"):
+        return f"{row['ratio']:.0%} of it"
+    (low, high), digits = row["ratio_quartiles"], 2 if row["ratio"] < 3 else 1
+    sign = "ours / it " if row["at_most"] else ""
+    return f"{sign}{row['ratio']:.{digits}f}x ({low:.{digits}f}-{high:.{digits}f})"
+
+
+def _verdict(row: Row) -> list[str]:
+    if row["target"] is None:
+        return ["", ""]
+    bound = f"{row['target']:.0%}" if row.get("share") else f"{row['target']:g}x"
+    return [f"{'<=' if row['at_most'] else '>='} {bound}", "yes" if row["met"] else "no"]
+
+
+def _short(number: float) -> str:
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
