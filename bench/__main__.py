@@ -40,8 +40,14 @@ def main(arguments: list[str] | None = None) -> int:
     repetitions = 2 if options.quick else options.repetitions
     environment = harness.environment()
     print(", ".join(f"{k} {v}" for k, v in environment.items()))
-    report: dict[str, object] = {"environment": environment, "quick": options.quick}
+    busy: dict[str, float | None] = {}
+    report: dict[str, object] = {
+        "environment": environment,
+        "quick": options.quick,
+        "others": busy,  # share of the processors' time that went elsewhere, by workload
+    }
     for name in dict.fromkeys(chosen):
+        quiet = harness.Quiet()
         table: list[Row]
         if name in _TIMED:
             table = _TIMED[name](options.quick, repetitions)
@@ -54,6 +60,10 @@ def main(arguments: list[str] | None = None) -> int:
             text = kernels.as_markdown(table)
         print(f"\n{text}", flush=True)
         report[name] = table
+        others = quiet.others()
+        busy[name] = others
+        if others is not None and others > harness.QUIET:
+            print(f"({others:.0%} of the processors' time went to others: do not quote)")
     if options.json:
         options.json.write_text(json.dumps(report, indent=1) + "\n")
     return 0

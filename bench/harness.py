@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +16,7 @@ import torch
 Run = Callable[[], Any]
 Row = dict[str, Any]
 
+QUIET = 0.05  # of the processors' time at most by others, for timings to be quoted
 MIN_SECONDS = 0.02  # of one timing; a faster arm runs several times and the time is divided
 
 
@@ -139,6 +141,34 @@ def environment() -> dict[str, Any]:
         "torch": torch.__version__,
         "pylandscape": pylandscape.__version__,
     }
+
+
+class Quiet:
+    """How much of the processors' time others took since the start: above QUIET, do not quote."""
+
+    def __init__(self) -> None:
+        self._start = self._now()
+
+    def others(self) -> float | None:
+        """Share (0 to 1) of all processors' time that went elsewhere; None without /proc/stat."""
+        start, now = self._start, self._now()
+        if start is None or now is None or now[0] <= start[0]:
+            return None
+        total, busy, own = (b - a for a, b in zip(start, now, strict=True))
+        return max(0.0, min(1.0, (busy - own) / total))
+
+    @staticmethod
+    def _now() -> tuple[float, float, float] | None:
+        """Seconds: of all processors, of them busy or stolen, of this process and its children."""
+        try:
+            with open("/proc/stat") as stat:
+                ticks = [float(t) for t in stat.readline().split()[1:9]]
+        except OSError:
+            return None
+        idle = ticks[3] + ticks[4]
+        own = sum(os.times()[:4])
+        second = os.sysconf("SC_CLK_TCK")
+        return sum(ticks) / second, (sum(ticks) - idle) / second, own
 
 
 def as_markdown(table: Sequence[Row]) -> str:

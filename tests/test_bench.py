@@ -116,6 +116,6 @@ def _bench(name: str) -> list[dict[str, Any]]:
         )
         assert run.returncode == 0, run.stderr[-3000:]
         report = json.loads(out.read_text())
-    assert set(report) == {"environment", "quick", name}
+    assert set(report) == {"environment", "quick", "others", name}
     table: list[dict[str, Any]] = report[name]
     return table
