@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from tempfile import gettempdir
 
 from .harness import Row
 
@@ -32,9 +34,12 @@ def peak_kib(side: int) -> int:
     """Peak resident memory of a fresh process that draws a side x side surface (W1's model)."""
     import torch
 
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(p or "." for p in sys.path)}
+    # The checkout comes last: its source folder must not hide an installed package.
+    checkout = Path(__file__).resolve().parent.parent
+    paths = [p for p in sys.path if p] + [str(checkout)]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     command = [sys.executable, "-c", _CHILD, str(side), str(torch.get_num_threads())]
-    run = subprocess.run(command, env=env, capture_output=True, text=True)
+    run = subprocess.run(command, env=env, cwd=gettempdir(), capture_output=True, text=True)
     if run.returncode != 0:
         raise RuntimeError(run.stderr)
     return int(run.stdout)

@@ -38,7 +38,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copy(ROOT / name, source)
     command = [sys.executable, "-m", "pip", "wheel", str(source), "--no-deps", "-w", str(out)]
     command += ["-C", "cmake.define.PYLANDSCAPE_CUDA=OFF"]
-    built = subprocess.run(command, capture_output=True, text=True)
+    env = {**os.environ, "CMAKE_ARGS": ""}
+    built = subprocess.run(command, capture_output=True, text=True, env=env)
     assert built.returncode == 0, built.stdout[-3000:] + built.stderr[-3000:]
     (path,) = out.glob("*.whl")
     return path
@@ -66,8 +67,8 @@ def test_the_wheel_runs_on_a_path_without_compilers(wheel: Path, tmp_path: Path)
     ).stdout.strip()
     # torch and the other dependencies come from this environment, the package from the wheel.
     Path(own, "dependencies.pth").write_text("\n".join(site.getsitepackages()) + "\n")
-    install = [python, "-m", "pip", "install", "--no-deps", "--no-index", "-q", str(wheel)]
-    subprocess.run(install, check=True, env={**os.environ, "PYTHONPATH": ""})
+    install = [python, "-m", "pip", "install", "--no-deps", "--no-index", "--ignore-installed"]
+    subprocess.run([*install, "-q", str(wheel)], check=True, env={**os.environ, "PYTHONPATH": ""})
     env = {"PATH": str(home / "bin"), "HOME": str(tmp_path)}
     run = subprocess.run(
         [python, "-c", PROBE], env=env, cwd=tmp_path, capture_output=True, text=True
