@@ -1,6 +1,10 @@
 // Compiled once per instruction set, without contraction; contracts in directions.h.
 #include "cpu/directions.h"
 
+#if defined(__AVX__)
+#include <immintrin.h>
+#endif
+
 #include "cpu/draw.inl"
 
 namespace pylandscape::cpu {
@@ -30,10 +34,33 @@ void squares(int64_t n, const T* d, const T* theta, double* sums) {
   sums[0] = lanes[0][0], sums[1] = lanes[1][0];
 }
 
+// A store past the cache: the line is not read first. p is aligned to the vector.
+template <typename T>
+inline void stream(T* p, Vec<T> v) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) _mm512_stream_ps(p, (__m512)v);
+  else _mm512_stream_pd(p, (__m512d)v);
+#elif defined(__AVX__)
+  if constexpr (sizeof(T) == 4) _mm256_stream_ps(p, (__m256)v);
+  else _mm256_stream_pd(p, (__m256d)v);
+#else
+  store<T, kLanes<T>>(p, v);
+#endif
+}
+
+// Results that nobody reads soon go past the cache, in place they stay in it.
 template <typename T>
 void scale(int64_t n, T factor, const T* d, T* out) {
   constexpr int N = kLanes<T>;
   int64_t i = 0;
+  if (d != out) {
+    for (; i < n && reinterpret_cast<uintptr_t>(out + i) % sizeof(Vec<T>) != 0; ++i)
+      out[i] = factor * d[i];
+    for (; i + N <= n; i += N) stream(out + i, factor * load<T, N>(d + i));
+#if defined(__AVX__)
+    _mm_sfence();  // before other threads are told that the work is done
+#endif
+  }
   for (; i + N <= n; i += N) store<T, N>(out + i, factor * load<T, N>(d + i));
   for (; i < n; ++i) out[i] = factor * d[i];
 }
