@@ -59,6 +59,8 @@ class Launch {
 };
 
 struct Cuda {
+  static constexpr bool kHasData = true;
+
   template <typename T>
   static void make(Tensor& out, const Tensor* direction, const Tensor& theta,
                    const Tensor& segments, Mode mode, int64_t seed, int64_t stream) {
@@ -79,6 +81,12 @@ struct Cuda {
                                work.mutable_data_ptr<double>(), launch.stream()));
   }
 
+  static void gaussian(uint64_t seed, uint64_t stream, int64_t first, Tensor& out) {
+    const Launch launch(out);
+    check(cuda::gaussian(seed, stream, first, out.size(0), out.mutable_data_ptr<float>(),
+                         launch.stream()));
+  }
+
   template <typename T>
   static void perturb(const Tensor& theta, const Tensor& coefficients, const Tensor& directions,
                       Tensor& out) {
@@ -93,14 +101,6 @@ struct Cuda {
   }
 };
 
-Tensor gaussian_out(int64_t seed, int64_t stream, int64_t first, Tensor out) {
-  check_draw(first, out);
-  const Launch launch(out);
-  check(cuda::gaussian(static_cast<uint64_t>(seed), static_cast<uint64_t>(stream), first,
-                       out.size(0), out.mutable_data_ptr<float>(), launch.stream()));
-  return out;
-}
-
 // Whether torch can use CUDA, what the driver says (a cudaError_t) and how many GPUs there are.
 std::tuple<bool, int64_t, int64_t> cuda_status() {
   int count = 0;
@@ -112,13 +112,7 @@ std::tuple<bool, int64_t, int64_t> cuda_status() {
 }  // namespace pylandscape
 
 STABLE_TORCH_LIBRARY_FRAGMENT(pylandscape, m) { m.def("cuda_status() -> (bool, int, int)"); }
-STABLE_TORCH_LIBRARY_IMPL(pylandscape, CUDA, m) {
-  using namespace pylandscape;
-  m.impl("random_direction.out", TORCH_BOX(&random_direction_out<Cuda>));
-  m.impl("normalize_direction.out", TORCH_BOX(&normalize_direction_out<Cuda>));
-  m.impl("gaussian.out", TORCH_BOX(&gaussian_out));
-  m.impl("perturb.out", TORCH_BOX(&perturb_out<Cuda>));
-}
+STABLE_TORCH_LIBRARY_IMPL(pylandscape, CUDA, m) { pylandscape::implement<pylandscape::Cuda>(m); }
 STABLE_TORCH_LIBRARY_IMPL(pylandscape, CompositeExplicitAutograd, m) {
   m.impl("cuda_status", TORCH_BOX(&pylandscape::cuda_status));
 }

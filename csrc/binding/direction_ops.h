@@ -1,7 +1,9 @@
-// The direction ops without their devices: checks, dtypes, and the overloads with out= over a Device
-// that has make<T>(out, direction or null, theta, segments, mode, seed, stream) and
-// perturb<T>(theta, coefficients, directions, out), all contiguous and checked.
+// The direction ops without their devices: checks, dtypes, both overloads, registration. A Device
+// brings make<T>(out, direction or null, theta, segments, mode, seed, stream), gaussian(seed,
+// stream, first, out) and perturb<T>(theta, coefficients, directions, out), which get checked,
+// contiguous tensors; or kHasData = false and nothing else, for shapes alone.
 #pragma once
+#include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
@@ -103,10 +105,13 @@ template <typename Device>
 Tensor random_direction_out(const Tensor& theta, const Tensor& segments, std::string mode,
                             int64_t seed, int64_t stream, Tensor out) {
   check_theta(theta), check_like(out, "out", theta), check_dense(out);
-  const Tensor plan = host_segments(segments, theta.size(0));
-  const auto make = theta.scalar_type() == ScalarType::Float ? &Device::template make<float>
-                                                             : &Device::template make<double>;
-  make(out, nullptr, dense(theta), plan, parse_mode(mode), seed, stream);
+  const Mode parsed = parse_mode(mode);
+  if constexpr (Device::kHasData) {
+    const Tensor plan = host_segments(segments, theta.size(0));
+    const auto make = theta.scalar_type() == ScalarType::Float ? &Device::template make<float>
+                                                               : &Device::template make<double>;
+    make(out, nullptr, dense(theta), plan, parsed, seed, stream);
+  }
   return out;
 }
 
@@ -115,10 +120,22 @@ Tensor normalize_direction_out(const Tensor& direction, const Tensor& theta,
                                const Tensor& segments, std::string mode, Tensor out) {
   check_theta(theta), check_like(direction, "direction", theta);
   check_like(out, "out", theta), check_dense(out);
-  const Tensor plan = host_segments(segments, theta.size(0)), given = dense(direction);
-  const auto make = theta.scalar_type() == ScalarType::Float ? &Device::template make<float>
-                                                             : &Device::template make<double>;
-  make(out, &given, dense(theta), plan, parse_mode(mode), 0, 0);
+  const Mode parsed = parse_mode(mode);
+  if constexpr (Device::kHasData) {
+    const Tensor plan = host_segments(segments, theta.size(0)), given = dense(direction);
+    const auto make = theta.scalar_type() == ScalarType::Float ? &Device::template make<float>
+                                                               : &Device::template make<double>;
+    make(out, &given, dense(theta), plan, parsed, 0, 0);
+  }
+  return out;
+}
+
+// Numbers first .. first + n - 1 of stream (seed, stream) in out (n,) float32.
+template <typename Device>
+Tensor gaussian_out(int64_t seed, int64_t stream, int64_t first, Tensor out) {
+  check_draw(first, out);
+  if constexpr (Device::kHasData)
+    Device::gaussian(static_cast<uint64_t>(seed), static_cast<uint64_t>(stream), first, out);
   return out;
 }
 
@@ -126,11 +143,51 @@ template <typename Device>
 Tensor perturb_out(const Tensor& theta, const Tensor& coefficients, const Tensor& directions,
                    Tensor out) {
   check_perturb(theta, coefficients, directions, out);
-  expect(coefficients.is_cpu(), "coefficients: expected a tensor on the CPU");
-  const auto perturb = theta.scalar_type() == ScalarType::Float ? &Device::template perturb<float>
-                                                                : &Device::template perturb<double>;
-  perturb(dense(theta), dense(coefficients), dense(directions), out);
+  if constexpr (Device::kHasData) {
+    expect(coefficients.is_cpu(), "coefficients: expected a tensor on the CPU");
+    const auto perturb = theta.scalar_type() == ScalarType::Float
+                             ? &Device::template perturb<float>
+                             : &Device::template perturb<double>;
+    perturb(dense(theta), dense(coefficients), dense(directions), out);
+  }
   return out;
+}
+
+// The overloads that allocate.
+template <typename Device>
+Tensor random_direction(const Tensor& theta, const Tensor& segments, std::string mode,
+                        int64_t seed, int64_t stream) {
+  check_theta(theta);
+  const Tensor out = torch::stable::new_empty(theta, {theta.size(0)});
+  return random_direction_out<Device>(theta, segments, mode, seed, stream, out);
+}
+
+template <typename Device>
+Tensor normalize_direction(const Tensor& direction, const Tensor& theta, const Tensor& segments,
+                           std::string mode) {
+  check_theta(theta);
+  const Tensor out = torch::stable::new_empty(theta, {theta.size(0)});
+  return normalize_direction_out<Device>(direction, theta, segments, mode, out);
+}
+
+template <typename Device>
+Tensor perturb(const Tensor& theta, const Tensor& coefficients, const Tensor& directions) {
+  check_theta(theta), check_coefficients(coefficients, directions);
+  const Tensor out =
+      torch::stable::new_empty(theta, {coefficients.size(0), theta.size(0)});
+  return perturb_out<Device>(theta, coefficients, directions, out);
+}
+
+// Registers all of them for a dispatch key.
+template <typename Device>
+void implement(torch::stable::detail::StableLibrary& m) {
+  m.impl("random_direction", TORCH_BOX(&random_direction<Device>));
+  m.impl("random_direction.out", TORCH_BOX(&random_direction_out<Device>));
+  m.impl("normalize_direction", TORCH_BOX(&normalize_direction<Device>));
+  m.impl("normalize_direction.out", TORCH_BOX(&normalize_direction_out<Device>));
+  m.impl("gaussian.out", TORCH_BOX(&gaussian_out<Device>));
+  m.impl("perturb", TORCH_BOX(&perturb<Device>));
+  m.impl("perturb.out", TORCH_BOX(&perturb_out<Device>));
 }
 
 }  // namespace pylandscape
