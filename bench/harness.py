@@ -8,6 +8,7 @@ import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ Run = Callable[[], Any]
 Row = dict[str, Any]
 
 QUIET = 0.05  # of the processors' time at most by others, for timings to be quoted
+SETTLE_SECONDS = 0.03  # between two timings: threads of another library may still spin
 MIN_SECONDS = 0.02  # of one timing; a faster arm runs several times and the time is divided
 
 
@@ -53,8 +55,28 @@ def interleave(arms: Sequence[Arm], repetitions: int) -> None:
     order = list(zip(arms, calls, strict=True))
     for _ in range(repetitions):
         for arm, count in order:
+            time.sleep(SETTLE_SECONDS)
             arm.seconds.append(timed(arm.run, count))
         order = order[1:] + order[:1]
+
+
+def sgemm_arms(size: int) -> list[Arm]:
+    """(size, size) float32 products by torch and by NumPy, which may have another library; the
+    faster is the peak. Both use torch's number of threads. One unit is a floating-point operation.
+    """
+    a, b, c = (torch.randn(size, size) for _ in range(3))
+    x, y, z = a.numpy(), b.numpy(), np.empty((size, size), np.float32)
+    threadpoolctl = import_module("threadpoolctl")  # comes with scikit-learn
+    threadpoolctl.threadpool_limits(torch.get_num_threads(), user_api="blas")
+    flops = 2.0 * size**3
+    arms = [
+        Arm(f"sgemm: torch.mm {size}", lambda: torch.mm(a, b, out=c), flops),
+        Arm(f"sgemm: numpy.matmul {size}", lambda: np.matmul(x, y, out=z), flops),
+    ]
+    for arm in arms:
+        arm.run()
+    np.testing.assert_allclose(c.numpy(), z, rtol=0, atol=1e-5 * size)
+    return arms
 
 
 def timed(run: Run, count: int = 1) -> float:

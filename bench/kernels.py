@@ -7,8 +7,9 @@ taken away.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,13 +19,13 @@ from torch.nn import functional as F
 
 from pylandscape._native import core
 
-from .harness import Arm, Row, interleave
+from .harness import Arm, Row, interleave, sgemm_arms
 
 RTOL = 1e-4
 COPIES = {"exp": 3}  # of an elementwise op; exp of exp overflows soon
-MANY = 9
-UNARY = {
-    "relu": torch.relu,
+MANY = 17
+UNARY: dict[str, Callable[[Tensor], Tensor]] = {
+    "leaky_relu": partial(F.leaky_relu, negative_slope=0.1),  # relu is part of the linear kernel
     "tanh": torch.tanh,
     "sigmoid": torch.sigmoid,
     "gelu": F.gelu,
@@ -32,7 +33,7 @@ UNARY = {
     "softplus": F.softplus,
     "exp": torch.exp,
 }
-PARAMETERS = {"softplus": (1.0, 20.0)}
+PARAMETERS = {"leaky_relu": (0.1, 0.0), "softplus": (1.0, 20.0)}
 
 
 @dataclass(frozen=True)
@@ -62,11 +63,10 @@ class Rate:
 def microbenchmarks(quick: bool, repetitions: int) -> list[Row]:
     torch.manual_seed(0)
     size, big, samples = (128, 10_000, 64) if quick else (2048, 16_000_000, 2048)
-    a, b, c = (torch.randn(size, size) for _ in range(3))
     u, v = torch.randn(big), torch.empty(big)
-    peak = Rate(Arm(f"torch.mm {size}", lambda: torch.mm(a, b, out=c)), 2e-9 * size**3)
+    products = [Rate(arm, 1e-9 * arm.units) for arm in sgemm_arms(size)]
     copy = Rate(Arm(f"torch copy_ {big:,}", lambda: v.copy_(u)), 0, "GB/s", 8e-9 * big)
-    rates = [peak, copy]
+    rates = [*products, copy]
     rates += [_product(k, m, samples, quick) for k, m in ((20, 10), (64, 64), (512, 512))]
     rates += [_product(10, 10, 150, quick, points=16 if quick else 4096)]
     rates += [_combination(samples, quick)]
@@ -79,8 +79,9 @@ def microbenchmarks(quick: bool, repetitions: int) -> list[Row]:
     rates += _directions(big // 4)
     arms = [arm for rate in rates for arm in (rate.arm, rate.less) if arm is not None]
     interleave(arms, repetitions)
-    top = peak.work / np.array(peak.arm.seconds)
-    bandwidth = (copy.gigabytes or 0) / np.array(copy.arm.seconds)
+    peak = min(products, key=lambda rate: float(np.median(rate.seconds())))
+    top = peak.work / peak.seconds()
+    bandwidth = (copy.gigabytes or 0) / copy.seconds()
     return [_row(rate, top, bandwidth) for rate in rates]
 
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 import pylandscape as pl
 
 from . import peers
-from .harness import Arm, Row, fastest, interleave, rows
+from .harness import Arm, Row, fastest, interleave, rows, sgemm_arms
 from .workloads import digits, grid, mlp, reference, spread
 
 RTOL = 1e-4
@@ -53,25 +53,29 @@ def w3(quick: bool, repetitions: int) -> list[Row]:
     mine.check(ours()[sample], want, RTOL)
     for arm in arms:
         arm.check(arm.run()[spread(4, len(some))], want, RTOL)
-    a, b, out = (torch.randn(size, size) for _ in range(3))
-    peak = Arm(f"sgemm peak (torch.mm {size})", lambda: torch.mm(a, b, out=out))
-    interleave([mine, peak, *arms], repetitions)
+    products = sgemm_arms(size)
+    interleave([mine, *products, *arms], repetitions)
 
     name = f"W3 {side}x{side}, 784-{hidden}-{hidden}-10"
     # What must be done a point: 2 directions combined in the first layer, the others in full.
     flops = 2.0 * len(x) * (2 * hidden + hidden * hidden + 10 * hidden)
-    reached, top = flops / mine.per_unit, 2.0 * size**3 / peak.per_unit
-    share = np.percentile(reached / top, [25, 50, 75])
-    (row,) = rows(name, peak, [], "call")
-    row |= {
-        "share": True,
-        "ratio": float(share[1]),
-        "ratio_quartiles": [float(share[0]), float(share[2])],
-        "target": SHARE,
-        "met": bool(share[1] >= SHARE),
-        "note": (
-            f"ours {np.median(reached) / 1e9:.0f}, peak {np.median(top) / 1e9:.0f} GFLOP/s, "
-            f"counting {flops / 1e9:.2f} GFLOP a point"
-        ),
-    }
-    return [*rows(name, mine, arms, "point"), row]
+    reached = flops / mine.per_unit
+    table = rows(name, mine, arms, "point")
+    table[0]["note"] += f"; {flops / 1e9:.3g} GFLOP that must be done a point"
+    best = min(products, key=lambda arm: float(np.median(arm.per_unit)))
+    for arm in products:
+        (row,) = rows(name, arm, [], "call")
+        share = np.percentile(reached * arm.per_unit, [25, 50, 75])
+        row |= {
+            "median_us": row["median_us"] * arm.units,
+            "iqr_us": row["iqr_us"] * arm.units,
+            "share": True,
+            "ratio": float(share[1]),
+            "ratio_quartiles": [float(share[0]), float(share[2])],
+            "note": f"{1e-9 / np.median(arm.per_unit):.0f} GFLOP/s",
+        }
+        if arm is best:
+            row |= {"target": SHARE, "met": bool(share[1] >= SHARE)}
+            row["note"] += f", the peak; ours {np.median(reached) / 1e9:.0f}"
+        table.append(row)
+    return table

@@ -23,10 +23,10 @@ from bench.harness import Arm, absent, as_markdown, fastest, interleave, rows  #
 ARMS = {
     "W1": {"pylandscape", "torch loop", "torch.func.vmap", "torch.compile", "loss-landscapes"},
     "W2": {"pylandscape", "torch loop", "torch.func.vmap"},
-    "W3": {"pylandscape", "torch loop", "sgemm peak"},
+    "W3": {"pylandscape", "torch loop", "sgemm"},
     "W5": {"pylandscape", "torch.add", "per-filter loop", "vectorised torch", "torch normal_"},
     "memory": set(),
-    "kernels": {"torch.mm", "linear", "tanh", "cross_entropy", "gaussian", "normalize_direction"},
+    "kernels": {"sgemm", "linear", "tanh", "cross_entropy", "gaussian", "normalize_direction"},
 }
 
 
