@@ -34,9 +34,7 @@ def test_the_cuda_library_loads_beside_this_torch_and_knows_it() -> None:
 
 @pytest.mark.skipif(PROBLEM is None, reason="CUDA can be used here")
 def test_asking_for_cuda_without_it_says_what_is_missing() -> None:
-    with pytest.raises(
-        CudaUnavailable, match=r"CUDA kernels|no CUDA support|no usable GPU"
-    ):
+    with pytest.raises(CudaUnavailable, match=r"CUDA kernels|no CUDA support|no usable GPU"):
         pl.gaussian(0, 0, 0, 4, device="cuda")
 
 
