@@ -80,8 +80,10 @@ class NativeEngine:
         self._derivatives_at(theta).gradient(result.data_ptr())
         return result / self._denominator
 
-    def hvp(self, theta: Tensor, vectors: Tensor) -> Tensor:
+    def product(self, matrix: str, theta: Tensor, vectors: Tensor) -> Tensor:
         """(k, n) float64 of vectors (k, n); values at theta are kept for the next call."""
+        if matrix != "hessian":
+            raise NotLowered(f"{matrix} products have no compiled form yet")
         derivatives = self._derivatives_at(theta)
         v = vectors.detach().to("cpu", self._dtype).contiguous()
         result = torch.empty(v.shape, dtype=torch.float64)

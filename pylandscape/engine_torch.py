@@ -124,8 +124,10 @@ class TorchEngine:
         """(n,) float64. With bn="recompute" the statistics are those at theta, held fixed."""
         return self._derivatives(theta, None)
 
-    def hvp(self, theta: Tensor, vectors: Tensor) -> Tensor:
+    def product(self, matrix: str, theta: Tensor, vectors: Tensor) -> Tensor:
         """(k, n) float64 for vectors (k, n), by double backward over one retained graph a batch."""
+        if matrix != "hessian":
+            raise NotImplementedError(matrix)
         return self._derivatives(theta, vectors.to(theta))
 
     def fixed_digest(self) -> str:

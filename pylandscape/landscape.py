@@ -231,19 +231,34 @@ class Landscape:
 
     def hvp(self, v: Any, theta: Any = None) -> Tensor:
         """H v (n,) for v (n,), or the rows H v_i (k, n) for v (k, n); float64, H at theta."""
-        vectors = torch.as_tensor(getattr(v, "vector", v)).detach().to(self.theta)
-        if vectors.dim() not in (1, 2) or vectors.shape[-1] != self.n_params:
-            raise InvalidArgument(
-                f"v: expected shape ({self.n_params},) or (k, {self.n_params}), "
-                f"got {tuple(vectors.shape)}"
-            )
-        block = vectors.reshape(-1, self.n_params)
+        return self._product("hessian", v, theta)
+
+    def gauss_newton_product(self, v: Any, theta: Any = None) -> Tensor:
+        """G v as `hvp`, G = J^T H_out J: the Hessian without the model's own curvature.
+
+        J: the outputs' Jacobian, H_out: the loss's Hessian in the outputs. For cross-entropy, G is
+        the Fisher information matrix (Martens 2020, section 9.2).
+        """
+        return self._product("gauss_newton", v, theta)
+
+    def covariance_product(self, v: Any, theta: Any = None) -> Tensor:
+        """Sigma v as `hvp`, Sigma = (1/N) sum_i g_i g_i^T of the per-sample gradients, uncentred.
+
+        Also called the empirical Fisher matrix; g_i as in `per_sample_gradients`.
+        """
+        return self._product("covariance", v, theta)
+
+    def per_sample_gradients(self, theta: Any = None) -> Tensor:
+        """The samples' own gradients g_i (N, n), of the model's dtype; their mean is `gradient`.
+
+        N n numbers: for small models.
+        """
         point = self._theta(theta)
         try:
-            result: Tensor = (self._native or self._torch).hvp(point, block)
+            result: Tensor = (self._native or self._torch).per_sample_gradients(point)
         except NotLowered:  # an op without a compiled derivative
-            result = self._torch.hvp(point, block)
-        return result.reshape(vectors.shape)
+            result = self._torch.per_sample_gradients(point)
+        return result
 
     def hessian(self, theta: Any = None) -> Tensor:
         """The Hessian (n, n), float64, symmetrised; n^2 numbers, so for small models."""
@@ -292,6 +307,21 @@ class Landscape:
             "has_batchnorm": self.has_batchnorm,
             "loss": _describe_loss(self.loss_spec),
         }
+
+    def _product(self, matrix: str, v: Any, theta: Any) -> Tensor:
+        vectors = torch.as_tensor(getattr(v, "vector", v)).detach().to(self.theta)
+        if vectors.dim() not in (1, 2) or vectors.shape[-1] != self.n_params:
+            raise InvalidArgument(
+                f"v: expected shape ({self.n_params},) or (k, {self.n_params}), "
+                f"got {tuple(vectors.shape)}"
+            )
+        block = vectors.reshape(-1, self.n_params)
+        point = self._theta(theta)
+        try:
+            result: Tensor = (self._native or self._torch).product(matrix, point, block)
+        except NotLowered:  # an op without a compiled derivative
+            result = self._torch.product(matrix, point, block)
+        return result.reshape(vectors.shape)
 
     def _theta(self, theta: Any) -> Tensor:
         if theta is None:

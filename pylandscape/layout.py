@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -82,6 +82,29 @@ class ParameterLayout:
     def n(self) -> int:
         """The length of theta."""
         return self.entries[-1].offset + self.entries[-1].numel
+
+    def __getitem__(self, name: str) -> ParameterEntry:
+        """The entry of that name."""
+        return next(e for e in self.entries if e.name == name)
+
+    def select(self, params: Sequence[str]) -> ParameterLayout:
+        """The layout of the entries whose names match a pattern, with offsets of their own.
+
+        Raises InvalidArgument for a pattern that matches nothing.
+        """
+        if isinstance(params, str):
+            params = (params,)
+        names: dict[str, list[str]] = {e.name: [] for e in self.entries}
+        for alias, own in self.aliases.items():
+            names[own].append(alias)
+        chosen = _matching(names, params)
+        entries: list[ParameterEntry] = []
+        for e in self.entries:
+            if e.name in chosen:
+                offset = entries[-1].offset + entries[-1].numel if entries else 0
+                entries.append(replace(e, offset=offset))
+        kept = {alias: own for alias, own in self.aliases.items() if own in chosen}
+        return ParameterLayout(tuple(entries), kept)
 
     @property
     def digest(self) -> str:

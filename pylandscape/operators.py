@@ -1,0 +1,154 @@
+"""Symmetric matrices known by their products: what Lanczos and the trace estimators take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .errors import InvalidArgument
+from .request import digest
+
+if TYPE_CHECKING:
+    from .landscape import Landscape
+    from .layout import ParameterLayout
+
+MATRICES = ("hessian", "gauss_newton", "covariance")
+
+Product = Callable[[Tensor], Tensor]
+
+
+class SymmetricOperator:
+    """A symmetric (n, n) matrix A: called with rows v (k, n) of ``dtype``, gives the rows A v_i.
+
+    Args:
+        n: order of the matrix.
+        product: the rows v (k, n) to the rows A v_i (k, n), in float64.
+        dtype: of the vectors.
+        name: "hessian", "gauss_newton", "covariance" or "user".
+        layout: the parameters that the n coordinates are, if they are a model's.
+        about: JSON-able, what determines the numbers.
+
+    ``products`` counts the vectors multiplied so far.
+    """
+
+    def __init__(
+        self,
+        n: int,
+        product: Product,
+        *,
+        dtype: torch.dtype = torch.float64,
+        device: torch.device | str = "cpu",
+        name: str = "user",
+        layout: ParameterLayout | None = None,
+        about: dict[str, Any] | None = None,
+    ) -> None:
+        self.n, self.dtype, self.device = n, dtype, torch.device(device)
+        self.name, self.layout = name, layout
+        self.products = 0
+        self._product, self._about = product, dict(about or {})
+
+    def __call__(self, v: Tensor) -> Tensor:
+        if v.dim() != 2 or v.shape[1] != self.n:
+            raise InvalidArgument(f"v: expected rows (k, {self.n}), got {tuple(v.shape)}")
+        self.products += len(v)
+        return self._product(v.to(self.device, self.dtype)).to("cpu", torch.float64)
+
+    def describe(self) -> dict[str, Any]:
+        """What determines the numbers: matrix, order, dtype, and the landscape's description."""
+        dtype = str(self.dtype).removeprefix("torch.")
+        return {"matrix": self.name, "n": self.n, "dtype": dtype, **self._about}
+
+
+def as_operator(
+    a: Any,
+    matrix: str = "hessian",
+    theta: Any = None,
+    params: Sequence[str] | None = None,
+) -> SymmetricOperator:
+    """A Landscape's matrix, or any symmetric matrix, as a SymmetricOperator.
+
+    Args:
+        a: a Landscape; a SymmetricOperator, which is returned; a scipy LinearOperator or sparse
+            matrix, or a dense array or tensor, all (n, n) and taken to be symmetric.
+        matrix: of a landscape: "hessian", "gauss_newton" (J^T H_out J) or "covariance" (of the
+            per-sample gradients, uncentred).
+        theta: of a landscape: where; default its own parameters.
+        params: of a landscape: name patterns; the matrix is the block of these parameters.
+
+    Raises:
+        InvalidArgument: anything else, a matrix that is not square, an unknown `matrix`.
+    """
+    from .landscape import Landscape
+
+    if isinstance(a, Landscape):
+        return _of_landscape(a, matrix, theta, params)
+    if matrix != "hessian" or theta is not None or params is not None:
+        raise InvalidArgument("matrix, theta, params: expected only with a Landscape")
+    if isinstance(a, SymmetricOperator):
+        return a
+    if isinstance(a, Tensor | np.ndarray | list | tuple):
+        dense = torch.as_tensor(np.asarray(a) if not isinstance(a, Tensor) else a).detach()
+        _check_square(tuple(dense.shape))
+        dense = dense if dense.dtype in (torch.float32, torch.float64) else dense.double()
+        about = {"digest": digest(dense)}
+        return SymmetricOperator(
+            len(dense), lambda v: v @ dense.T, dtype=dense.dtype, device=dense.device, about=about
+        )
+    if not hasattr(a, "shape") or not hasattr(a, "dot"):
+        raise InvalidArgument(
+            "operator: expected a Landscape, a SymmetricOperator, a scipy LinearOperator, or a "
+            f"symmetric matrix, got {type(a).__name__}"
+        )
+    _check_square(tuple(a.shape))
+
+    def product(v: Tensor) -> Tensor:
+        return torch.as_tensor(np.ascontiguousarray(np.asarray(a.dot(v.numpy().T)).T))
+
+    return SymmetricOperator(a.shape[0], product, about={"type": type(a).__name__})
+
+
+def _check_square(shape: tuple[int, ...]) -> None:
+    if len(shape) != 2 or shape[0] != shape[1] or shape[0] == 0:
+        raise InvalidArgument(f"operator: expected a square matrix, got shape {shape}")
+
+
+def _of_landscape(
+    land: Landscape, matrix: str, theta: Any, params: Sequence[str] | None
+) -> SymmetricOperator:
+    if matrix not in MATRICES:
+        raise InvalidArgument(f"matrix: expected one of {', '.join(MATRICES)}, got {matrix!r}")
+    point = land._theta(theta)
+    products = {
+        "hessian": land.hvp,
+        "gauss_newton": land.gauss_newton_product,
+        "covariance": land.covariance_product,
+    }
+    whole = products[matrix]
+    about = {**land.describe(), "theta": digest(point)}
+    if params is None:
+        return SymmetricOperator(
+            land.n_params, lambda v: whole(v, point), dtype=land.dtype, device=land.device,
+            name=matrix, layout=land.layout, about=about,
+        )  # fmt: skip
+    layout = land.layout.select(params)
+    at = torch.cat(
+        [
+            torch.arange(land.layout[e.name].offset, land.layout[e.name].offset + e.numel)
+            for e in layout.entries
+        ]
+    ).to(land.device)
+
+    def block(v: Tensor) -> Tensor:
+        embedded = torch.zeros(len(v), land.n_params, dtype=v.dtype, device=v.device)
+        embedded[:, at] = v
+        return whole(embedded, point)[:, at]
+
+    about["params"] = [e.name for e in layout.entries]
+    return SymmetricOperator(
+        layout.n, block, dtype=land.dtype, device=land.device, name=matrix, layout=layout,
+        about=about,
+    )  # fmt: skip
