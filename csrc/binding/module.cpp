@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <optional>
 
+#include "binding/module.h"
 #include "binding/pool.h"
 #include "cpu/isa.h"
 #include "program/derivatives.h"
@@ -16,12 +17,6 @@ namespace py = pybind11;
 using namespace pylandscape;
 
 namespace {
-
-using Address = uintptr_t;
-template <typename T>
-const T* in(Address a) { return reinterpret_cast<const T*>(a); }
-template <typename T>
-T* out(Address a) { return reinterpret_cast<T*>(a); }
 
 // Ctrl-C: asks Python whether a signal handler raised. Only does anything on the main thread.
 bool interrupted() {
@@ -165,4 +160,5 @@ PYBIND11_MODULE(_C, m) {
 
   bind<float>(m, "ProgramF32", "QuestionF32", "DerivativesF32");
   bind<double>(m, "ProgramF64", "QuestionF64", "DerivativesF64");
+  bind_lanczos(m);
 }
