@@ -8,21 +8,27 @@ All Python code of the model runs with theta in place, also what runs it backwar
 from __future__ import annotations
 
 import warnings
-import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .data import Batch, untouched_random_state
 from .errors import InvalidArgument
 from .losses import FreeLoss, KnownLoss, as_scalar
+from .torch_graphs import (
+    FUSED,
+    Product,
+    SavedTensors,
+    fused_kernels,
+    gradient,
+    hessian_product,
+    sandwich,
+    storages,
+)
 
 if TYPE_CHECKING:
     from .engine_torch import TorchEngine
@@ -30,20 +36,6 @@ if TYPE_CHECKING:
 MEMORY = 2 << 30  # bytes kept between products
 _SLICE_TOLERANCE = 100  # eps: samples run alone against the same samples in their batch
 _MEAN_TOLERANCE = 1000  # eps: a free loss of a batch against its mean over the samples
-
-Product = Callable[[Tensor], Tensor]
-
-# Fused kernels without a second derivative, by the name of their node: what runs instead.
-_FUSED: dict[str, tuple[str, Callable[[], AbstractContextManager[Any]]]] = {
-    "ScaledDotProduct": (
-        "scaled_dot_product_attention runs on its math backend",
-        partial(sdpa_kernel, SDPBackend.MATH),
-    ),
-    "CudnnRnn": (
-        "recurrent layers run without cuDNN",
-        partial(torch.backends.cudnn.flags, enabled=False),
-    ),
-}
 
 
 class Derivatives:
@@ -59,7 +51,7 @@ class Derivatives:
         self._theta: Tensor | None = None  # where the kept graphs are
         self._kept: dict[str, _Graphs] = {}
         self._too_large: set[str] = set()  # matrices whose graphs did not fit
-        self._replaced: dict[str, None] = {}  # keys of _FUSED met so far
+        self._replaced: dict[str, None] = {}  # keys of FUSED met so far
 
     def gradient(self, theta: Tensor) -> Tensor:
         """(n,) float64."""
@@ -71,7 +63,7 @@ class Derivatives:
 
                 def pull(model: nn.Module, index: int = index) -> tuple[Tensor, float]:
                     value, weight, _ = self._engine.batch_loss(model, index)
-                    return _gradient(value, leaf), weight
+                    return gradient(value, leaf), weight
 
                 g, weight = self._engine.run(state, pull)
                 result += g.double()
@@ -91,7 +83,7 @@ class Derivatives:
                 self._replaced[found.kernel] = None
                 self._kept.clear()
                 warnings.warn(
-                    f"second derivatives: {_FUSED[found.kernel][0]} for them, because the fused "
+                    f"second derivatives: {FUSED[found.kernel][0]} for them, because the fused "
                     "kernel has none; the numbers are the same up to rounding",
                     UserWarning,
                     stacklevel=5,  # the caller of a method of Landscape
@@ -100,10 +92,10 @@ class Derivatives:
     def per_sample_gradients(self, theta: Tensor) -> Tensor:
         """g_i (N, n) of theta's dtype, scaled so that their mean is the gradient."""
         self._check_samples("per_sample_gradients")
-        rows = theta.new_empty(self._samples, theta.numel())
         start, denominator = 0, 0.0
         with self._session():
             leaf, state = self._at(theta)
+            rows = leaf.detach().new_empty(self._samples, theta.numel())
             for index, batch in enumerate(self._engine.batches):
                 part = rows[start : start + batch.size]
                 fill = partial(self._fill, leaf=leaf, index=index, rows=part)
@@ -112,14 +104,13 @@ class Derivatives:
         return rows.mul_(self._samples).div_(denominator)
 
     def _product(self, matrix: str, vectors: Tensor) -> Tensor:
-        result = torch.zeros(vectors.shape, dtype=torch.float64, device=vectors.device)
         with self._session():
+            result = torch.zeros(vectors.shape, dtype=torch.float64, device=vectors.device)
             graphs = self._kept.get(matrix)
             if graphs is None:
                 graphs = self._build(matrix, vectors, result)
             else:
-                for product in graphs.products:
-                    self._engine.run(graphs.state, partial(_add, product, vectors, result))
+                self._add(graphs.products, graphs.state, vectors, result)
         result /= graphs.denominator
         return result * self._samples / graphs.denominator if matrix == "covariance" else result
 
@@ -128,23 +119,18 @@ class Derivatives:
         assert self._theta is not None
         leaf, state = self._at(self._theta)
         graphs = _Graphs(state)
-        saved = _SavedTensors((leaf, *state.values(), *_tensors(self._engine.batches)))
+        existing = set(storages((leaf, *state.values(), *_tensors(self._engine.batches))))
         keep = self._memory > 0 and matrix not in self._too_large
         for index in range(len(self._engine.batches)):
-
-            def build_and_add(
-                model: nn.Module, index: int = index, count: bool = keep
-            ) -> tuple[Product, float]:
-                with saved.counted() if count else nullcontext():
-                    product, weight = self._graph(matrix, model, leaf, index)
-                _add(product, vectors, result)
-                return product, weight
-
-            product, weight = self._engine.run(state, build_and_add)
+            saved = SavedTensors(existing)
+            build = partial(self._graph, matrix, leaf=leaf, index=index)
+            with saved.counted() if keep else nullcontext():
+                product, weight = self._engine.run(state, build)
+            self._add([product], state, vectors, result)
             graphs.denominator += weight
             if keep:
                 graphs.products.append(product)
-                graphs.bytes = saved.bytes
+                graphs.bytes += saved.bytes
                 if graphs.bytes + sum(other.bytes for other in self._kept.values()) > self._memory:
                     self._kept.clear()  # of other matrices
                 if graphs.bytes > self._memory:
@@ -156,22 +142,35 @@ class Derivatives:
             self._kept[matrix] = graphs
         return graphs
 
+    def _add(
+        self, products: list[Product], state: dict[str, Tensor], vectors: Tensor, result: Tensor
+    ) -> None:
+        # One by one. A batched backward pass (is_grads_batched) is 4 times as fast for graphs so
+        # small that overhead rules, but no faster at 2 MB saved, slower for wide layers, and rounds
+        # a row differently in another block.
+        def add(model: nn.Module) -> None:
+            for product in products:
+                for row, v in zip(result, vectors, strict=True):
+                    row += product(v).double()
+
+        self._engine.run(state, add)
+
     def _graph(
         self, matrix: str, model: nn.Module, leaf: Tensor, index: int
     ) -> tuple[Product, float]:
         """v (n,) -> the batch's share of the product, times D (D^2 / N for the covariance)."""
         if matrix == "hessian":
             value, weight, _ = self._engine.batch_loss(model, index)
-            self._check_kernels(value)
-            return _hessian(value, leaf), weight
+            self._check_kernel(value)
+            return hessian_product(value, leaf), weight
         outputs = self._engine.outputs(model, self._engine.batches[index])
         o = self._detached(outputs, matrix)
-        self._check_kernels(outputs)
+        self._check_kernel(outputs)
         if matrix == "gauss_newton":
-            value, weight = self._engine.weighed(o, index)
-            return _sandwich(outputs, leaf, _hessian(value, o)), weight
+            value, weight = self._engine.weighed(o.clone(), index)  # a loss may write into it
+            return sandwich(outputs, leaf, hessian_product(value, o)), weight
         u, weight = self._output_gradients(o, index)
-        return _sandwich(outputs, leaf, lambda jv: _scaled(u, _row_sums(u * jv))), weight
+        return sandwich(outputs, leaf, lambda jv: _scaled(u, _row_sums(u * jv))), weight
 
     def _detached(self, outputs: Any, name: str) -> Tensor:
         """A copy of the outputs to differentiate in; in float64 where the loss computes in it."""
@@ -192,24 +191,24 @@ class Derivatives:
                 f"{batch.size} samples, got shape {tuple(o.shape)}"
             )
         if isinstance(loss, KnownLoss):  # a sum over rows of the outputs
-            value, weight = self._engine.weighed(o, index)
-            return _gradient(value, o), weight
+            value, weight = self._engine.weighed(o.clone(), index)
+            return gradient(value, o), weight
         assert isinstance(loss, FreeLoss)
-        alone = [
-            as_scalar(loss.fn(o[i : i + 1], _sample(batch.target, i, batch.size)), "loss").double()
+        terms = [
+            as_scalar(loss.fn(o[i : i + 1].clone(), _sample(batch.target, i, batch.size)), "loss")
             for i in range(batch.size)
         ]
-        total = sum(alone, o.new_zeros((), dtype=torch.float64))
-        with torch.no_grad():
-            together, weight = self._engine.weighed(o.detach().clone(), index)
-        size = sum(abs(float(value)) for value in alone)
-        if abs(float(together - total)) > _MEAN_TOLERANCE * torch.finfo(o.dtype).eps * size:
+        total = torch.stack(terms).double().sum() if terms else o.double().sum()
+        together, weight = self._engine.weighed(o.detach().clone(), index)
+        size = sum(abs(float(term.detach())) for term in terms)
+        want, got = float(total.detach()), float(together.detach())
+        if abs(got - want) > _MEAN_TOLERANCE * torch.finfo(o.dtype).eps * size:
             raise InvalidArgument(
                 "loss: per-sample gradients expected a loss that is the mean of its samples' "
-                f"losses, got {float(together) / batch.size:.6g} for a batch and a mean of "
-                f"{float(total) / batch.size:.6g} over its samples alone"
+                f"losses, got {got / batch.size:.6g} for a batch and a mean of "
+                f"{want / batch.size:.6g} over its samples alone"
             )
-        return _gradient(total, o), weight
+        return gradient(total, o), weight
 
     def _fill(self, model: nn.Module, leaf: Tensor, index: int, rows: Tensor) -> float:
         """rows (b, n) <- the gradients of the samples' summed terms; gives the batch's share of D.
@@ -223,13 +222,16 @@ class Derivatives:
             filled = self._fill_alone(model, leaf, index, rows, outputs, u)
         if not filled:
             for i, row in enumerate(rows):
-                row.copy_(_gradient(outputs, leaf, _scaled(u, _unit(i, u)), retain=True))
+                row.copy_(gradient(outputs, leaf, _scaled(u, _unit(i, u)), retain=True))
         return weight
 
     def _fill_alone(
         self, model: nn.Module, leaf: Tensor, index: int, rows: Tensor, outputs: Tensor, u: Tensor
     ) -> bool:
         batch = self._engine.batches[index]
+        eps = max(torch.finfo(t.dtype).eps for t in (rows, outputs))
+        if eps > torch.finfo(torch.float32).eps:  # too coarse to tell
+            return False
         for i, row in enumerate(rows):
             inputs = _sample(batch.inputs, i, batch.size)
             try:
@@ -238,12 +240,11 @@ class Derivatives:
                 return False
             if not isinstance(alone, Tensor) or alone.shape != outputs[i : i + 1].shape:
                 return False
-            row.copy_(_gradient(alone, leaf, u[i : i + 1]))
+            row.copy_(gradient(alone, leaf, u[i : i + 1]))
         # sum_i s_i g_i with random signs s_i, from the batch in one pass.
         signs = torch.randint(0, 2, (len(rows),), device=rows.device).to(rows) * 2 - 1
-        want = _gradient(outputs, leaf, _scaled(u, signs.to(u)), retain=True)
+        want = gradient(outputs, leaf, _scaled(u, signs.to(u)), retain=True)
         scale = float(torch.linalg.vector_norm(rows, 1, dim=0).max()) if len(rows) else 0.0
-        eps = max(torch.finfo(t.dtype).eps for t in (rows, outputs))
         return bool(((signs @ rows - want).abs() <= _SLICE_TOLERANCE * eps * scale).all())
 
     def _at(self, theta: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -258,7 +259,7 @@ class Derivatives:
                 if isinstance(module, nn.Embedding | nn.EmbeddingBag):
                     module.sparse = False  # parts of one dense vector; restored with the modes
             for kernel in self._replaced:
-                stack.enter_context(_FUSED[kernel][1]())
+                stack.enter_context(FUSED[kernel][1]())
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.enable_grad())
             yield
@@ -292,19 +293,9 @@ class Derivatives:
     def _is_objective(self) -> bool:
         return not isinstance(self._engine.loss, KnownLoss | FreeLoss)
 
-    def _check_kernels(self, value: Tensor) -> None:
-        """Raises _NeedsReplacement where the graph of ``value`` holds a fused kernel."""
-        seen: set[Any] = set()
-        waiting = [value.grad_fn]
-        while waiting:
-            node = waiting.pop()
-            if node is None or node in seen:
-                continue
-            seen.add(node)
-            for kernel in _FUSED:
-                if kernel not in self._replaced and node.name().startswith(kernel):
-                    raise _NeedsReplacement(kernel)
-            waiting.extend(before for before, _ in node.next_functions)
+    def _check_kernel(self, value: Tensor) -> None:
+        for kernel in fused_kernels(value) - self._replaced.keys():
+            raise _NeedsReplacement(kernel)
 
 
 class _NeedsReplacement(Exception):
@@ -320,88 +311,6 @@ class _Graphs:
         self.state = state
         self.products: list[Product] = []
         self.denominator, self.bytes = 0.0, 0
-
-
-@dataclass(eq=False)
-class _Saved:
-    tensor: Tensor
-    version: int
-
-    def unpack(self) -> Tensor:
-        if self.tensor._version != self.version:  # autograd checks only what it packs itself
-            raise RuntimeError(
-                "a tensor needed for the derivative was modified by an in-place operation: shape "
-                f"{tuple(self.tensor.shape)}, at version {self.tensor._version}, expected "
-                f"{self.version}"
-            )
-        return self.tensor
-
-
-class _SavedTensors:
-    """Counts the storages that graphs hold; those of ``existing`` tensors are there anyway."""
-
-    def __init__(self, existing: Iterable[Tensor]) -> None:
-        self._live: weakref.WeakSet[_Saved] = weakref.WeakSet()
-        self._existing = {t.untyped_storage().data_ptr() for t in existing}
-
-    def counted(self) -> saved_tensors_hooks:
-        """Counts what is saved inside the context for as long as it lives."""
-        return saved_tensors_hooks(self._pack, _Saved.unpack)
-
-    def _pack(self, tensor: Tensor) -> _Saved:
-        saved = _Saved(tensor, tensor._version)
-        self._live.add(saved)
-        return saved
-
-    @property
-    def bytes(self) -> int:
-        storages = [saved.tensor.untyped_storage() for saved in self._live]
-        sizes = {s.data_ptr(): s.nbytes() for s in storages if s.data_ptr() not in self._existing}
-        return sum(sizes.values())
-
-
-def _gradient(
-    value: Tensor,
-    leaf: Tensor,
-    w: Tensor | None = None,
-    *,
-    create: bool = False,
-    retain: bool = False,
-) -> Tensor:
-    """w^T dvalue/dleaf, of leaf's shape; zeros where value does not depend on it."""
-    if not value.requires_grad:
-        return torch.zeros_like(leaf)
-    (g,) = torch.autograd.grad(
-        value,
-        leaf,
-        None if w is None else w.to(value.dtype),
-        create_graph=create,
-        retain_graph=create or retain,
-        materialize_grads=True,
-    )
-    return g
-
-
-def _hessian(value: Tensor, leaf: Tensor) -> Product:
-    """v -> H v, H the Hessian of value in leaf."""
-    g = _gradient(value, leaf, create=True)
-    return lambda v: _gradient(g, leaf, v, retain=True)
-
-
-def _sandwich(outputs: Tensor, leaf: Tensor, middle: Product) -> Product:
-    """v -> J^T middle(J v)."""
-    w = torch.zeros_like(outputs, requires_grad=True)
-    pulled = _gradient(outputs, leaf, w, create=True)  # J^T w: its derivative in w, along v, is J v
-    return lambda v: _gradient(
-        outputs, leaf, middle(_gradient(pulled, w, v, retain=True)), retain=True
-    )
-
-
-def _add(product: Product, vectors: Tensor, result: Tensor, _: Any = None) -> None:
-    # One by one: a batched backward pass (vmap) is faster only where a graph is so small that
-    # overhead rules it, slower for wide layers, and would round a row by its block.
-    for row, v in zip(result, vectors, strict=True):
-        row += product(v).double()
 
 
 def _row_sums(t: Tensor) -> Tensor:
