@@ -396,6 +396,23 @@ def test_graphs_die_with_their_theta_and_with_too_little_memory() -> None:
         gc.enable()
 
 
+def test_tensors_overwritten_after_they_were_saved_are_an_error_not_a_wrong_number() -> None:
+    class Overwrites(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = mlp()
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = torch.sigmoid(self.inner(x))
+            h.add_(1)  # the derivative of the sigmoid needs what h was
+            return h
+
+    land = pl.Landscape(Overwrites(), "mse", (inputs(), inputs()[:, 1:]), engine="torch")
+    for ask in (land.gradient, lambda: land.hvp(rows(land))):
+        with pytest.raises(RuntimeError, match=r"modified by an in-?place operation"):
+            ask()
+
+
 class Attention(nn.Module):
     def __init__(self, kind: str) -> None:
         super().__init__()
