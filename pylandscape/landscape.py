@@ -403,6 +403,7 @@ class Landscape:
                 self.layout,
                 self.theta,
                 dtype=self.dtype,
+                memory=self.memory,
             )
 
 
