@@ -329,6 +329,10 @@ class Landscape:
             result = self._torch.product(matrix, point, block)
         return result.reshape(vectors.shape)
 
+    def product_into(self, matrix: str, point: Tensor) -> Callable[[int, int, int], None] | None:
+        """The native engine's product between addresses (see SymmetricOperator), or None."""
+        return None if self._native is None else self._native.product_into(matrix, point)
+
     def _theta(self, theta: Any) -> Tensor:
         if theta is None:
             return self.theta

@@ -118,9 +118,9 @@ void bind(py::module_& m, const char* program_name, const char* question_name,
              std::copy(d.gradient().begin(), d.gradient().end(), out<double>(to));
            })
       .def("products",
-           [](D& d, Matrix matrix, int64_t k, Address vectors, Address products) {
+           [](D& d, Matrix matrix, int64_t k, Address vectors, Address products, double scale) {
              finish([&](const Parallel& pool) {
-               return d.products(matrix, k, in<T>(vectors), out<double>(products), pool,
+               return d.products(matrix, k, in<T>(vectors), scale, out<double>(products), pool,
                                  interrupted);
              });
            })
