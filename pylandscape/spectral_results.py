@@ -341,6 +341,15 @@ class Spectrum(_SpectralResult):
         inside, error = self._masses(edges, self._sigma(sigma2))
         return Density(at, inside / np.diff(edges), error / np.diff(edges))
 
+    def exact_density(
+        self, exact: ArrayLike, grid: ArrayLike | None = None, sigma2: float | None = None
+    ) -> Density:
+        """The density of the exact eigenvalues (n,) under the same kernel; errors are 0."""
+        at = check_axis(self.grid(sigma2=sigma2) if grid is None else grid, "grid")
+        edges, values = cell_edges(at), self._exact(exact)
+        inside = masses(values, np.full(self.n, 1.0 / self.n), self._sigma(sigma2), edges)
+        return Density(at, inside / np.diff(edges), np.zeros(at.size))
+
     def compare(self, exact: ArrayLike, sigma2: float | None = None) -> float:
         """L1 distance, in [0, 2], to the exact spectrum smoothed by the same kernel.
 
@@ -350,10 +359,8 @@ class Spectrum(_SpectralResult):
             exact: (n,) all eigenvalues.
             sigma2: as in `density`.
         """
-        eigenvalues = _numbers(exact, "exact", 1, (self.n,))
-        if not np.isfinite(eigenvalues).all():
-            raise InvalidArgument("exact: expected finite eigenvalues, got some that are not")
-        sigma, share = self._sigma(sigma2), np.full(self.n, 1.0 / self.n)
+        eigenvalues, share = self._exact(exact), np.full(self.n, 1.0 / self.n)
+        sigma = self._sigma(sigma2)
         return sum(
             float(np.abs(mean - masses(eigenvalues, share, sigma, edges)).sum())
             for edges, mean, _ in self._fine(sigma, eigenvalues)
@@ -394,6 +401,12 @@ class Spectrum(_SpectralResult):
             )
         for row in np.flatnonzero(there.any(axis=1)):
             yield self.nodes[row, there[row]], self.weights[row, there[row]]
+
+    def _exact(self, exact: ArrayLike) -> Array:
+        eigenvalues = _numbers(exact, "exact", 1, (self.n,))
+        if not np.isfinite(eigenvalues).all():
+            raise InvalidArgument("exact: expected finite eigenvalues, got some that are not")
+        return eigenvalues
 
     def _variance(self, sigma2: float) -> float:
         if not self.relative_sigma2:
