@@ -141,6 +141,7 @@ def plot_spectra(
         raise InvalidArgument(f"kind: expected one of {', '.join(KINDS)}, got {kind!r}")
     kind = kind or ("lines" if len(spectra) <= MAX_LINES else "evolution")
     units = _per_spectrum(np.ones(len(spectra)) if divide is None else divide, len(spectra))
+    rows = _rows(at if labels is None else None, len(spectra))
     axis = _Axis.of(spectra, xscale, linthresh, xlim, sigma2, units=units)
     grid = axis.points(POINTS if kind == "lines" else COLUMNS)
     densities = [_divided(s, grid, u, sigma2) for s, u in zip(spectra, units, strict=True)]
@@ -152,7 +153,7 @@ def plot_spectra(
             for i, density in enumerate(densities):
                 handles.append(_line(axes, density, labels[i] if labels else None, i, band))
         else:
-            _evolution(axes, densities, limits, vmin, labels, at, cmap, ylabel)
+            _evolution(axes, densities, limits, vmin, labels, rows, cmap, ylabel)
         shown = handles if labels and kind == "lines" else []
         _finish(axes, axis, limits if kind == "lines" else None, shown, title)
         if divide is not None:
@@ -189,7 +190,7 @@ def plot_pairs(
             bars = axes.errorbar(
                 index[rows], pairs.values[rows], yerr=pairs.residuals[rows], fmt="o",
                 color=colour, markerfacecolor=face, markersize=3.5, elinewidth=0.9, capsize=2,
-                label=f"{name} ({int(rows.sum())})", gid=name.replace(" ", "-"),
+                label=f"{name} ({int(rows.sum())})",
             )  # fmt: skip
             handles.append(bars)
         if log:
@@ -271,7 +272,8 @@ class _Axis:
 
     def points(self, count: int) -> Array:
         """(count,) eigenvalues, evenly spaced in the picture."""
-        return self.inverse(np.linspace(*self.forward([self.low, self.high]), count))
+        first, last = self.forward([self.low, self.high])
+        return self.inverse(np.linspace(first, last, count))
 
     def ticks(self) -> tuple[list[float], list[str]]:
         """0 and powers of ten that leave room for their texts, and the texts."""
@@ -318,6 +320,13 @@ def _per_spectrum(numbers: ArrayLike, count: int) -> Array:
     if found.shape != (count,) or not (np.isfinite(found) & (found > 0)).all():
         raise InvalidArgument(f"divide: expected {count} positive numbers, got {numbers!r}")
     return found
+
+
+def _rows(at: ArrayLike | None, count: int) -> Array:
+    rows = np.arange(count, dtype=np.float64) if at is None else np.asarray(at, dtype=np.float64)
+    if rows.shape != (count,) or not (np.diff(rows) > 0).all():
+        raise InvalidArgument(f"at: expected {count} increasing numbers, got {rows.tolist()}")
+    return rows
 
 
 def _limits(
@@ -401,7 +410,7 @@ def _evolution(
     limits: tuple[float, float],
     vmin: float | None,
     labels: Sequence[str] | None,
-    at: ArrayLike | None,
+    rows: Array,
     cmap: str,
     ylabel: str,
 ) -> None:
@@ -409,13 +418,6 @@ def _evolution(
     from matplotlib.colors import LogNorm
     from matplotlib.ticker import MaxNLocator
 
-    rows = np.arange(len(densities), dtype=np.float64)
-    if at is not None and labels is None:
-        rows = np.asarray(at, dtype=np.float64)
-        if rows.shape != (len(densities),) or not (np.diff(rows) > 0).all():
-            raise InvalidArgument(
-                f"at: expected {len(densities)} increasing numbers, got {np.asarray(at).tolist()}"
-            )
     values = np.stack([d.values for d in densities])
     high = limits[1] / HEADROOM
     low = limits[0] if vmin is not None else max(limits[0], high * 10.0**-DECADES)
@@ -429,7 +431,7 @@ def _evolution(
     bar.outline.set_linewidth(0.5)
     if labels is not None:
         axes.set_yticks(rows, labels)
-    elif at is None:
+    elif (rows == np.arange(rows.size)).all():
         axes.yaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
     axes.set_ylabel("" if labels is not None and ylabel == "checkpoint" else ylabel)
 

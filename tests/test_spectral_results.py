@@ -1,13 +1,17 @@
-"""Eigenpairs, spectra and densities: what they promise, on quadratures that are known."""
+"""Eigenpairs, spectra and densities: what they promise, on quadratures that are known; files."""
 
 from __future__ import annotations
 
+import os
+
+import h5py
 import numpy as np
 import pytest
 import torch
 
 import pylandscape.smoothing
-from pylandscape.errors import InvalidArgument
+from pylandscape.errors import FileFormatError, InvalidArgument
+from pylandscape.files import load
 from pylandscape.spectral_results import Density, EigenPairs, Spectrum
 
 EPS = np.finfo(np.float64).eps
@@ -304,3 +308,106 @@ def test_repr_is_one_line():
     assert repr(s) == "Spectrum(n = 100, 2 probes of 2 steps, 0 to 1.5, trace 67.5 +- 18)"
     assert s.products == 4
     assert "\n" not in repr(s) + repr(s.density()) + repr(pairs())
+
+
+def assert_same(a, b):
+    assert type(a) is type(b)
+    for name, value in vars(a).items():
+        other = getattr(b, name)
+        if isinstance(value, EigenPairs):
+            assert_same(value, other)
+        elif isinstance(value, np.ndarray):
+            assert (value.dtype, value.shape) == (other.dtype, other.shape)
+            assert value.tobytes() == other.tobytes()
+        elif isinstance(value, torch.Tensor):
+            assert value.dtype == other.dtype
+            assert torch.equal(value, other)
+        else:
+            assert value == other, name
+
+
+def full_spectrum(**changes) -> Spectrum:
+    nodes = np.array([[0.1, 0.7, 2.5], [-1e-300, 1 / 3, np.nan], [np.nan] * 3])
+    weights = np.array([[0.1, 0.2, 0.7], [0.4, 0.6, 0.0], [0.0] * 3])
+    options = {
+        "sigma2": 0.1 + 0.2, "relative_sigma2": True, "n": 12, "pairs": pairs(which="BE"),
+        "outcomes": ("complete", "breakdown", "not finite"),
+        "info": {"request": {"seed": 3}, "notes": ["é"], "seconds": 0.1},
+    }  # fmt: skip
+    return spectrum(nodes, weights, **{**options, **changes})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_eigenpairs_come_back_bit_for_bit(tmp_path, dtype):
+    before = pairs(
+        vectors=torch.randn(3, 7, dtype=dtype), converged=[True, False, True], which="SA",
+        residuals=[0.0, np.inf, 1e-310], info={"matrix": "hessian", "none": None},
+    )  # fmt: skip
+    before.save(tmp_path / "e.h5")
+    assert_same(load(tmp_path / "e.h5"), before)
+    nothing = pairs(0)
+    nothing.save(tmp_path / "e.h5")
+    assert_same(load(tmp_path / "e.h5"), nothing)
+    assert os.listdir(tmp_path) == ["e.h5"]
+
+
+def test_a_spectrum_comes_back_bit_for_bit(tmp_path):
+    for before in (full_spectrum(), full_spectrum(pairs=None), spectrum([[0.0]])):
+        before.save(str(tmp_path / "s.h5"))
+        assert_same(load(str(tmp_path / "s.h5")), before)
+
+
+def test_a_spectrum_that_json_cannot_hold_leaves_the_old_file(tmp_path):
+    good = full_spectrum()
+    good.save(tmp_path / "s.h5")
+    with pytest.raises(InvalidArgument, match="info: expected what JSON can hold"):
+        full_spectrum(info={"thing": object()}).save(tmp_path / "s.h5")
+    assert_same(load(tmp_path / "s.h5"), good)
+
+
+def edit(change):
+    def apply(path):
+        with h5py.File(path, "a") as file:
+            change(file["pylandscape"])
+
+    return apply
+
+
+def replace(name, value):
+    def change(group):
+        del group[name]
+        group[name] = value
+
+    return edit(change)
+
+
+DAMAGES = {
+    "another number": edit(lambda g: g["nodes"].__setitem__((0, 0), 0.2)),
+    "another vector": edit(lambda g: g["vectors"].__setitem__((0, 0), 0.2)),
+    "another dtype": replace("vectors", np.zeros((3, 7), np.float32)),
+    "no weights": edit(lambda g: g.__delitem__("weights")),
+    "words": replace("nodes", b"words"),
+    "a link out": replace("bounds", h5py.ExternalLink("other.h5", "bounds")),
+    "other content": edit(lambda g: g.attrs.__setitem__("content", "eigenpairs")),
+    "unknown content": edit(lambda g: g.attrs.__setitem__("content", "hessian")),
+    "no digest": edit(lambda g: g.attrs.__delitem__("digest")),
+    "a newer format": edit(lambda g: g.attrs.__setitem__("format", 99)),
+    "truncation": lambda path: os.truncate(path, os.path.getsize(path) // 2),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_file_is_a_file_format_error(tmp_path, damage):
+    path = tmp_path / "s.h5"
+    full_spectrum().save(path)
+    damage(path)
+    with pytest.raises(FileFormatError, match=r"s\.h5"):
+        load(path)
+
+
+def test_numbers_that_make_no_spectrum_are_refused_despite_a_right_checksum(tmp_path):
+    broken = full_spectrum()
+    broken.weights[0] *= 2.0
+    broken.save(tmp_path / "s.h5")
+    with pytest.raises(FileFormatError, match="weights: expected rows whose sum is 1"):
+        load(tmp_path / "s.h5")
