@@ -403,7 +403,7 @@ def finish(
     if isinstance(result, Curve) and result.kind == "interpolation":
         print(f"barrier    {result.barrier:.4g} above the line between the two losses")
     if {"ratio", "lambda_max"} <= set(result.metrics):
-        print(about_convexity(result.metrics))
+        print(about_convexity(result.metrics, result.info))
     print(result.check())
     if options.out:
         print(f"written    {options.out}")

@@ -200,7 +200,7 @@ def about_pairs(pairs: EigenPairs) -> list[str]:
     return lines
 
 
-def about_convexity(metrics: Mapping[str, Array]) -> str:
+def about_convexity(metrics: Mapping[str, Array], info: Mapping[str, Any]) -> str:
     """How far from convex a convexity map is."""
     ratio, top = metrics["ratio"], metrics["lambda_max"]
     finite = ratio[np.isfinite(ratio)]
@@ -208,6 +208,8 @@ def about_convexity(metrics: Mapping[str, Array]) -> str:
         return "convexity  no point with finite eigenvalues"
     flagged = int((top <= 0.0).sum())
     more = f"; lambda_max <= 0 at {flagged} points" if flagged else ""
+    if info.get("not_converged"):
+        more += f"; NOT CONVERGED at {info['not_converged']} points"
     return (
         f"convexity  |lambda_min / lambda_max| {finite.min():.3g} to {finite.max():.3g}, below "
         f"{CONVEX:g} at {100 * np.mean(finite < CONVEX):.0f} % of the points{more}"

@@ -81,7 +81,7 @@ def convexity(land, d1, d2, x, y, *, tol=1e-3, path=None, progress=True, theta=N
     low = np.full((x.size, y.size), -0.01)
     high = np.where(x[:, None] > 0.9, -1.0, 10.0) + 0 * y
     metrics = {"lambda_min": low, "lambda_max": high, "ratio": np.abs(low / high)}
-    return Surface(x, y, np.ones_like(low), metrics)
+    return Surface(x, y, np.ones_like(low), metrics, {"not_converged": 2})
 
 
 @pytest.fixture
@@ -190,7 +190,9 @@ def test_convexity_draws_the_ratio(pylandscape, tmp_path):
     assert (asked["x"], asked["y"], asked["tol"]) == ((-1.0, 1.0, 5), (0.0, 1.0, 3), 0.01)
     assert asked["d1"].info["normalize"] == "layer"
     assert asked["d1"].info["seed"] == 4
-    assert "below 0.01 at 80 % of the points; lambda_max <= 0 at 3 points" in out
+    assert (
+        "below 0.01 at 80 % of the points; lambda_max <= 0 at 3 points; NOT CONVERGED at 2" in out
+    )
     assert (tmp_path / "c.png").stat().st_size > 2000
     assert "--out FILE.h5 or --plot" in pylandscape("convexity", *MODEL, code=2)
 
