@@ -58,7 +58,8 @@ def eigenpairs(
         basis: rows of the Lanczos basis before a restart; default 4 k, at least 60, while it takes
             at most 1 GiB. Memory: basis n numbers.
         max_products: give up after this many; default 10 n, at least 1,000.
-        seed: of the random start; `start` (n,) replaces it.
+        seed: of the random start, to which the gradient is added for large eigenvalues of a
+            landscape; `start` (n,) replaces both.
         measure: measure every residual with k further products, and improve the pairs by
             Rayleigh-Ritz. Otherwise one product of a random combination of the vectors measures
             what rounding added to Lanczos' own bounds, for all pairs together.
@@ -66,8 +67,9 @@ def eigenpairs(
         progress: show a bar on stderr.
 
     Returns:
-        EigenPairs, sorted as `which` says; `converged` goes by the residuals. A matrix that has an eigenvalue several times may show it fewer
-        times: one start sees one vector of each eigenspace until its Krylov space is exhausted.
+        EigenPairs, sorted as `which` says; `converged` goes by the residuals. A matrix that has an
+        eigenvalue several times may show it fewer times: one start sees one vector of each
+        eigenspace until its Krylov space is exhausted.
 
     Raises:
         InvalidArgument: k, which, tol, basis or start do not fit; the first product is not finite.
@@ -78,19 +80,21 @@ def eigenpairs(
     """
     op = as_operator(a, matrix, theta, params)
     k, rows, most = _checked(op.n, op, k, which, tol, basis, max_products)
-    first = _first(op, start, seed)
+    first = _first(op, start, seed, which)
     request = {
         "format": FORMAT, "kind": "eigenpairs", "operator": op.describe(), "k": k, "which": which,
         "tol": tol, "basis": rows, "max_products": most, "start": digest(first), "measure": measure,
     }  # fmt: skip
-    return resumable(
-        path, request,
-        lambda at: _Iteration(op, k, which, tol, rows, most, first, seed, measure, at).run(progress),
-    )  # fmt: skip
+
+    def run(checkpoint: Checkpoint) -> EigenPairs:
+        iteration = _Iteration(op, k, which, tol, rows, most, first, seed, measure, checkpoint)
+        return iteration.run(progress)
+
+    return resumable(path, request, run)
 
 
 class _Iteration:
-    """Lanczos to `rows` rows, restart with the best Ritz vectors, until the wanted ones converge."""
+    """Lanczos to `rows` rows, a restart with the best Ritz vectors, until the wanted converge."""
 
     def __init__(
         self,
@@ -308,9 +312,16 @@ def _integer(value: Any, name: str) -> int:
         raise InvalidArgument(f"{name}: expected an integer, got {value!r}") from None
 
 
-def _first(op: SymmetricOperator, start: Any, seed: Any) -> Tensor:
+def _first(op: SymmetricOperator, start: Any, seed: Any, which: str) -> Tensor:
+    """The start (n,): as given, or random, plus the operator's hint in equal parts if that helps."""
     if start is None:
-        return random_starts(op.n, 1, _integer(seed, "seed"), op.dtype)[0]
+        drawn = random_starts(op.n, 1, _integer(seed, "seed"), op.dtype)[0]
+        hint = op.hint().to("cpu", torch.float64) if op.hint and which != "SA" else None
+        length = 0.0 if hint is None else float(torch.linalg.vector_norm(hint))
+        if hint is None or not 0.0 < length < float("inf"):
+            return drawn
+        noise = drawn.double() / torch.linalg.vector_norm(drawn.double())
+        return (hint / length + noise).to(op.dtype)
     first = torch.as_tensor(getattr(start, "vector", start)).detach().to("cpu", op.dtype)
     if first.shape != (op.n,):
         raise InvalidArgument(f"start: expected shape ({op.n},), got {tuple(first.shape)}")

@@ -104,9 +104,9 @@ class Lanczos:
     def load(
         self,
         start: int,
-        alpha: Sequence[float],
-        beta: Sequence[float],
-        spikes: Sequence[float] = (),
+        alpha: Sequence[float] | Array,
+        beta: Sequence[float] | Array,
+        spikes: Sequence[float] | Array = (),
         outcome: Any = RUNNING,
     ) -> None:
         """Take up a state whose rows are in ``basis`` already, the next vector among them."""

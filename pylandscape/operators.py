@@ -34,6 +34,8 @@ class SymmetricOperator:
         about: JSON-able, what determines the numbers.
         into: the same product between addresses: (k, address of v in ``dtype``, address of the
             float64 products), for callers that own the memory.
+        hint: a vector (n,) that leans towards the eigenvectors of large eigenvalues, if one is at
+            hand; the gradient of a loss does (Gur-Ari, Roberts, Dyer 2018).
 
     ``products`` counts the vectors multiplied so far.
     """
@@ -49,11 +51,12 @@ class SymmetricOperator:
         layout: ParameterLayout | None = None,
         about: dict[str, Any] | None = None,
         into: Into | None = None,
+        hint: Callable[[], Tensor] | None = None,
     ) -> None:
         self.n, self.dtype, self.device = n, dtype, torch.device(device)
         self.name, self.layout = name, layout
         self.products = 0
-        self.into = into
+        self.into, self.hint = into, hint
         self._product, self._about = product, dict(about or {})
 
     def __call__(self, v: Tensor) -> Tensor:
@@ -138,6 +141,7 @@ def _of_landscape(
         return SymmetricOperator(
             land.n_params, lambda v: whole(v, point), dtype=land.dtype, device=land.device,
             name=matrix, layout=land.layout, about=about, into=land.product_into(matrix, point),
+            hint=lambda: land.gradient(point),
         )  # fmt: skip
     layout = land.layout.select(params)
     at = torch.cat(
@@ -155,5 +159,5 @@ def _of_landscape(
     about["params"] = [e.name for e in layout.entries]
     return SymmetricOperator(
         layout.n, block, dtype=land.dtype, device=land.device, name=matrix, layout=layout,
-        about=about,
+        about=about, hint=lambda: land.gradient(point)[at],
     )  # fmt: skip

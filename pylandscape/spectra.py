@@ -247,9 +247,11 @@ class _Quadrature:
             "finished": np.array([_NAMES.index(o) for o in self.outcomes]),
         }  # fmt: skip
         if self.pairs is not None:
-            converged = self.pairs.converged.astype(np.int64)
-            arrays |= {"pair_values": self.pairs.values, "pair_vectors": self.pairs.vectors.numpy(),
-                       "pair_residuals": self.pairs.residuals, "pair_converged": converged}  # fmt: skip
+            arrays |= {
+                "pair_values": self.pairs.values, "pair_vectors": self.pairs.vectors.numpy(),
+                "pair_residuals": self.pairs.residuals,
+                "pair_converged": self.pairs.converged.astype(np.int64),
+            }  # fmt: skip
         return arrays
 
     def _take_up(self, found: Arrays) -> None:
