@@ -72,6 +72,8 @@ class Landscape:
         device: where to compute; default the model's. Given, the data are moved there.
         dtype: the dtype to compute in; default the model's own.
         engine: "auto" (native where it can), "native" (or an error that says why not), "torch".
+        memory: bytes that derivatives may keep between products at one theta; what does not fit is
+            computed anew for every block of vectors.
 
     L is the loss of the concatenated data: known losses divide by their own denominator (samples,
     class weights, targets not ignored), "sum" adds, a free loss or objective is averaged by batch
@@ -95,6 +97,7 @@ class Landscape:
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         engine: str = "auto",
+        memory: int = 2 << 30,
     ) -> None:
         _check_choices(model, loss, data, objective, weight, bn, dtype, engine)
         own_device = _device_of(model)
@@ -107,6 +110,7 @@ class Landscape:
         self.theta = self.layout.flatten(named, self.dtype, self.device)
         self.has_batchnorm = any(isinstance(m, _BatchNorm) for m in model.modules())
         self.bn = bn
+        self.memory = memory
         self.dataset = Dataset(
             data, pairs=objective is None, device=self.device, move=device is not None
         )
@@ -397,6 +401,7 @@ class Landscape:
                 self.layout,
                 self.theta,
                 dtype=self.dtype,
+                memory=self.memory,
             )
 
 
