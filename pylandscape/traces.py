@@ -77,8 +77,8 @@ def trace(
         products: vectors to multiply, in blocks of at most 16. With `products` >= n the trace is
             exact, from n products.
         method: "xtrace" (the most accurate where the spectrum decays), "hutch++" (its error
-            estimate rests on independent samples) or "hutchinson" (no memory: the others keep
-            2/3 to 3/2 `products` vectors (n,) in float64).
+            estimate rests on independent samples) or "hutchinson" (no memory: the others hold up
+            to 3/2 `products` vectors (n,) in float64).
         seed: of the test vectors; it fixes their bits.
         matrix, theta, params: of a Landscape, as in `as_operator`.
         progress: show a bar on stderr.
@@ -228,16 +228,18 @@ def _xtrace(
     """
     omega = _gaussians(op, k, generator)
     y = _multiply(op, omega, bar)
+    forms = (y * (y if square else omega)).sum(1)  # omega_i^T B omega_i
     q, r = torch.linalg.qr(y.T)
+    w, sizes = (omega @ q).T, omega.square().sum(1)
+    del omega, y  # n k numbers each
     z = _multiply(op, q.T, bar)
-    h, f = (z @ z.T, z @ y.T) if square else (z @ q, r)
-    w, s = (omega @ q).T, _left_out(r)
+    h, f = (z @ z.T, z @ q @ r) if square else (z @ q, r)
+    s = _left_out(r)
     along = (s * w).sum(0)
     u = w - s * along
     base = h.trace() - (s * (h @ s)).sum(0)
-    forms = (y * (y if square else omega)).sum(1)  # omega_i^T B omega_i
     rest = forms - 2 * (f * u).sum(0) + (u * (h @ u)).sum(0)  # x^T B x
-    size = omega.square().sum(1) - w.square().sum(0) + along.square()  # ||x||^2
+    size = sizes - w.square().sum(0) + along.square()  # ||x||^2
     samples = base + (op.n - k + 1) * rest / size
 
     # t_i(j), sample i without test vector j: its basis also lacks e = s_j - c s_i, normalised.
