@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -60,8 +61,8 @@ class Exact:
         def loss_of(out: Tensor, rows: slice = slice(None)) -> Tensor:
             return known.total(out.view(shape)[rows], y[rows]) / denominator
 
-        jacobian = torch.autograd.functional.jacobian
-        hessian = torch.autograd.functional.hessian
+        jacobian = partial(torch.autograd.functional.jacobian, vectorize=True)
+        hessian = partial(torch.autograd.functional.hessian, vectorize=True)
         self.gradient = jacobian(lambda t: loss_of(outputs(t)), self.theta)
         self.hessian = hessian(lambda t: loss_of(outputs(t)), self.theta)
         j = jacobian(outputs, self.theta).reshape(-1, self.n)
