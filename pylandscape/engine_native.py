@@ -88,8 +88,19 @@ class NativeEngine:
         v = vectors.detach().to("cpu", self._dtype).contiguous()
         result = torch.empty(v.shape, dtype=torch.float64)
         which = getattr(core.Matrix, matrix)
-        derivatives.products(which, v.shape[0], v.data_ptr(), result.data_ptr())
-        return result.mul_(self.product_scale(matrix))
+        scale = self.product_scale(matrix)
+        derivatives.products(which, v.shape[0], v.data_ptr(), result.data_ptr(), scale)
+        return result
+
+    def product_into(self, matrix: str, theta: Tensor) -> Callable[[int, int, int], None]:
+        """(k, address of (k, n) vectors, address of (k, n) float64 products), without copies."""
+        which, scale = getattr(core.Matrix, matrix), self.product_scale(matrix)
+
+        def into(count: int, vectors: int, products: int) -> None:
+            derivatives = self._derivatives_at(theta)
+            derivatives.products(which, count, vectors, products, scale)
+
+        return into
 
     def product_scale(self, matrix: str) -> float:
         """What turns the program's sums over samples into L's matrix."""

@@ -117,7 +117,7 @@ def test_gradient_and_all_second_derivatives_match_float64(case: tuple, dtype: t
     derivatives.gradient(gradient.data_ptr())
     identity = torch.eye(mlp.n, dtype=dtype)
     hessian = torch.empty(mlp.n, mlp.n, dtype=torch.float64)
-    derivatives.products(core.Matrix.hessian, mlp.n, identity.data_ptr(), hessian.data_ptr())
+    derivatives.products(core.Matrix.hessian, mlp.n, identity.data_ptr(), hessian.data_ptr(), 1.0)
 
     want_gradient = torch.autograd.functional.jacobian(mlp.reference, theta.double())
     want_hessian = torch.autograd.functional.hessian(mlp.reference, theta.double())

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <optional>
 
+#include "binding/module.h"
 #include "binding/pool.h"
 #include "cpu/isa.h"
 #include "program/derivatives.h"
@@ -16,12 +17,6 @@ namespace py = pybind11;
 using namespace pylandscape;
 
 namespace {
-
-using Address = uintptr_t;
-template <typename T>
-const T* in(Address a) { return reinterpret_cast<const T*>(a); }
-template <typename T>
-T* out(Address a) { return reinterpret_cast<T*>(a); }
 
 // Ctrl-C: asks Python whether a signal handler raised. Only does anything on the main thread.
 bool interrupted() {
@@ -123,9 +118,9 @@ void bind(py::module_& m, const char* program_name, const char* question_name,
              std::copy(d.gradient().begin(), d.gradient().end(), out<double>(to));
            })
       .def("products",
-           [](D& d, Matrix matrix, int64_t k, Address vectors, Address products) {
+           [](D& d, Matrix matrix, int64_t k, Address vectors, Address products, double scale) {
              finish([&](const Parallel& pool) {
-               return d.products(matrix, k, in<T>(vectors), out<double>(products), pool,
+               return d.products(matrix, k, in<T>(vectors), scale, out<double>(products), pool,
                                  interrupted);
              });
            })
@@ -165,4 +160,5 @@ PYBIND11_MODULE(_C, m) {
 
   bind<float>(m, "ProgramF32", "QuestionF32", "DerivativesF32");
   bind<double>(m, "ProgramF64", "QuestionF64", "DerivativesF64");
+  bind_lanczos(m);
 }

@@ -138,6 +138,20 @@ struct Kernels {
   void (*softmax_reverse_tangent)(const SoftmaxArgs& a, int64_t cols, const T* y, const T* ry,
                                   const T* dy, const T* rdy, T* rdx);
 
+  // A few columns of an orthonormal basis Q (rows, stride); sums in double (basis.inl).
+  // sums (rows,) += Q w.
+  void (*basis_dots)(int64_t rows, int64_t cols, const T* q, int64_t stride, const T* w,
+                     double* sums);
+  // w <- w - Q^T c (c (rows,)), or w = from - Q^T c; norm += the squares of the new w.
+  void (*basis_subtract)(int64_t rows, int64_t cols, const T* q, int64_t stride, const double* c,
+                         T* w, double* norm);
+  void (*basis_subtract_from)(int64_t rows, int64_t cols, const T* q, int64_t stride,
+                              const double* c, const double* from, T* w, double* norm);
+  // w <- factor w, in double, rounded once.
+  void (*scale)(int64_t cols, double factor, T* w);
+  // q . p over cols elements.
+  double (*dot_double)(int64_t cols, const T* q, const double* p);
+
   // Point lanes: here a "column" is (sample, point) with vector_length points innermost, and
   // every parameter is a vector over the points. w (m, k, lanes), bias (m, lanes) or null.
   void (*linear_lanes)(int64_t m, int64_t samples, int64_t k, const T* w, const T* x, const T* bias,

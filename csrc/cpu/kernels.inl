@@ -10,6 +10,7 @@
 #include "cpu/linear.inl"
 #include "cpu/losses.inl"
 #include "cpu/reverse.inl"
+#include "cpu/basis.inl"
 
 namespace pylandscape::cpu::PL_ISA_NS {
 
@@ -22,7 +23,9 @@ namespace pylandscape::cpu::PL_ISA_NS {
         &scale_columns<T>, &column_dots<T>, &divide_tangent<T>, &divide_reverse<T>,            \
         &divide_reverse_tangent<T>, &layer_norm_tangent<T>, &layer_norm_reverse<T>,            \
         &layer_norm_reverse_tangent<T>, &softmax_tangent<T>, &softmax_reverse<T>,              \
-        &softmax_reverse_tangent<T>, &linear_lanes<T>, &perturb_lanes<T>                       \
+        &softmax_reverse_tangent<T>, &basis_dots<T>, &basis_subtract<T>,                       \
+        &basis_subtract_from<T>, &scale<T>, &dot_double<T>, &linear_lanes<T>,                  \
+        &perturb_lanes<T>                                                                      \
   }
 
 const Kernels<float> kernels_f32 = PL_KERNEL_TABLE(float);

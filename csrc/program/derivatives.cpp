@@ -113,8 +113,8 @@ void Derivatives<T>::fill(const T* vector, const T* constants, Vector& to) const
 }
 
 template <typename T>
-bool Derivatives<T>::products(Matrix matrix, int64_t k, const T* vectors, double* out,
-                              const Parallel& parallel, const ShouldStop& stop) {
+bool Derivatives<T>::products(Matrix matrix, int64_t k, const T* vectors, double scale,
+                              double* out, const Parallel& parallel, const ShouldStop& stop) {
   const std::lock_guard<std::mutex> one_at_a_time(busy_);
   const int64_t n = program_.n_;
   const int64_t fit = kPartialBytes / (groups_ * n * static_cast<int64_t>(sizeof(double)));
@@ -144,6 +144,7 @@ bool Derivatives<T>::products(Matrix matrix, int64_t k, const T* vectors, double
       double* row = out + (start + j) * n;
       std::copy_n(sums(j, 0), n, row);
       for (int64_t g = 1; g < groups_; ++g) add(n, sums(j, g), row);
+      for (int64_t i = 0; i < n; ++i) row[i] *= scale;
     });
   }
   return true;

@@ -33,9 +33,10 @@ class Derivatives {
   bool kept() const { return !kept_.empty(); }
   int64_t n() const { return program_.n_; }
 
-  // out (k, n) = A v for the rows of vectors (k, n). False when stopped. One call at a time.
-  bool products(Matrix matrix, int64_t k, const T* vectors, double* out, const Parallel& parallel,
-                const ShouldStop& stop);
+  // out (k, n) = scale A v for the rows of vectors (k, n). False when stopped. Calls wait for each
+  // other.
+  bool products(Matrix matrix, int64_t k, const T* vectors, double scale, double* out,
+                const Parallel& parallel, const ShouldStop& stop);
   // out (samples, n): gradients of the samples' own loss terms. False when stopped.
   bool sample_gradients(T* out, const Parallel& parallel, const ShouldStop& stop) const;
 
