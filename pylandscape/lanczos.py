@@ -172,8 +172,7 @@ class Lanczos:
         found = operator(v.clone())
         if tuple(found.shape) != (count, self.n):
             raise InvalidArgument(
-                f"operator: expected products of shape {(count, self.n)}, "
-                f"got {tuple(found.shape)}"
+                f"operator: expected products of shape {(count, self.n)}, got {tuple(found.shape)}"
             )
         _view(products, (count, self.n), torch.float64).copy_(found)
 

@@ -18,7 +18,7 @@ from pylandscape.landscape import Landscape
 QUIET = {"progress": False}
 UNIT = np.eye(4)
 LANCZOS = {"dense": 0, "tol": 1e-4}
-WAYS = [{}, LANCZOS]
+WAYS = [{}, LANCZOS, {**LANCZOS, "warm": True}]
 
 
 def grid(size=3):

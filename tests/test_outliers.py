@@ -201,8 +201,6 @@ def test_spaces_that_do_not_fit_are_refused():
 @pytest.mark.parametrize("scale", [1.0, 0.3])
 def test_the_trace_of_the_covariance_is_the_mean_squared_gradient(engine, scale):
     land = classifier(engine=engine)
-    if engine == "torch" and not hasattr(land._torch, "per_sample_gradients"):
-        pytest.skip("the torch engine has no per-sample gradients yet")
     theta = scale * land.theta
     g = land.per_sample_gradients(theta).double()
     found = covariance_spectrum(land, theta)
