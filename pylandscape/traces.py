@@ -27,6 +27,7 @@ from .operators import SymmetricOperator, as_operator
 METHODS = {"xtrace": 4, "hutch++": 4, "hutchinson": 2}  # the fewest products that give an error
 DIAGONAL_METHODS = {"xdiag": 4, "hutchinson": 2}
 BLOCK = 16  # vectors multiplied at once
+SHIFTS = 4  # pairs (i, i + shift) of XDiag's test vectors that give its covariance
 LEAST_ROOM = 1e-10  # of 1 - cos^2 of two directions, for what is built on their difference
 BAR_DELAY = 0.5  # seconds before the bar appears
 
@@ -137,9 +138,7 @@ def diagonal(
     """diag A (n,), with one standard error per element.
 
     Args:
-        method: "xdiag" (XTrace's form for the diagonal; its standard errors take the leave-one-out
-            samples as independent and are up to 30 % too small where they are not) or
-            "hutchinson" (mean of v * A v).
+        method: "xdiag" (XTrace's form for the diagonal) or "hutchinson" (mean of v * A v).
         The others, and the errors, are those of `trace`.
     """
     op, count = _checked(a, matrix, theta, params, products, method, DIAGONAL_METHODS)
@@ -307,17 +306,38 @@ def _left_out(r: Tensor) -> Tensor:
 def _xdiag(op: SymmetricOperator, k: int, generator: torch.Generator, bar: tqdm) -> Estimate:
     """As `_xtrace`: sample i is diag(Q_i Q_i^T A) + omega_i * (I - Q_i Q_i^T) A omega_i.
 
-    As A omega_i = Q R e_i, the second term is omega_i * (Q s_i) (s_i^T R e_i).
+    As A omega_i = Q R e_i, the second term is omega_i * (Q s_i) (s_i^T R e_i). The standard error
+    is `_error`'s per element, its covariance averaged over `SHIFTS` k pairs (i, j).
     """
     omega = _signs(op, k, generator)
     q, r = torch.linalg.qr(_multiply(op, omega, bar).T)
     z = _multiply(op, q.T, bar)
     s = _left_out(r)
-    shares = (s * r).sum(0)
+    base = (q * z.T).sum(1)
+    shares, c = (s * r).sum(0), s.T @ s
+    q, z = s.T @ q.T, s.T @ z  # rows Q s_i and A Q s_i
     moments = _Moments(op.n)
     for i in range(k):
-        moments.add((q @ s[:, i]) * (shares[i] * omega[i] - s[:, i] @ z))
-    return moments.estimate((q * z.T).sum(1), 2 * k, "xdiag")
+        moments.add(q[i] * (shares[i] * omega[i] - z[i]))
+
+    def change(i: int, j: int) -> Tensor:
+        """t_i - t_i(j) = (Q e) * (A Q e - omega_i (e^T R e_i)), e = s_j - c s_i, normalised."""
+        room = 1 - c[i, j].square()
+        if room <= LEAST_ROOM:
+            return torch.zeros(op.n, dtype=torch.float64)
+        on_q, on_z = q[j] - c[i, j] * q[i], z[j] - c[i, j] * z[i]
+        return on_q * (on_z + c[i, j] * shares[i] * omega[i]) / room
+
+    covariance = torch.zeros(op.n, dtype=torch.float64)
+    shifts = max(1, min(SHIFTS, (k - 1) // 2))
+    for shift in range(1, shifts + 1):
+        for i in range(k):
+            j = (i + shift) % k
+            covariance += change(i, j) * change(j, i)
+    covariance = (covariance / (shifts * k)).clamp_min(0.0)
+    variance = moments.variance()
+    error = (variance / k + torch.minimum(covariance, variance)).sqrt()
+    return Estimate((base + moments.mean).numpy(), error.numpy(), 2 * k, "xdiag")
 
 
 def _sampled_diagonal(
@@ -328,7 +348,8 @@ def _sampled_diagonal(
         v = _signs(op, min(BLOCK, count - at), generator)
         for row in v * _multiply(op, v, bar):
             moments.add(row)
-    return moments.estimate(torch.zeros(op.n, dtype=torch.float64), count, "hutchinson")
+    error = (moments.variance() / count).sqrt()
+    return Estimate(moments.mean.numpy(), error.numpy(), count, "hutchinson")
 
 
 class _Moments:
@@ -345,9 +366,8 @@ class _Moments:
         self.mean = self.mean + away / self.count
         self.spread = self.spread + away * (x - self.mean)
 
-    def estimate(self, base: Tensor, products: int, method: str) -> Estimate:
-        error = (self.spread / (self.count - 1) / self.count).sqrt()
-        return Estimate((base + self.mean).numpy(), error.numpy(), products, method)
+    def variance(self) -> Tensor:
+        return self.spread / (self.count - 1)
 
 
 # --- products and test vectors -----------------------------------------------------------------

@@ -94,7 +94,7 @@ def test_error_bars_of_the_trace_are_honest(method, spectrum):
     assert 0.85 <= np.mean(covered) <= 1.0
     spread = np.std([e.value for e in found], ddof=1)
     claimed = np.sqrt(np.mean([e.standard_error**2 for e in found]))
-    assert 0.6 * spread <= claimed <= 3 * spread  # and neither are they padded
+    assert 0.9 * spread <= claimed <= 1.4 * spread  # and neither are they padded
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -106,8 +106,9 @@ def test_error_bars_of_the_norm_are_honest(method):
 
 
 @pytest.mark.parametrize("method", ["xdiag", "hutchinson"])
-def test_error_bars_of_the_diagonal_are_honest(method):
-    a = symmetric(DECAYING)
+@pytest.mark.parametrize("spectrum", [DECAYING, SLOW])
+def test_error_bars_of_the_diagonal_are_honest(method, spectrum):
+    a = symmetric(spectrum)
     exact = a.diagonal().numpy()
     found = [diagonal(a, 40, method, seed) for seed in range(50)]
     covered = [np.abs(e.value - exact) <= 2 * e.standard_error for e in found]
