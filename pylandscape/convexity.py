@@ -7,6 +7,7 @@ convex in all n directions, not only in the two of the picture. All parameters c
 from __future__ import annotations
 
 import operator
+import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .ends import both_ends
 from .errors import InvalidArgument
 from .grids import LINE_AXIS, Axis, Path, plane_question
+from .operators import as_operator
 from .question import Measure, Question, answer
 from .results import Array, Surface
 
@@ -47,7 +50,7 @@ def convexity(
     Args:
         tol: of the Lanczos iteration, relative to the larger of |lambda_min| and |lambda_max|.
         dense: up to this many parameters, eigenvalues of the whole Hessian (n^2 numbers) in
-            float64; beyond, both ends by `eigenpairs`.
+            float64; beyond, both ends by Lanczos.
         warm: start each point from the eigenvectors of the one before it in its row, with as much
             of a random vector. It saves a third of the products, and where another eigenvalue
             takes the lead between two points it can stay with the old one, unnoticed, until they
@@ -142,15 +145,18 @@ class _Ends:
         return float(values[0]), float(values[-1]), 0.0
 
     def _lanczos(self, i: int) -> tuple[float, float, float]:
-        from .eigen import eigenpairs
-
-        options = {"tol": self._tol, "theta": self._point(i), "seed": self._seed}
+        assert self._tol is not None
         start = self._start(i)
-        pairs = eigenpairs(self._land, 2, "BE", start=start, progress=False, **options)
-        values = np.asarray(pairs.values)
-        finite = bool(np.isfinite(values).all())
-        self._last = (i, pairs.vectors if finite else None)
-        return float(values.min()), float(values.max()), float(np.max(pairs.residuals))
+        hessian = as_operator(self._land, theta=self._point(i))
+        self._last = (i, None)
+        try:
+            with warnings.catch_warnings():  # of a product that is not finite: NaN says it
+                warnings.simplefilter("ignore")
+                ends = both_ends(hessian, self._tol, start=start, seed=self._seed)
+        except InvalidArgument:  # the first one is not
+            return float("nan"), float("nan"), float("nan")
+        self._last = (i, ends.vectors)
+        return ends.low, ends.high, max(ends.residuals)
 
     def _start(self, i: int) -> Tensor | None:
         """(n,) both vectors of the point before, and some of every direction: those alone may be

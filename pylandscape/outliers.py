@@ -17,11 +17,15 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from .ends import both_ends
 from .errors import InvalidArgument, PylandscapeError
+from .operators import as_operator
 from .results import Array
 
 if TYPE_CHECKING:
     from .landscape import Landscape
+
+END_TOL = 1e-3  # of lambda_min, relative to max |lambda|
 
 
 class Condition(NamedTuple):
@@ -62,7 +66,8 @@ class OutlierReport:
         gradient_concentration: ||P g||^2 / ||g||^2, P onto their eigenvectors; NaN if g = 0.
         covariance_overlap: mean ||P_Sigma u_i||^2 of the eigenvectors u_i on Sigma's top space of
             the same dimension; NaN where `notes` say why.
-        lambda_min: the smallest eigenvalue; condition: lambda_1 / lambda_min, signed.
+        lambda_min: the smallest eigenvalue, within 1e-3 max |lambda|.
+        condition: lambda_1 / lambda_min, signed; infinite where lambda_min is no more than that.
         largest_stable_rate: 2 / lambda_1.
         converged: all eigenpairs are.
         products: with the Hessian.
@@ -116,7 +121,7 @@ def outliers(
         land: the landscape.
         classes: K, how many (the number of classes; at most n).
         theta: where (n,); default the model's parameters.
-        tol: relative tolerance of the eigenpairs.
+        tol: relative tolerance of the largest eigenvalues.
         covariance: also find Sigma's top K eigenvectors, from products with it. Without, or for an
             objective that has no samples, the overlap is NaN.
         seed: of the starting vectors.
@@ -131,7 +136,8 @@ def outliers(
     point = land._theta(theta)
     options: dict[str, Any] = {"tol": tol, "theta": point, "seed": seed, "progress": progress}
     top = eigenpairs(land, k, "LA", **options)
-    bottom = eigenpairs(land, 1, "SA", **options)
+    hessian = as_operator(land, theta=point)
+    ends = both_ends(hessian, END_TOL, seed=seed, progress=progress)
     gradient = land.gradient(point)
     overlap, notes = float("nan"), []
     if covariance:
@@ -143,18 +149,18 @@ def outliers(
     else:
         notes.append("the gradient covariance was not asked for")
     values = np.asarray(top.values, dtype=np.float64)
-    ends = condition_number([values[0], bottom.values[0]], n=land.n_params, dtype=land.dtype)
+    rtol = max(END_TOL, land.n_params * torch.finfo(land.dtype).eps)
     return OutlierReport(
         values=values,
         zeta=outlier_ratio(values, k),
         gradient_norm=float(torch.linalg.vector_norm(gradient.double())),
         gradient_concentration=gradient_concentration(gradient, top.vectors),
         covariance_overlap=overlap,
-        lambda_min=float(bottom.values[0]),
-        condition=ends.full,
+        lambda_min=ends.low,
+        condition=condition_number([values[0], ends.low], rtol).full,
         largest_stable_rate=largest_stable_rate(values),
-        converged=bool(np.all(top.converged) and np.all(bottom.converged)),
-        products=top.products + bottom.products,
+        converged=bool(np.all(top.converged)) and ends.converged,
+        products=top.products + ends.products,
         notes=tuple(notes),
     )
 

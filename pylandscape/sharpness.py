@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .directions import as_directions, random_directions
+from .ends import both_ends
 from .errors import InvalidArgument
 from .operators import SymmetricOperator, as_operator
 from .request import digest
@@ -84,7 +85,7 @@ def sharpness(
             made by `plane` from random directions, which are drawn again and compared.
         theta: where (n,); default the model's parameters.
         seed: of the starting vectors of the eigenvalues across.
-        tol: their relative tolerance.
+        tol: their tolerance, relative to the larger one.
         progress: show a bar on stderr.
 
     Raises:
@@ -172,8 +173,6 @@ def _across(
     P H P is zero on Q's span. To keep these zeros from being taken for an end of the spectrum, they
     are moved inside it: to x^T H x for a unit vector x of the complement.
     """
-    from .eigen import eigenpairs
-
     n, k = q.shape
     if k == n:
         return float("nan"), float("nan"), True
@@ -194,6 +193,5 @@ def _across(
 
     about = {**hessian.describe(), "without": digest(q), "matrix": "hessian"}
     operator = SymmetricOperator(n, product, dtype=hessian.dtype, about=about)
-    pairs = eigenpairs(operator, 2, "BE", tol=tol, seed=seed, progress=progress)
-    values = np.asarray(pairs.values)
-    return float(values.max()), float(values.min()), bool(np.all(pairs.converged))
+    ends = both_ends(operator, tol, seed=seed, progress=progress)
+    return ends.high, ends.low, ends.converged

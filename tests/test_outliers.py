@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from importlib.util import find_spec
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
@@ -11,9 +12,10 @@ import torch
 from grid_support import classifier, directions, quadratic, scalar_landscape
 
 from pylandscape.directions import random_directions
+from pylandscape.ends import both_ends
 from pylandscape.errors import InvalidArgument, LayoutMismatch
 from pylandscape.grids import interpolate, plane
-from pylandscape.operators import as_operator
+from pylandscape.operators import SymmetricOperator, as_operator
 from pylandscape.outliers import (
     condition_number,
     covariance_spectrum,
@@ -246,7 +248,7 @@ def dense_eigenpairs(a, k=1, which="LA", *, matrix="hessian", theta=None, **_):
     values, vectors = torch.linalg.eigh((dense + dense.T) / 2)
     order = {
         "LA": list(range(op.n))[::-1][:k],
-        "SA": list(range(k)),
+        "LM": values.abs().argsort(descending=True)[:k].tolist(),
         "BE": [*range(op.n - 1, op.n - 1 - (k + 1) // 2, -1), *range(k // 2 - 1, -1, -1)],
     }[which]
     return SimpleNamespace(
@@ -255,6 +257,7 @@ def dense_eigenpairs(a, k=1, which="LA", *, matrix="hessian", theta=None, **_):
         residuals=np.zeros(k),
         converged=np.ones(k, dtype=bool),
         products=op.products - before,
+        info={"outcome": "complete"},
     )
 
 
@@ -281,7 +284,8 @@ def test_the_report_is_that_of_the_dense_hessian():
     sigma = covariance_spectrum(land, k=3)
     exact = subspace_overlap(top, sigma.vectors)
     assert report.covariance_overlap == pytest.approx(exact, abs=1e-3)
-    assert report.condition == pytest.approx(float(values[-1] / values[0]), rel=1e-3)
+    assert report.lambda_min == pytest.approx(float(values[0]), abs=1e-3 * float(values[-1]))
+    assert report.condition == pytest.approx(float(values[-1] / values[0]), rel=0.01)
     assert report.largest_stable_rate == pytest.approx(2 / float(values[-1]), rel=1e-4)
     assert report.converged
 
@@ -308,6 +312,37 @@ def test_without_samples_the_overlap_is_nan_and_the_report_says_why():
 def test_a_report_on_no_eigenvalues_or_too_many_is_refused(classes):
     with pytest.raises(InvalidArgument, match="classes: expected"):
         outliers(classifier(), classes, **QUIET)
+
+
+# --- both ends ---------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(find_spec("pylandscape.eigen") is None, reason="eigenpairs is not there yet")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_nearly_semidefinite_matrix_has_its_ends_in_few_products(dtype):
+    values = torch.cat([torch.zeros(900), torch.logspace(-6, -2, 95), torch.arange(1.0, 6.0)])
+    values[0] = -1e-9
+    values = values.to(dtype)
+    op = SymmetricOperator(1000, lambda v: v * values, dtype=dtype)
+    ends = both_ends(op, 1e-3)
+    assert ends.converged
+    assert ends.products == op.products <= 60
+    assert ends.high == pytest.approx(5.0, rel=1e-3)
+    assert abs(ends.low) <= 1e-3 * 5.0
+    assert max(ends.residuals) <= 1e-3 * 5.0
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_the_ends_of_a_definite_matrix_keep_their_sign(sign):
+    ends = both_ends(as_operator(sign * torch.diag(torch.linspace(1.0, 9.0, 30)).double()), 1e-4)
+    assert (ends.low, ends.high) == pytest.approx(sorted([sign, 9 * sign]), abs=9e-4)
+    assert ends.vectors[0, -1 if sign > 0 else 0].abs() == pytest.approx(1.0, abs=1e-3)
+
+
+def test_the_ends_of_small_and_zero_matrices():
+    assert both_ends(as_operator([[-3.0]]), 1e-3)[:2] == (-3.0, -3.0)
+    assert both_ends(as_operator(np.zeros((4, 4))), 1e-3)[:2] == (0.0, 0.0)
+    assert both_ends(as_operator(np.diag([2.0, -1.0])), 1e-3)[:2] == pytest.approx((-1.0, 2.0))
 
 
 # --- sharpness ---------------------------------------------------------------------------------
