@@ -14,14 +14,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ._native import core
-from .errors import InvalidArgument
+from .errors import InvalidArgument, ResumeMismatch
 from .operators import SymmetricOperator
 
 Array = NDArray[np.float64]
 
 _DRIVERS = {torch.float32: core.LanczosF32, torch.float64: core.LanczosF64}
 REORTHOGONALIZE = ("full", "partial", "none")
-RUNNING, NOT_FINITE = core.Outcome.running, core.Outcome.not_finite
+RUNNING = core.Outcome.running
+RECHECK = 1e-3  # relative difference of a recomputed alpha that is taken for the same matrix
 _OUTCOMES = {
     core.Outcome.running: "complete",
     core.Outcome.breakdown: "breakdown",
@@ -111,6 +112,24 @@ class Lanczos:
         """Take up a state whose rows are in ``basis`` already, the next vector among them."""
         self._driver.load(start, list(alpha), list(beta), list(spikes), outcome)
 
+    def recheck(self, start: int, alpha: Array, row: int, tolerance: float) -> None:
+        """Compute alpha of a recorded row again: a request cannot tell of everything.
+
+        Raises:
+            ResumeMismatch: it comes out differently.
+        """
+        if row >= len(alpha):
+            return
+        q = self.basis[start, row][None]
+        now = float(q.double()[0] @ self.operator(q)[0])
+        scale = max(float(np.abs(alpha).max()), 1e-300)
+        if not abs(now - alpha[row]) <= tolerance * scale:
+            raise ResumeMismatch(
+                f"path: the unfinished run records alpha = {alpha[row]!r} in row {row}, but the "
+                f"matrix gives {now!r} now: it is another matrix; remove the file or use another "
+                "path"
+            )
+
     def steps(self, start: int = 0) -> int:
         """Rows of T made so far."""
         return int(self._driver.steps(start))
@@ -175,6 +194,11 @@ class Lanczos:
                 f"operator: expected products of shape {(count, self.n)}, got {tuple(found.shape)}"
             )
         _view(products, (count, self.n), torch.float64).copy_(found)
+
+
+def outcome_of(number: int) -> Any:
+    """The outcome that `int(outcome)` gave."""
+    return core.Outcome(number)
 
 
 def random_starts(n: int, count: int, seed: int, dtype: torch.dtype) -> Tensor:

@@ -54,7 +54,7 @@ class EigenPairs(_SpectralResult):
         values: (k,) float64, finite; descending for "LA" and "BE", ascending for "SA", by falling
             magnitude for "LM".
         vectors: (k, n) CPU tensor, float32 or float64, rows orthonormal.
-        residuals: (k,) float64, the measured norms of A vectors[i] - values[i] vectors[i].
+        residuals: (k,) float64, the norms of A vectors[i] - values[i] vectors[i].
         converged: (k,) bool.
         products: matrix-vector products used; `matvecs` is another name for it.
         which: "LA" (largest), "SA" (smallest), "LM" (largest magnitude) or "BE" (both ends).

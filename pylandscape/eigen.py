@@ -1,0 +1,319 @@
+"""Extreme eigenpairs by thick-restart Lanczos (Wu and Simon 2000), with measured residuals."""
+
+from __future__ import annotations
+
+import operator
+import time
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .checkpoint import Arrays, Checkpoint, resumable
+from .errors import InvalidArgument
+from .grids import Path
+from .lanczos import RECHECK, Array, Lanczos, outcome_of, random_starts, watched
+from .operators import SymmetricOperator, as_operator
+from .request import FORMAT, digest
+from .spectral_results import WHICH, EigenPairs
+
+BASIS_BYTES = 1 << 30  # that the default basis takes at most
+LEAST_ROWS, ROWS_PER_PAIR = 60, 4  # of the default basis
+CHECKED_STEPS = 64  # up to here the Ritz values are looked at after every step, then
+CHECK_EVERY = 5  # steps apart
+ROUNDING = 10  # residuals of ROUNDING eps ||A|| are as small as the dtype allows
+COLUMNS = 1 << 16  # of the basis that are rotated at once
+
+
+def eigenpairs(
+    a: Any,
+    k: int = 1,
+    which: str = "LA",
+    *,
+    tol: float = 1e-6,
+    matrix: str = "hessian",
+    theta: Any = None,
+    params: Sequence[str] | None = None,
+    basis: int | None = None,
+    max_products: int | None = None,
+    seed: int = 0,
+    start: Any = None,
+    measure: bool = False,
+    path: Path | None = None,
+    progress: bool = True,
+) -> EigenPairs:
+    """k extreme eigenvalues of a landscape's Hessian (or any symmetric matrix), with vectors.
+
+    Args:
+        a: a Landscape, SymmetricOperator, scipy LinearOperator or sparse matrix, dense array.
+        k: how many, 1 .. n.
+        which: "LA" largest, "SA" smallest (most negative), "LM" largest magnitude, "BE" both ends
+            (the larger half of k from the top).
+        tol: a pair has converged when ||A x - value x|| <= tol |value|, or, where the dtype allows
+            no better, <= 10 eps ||A||. The iteration stops at tol |value| or eps ||A||.
+        matrix, theta, params: see `as_operator`.
+        basis: rows of the Lanczos basis before a restart; default 4 k, at least 60, while it takes
+            at most 1 GiB. Memory: basis n numbers.
+        max_products: give up after this many; default 10 n, at least 1,000.
+        seed: of the random start; `start` (n,) replaces it.
+        measure: measure every residual with k further products, and improve the pairs by
+            Rayleigh-Ritz. Otherwise one product of a random combination of the vectors measures
+            what rounding added to Lanczos' own bounds, for all pairs together.
+        path: HDF5 file for the result; a run that was stopped goes on from what lies beside it.
+        progress: show a bar on stderr.
+
+    Returns:
+        EigenPairs, sorted as `which` says; `converged` goes by the residuals. A matrix that has an eigenvalue several times may show it fewer
+        times: one start sees one vector of each eigenspace until its Krylov space is exhausted.
+
+    Raises:
+        InvalidArgument: k, which, tol, basis or start do not fit; the first product is not finite.
+        ResumeMismatch: `path` belongs to another request.
+
+    Source: K. Wu, H. Simon, "Thick-restart Lanczos method for large symmetric eigenvalue
+    problems", SIAM J. Matrix Anal. Appl. 22 (2000).
+    """
+    op = as_operator(a, matrix, theta, params)
+    k, rows, most = _checked(op.n, op, k, which, tol, basis, max_products)
+    first = _first(op, start, seed)
+    request = {
+        "format": FORMAT, "kind": "eigenpairs", "operator": op.describe(), "k": k, "which": which,
+        "tol": tol, "basis": rows, "max_products": most, "start": digest(first), "measure": measure,
+    }  # fmt: skip
+    return resumable(
+        path, request,
+        lambda at: _Iteration(op, k, which, tol, rows, most, first, seed, measure, at).run(progress),
+    )  # fmt: skip
+
+
+class _Iteration:
+    """Lanczos to `rows` rows, restart with the best Ritz vectors, until the wanted ones converge."""
+
+    def __init__(
+        self,
+        op: SymmetricOperator,
+        k: int,
+        which: str,
+        tol: float,
+        rows: int,
+        most: int,
+        first: Tensor,
+        seed: int,
+        measure: bool,
+        checkpoint: Checkpoint,
+    ) -> None:
+        self.measure = measure
+        self.op, self.k, self.which, self.tol, self.most = op, k, which, tol, most
+        self.checkpoint = checkpoint
+        self.before, self.restarts = op.products, 0
+        self.lanczos = Lanczos(op, first[None], rows, fresh=True, seed=seed)
+        found = checkpoint.load()
+        if found is not None:
+            self._take_up(found)
+
+    @property
+    def products(self) -> int:
+        return self.op.products - self.before
+
+    def run(self, progress: bool) -> EigenPairs:
+        started = time.perf_counter()
+        lanczos = self.lanczos
+        total = min(self.most, lanczos.most_steps)
+        with watched(total, "eigenpairs", progress) as show:
+            try:
+                while True:
+                    step = 1 if lanczos.steps() < CHECKED_STEPS else CHECK_EVERY
+                    step = min(step, max(1, self.most - self.products))
+                    lanczos.run(min(lanczos.steps() + step, lanczos.most_steps))
+                    show(self.products)
+                    if not lanczos.running() and lanczos.outcome() != "complete":
+                        break
+                    if self._settled() or self.products >= self.most:
+                        break
+                    if lanczos.steps() == lanczos.most_steps:
+                        self._restart()
+                    if self.checkpoint.due:
+                        self.checkpoint.save(self._arrays())
+            except BaseException:
+                self.checkpoint.save(self._arrays())
+                raise
+            return self._result(time.perf_counter() - started)
+
+    def _settled(self) -> bool:
+        values, _, bounds = self.lanczos.ritz()
+        if len(values) < self.k:
+            return False
+        found = wanted(values, self.k, self.which)
+        return bool((bounds[found] <= allowed(self.op, self.tol, values, found, 1.0)).all())
+
+    def _restart(self) -> None:
+        """Rows 0 .. l-1 become the best Ritz vectors, row l the residual's direction."""
+        lanczos = self.lanczos
+        values, vectors, _ = lanczos.ritz()
+        beta = lanczos.tridiagonal()[1]
+        m = len(values)
+        count = min(self.k + (m - self.k) // 2, m - 2)
+        kept = np.sort(wanted(values, max(1, count), self.which))
+        turn = torch.as_tensor(vectors[:, kept].T.copy()).to(lanczos.dtype)
+        basis = lanczos.basis[0]
+        for c in range(0, self.op.n, COLUMNS):
+            basis[: len(kept), c : c + COLUMNS] = turn @ basis[:m, c : c + COLUMNS]
+        basis[len(kept)] = basis[m]
+        lanczos.load(0, values[kept], np.zeros(len(kept)), beta * vectors[-1, kept])
+        self.restarts += 1
+
+    def _result(self, seconds: float) -> EigenPairs:
+        lanczos = self.lanczos
+        info: dict[str, Any] = {
+            "request": self.checkpoint.request, "outcome": lanczos.outcome(), "seconds": seconds,
+            "restarts": self.restarts, "notes": [],
+        }  # fmt: skip
+        if lanczos.outcome() == "not finite":
+            step = lanczos.steps() + 1
+            if step == 1:
+                raise InvalidArgument("operator: expected finite products, the first one is not")
+            info["notes"].append(f"stopped: the product of step {step} is not finite")
+            warnings.warn(
+                f"Lanczos stopped: the product of step {step} is not finite; the pairs are those "
+                "found before",
+                stacklevel=4,
+            )
+        pairs = pairs_of(lanczos, self.k, self.which, self.tol, self.measure)
+        pairs.products, pairs.info = self.products, info
+        return pairs
+
+    def _arrays(self) -> Arrays:
+        alpha, beta, spikes, outcome = self.lanczos.state()
+        rows = self.lanczos.basis[0, : len(alpha) + 1].numpy()
+        counts = np.array([self.products, self.restarts, int(outcome)])
+        return {"alpha": alpha, "beta": beta, "spikes": spikes, "basis": rows, "counts": counts}
+
+    def _take_up(self, found: Arrays) -> None:
+        products, self.restarts, outcome = (int(c) for c in found["counts"])
+        rows = torch.as_tensor(found["basis"])
+        self.lanczos.basis[0, : len(rows)] = rows
+        if len(found["alpha"]):
+            self.lanczos.recheck(0, found["alpha"], len(found["spikes"]), RECHECK)
+        state = (found["alpha"], found["beta"], found["spikes"])
+        self.lanczos.load(0, *state, outcome=outcome_of(outcome))
+        self.before = self.op.products - products
+
+
+def pairs_of(lanczos: Lanczos, k: int, which: str, tol: float, measure: bool = False) -> EigenPairs:
+    """The k wanted Ritz pairs of the first start, with their residuals."""
+    values, turn, bounds = lanczos.ritz()
+    op = lanczos.operator
+    before = op.products
+    chosen = wanted(values, min(k, len(values)), which)
+    x = lanczos.vectors(turn[:, chosen]).double()
+    x = x / torch.linalg.vector_norm(x, dim=1, keepdim=True)
+    limit = allowed(op, tol, values, chosen, ROUNDING)
+    if measure:
+        found, x, residuals = _rayleigh_ritz(op, x, which)
+    else:
+        found = values[chosen]
+        residuals = _with_rounding(op, found, x, bounds[chosen])
+    return EigenPairs(
+        found, x.to(lanczos.dtype), residuals, residuals <= limit, op.products - before, which, tol
+    )
+
+
+def allowed(
+    op: SymmetricOperator, tol: float, values: Array, chosen: np.ndarray, rounding: float
+) -> Array:
+    """Residuals that count as converged, of the chosen ones of all Ritz values."""
+    scale = float(np.abs(values).max(initial=0.0))
+    return np.maximum(tol * np.abs(values[chosen]), rounding * torch.finfo(op.dtype).eps * scale)
+
+
+def _with_rounding(op: SymmetricOperator, values: Array, x: Tensor, bounds: Array) -> Array:
+    """Residual norms from Lanczos' bounds and one product.
+
+    For r_i = A x_i - value_i x_i and random signs s, E ||sum s_i r_i||^2 = sum ||r_i||^2: what is
+    beyond the bounds' share is shared out.
+    """
+    signs = np.random.default_rng(0).choice([-1.0, 1.0], len(values))
+    s, shifted = torch.as_tensor(signs), torch.as_tensor(signs * values)
+    z = (s @ x).to(op.dtype)
+    error = op(z[None])[0] - shifted @ x
+    total = float(torch.linalg.vector_norm(error))
+    rounding = max(0.0, total**2 - float((bounds**2).sum())) / max(1, len(values))
+    found: Array = np.sqrt(bounds**2 + rounding)
+    return found
+
+
+def _rayleigh_ritz(op: SymmetricOperator, x: Tensor, which: str) -> tuple[Array, Tensor, Array]:
+    """Values, vectors and measured residuals of A within the span of x (k, n)."""
+    x = torch.linalg.qr(x.T).Q.T
+    ax = op(x.to(op.dtype))
+    inner = x @ ax.T
+    found, rotation = np.linalg.eigh(((inner + inner.T) / 2).numpy())
+    order = wanted(found, len(found), which)
+    c = torch.as_tensor(rotation[:, order].T.copy())
+    x, ax, found = c @ x, c @ ax, found[order]
+    residuals = torch.linalg.vector_norm(ax - torch.as_tensor(found)[:, None] * x, dim=1)
+    return found, x, residuals.numpy()
+
+
+def wanted(values: Array, k: int, which: str) -> np.ndarray:
+    """Indices of the k wanted of ascending values, in the order of the results."""
+    n = len(values)
+    if which == "LA":
+        return np.arange(n)[::-1][:k]
+    if which == "SA":
+        return np.arange(k)
+    if which == "LM":
+        return np.argsort(-np.abs(values), kind="stable")[:k]
+    top, low = (k + 1) // 2, k // 2
+    return np.concatenate([np.arange(n)[::-1][:top], np.arange(low)[::-1]])
+
+
+def _checked(
+    n: int,
+    op: SymmetricOperator,
+    k: Any,
+    which: str,
+    tol: float,
+    basis: Any,
+    max_products: Any,
+) -> tuple[int, int, int]:
+    """k, rows of the basis, most products."""
+    k = _integer(k, "k")
+    if not 1 <= k <= n:
+        raise InvalidArgument(f"k: expected 1 .. {n} (the order of the matrix), got {k}")
+    if which not in WHICH:
+        raise InvalidArgument(f"which: expected one of {', '.join(WHICH)}, got {which!r}")
+    if not (isinstance(tol, int | float) and 0 <= tol < 1):
+        raise InvalidArgument(f"tol: expected a number in [0, 1), got {tol!r}")
+    if basis is None:
+        fit = BASIS_BYTES // (n * torch.finfo(op.dtype).bits // 8)
+        rows = min(max(ROWS_PER_PAIR * k, LEAST_ROWS), max(fit, 2 * k + 10))
+    else:
+        rows = _integer(basis, "basis")
+        if rows < k + 3 and rows < n:
+            raise InvalidArgument(f"basis: expected at least k + 3 = {k + 3} rows, got {rows}")
+    most = max(10 * n, 1000) if max_products is None else _integer(max_products, "max_products")
+    if most < 1:
+        raise InvalidArgument(f"max_products: expected at least 1, got {most}")
+    return k, min(rows, n), most
+
+
+def _integer(value: Any, name: str) -> int:
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise InvalidArgument(f"{name}: expected an integer, got {value!r}") from None
+
+
+def _first(op: SymmetricOperator, start: Any, seed: Any) -> Tensor:
+    if start is None:
+        return random_starts(op.n, 1, _integer(seed, "seed"), op.dtype)[0]
+    first = torch.as_tensor(getattr(start, "vector", start)).detach().to("cpu", op.dtype)
+    if first.shape != (op.n,):
+        raise InvalidArgument(f"start: expected shape ({op.n},), got {tuple(first.shape)}")
+    if not bool(torch.isfinite(first).all()) or not bool(first.any()):
+        raise InvalidArgument("start: expected a finite vector that is not zero")
+    return first
