@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from grid_support import classifier, directions, quadratic, scalar_landscape
-from test_outliers import _eigen  # noqa: F401 - a fixture
 
 from pylandscape.convexity import METRICS, convexity
 from pylandscape.errors import InvalidArgument, LayoutMismatch, ResumeMismatch
@@ -118,6 +117,33 @@ def test_theta_moves_the_centre():
     )
     assert surface.metrics["lambda_max"][0, 0] == pytest.approx(23.0)
     assert surface.metrics["lambda_min"][0, 0] == pytest.approx(0.0)
+
+
+@pytest.mark.parametrize("engine", ["native", "torch"])
+def test_a_hessian_that_is_not_finite_has_no_eigenvalues(engine):
+    land = scalar_landscape(lambda t: t.square().sum() + t[0].abs().sqrt(), np.ones(4))
+    hvp = land.hvp
+    land.hvp = lambda v, theta=None: hvp(v, theta) * (np.nan if theta[0] < 0.5 else 1.0)
+    for way in WAYS:
+        surface = convexity(land, *UNIT[:2], **grid(), **way)
+        assert np.isfinite(surface.values).all()
+        assert np.isnan(surface.metrics["lambda_max"][0]).all()
+        assert np.isfinite(surface.metrics["lambda_max"][1:]).all()
+
+
+def test_cold_points_follow_an_eigenvalue_that_takes_the_lead():
+    def loss(t):
+        crossing = (3 + t[0]) * t[5] ** 2 + (3 - t[0]) * t[6] ** 2 - (1 + t[0]) * t[7] ** 2
+        return (torch.linspace(0.01, 1, 300) * t * t).sum() / 2 + crossing / 2
+
+    land, unit = scalar_landscape(loss, np.zeros(300)), np.eye(300)
+    axes = {"x": (0, 0, 1), "y": (-2, 2, 21), **QUIET}
+    exact, found = convexity(land, unit[1], unit[0], **axes), convexity(
+        land, unit[1], unit[0], dense=0, **axes
+    )  # fmt: skip
+    for name in ("lambda_min", "lambda_max"):
+        away = np.abs(found.metrics[name] - exact.metrics[name])
+        assert (away <= 1e-3 * exact.metrics["lambda_max"]).all()
 
 
 # --- resuming ----------------------------------------------------------------------------------

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from importlib.util import find_spec
-from types import ModuleType, SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
@@ -240,37 +236,6 @@ def test_gradients_that_vanish_have_no_covariance():
 # --- the report --------------------------------------------------------------------------------
 
 
-def dense_eigenpairs(a, k=1, which="LA", *, matrix="hessian", theta=None, **_):
-    """What `eigen.eigenpairs` answers, from the dense matrix."""
-    op = as_operator(a, matrix, theta)
-    before = op.products
-    dense = op(torch.eye(op.n, dtype=op.dtype)).double()
-    values, vectors = torch.linalg.eigh((dense + dense.T) / 2)
-    order = {
-        "LA": list(range(op.n))[::-1][:k],
-        "LM": values.abs().argsort(descending=True)[:k].tolist(),
-        "BE": [*range(op.n - 1, op.n - 1 - (k + 1) // 2, -1), *range(k // 2 - 1, -1, -1)],
-    }[which]
-    return SimpleNamespace(
-        values=values[order].numpy(),
-        vectors=vectors.T[order].to(op.dtype),
-        residuals=np.zeros(k),
-        converged=np.ones(k, dtype=bool),
-        products=op.products - before,
-        info={"outcome": "complete"},
-    )
-
-
-@pytest.fixture(autouse=True)
-def _eigen(monkeypatch):
-    try:
-        import pylandscape.eigen  # noqa: F401
-    except ModuleNotFoundError:
-        module = ModuleType("pylandscape.eigen")
-        module.eigenpairs = dense_eigenpairs
-        monkeypatch.setitem(sys.modules, "pylandscape.eigen", module)
-
-
 def test_the_report_is_that_of_the_dense_hessian():
     land = classifier()
     h = land.hessian()
@@ -317,7 +282,6 @@ def test_a_report_on_no_eigenvalues_or_too_many_is_refused(classes):
 # --- both ends ---------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(find_spec("pylandscape.eigen") is None, reason="eigenpairs is not there yet")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_nearly_semidefinite_matrix_has_its_ends_in_few_products(dtype):
     values = torch.cat([torch.zeros(900), torch.logspace(-6, -2, 95), torch.arange(1.0, 6.0)])
