@@ -144,6 +144,8 @@ def outliers(
         try:
             noise = eigenpairs(land, k, "LA", matrix="covariance", **options)
             overlap = subspace_overlap(top.vectors, noise.vectors)
+            if not np.all(noise.converged):
+                notes.append("not all eigenpairs of the gradient covariance converged")
         except PylandscapeError as error:
             notes.append(f"no gradient covariance: {error}")
     else:
