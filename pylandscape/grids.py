@@ -100,14 +100,21 @@ def plane(
     Raises:
         As `line`.
     """
+    question = plane_question(land, d1, d2, x, y, theta)
+    result = answer(land, question, metrics, path, progress)
+    assert isinstance(result, Surface)
+    return result
+
+
+def plane_question(
+    land: Landscape, d1: Any, d2: Any, x: Axis, y: Axis, theta: Any = None
+) -> Question:
+    """The points theta + x[i] d1 + y[j] d2, y fastest; arguments and errors as in `plane`."""
     axes = {"x": make_axis(x, "x"), "y": make_axis(y, "y")}
     vectors, infos = _directions(land, {"d1": d1, "d2": d2})
     base, given = _centre(land, theta)
     coefficients = np.stack(_mesh(axes), axis=1)
-    question = Question("plane", axes, coefficients, base, vectors, infos, given)
-    result = answer(land, question, metrics, path, progress)
-    assert isinstance(result, Surface)
-    return result
+    return Question("plane", axes, coefficients, base, vectors, infos, given)
 
 
 def interpolate(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -18,7 +18,7 @@ from .errors import PylandscapeError
 from .journal import SUFFIX, Journal
 from .request import FORMAT, Metric, build, jsonable, with_loss
 from .results import Array, Curve, Surface, triangle_layout
-from .sweep import sweep
+from .sweep import Evaluate, sweep
 
 if TYPE_CHECKING:
     from .landscape import Landscape
@@ -52,20 +52,46 @@ class Question:
     own_base: bool
 
 
+@dataclass(frozen=True)
+class Measure:
+    """What is asked of every point, where it is more than the landscape's own metrics.
+
+    Attributes:
+        prepare: gives the function from coefficients (g, k) to {metric: (g,)}, the loss among them.
+        request: what determines its numbers, JSON-able.
+        summary: what `info` gets of {metric: (G,)}, JSON-able.
+    """
+
+    prepare: Callable[[], Evaluate]
+    request: Mapping[str, Any]
+    summary: Callable[[dict[str, Array]], dict[str, Any]]
+
+
 def answer(
     land: Landscape,
     asked: Question,
     metrics: str | Metric | Sequence[Metric],
     path: str | os.PathLike[str] | None,
     progress: bool,
+    measure: Measure | None = None,
 ) -> Curve | Surface:
     """Evaluate, or resume, or load; with a path, the result is in that file at the end.
+
+    Args:
+        measure: gives the metrics, instead of the landscape.
 
     Raises: as `grids.line`.
     """
     chosen, names = with_loss(metrics)
     request = build(land, asked.kind, asked.axes, chosen, asked.base, asked.vectors, asked.infos)
+    if measure is not None:
+        request |= jsonable(dict(measure.request), "request")
     total = len(asked.coefficients)
+
+    def prepare() -> Evaluate:
+        if measure is not None:
+            return measure.prepare()
+        return land.prepare(asked.vectors, metrics=chosen, theta=asked.base)
 
     def run(journal: Journal | None) -> Curve | Surface:
         started = time.perf_counter()
@@ -73,7 +99,7 @@ def answer(
         values = sweep(
             asked.coefficients,
             names,
-            lambda: land.prepare(asked.vectors, metrics=chosen, theta=asked.base),
+            prepare,
             journal=journal,
             progress=progress,
             label=asked.kind,
@@ -85,6 +111,8 @@ def answer(
         info = _info(land, asked, request, values[:, 0])
         info["nonfinite"] = int((~np.isfinite(values)).any(axis=1).sum())
         info |= {"seconds": seconds, "resumed": resumed}
+        if measure is not None:
+            info |= measure.summary(dict(zip(names, values.T, strict=True)))
         more: dict[str, Any] = {
             "metrics": {name: values[:, i].reshape(shape) for i, name in enumerate(names)},
             "info": jsonable(info, "info"),

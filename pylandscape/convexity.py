@@ -1,0 +1,186 @@
+"""The convexity map: extremal eigenvalues of the Hessian at every point of a plane.
+
+rho = |lambda_min / lambda_max| (Li et al. 2018, section 7): near 0 where the loss is close to
+convex in all n directions, not only in the two of the picture. All parameters count.
+"""
+
+from __future__ import annotations
+
+import operator
+import warnings
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .ends import both_ends
+from .errors import InvalidArgument
+from .grids import LINE_AXIS, Axis, Path, plane_question
+from .operators import as_operator
+from .question import Measure, Question, answer
+from .results import Array, Surface
+
+if TYPE_CHECKING:
+    from .landscape import Landscape
+
+METRICS = ("loss", "lambda_min", "lambda_max", "ratio", "residual")
+DENSE = 2000  # methods: dense eigenvalues up to this n
+NOISE = 1.0  # norm of what is random in a warm start, beside two unit vectors
+
+
+def convexity(
+    land: Landscape,
+    d1: Any,
+    d2: Any,
+    x: Axis = LINE_AXIS,
+    y: Axis = LINE_AXIS,
+    *,
+    tol: float = 1e-3,
+    path: Path | None = None,
+    progress: bool = True,
+    theta: Any = None,
+    dense: int = DENSE,
+    warm: bool = False,
+    seed: int = 0,
+) -> Surface:
+    """lambda_min, lambda_max and their ratio at theta + x d1 + y d2, on a grid.
+
+    Args:
+        tol: of the Lanczos iteration, relative to the larger of |lambda_min| and |lambda_max|.
+        dense: up to this many parameters, eigenvalues of the whole Hessian (n^2 numbers) in
+            float64; beyond, both ends by Lanczos.
+        warm: start each point from the eigenvectors of the one before it in its row, with as much
+            of a random vector. It saves a third of the products, and where another eigenvalue
+            takes the lead between two points it can stay with the old one, unnoticed, until they
+            differ by several percent.
+        seed: of the starting vectors, the same at every point.
+        The others are those of `plane`.
+
+    Returns:
+        A Surface of kind "plane" with metrics "loss", "lambda_min", "lambda_max", "ratio" =
+        |lambda_min / lambda_max| and "residual", the larger ||H v - lambda v|| of the two, 0 for
+        dense ones. lambda_min / lambda_max has the sign of lambda_min where lambda_max > 0. Points
+        with lambda_max <= 0, where rho says nothing about convexity, keep their numbers;
+        info["no_positive_curvature"] counts them, and info["not_converged"] those whose residual
+        is beyond tol. All but the loss is NaN where the loss or the Hessian is not finite.
+
+    Raises:
+        As `plane`, and InvalidArgument for a tol outside (0, 1) or a negative `dense`.
+
+    Numerics: the Hessian is evaluated in the landscape's dtype. Where a run was stopped does not
+    show in its numbers: cold, no point depends on another; warm, none on another row, and a resumed
+    run finds the vectors to go on with anew from the first point of its row. Another start changes
+    the eigenvalues within tol.
+    """
+    if not (isinstance(tol, int | float) and 0 < tol < 1):
+        raise InvalidArgument(f"tol: expected a number between 0 and 1, got {tol!r}")
+    limit, seed = _integer(dense, "dense"), _integer(seed, "seed")
+    asked = plane_question(land, d1, d2, x, y, theta)
+    whole = land.n_params <= max(limit, 2)
+    about: dict[str, Any] = {"method": "dense"}
+    if not whole:
+        about = {"method": "lanczos", "tol": tol, "warm": bool(warm), "seed": seed}
+
+    def summary(found: Mapping[str, Array]) -> dict[str, Any]:
+        size = np.maximum(np.abs(found["lambda_min"]), np.abs(found["lambda_max"]))
+        return {
+            "eigenvalues": about,
+            "no_positive_curvature": int((found["lambda_max"] <= 0).sum()),
+            "not_converged": int((found["residual"] > tol * size).sum()),
+        }
+
+    def prepare() -> _Ends:
+        return _Ends(land, asked, None if whole else tol, bool(warm), seed)
+
+    measure = Measure(prepare, {"eigenvalues": about}, summary)
+    result = answer(land, asked, METRICS, path, progress, measure)
+    assert isinstance(result, Surface)
+    return result
+
+
+class _Ends:
+    """Both ends of the Hessian's spectrum at points of the question's grid.
+
+    Args:
+        tol: of Lanczos; None for dense eigenvalues.
+    """
+
+    def __init__(
+        self, land: Landscape, asked: Question, tol: float | None, warm: bool, seed: int
+    ) -> None:
+        self._land, self._asked, self._tol = land, asked, tol
+        self._warm, self._seed = warm, seed
+        self._loss = land.prepare(asked.vectors, theta=asked.base)
+        self._row = asked.axes["y"].size
+        self._index = {c.tobytes(): i for i, c in enumerate(asked.coefficients)}
+        self._last: tuple[int, Tensor | None] = (-1, None)  # a point and its vectors (2, n)
+
+    def __call__(self, coefficients: Array) -> dict[str, Array]:
+        found = [self._at(self._index[c.tobytes()]) for c in coefficients]
+        return dict(zip(METRICS, np.array(found).T, strict=True))
+
+    def _at(self, i: int) -> tuple[float, ...]:
+        """The metrics at point i of the grid."""
+        loss = float(self._loss(self._asked.coefficients[i : i + 1])["loss"][0])
+        low, high, residual = float("nan"), float("nan"), float("nan")
+        if np.isfinite(loss):
+            low, high, residual = self._dense(i) if self._tol is None else self._lanczos(i)
+        else:
+            self._last = (i, None)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return loss, low, high, float(np.abs(np.float64(low) / high)), residual
+
+    def _point(self, i: int) -> Tensor:
+        c = torch.as_tensor(self._asked.coefficients[i]).to(self._asked.vectors.device)
+        base = self._asked.base
+        return (base.double() + c @ self._asked.vectors.double()).to(base.dtype)
+
+    def _dense(self, i: int) -> tuple[float, float, float]:
+        hessian = self._land.hessian(self._point(i))
+        if not bool(torch.isfinite(hessian).all()):
+            return float("nan"), float("nan"), float("nan")
+        values = torch.linalg.eigvalsh(hessian)
+        return float(values[0]), float(values[-1]), 0.0
+
+    def _lanczos(self, i: int) -> tuple[float, float, float]:
+        assert self._tol is not None
+        start = self._start(i)
+        hessian = as_operator(self._land, theta=self._point(i))
+        self._last = (i, None)
+        try:
+            with warnings.catch_warnings():  # of a product that is not finite: NaN says it
+                warnings.simplefilter("ignore")
+                ends = both_ends(hessian, self._tol, start=start, seed=self._seed)
+        except InvalidArgument:  # the first one is not
+            return float("nan"), float("nan"), float("nan")
+        self._last = (i, ends.vectors)
+        return ends.low, ends.high, max(ends.residuals)
+
+    def _start(self, i: int) -> Tensor | None:
+        """(n,) both vectors of the point before, and some of every direction: those alone may be
+        eigenvectors here too, which their Krylov space never leaves, and no ends any more."""
+        first = i - i % self._row
+        if i == first or not self._warm:
+            return None
+        if self._last[0] != i - 1:
+            for k in range(first, i):
+                self._at(k)
+        vectors = self._last[1]
+        if vectors is None:
+            return None
+        generator = torch.Generator().manual_seed(self._seed)
+        noise = torch.randn(vectors.shape[1], generator=generator, dtype=torch.float64)
+        noise = noise * (NOISE / torch.linalg.vector_norm(noise))
+        return vectors.double().sum(0) + noise
+
+
+def _integer(value: Any, name: str) -> int:
+    try:
+        found = operator.index(value)
+    except TypeError:
+        raise InvalidArgument(f"{name}: expected an integer, got {value!r}") from None
+    if not 0 <= found < 2**63:
+        raise InvalidArgument(f"{name}: expected an integer >= 0, got {found}")
+    return found
