@@ -1,4 +1,5 @@
-"""The command line: `pylandscape demo | line | plane | interpolate | plot | info`.
+"""The command line: `pylandscape demo | line | plane | interpolate | spectrum | eigen | convexity |
+plot | info`.
 
 Exit codes: 0 done; 2 bad usage or input, with one line on stderr; 130 interrupted, with how to
 resume. `--debug` shows tracebacks.
@@ -20,17 +21,22 @@ from typing import TYPE_CHECKING, Any
 from .errors import InvalidArgument, PylandscapeError
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from .files import Result
     from .landscape import Landscape
     from .results import Curve, Surface
 
 BAD_INPUT, INTERRUPTED = 2, 130
 FACTS = (
+    "matrix", "probes", "steps", "seed", "products",
     "model_loss", "engine", "engine_reason", "seconds", "dtype", "bn", "loss", "n_params",
     "theta_norm", "direction_norms", "direction_cosine", "created", "versions",
     "instruction_set", "layout", "theta", "data", "notes",
 )  # fmt: skip
 DIGEST = re.compile(r"[0-9a-f]{64}")
-PICTURES = "contour, filled, heat, surface (3-D), line"
+KINDS = ("contour", "filled", "heat", "surface", "line")
+SPECTRAL_KINDS = ("lines", "evolution")
 NORMALIZATIONS = ("filter", "layer", "model", "weight", "dfilter", "dlayer", "none")
 
 
@@ -63,6 +69,8 @@ def _joined(arguments: Sequence[str]) -> list[str]:
 
 
 def parser() -> argparse.ArgumentParser:
+    from .cli_curvature import add_commands
+
     top = argparse.ArgumentParser(
         prog="pylandscape", description="Loss landscapes of PyTorch models: compute, draw, judge."
     )
@@ -85,7 +93,7 @@ def parser() -> argparse.ArgumentParser:
     plane = command("plane", _plane, "loss over two random directions")
     between = command("interpolate", _interpolate, "loss between 2, 3 or 4 checkpoints")
     for sub in (line, plane, between):
-        _model_options(sub, required=True)
+        model_options(sub, required=True)
         _grid_options(sub)
     for sub in (line, plane):
         sub.add_argument("--normalize", choices=NORMALIZATIONS, default="filter")
@@ -105,12 +113,19 @@ def parser() -> argparse.ArgumentParser:
     between.add_argument("--x", metavar="MIN:MAX:N", help="default -0.5:1.5:401 (line), 0:1:25")
     between.add_argument("--y", metavar="MIN:MAX:N", help="default 0:1:25")
 
-    plot = command("plot", _plot, "draw a saved result; several curves go into one picture")
+    add_commands(command)
+
+    plot = command(
+        "plot", _plot, "draw a saved result; several curves or spectra go into one picture"
+    )
     plot.add_argument("files", nargs="+", metavar="FILE")
     plot.add_argument(
         "--out", required=True, action="append", help=".png, .pdf, .svg; may be repeated"
     )
-    _picture_options(plot)
+    _picture_options(plot, (*KINDS, *SPECTRAL_KINDS))
+    plot.add_argument(
+        "--symlog", action="store_true", help="eigenvalues linear near 0, logarithmic beyond"
+    )
     plot.add_argument("--metric", default="loss")
     plot.add_argument("--levels", help="how many contour levels, or their values: 0.1,0.2,0.5")
     plot.add_argument("--trajectory", metavar="FILE", help="(T, 2) path to overlay, .npy or text")
@@ -120,11 +135,11 @@ def parser() -> argparse.ArgumentParser:
         "info", _info, "what a saved result or a model is: provenance, verdict, layout, engine"
     )
     info.add_argument("files", nargs="*", metavar="FILE")
-    _model_options(info, required=False)
+    model_options(info, required=False)
     return top
 
 
-def _model_options(sub: argparse.ArgumentParser, required: bool) -> None:
+def model_options(sub: argparse.ArgumentParser, required: bool) -> None:
     sub.add_argument(
         "--model", required=required, metavar="PKG.MOD:FACTORY", help="returns the Module"
     )
@@ -159,10 +174,9 @@ def _grid_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--no-progress", action="store_true")
 
 
-def _picture_options(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument(
-        "--kind", choices=("contour", "filled", "heat", "surface", "line"), help=PICTURES
-    )
+def _picture_options(sub: argparse.ArgumentParser, kinds: Sequence[str] = KINDS) -> None:
+    spectral = "; lines and evolution are of spectra" if "lines" in kinds else ""
+    sub.add_argument("--kind", choices=kinds, help=f"surface is 3-D{spectral}")
     sub.add_argument("--log", action="store_true", help="logarithmic loss")
     sub.add_argument("--vmin", type=float)
     sub.add_argument("--vmax", type=float)
@@ -183,22 +197,22 @@ def _line(options: argparse.Namespace) -> None:
     from .directions import random_directions
     from .grids import line
 
-    x = _axis(options, "x")
+    x = axis_of(options, "x")
     land, grid = _start(options)
-    (direction,) = random_directions(land, 1, seed=options.seed, **_normalization(options))
-    _finish(options, land, lambda: line(land, direction, x=x, **grid))
+    (direction,) = random_directions(land, 1, seed=options.seed, **normalization(options))
+    finish(options, land, lambda: line(land, direction, x=x, **grid))
 
 
 def _plane(options: argparse.Namespace) -> None:
     from .directions import random_directions
     from .grids import plane
 
-    x, y = _axis(options, "x"), _axis(options, "y")
+    x, y = axis_of(options, "x"), axis_of(options, "y")
     land, grid = _start(options)
     d1, d2 = random_directions(
-        land, 2, seed=options.seed, orthogonal=options.orthogonal, **_normalization(options)
+        land, 2, seed=options.seed, orthogonal=options.orthogonal, **normalization(options)
     )
-    _finish(options, land, lambda: plane(land, d1, d2, x=x, y=y, **grid))
+    finish(options, land, lambda: plane(land, d1, d2, x=x, y=y, **grid))
 
 
 def _interpolate(options: argparse.Namespace) -> None:
@@ -209,20 +223,34 @@ def _interpolate(options: argparse.Namespace) -> None:
         raise InvalidArgument(f"--to: expected 1 to 3 checkpoints, got {len(options.to)}")
     if options.y and len(options.to) == 1:
         raise InvalidArgument("--y: expected with two or three --to, got one --to")
-    x, y = (_axis(options, name) if getattr(options, name) else None for name in ("x", "y"))
+    x, y = (axis_of(options, name) if getattr(options, name) else None for name in ("x", "y"))
     others = [read_state(path, "--to") for path in options.to]
     land, grid = _start(options)
     vertices = [land.theta, *others]
-    _finish(options, land, lambda: interpolate(land, vertices, x, y, **grid))
+    finish(options, land, lambda: interpolate(land, vertices, x, y, **grid))
 
 
 def _plot(options: argparse.Namespace) -> None:
+    from . import cli_curvature, plotting
+    from .files import load
+    from .spectral_results import EigenPairs, Spectrum
+
+    results: list[Any] = [load(path) for path in options.files]
+    labels = [Path(path).stem for path in options.files] if len(results) > 1 else []
+    if any(isinstance(r, EigenPairs | Spectrum) for r in results):
+        axes = cli_curvature.draw(results, options, labels)
+    else:
+        axes = _landscape_picture(results, options, labels)
+    for path in options.out:
+        print(f"written    {plotting.save(axes, path)}")
+    plotting.close(axes)
+
+
+def _landscape_picture(results: list[Any], options: argparse.Namespace, labels: list[str]) -> Axes:
     from . import plotting
     from .cli_inputs import read_points
-    from .files import load
 
-    results = [load(path) for path in options.files]
-    chosen: dict[str, Any] = {"metric": options.metric, **_picture(options)}
+    chosen: dict[str, Any] = _picture(options)
     if options.title:
         chosen["title"] = options.title
     if len(results) > 1:
@@ -230,17 +258,12 @@ def _plot(options: argparse.Namespace) -> None:
             raise InvalidArgument(
                 f"FILE: expected one surface or several curves, got {len(results)} files"
             )
-        labels = [Path(path).stem for path in options.files]
-        axes = plotting.plot_lines(results, labels=labels, **chosen)  # type: ignore[arg-type]
-    else:
-        if options.levels:
-            chosen["levels"] = _levels(options.levels)
-        if options.trajectory:
-            chosen["trajectory"] = read_points(options.trajectory, "--trajectory")
-        axes = plotting.plot(results[0], options.kind, **chosen)
-    for path in options.out:
-        print(f"written    {plotting.save(axes, path)}")
-    plotting.close(axes)
+        return plotting.plot_lines(results, labels=labels, **chosen)
+    if options.levels:
+        chosen["levels"] = _levels(options.levels)
+    if options.trajectory:
+        chosen["trajectory"] = read_points(options.trajectory, "--trajectory")
+    return plotting.plot(results[0], options.kind, **chosen)
 
 
 def _info(options: argparse.Namespace) -> None:
@@ -254,10 +277,16 @@ def _info(options: argparse.Namespace) -> None:
         _print_model(options)
 
 
-def describe(result: Curve | Surface, path: str) -> str:
+def describe(result: Result, path: str) -> str:
     """What a file holds, where it comes from, and the verdict."""
+    from .cli_curvature import about_pairs, about_spectrum
+    from .spectral_results import EigenPairs, Spectrum
+
     facts = {**(result.info.get("request") or {}), **result.info}
     lines = [f"{path}", f"  {result!r}"]
+    if isinstance(result, EigenPairs | Spectrum):
+        said = about_spectrum(result) if isinstance(result, Spectrum) else about_pairs(result)
+        lines += [f"  {line}" for line in said[1:]]
     for name in ("x", "y"):
         axis = getattr(result, name, None)
         if axis is not None:
@@ -268,7 +297,8 @@ def describe(result: Curve | Surface, path: str) -> str:
     for k, direction in enumerate(facts.get("directions") or []):
         shown = {n: v for n, v in direction.items() if n not in ("digest", "layout")}
         lines.append(f"  {f'direction {k + 1}':<18}{_short(shown)}")
-    lines.append(str(result.check()))
+    if not isinstance(result, EigenPairs | Spectrum):
+        lines.append(str(result.check()))
     return "\n".join(lines)
 
 
@@ -318,34 +348,42 @@ def _landscape(options: argparse.Namespace) -> Landscape:
     )  # fmt: skip
 
 
-def _start(options: argparse.Namespace) -> tuple[Landscape, dict[str, Any]]:
-    """The landscape and the options that every grid takes; complains before it computes."""
-    from .cli_inputs import find, parse_names
+def prepare(options: argparse.Namespace) -> Landscape:
+    """The landscape; complains about targets that cannot be written before it computes."""
     from .plotting import check_suffix
 
-    if not options.out and not options.plot:
-        raise InvalidArgument("expected --out FILE.h5 or --plot FILE.png (or both), got neither")
     for path in [options.out, *(options.plot or [])]:
         if path and not Path(path).resolve().parent.is_dir():
             raise InvalidArgument(f"{path}: no such folder {str(Path(path).parent)!r}")
     for path in options.plot or []:
         check_suffix(path)
-    flat = options.command == "line" or len(getattr(options, "to", ())) == 1
-    if flat and options.kind not in (None, "line"):
-        raise InvalidArgument(f"--kind: expected 'line' for a curve, got {options.kind!r}")
     _threads(options)
     land = _landscape(options)
     print(f"engine     {land.engine_report()}", flush=True)
+    return land
+
+
+def _start(options: argparse.Namespace) -> tuple[Landscape, dict[str, Any]]:
+    """The landscape and the options that every grid takes."""
+    from .cli_inputs import find, parse_names
+
+    if not options.out and not options.plot:
+        raise InvalidArgument("expected --out FILE.h5 or --plot FILE.png (or both), got neither")
+    flat = options.command == "line" or len(getattr(options, "to", ())) == 1
+    if flat and options.kind not in (None, "line"):
+        raise InvalidArgument(f"--kind: expected 'line' for a curve, got {options.kind!r}")
+    land = prepare(options)
     names = parse_names(options.metrics) or ("loss",)
     metrics = tuple(find(n, "--metrics") if ":" in n else n for n in names)
     return land, {"path": options.out, "metrics": metrics, "progress": not options.no_progress}
 
 
-def _finish(
+def finish(
     options: argparse.Namespace, land: Landscape, compute: Callable[[], Curve | Surface]
 ) -> None:
     """Compute, report, draw."""
     from . import plotting
+    from .cli_curvature import about_convexity
     from .results import Curve
 
     there = bool(options.out) and Path(options.out).exists()
@@ -364,6 +402,8 @@ def _finish(
         )
     if isinstance(result, Curve) and result.kind == "interpolation":
         print(f"barrier    {result.barrier:.4g} above the line between the two losses")
+    if {"ratio", "lambda_max"} <= set(result.metrics):
+        print(about_convexity(result.metrics, result.info))
     print(result.check())
     if options.out:
         print(f"written    {options.out}")
@@ -373,7 +413,7 @@ def _finish(
         plotting.close(axes)
 
 
-def _normalization(options: argparse.Namespace) -> dict[str, Any]:
+def normalization(options: argparse.Namespace) -> dict[str, Any]:
     from .cli_inputs import parse_names
 
     normalize = None if options.normalize == "none" else options.normalize
@@ -381,14 +421,15 @@ def _normalization(options: argparse.Namespace) -> dict[str, Any]:
     return {"normalize": normalize, "ignore": ignore}
 
 
-def _axis(options: argparse.Namespace, name: str) -> tuple[float, float, int]:
+def axis_of(options: argparse.Namespace, name: str) -> tuple[float, float, int]:
     from .cli_inputs import parse_axis
 
     return parse_axis(getattr(options, name), f"--{name}")
 
 
 def _picture(options: argparse.Namespace) -> dict[str, Any]:
-    return {"log": options.log, "vmin": options.vmin, "vmax": options.vmax}
+    metric = {"metric": options.metric} if hasattr(options, "metric") else {}
+    return {"log": options.log, "vmin": options.vmin, "vmax": options.vmax, **metric}
 
 
 def _levels(text: str) -> int | list[float]:
@@ -429,12 +470,11 @@ def _failed(error: BaseException, options: argparse.Namespace, prefix: str = "")
 
 def _interrupted(options: argparse.Namespace, arguments: list[str]) -> str:
     again = shlex.join(["pylandscape", *arguments])
-    if getattr(options, "out", None) and options.command in ("line", "plane", "interpolate"):
+    if options.command in ("demo", "plot", "info") or getattr(options, "layers", False):
+        return "\npylandscape: interrupted"
+    if getattr(options, "out", None):
         return (
             f"\npylandscape: interrupted; what is done is kept beside {options.out}. "
             f"To go on: {again}"
         )
-    kept = (
-        "" if options.command in ("demo", "plot", "info") else "; --out FILE.h5 would have kept it"
-    )
-    return f"\npylandscape: interrupted{kept}"
+    return "\npylandscape: interrupted; --out FILE.h5 would have kept it"

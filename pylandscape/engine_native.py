@@ -48,12 +48,14 @@ class NativeEngine:
         output_shape: tuple[int, ...],
         how: str,
         ops: Sequence[str],
+        memory: int,
     ) -> None:
         self._program = program
         self._dtype = dtype
         self._question = _PROGRAMS[dtype][1]
         self._targets = targets
         self._output_shape = output_shape
+        self._memory = memory  # bytes that derivatives may keep at one theta
         self._kept: tuple[Tensor, Any] | None = None  # derivatives at the last theta
         self.how = how
         self.ops = tuple(ops)
@@ -75,28 +77,50 @@ class NativeEngine:
         return self._evaluator(self._question(self._program), metrics, self._program.n)
 
     def gradient(self, theta: Tensor) -> Tensor:
-        """(n,) float64, summed in double; raises NotLowered where an op has no derivative."""
+        """(n,) float64, summed in double."""
         result = torch.empty(self._program.n, dtype=torch.float64)
         self._derivatives_at(theta).gradient(result.data_ptr())
         return result / self._denominator
 
     def product(self, matrix: str, theta: Tensor, vectors: Tensor) -> Tensor:
         """(k, n) float64 of vectors (k, n); values at theta are kept for the next call."""
-        if matrix != "hessian":
-            raise NotLowered(f"{matrix} products have no compiled form yet")
         derivatives = self._derivatives_at(theta)
         v = vectors.detach().to("cpu", self._dtype).contiguous()
         result = torch.empty(v.shape, dtype=torch.float64)
-        derivatives.hvp(v.shape[0], v.data_ptr(), result.data_ptr())
-        return result / self._denominator
+        which = getattr(core.Matrix, matrix)
+        scale = self.product_scale(matrix)
+        derivatives.products(which, v.shape[0], v.data_ptr(), result.data_ptr(), scale)
+        return result
+
+    def product_into(self, matrix: str, theta: Tensor) -> Callable[[int, int, int], None]:
+        """(k, address of (k, n) vectors, address of (k, n) float64 products), without copies."""
+        which, scale = getattr(core.Matrix, matrix), self.product_scale(matrix)
+
+        def into(count: int, vectors: int, products: int) -> None:
+            derivatives = self._derivatives_at(theta)
+            derivatives.products(which, count, vectors, products, scale)
+
+        return into
+
+    def product_scale(self, matrix: str) -> float:
+        """What turns the program's sums over samples into L's matrix."""
+        if matrix == "covariance":  # (1/N) sum_i g_i g_i^T with g_i = (N/D) grad l_i
+            return float(self._program.samples / self._denominator**2)
+        return 1.0 / self._denominator
+
+    def per_sample_gradients(self, theta: Tensor) -> Tensor:
+        """(samples, n) of the program's dtype; their mean is the gradient."""
+        derivatives = self._derivatives_at(theta)
+        result = torch.empty(self._program.samples, self._program.n, dtype=self._dtype)
+        derivatives.sample_gradients(result.data_ptr())
+        return result.mul_(self._program.samples / self._denominator)
 
     def _derivatives_at(self, theta: Tensor) -> Any:
         point = theta.detach().to("cpu", self._dtype).contiguous()
         if self._kept is None or not torch.equal(self._kept[0], point):
-            try:
-                derivatives = _PROGRAMS[self._dtype][2](self._program, point.data_ptr())
-            except ValueError as error:
-                raise NotLowered(str(error)) from error
+            self._kept = None  # before the next one takes its memory
+            kind = _PROGRAMS[self._dtype][2]
+            derivatives = kind(self._program, point.data_ptr(), self._memory)
             self._kept = (point.clone(), derivatives)
         return self._kept[1]
 
@@ -158,6 +182,7 @@ def build(
     theta: Tensor,
     *,
     dtype: torch.dtype,
+    memory: int,
 ) -> NativeEngine:
     """Captures, lowers and checks the model; raises NotLowered with the reason where it cannot.
 
@@ -180,7 +205,7 @@ def build(
         try:
             with torch.no_grad():
                 graph = trace(model, example, how)
-                engine = _lower(graph, example, model, loss, layout, data, targets, how)
+                engine = _lower(graph, example, model, loss, layout, data, targets, how, memory)
                 _check_against_module(engine, model, layout, theta, data)
             return engine
         except UnknownOp:
@@ -199,6 +224,7 @@ def _lower(
     data: Tensor,
     targets: Tensor,
     how: str,
+    memory: int,
 ) -> NativeEngine:
     dtype = data.dtype
     constants, sources = _sources(model, layout, dtype)
@@ -212,7 +238,7 @@ def _lower(
     program.finish(output.id)
     program.set_data(len(data), data.data_ptr())
     _set_loss(program, loss, targets, output.shape)
-    return NativeEngine(program, dtype, loss, targets, output.shape, how, lowering.names)
+    return NativeEngine(program, dtype, loss, targets, output.shape, how, lowering.names, memory)
 
 
 def _check_tensors(model: nn.Module, inputs: Tensor, dtype: torch.dtype) -> None:

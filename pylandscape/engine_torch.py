@@ -24,6 +24,7 @@ from .data import Batch, Dataset, untouched_random_state
 from .errors import InvalidArgument
 from .layout import ParameterLayout
 from .losses import FreeLoss, KnownLoss, as_scalar
+from .torch_derivatives import MEMORY, Derivatives
 
 _SEED = 0  # of the random numbers that a forward pass draws, at every point
 
@@ -62,10 +63,15 @@ def call_model(model: nn.Module, inputs: Any) -> Any:
 
 @contextmanager
 def eval_mode(model: nn.Module, train_norms: bool = False) -> Iterator[None]:
-    """Eval mode (batch-norm layers in train mode if asked), undone for every module afterwards."""
+    """Eval mode, undone for every module afterwards.
+
+    With ``train_norms``, batch-norm layers use the batch's statistics and track none.
+    """
     with restored_attributes(model):
         for module in model.modules():
             module.training = train_norms and isinstance(module, _BatchNorm)
+            if module.training:
+                module.track_running_stats = False  # type: ignore[assignment]
         yield
 
 
@@ -84,16 +90,18 @@ class TorchEngine:
         dtype: torch.dtype | None,
         device: torch.device,
         bn: str,
+        memory: int = MEMORY,
     ) -> None:
-        self._model, self._caller = model, _Caller(model)
-        self._loss, self._layout, self._bn, self._device = loss, layout, bn, device
+        self.model, self._caller = model, _Caller(model)
+        self.loss, self._layout, self.bn, self.device = loss, layout, bn, device
         self._dtypes = {e.name: dtype or e.dtype for e in layout.entries}
         self._fixed = {
             name: _cast(tensor.detach().to(device, copy=True), dtype)
             for name, tensor in (*model.named_parameters(), *model.named_buffers())
             if name not in layout.aliases
         }
-        self._batches = [_cast_batch(batch, dtype) for batch in dataset.batches]
+        self.batches = [_cast_batch(batch, dtype) for batch in dataset.batches]
+        self._derivatives = Derivatives(self, memory)
 
     def prepare(
         self, theta: Tensor, directions: Tensor, metrics: Sequence[Any]
@@ -116,19 +124,25 @@ class TorchEngine:
         """The same for arbitrary points (p, n)."""
 
         def evaluate(points: Tensor) -> dict[str, np.ndarray]:
-            return self._evaluate(len(points), lambda i: points[i].to(self._device), metrics)
+            return self._evaluate(len(points), lambda i: points[i].to(self.device), metrics)
 
         return evaluate
 
     def gradient(self, theta: Tensor) -> Tensor:
         """(n,) float64. With bn="recompute" the statistics are those at theta, held fixed."""
-        return self._derivatives(theta, None)
+        return self._derivatives.gradient(theta)
 
     def product(self, matrix: str, theta: Tensor, vectors: Tensor) -> Tensor:
-        """(k, n) float64 for vectors (k, n), by double backward over one retained graph a batch."""
-        if matrix != "hessian":
-            raise NotImplementedError(matrix)
-        return self._derivatives(theta, vectors.to(theta))
+        """(k, n) float64 for vectors (k, n): "hessian", "gauss_newton" or "covariance" times v.
+
+        By double backward; batch-norm statistics as in `gradient`. Graphs at theta are kept for the
+        next call where they fit ``memory``. Raises InvalidArgument where there is no such matrix.
+        """
+        return self._derivatives.product(matrix, theta, vectors)
+
+    def per_sample_gradients(self, theta: Tensor) -> Tensor:
+        """(N, n) of theta's dtype; their mean is `gradient`. Raises as the covariance."""
+        return self._derivatives.per_sample_gradients(theta)
 
     def fixed_digest(self) -> str:
         """SHA-256 of what theta does not hold: buffers and the parameters left out."""
@@ -143,29 +157,29 @@ class TorchEngine:
         self, count: int, move: Callable[[int], Tensor], metrics: Sequence[Any]
     ) -> dict[str, np.ndarray]:
         results = {_name(metric): np.empty(count) for metric in metrics}
-        with self._session(), torch.no_grad():
+        with self.session(), torch.no_grad():
             for i in range(count):
                 for name, value in self._at(move(i), metrics).items():
                     results[name][i] = value
         return results
 
     @contextmanager
-    def _session(self) -> Iterator[None]:
-        with eval_mode(self._model, self._bn == "batch"), untouched_random_state(self._device):
+    def session(self) -> Iterator[None]:
+        with eval_mode(self.model, self.bn == "batch"), untouched_random_state(self.device):
             yield
 
     def _at(self, theta: Tensor, metrics: Sequence[Any]) -> dict[str, float]:
         callables = [metric for metric in metrics if callable(metric)]
-        state = self._state(theta)
+        state = self.state(theta)
         total = denominator = 0.0
         hits = counted = 0
         outputs: list[Tensor] = []
-        for index in range(len(self._batches)):
-            value, weight, output = self._batch_loss(state, index)
+        for index in range(len(self.batches)):
+            value, weight, output = self.run(state, partial(self.batch_loss, index=index))
             total += float(value)
             denominator += weight
             if "accuracy" in metrics:
-                right, of = self._correct(output, self._batches[index].target)
+                right, of = self._correct(output, self.batches[index].target)
                 hits, counted = hits + right, counted + of
             if callables:
                 outputs.append(output)
@@ -173,25 +187,31 @@ class TorchEngine:
         if "accuracy" in metrics:
             values["accuracy"] = hits / counted if counted else np.nan
         if callables:
-            if isinstance(self._loss, Objective):
+            if isinstance(self.loss, Objective):
                 raise InvalidArgument(
                     "metrics: an objective has no outputs; expected only 'loss', got "
                     f"{_name(callables[0])!r}"
                 )
-            targets = [batch.target for batch in self._batches]
+            targets = [batch.target for batch in self.batches]
             for metric in callables:
                 values[_name(metric)] = float(metric(torch.cat(outputs), torch.cat(targets)))
         return {_name(metric): values[_name(metric)] for metric in metrics}
 
-    def _state(self, theta: Tensor) -> dict[str, Tensor]:
+    def state(self, theta: Tensor) -> dict[str, Tensor]:
+        """The tensors of the model at theta (views of it), for `run`; seeds the generators."""
+        entries = self._layout.entries
+        parts = theta.split([e.numel for e in entries])  # backward: one concatenation
         parameters = {
-            name: view.to(self._dtypes[name])
-            for name, view in self._layout.unflatten(theta).items()
+            e.name: part.view(e.shape).to(self._dtypes[e.name])
+            for e, part in zip(entries, parts, strict=True)
         }
         state = {f"model.{name}": t for name, t in {**self._fixed, **parameters}.items()}
-        if self._bn == "recompute":
+        if self.bn == "recompute":
             self._recompute_statistics(state)
         torch.default_generator.manual_seed(_SEED)
+        if self.device.type == "cuda":
+            with torch.cuda.device(self.device):
+                torch.cuda.manual_seed(_SEED)
         return state
 
     def _recompute_statistics(self, state: dict[str, Tensor]) -> None:
@@ -201,7 +221,7 @@ class TorchEngine:
         """
         norms = {
             name: module
-            for name, module in self._model.named_modules()
+            for name, module in self.model.named_modules()
             if isinstance(module, _BatchNorm) and module.running_mean is not None
         }
         for name, module in norms.items():
@@ -212,67 +232,47 @@ class TorchEngine:
             state[key] = torch.ones_like(state[key])
             module.training, module.momentum = True, None  # None: plain averages over the batches
         with torch.no_grad():
-            for batch in self._batches:
-                self._run(state, partial(self._forward, batch=batch))
+            for batch in self.batches:
+                self.run(state, partial(self.outputs, batch=batch))
         for module in norms.values():
             module.training = False
 
-    def _run(self, state: dict[str, Tensor], f: Callable[[nn.Module], Any]) -> Any:
+    def run(self, state: dict[str, Tensor], f: Callable[[nn.Module], Any]) -> Any:
+        """f(model) with the tensors of ``state`` in the model's places."""
         return torch.func.functional_call(self._caller, state, (f,), tie_weights=True)
 
-    def _forward(self, model: nn.Module, batch: Batch) -> Any:
-        if isinstance(self._loss, Objective):
-            return self._loss.fn(model, batch.raw)
+    def outputs(self, model: nn.Module, batch: Batch) -> Any:
+        """The model's outputs, or the objective's value."""
+        if isinstance(self.loss, Objective):
+            return self.loss.fn(model, batch.raw)
         return call_model(model, batch.inputs)
 
-    def _batch_loss(self, state: dict[str, Tensor], index: int) -> tuple[Tensor, float, Any]:
+    def batch_loss(self, model: nn.Module, index: int) -> tuple[Tensor, float, Any]:
         """The batch's share of the numerator, its share of the denominator, the outputs."""
-        batch = self._batches[index]
-        output = self._run(state, lambda model: self._forward(model, batch))
-        if isinstance(self._loss, KnownLoss):
-            shape = tuple(output.shape)
-            if self._loss.reduction == "sum":
-                return self._loss.total(output, batch.target), float(index == 0), output
-            weight = self._loss.denominator(batch.target, shape)
-            return self._loss.total(output, batch.target), weight, output
-        if isinstance(self._loss, Objective):
-            weight = self._loss.weights[index]
-            return as_scalar(output, "objective").double() * weight, weight, None
-        value = as_scalar(self._loss.fn(output, batch.target), "loss")
-        return value.double() * batch.size, float(batch.size), output
+        output = self.outputs(model, self.batches[index])
+        return *self.weighed(output, index), output
+
+    def weighed(self, output: Any, index: int) -> tuple[Tensor, float]:
+        """The batch's shares of numerator (float64) and denominator, from its outputs."""
+        batch = self.batches[index]
+        if isinstance(self.loss, KnownLoss):
+            if self.loss.reduction == "sum":
+                return self.loss.total(output, batch.target), float(index == 0)
+            weight = self.loss.denominator(batch.target, tuple(output.shape))
+            return self.loss.total(output, batch.target), weight
+        if isinstance(self.loss, Objective):
+            weight = self.loss.weights[index]
+            return as_scalar(output, "objective").double() * weight, weight
+        value = as_scalar(self.loss.fn(output, batch.target), "loss")
+        return value.double() * batch.size, float(batch.size)
 
     def _correct(self, output: Any, target: Any) -> tuple[int, int]:
-        if not isinstance(self._loss, KnownLoss):
+        if not isinstance(self.loss, KnownLoss):
             raise InvalidArgument(
                 "metrics: 'accuracy' needs one of the losses cross_entropy, nll and "
-                f"bce_with_logits, got {self._loss.name!r}; pass a callable metric instead"
+                f"bce_with_logits, got {self.loss.name!r}; pass a callable metric instead"
             )
-        return self._loss.correct(output, target)
-
-    def _derivatives(self, theta: Tensor, vectors: Tensor | None) -> Tensor:
-        leaf = theta.detach().clone().requires_grad_()
-        shape = (leaf.numel(),) if vectors is None else tuple(vectors.shape)
-        result = torch.zeros(shape, dtype=torch.float64, device=leaf.device)
-        denominator = 0.0
-        with self._session(), torch.enable_grad():
-            state = self._state(leaf)
-            for index in range(len(self._batches)):
-                value, weight, _ = self._batch_loss(state, index)
-                denominator += weight
-                if not value.requires_grad:
-                    continue
-                (g,) = torch.autograd.grad(
-                    value, leaf, create_graph=vectors is not None, materialize_grads=True
-                )
-                if vectors is None:
-                    result += g.double()
-                elif g.requires_grad:
-                    for row, v in zip(result, vectors, strict=True):
-                        (hv,) = torch.autograd.grad(
-                            g, leaf, v, retain_graph=True, materialize_grads=True
-                        )
-                        row += hv.double()
-        return result / denominator
+        return self.loss.correct(output, target)
 
 
 def _name(metric: Any) -> str:

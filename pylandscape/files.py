@@ -6,7 +6,8 @@
                      x])
     /pylandscape     what `load` reads: x, y, metrics (m, nx[, ny]) in the order of names, info
     (JSON);
-                     attributes format, kind, names (JSON), digest (sha256 of all of these)
+                     attributes format, kind, names (JSON), digest (sha256 of all of these);
+                     of eigenpairs and spectra: see `spectral_files.py`
 
 A file is built in memory, written beside its target, synced and renamed over it: the target is the
 old file or the whole new one. Loading executes nothing and follows no link out of the file. Files
@@ -27,16 +28,19 @@ from typing import Any
 import h5py
 import numpy as np
 
-from . import foreign
+from . import foreign, spectral_files
 from .errors import FileFormatError, InvalidArgument, ResumeMismatch
-from .hdf5 import array, as_path, member, open_hdf5
+from .hdf5 import array, as_path, member, not_matching, open_hdf5
 from .request import FORMAT, differences, listing, to_json
 from .results import Curve, Surface
+from .spectral_results import EigenPairs, Spectrum
 
 GROUP = "pylandscape"
 
+Result = Curve | Surface | EigenPairs | Spectrum
 
-def save(result: Curve | Surface, path: str | os.PathLike[str]) -> None:
+
+def save(result: Result, path: str | os.PathLike[str]) -> None:
     """Write a result to `path`, atomically. See `Curve.save`."""
     target = target_of(path)
     image = _image(result)
@@ -54,9 +58,7 @@ def save(result: Curve | Surface, path: str | os.PathLike[str]) -> None:
     _sync_folder(target.parent)
 
 
-def load(
-    path: str | os.PathLike[str], dir_file: str | os.PathLike[str] | None = None
-) -> Curve | Surface:
+def load(path: str | os.PathLike[str], dir_file: str | os.PathLike[str] | None = None) -> Result:
     """Read a result: one of ours, bit for bit, or a surface file of Li et al.'s loss-landscape.
 
     Of a loss-landscape file, values that were never computed (-1) come back as NaN and are counted
@@ -86,7 +88,7 @@ def load(
     return result
 
 
-def finished(target: Path, request: Mapping[str, Any]) -> Curve | Surface | None:
+def finished(target: Path, request: Mapping[str, Any]) -> Any:
     """The finished result of the same request at `target`; None if there is no file.
 
     Raises:
@@ -128,31 +130,38 @@ def target_of(path: str | os.PathLike[str]) -> Path:
     return target
 
 
-def _image(result: Curve | Surface) -> bytes:
+def _image(result: Result) -> bytes:
     """The bytes of the HDF5 file."""
-    axes = {"x": result.x} | ({"y": result.y} if isinstance(result, Surface) else {})
-    metrics = np.stack(list(result.metrics.values()))
-    about = {"kind": result.kind, "names": list(result.metrics), "info": result.info}
-    text = np.frombuffer(to_json(about, "info").encode(), dtype=np.uint8)
     with h5py.File("result.h5", "w", driver="core", backing_store=False) as file:
         file.attrs[GROUP] = FORMAT
-        for name, axis in axes.items():
-            file[f"{name}coordinates"] = axis
-        file["train_loss"] = result.values.T
-        if "accuracy" in result.metrics:
-            file["train_acc"] = 100.0 * result.metrics["accuracy"].T
         group = file.create_group(GROUP)
-        for name, axis in axes.items():
-            group[name] = axis
-        group["metrics"] = metrics
-        group["about"] = text
         group.attrs["format"] = FORMAT
-        group.attrs["digest"] = np.bytes_(_digest([*axes.values(), metrics, text]))
+        if isinstance(result, EigenPairs | Spectrum):
+            spectral_files.write(group, result)
+        else:
+            _write(file, group, result)
         file.flush()
         return bytes(file.id.get_file_image())
 
 
-def _read(file: h5py.File) -> Curve | Surface:
+def _write(file: h5py.File, group: h5py.Group, result: Curve | Surface) -> None:
+    axes = {"x": result.x} | ({"y": result.y} if isinstance(result, Surface) else {})
+    metrics = np.stack(list(result.metrics.values()))
+    about = {"kind": result.kind, "names": list(result.metrics), "info": result.info}
+    text = np.frombuffer(to_json(about, "info").encode(), dtype=np.uint8)
+    for name, axis in axes.items():
+        file[f"{name}coordinates"] = axis
+    file["train_loss"] = result.values.T
+    if "accuracy" in result.metrics:
+        file["train_acc"] = 100.0 * result.metrics["accuracy"].T
+    for name, axis in axes.items():
+        group[name] = axis
+    group["metrics"] = metrics
+    group["about"] = text
+    group.attrs["digest"] = np.bytes_(_digest([*axes.values(), metrics, text]))
+
+
+def _read(file: h5py.File) -> Result:
     where = file.filename
     group = member(file, GROUP, h5py.Group)
     version = group.attrs.get("format")
@@ -161,13 +170,12 @@ def _read(file: h5py.File) -> Curve | Surface:
             f"{where}: expected a file of format {FORMAT}, got format {version}; read it with the "
             "pylandscape that wrote it"
         )
+    if "content" in group.attrs:
+        return spectral_files.read(group)
     axes = [array(group, name) for name in ("x", "y") if name in group]
     metrics, text = array(group, "metrics"), array(group, "about").astype(np.uint8)
     if group.attrs["digest"] != _digest([*axes, metrics, text]):
-        raise FileFormatError(
-            f"{where}: its contents do not match their checksum; restore it from a copy, or remove "
-            "it and compute it again"
-        )
+        raise not_matching(where)
     about = json.loads(text.tobytes())
     values = dict(zip(about["names"], metrics, strict=True))
     if len(axes) == 1:

@@ -68,6 +68,13 @@ def open_hdf5(path: Path, name: str) -> Iterator[h5py.File]:
         file.close()
 
 
+def not_matching(where: str) -> FileFormatError:
+    return FileFormatError(
+        f"{where}: its contents do not match their checksum; restore it from a copy, or remove it "
+        "and compute it again"
+    )
+
+
 def _damaged(path: Path, name: str, error: Exception) -> FileFormatError:
     return FileFormatError(
         f"{name}: {path} is truncated or damaged ({error}); restore it from a copy, or remove it "
@@ -96,12 +103,13 @@ def member(group: h5py.Group, name: str, kind: type) -> Any:
 
 
 def array(group: h5py.Group, name: str) -> Array:
-    """A dataset of numbers, as float64."""
+    """A dataset of numbers, as float64; a large one only if the file holds all of its bytes."""
     where = group.file.filename
     dataset = member(group, name, h5py.Dataset)
     if dataset.dtype.kind not in "fiu" or dataset.shape is None:
         raise FileFormatError(f"{where}: expected numbers in {name!r}, got {dataset.dtype}")
-    if dataset.size > MAX_NUMBERS:
+    plain = dataset.chunks is None and dataset.nbytes <= os.path.getsize(where)
+    if dataset.size > MAX_NUMBERS and not plain:
         raise FileFormatError(
             f"{where}: expected at most {MAX_NUMBERS} numbers in {name!r}, got {dataset.size}"
         )

@@ -22,6 +22,7 @@ from .engine_torch import Objective, TorchEngine, call_model, eval_mode
 from .errors import InvalidArgument, NotLowered
 from .layout import ParameterLayout
 from .losses import FreeLoss, KnownLoss, as_scalar, resolve_loss
+from .torch_derivatives import MEMORY
 
 Evaluate = Callable[[np.ndarray], dict[str, np.ndarray]]
 Metric = str | Callable[[Tensor, Tensor], Any]
@@ -72,6 +73,8 @@ class Landscape:
         device: where to compute; default the model's. Given, the data are moved there.
         dtype: the dtype to compute in; default the model's own.
         engine: "auto" (native where it can), "native" (or an error that says why not), "torch".
+        memory: bytes that derivatives may keep between products at the same theta, beyond the
+            parameters and the data; default 2 GiB. What does not fit is computed anew.
 
     L is the loss of the concatenated data: known losses divide by their own denominator (samples,
     class weights, targets not ignored), "sum" adds, a free loss or objective is averaged by batch
@@ -95,6 +98,7 @@ class Landscape:
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         engine: str = "auto",
+        memory: int | None = None,
     ) -> None:
         _check_choices(model, loss, data, objective, weight, bn, dtype, engine)
         own_device = _device_of(model)
@@ -107,6 +111,7 @@ class Landscape:
         self.theta = self.layout.flatten(named, self.dtype, self.device)
         self.has_batchnorm = any(isinstance(m, _BatchNorm) for m in model.modules())
         self.bn = bn
+        self.memory = _memory(memory)
         self.dataset = Dataset(
             data, pairs=objective is None, device=self.device, move=device is not None
         )
@@ -123,6 +128,7 @@ class Landscape:
             dtype=dtype,
             device=self.device,
             bn=effective_bn,
+            memory=self.memory,
         )
         self._model_loss = self._first_loss(own_device, effective_bn, dtype)
         self._native, self._report = self._choose(engine, effective_bn)
@@ -323,6 +329,10 @@ class Landscape:
             result = self._torch.product(matrix, point, block)
         return result.reshape(vectors.shape)
 
+    def product_into(self, matrix: str, point: Tensor) -> Callable[[int, int, int], None] | None:
+        """The native engine's product between addresses (see SymmetricOperator), or None."""
+        return None if self._native is None else self._native.product_into(matrix, point)
+
     def _theta(self, theta: Any) -> Tensor:
         if theta is None:
             return self.theta
@@ -397,6 +407,7 @@ class Landscape:
                 self.layout,
                 self.theta,
                 dtype=self.dtype,
+                memory=self.memory,
             )
 
 
@@ -451,6 +462,14 @@ def _check_finite(model: nn.Module) -> None:
             raise InvalidArgument(
                 f"model: expected finite parameters, but {name!r} has {bad} that are not"
             )
+
+
+def _memory(memory: Any) -> int:
+    if memory is None:
+        return MEMORY
+    if isinstance(memory, bool) or not isinstance(memory, int) or memory < 0:
+        raise InvalidArgument(f"memory: expected a number of bytes, 0 or more, got {memory!r}")
+    return memory
 
 
 def _device(device: torch.device | str) -> torch.device:

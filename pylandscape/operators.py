@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 MATRICES = ("hessian", "gauss_newton", "covariance")
 
 Product = Callable[[Tensor], Tensor]
+Into = Callable[[int, int, int], None]
 
 
 class SymmetricOperator:
@@ -31,6 +32,8 @@ class SymmetricOperator:
         name: "hessian", "gauss_newton", "covariance" or "user".
         layout: the parameters that the n coordinates are, if they are a model's.
         about: JSON-able, what determines the numbers.
+        into: the same product between addresses: (k, address of v in ``dtype``, address of the
+            float64 products), for callers that own the memory.
 
     ``products`` counts the vectors multiplied so far.
     """
@@ -45,10 +48,12 @@ class SymmetricOperator:
         name: str = "user",
         layout: ParameterLayout | None = None,
         about: dict[str, Any] | None = None,
+        into: Into | None = None,
     ) -> None:
         self.n, self.dtype, self.device = n, dtype, torch.device(device)
         self.name, self.layout = name, layout
         self.products = 0
+        self.into = into
         self._product, self._about = product, dict(about or {})
 
     def __call__(self, v: Tensor) -> Tensor:
@@ -132,7 +137,7 @@ def _of_landscape(
     if params is None:
         return SymmetricOperator(
             land.n_params, lambda v: whole(v, point), dtype=land.dtype, device=land.device,
-            name=matrix, layout=land.layout, about=about,
+            name=matrix, layout=land.layout, about=about, into=land.product_into(matrix, point),
         )  # fmt: skip
     layout = land.layout.select(params)
     at = torch.cat(

@@ -273,6 +273,20 @@ def draw_marks(ax: Any, view: View, points: Array, z: Array | None, names: Seque
             ax.text(placed[k, 0], placed[k, 1], z[k], f"{name}\n", **where)
 
 
+def draw_flags(ax: Any, view: View, flagged: NDArray[np.bool_], text: str) -> list[Any]:
+    """Crosses on the flagged points (nx, ny), counted in the legend: its handles."""
+    if not flagged.any():
+        return []
+    from matplotlib import patheffects
+
+    px, py = view.grid()
+    return ax.plot(
+        px[flagged], py[flagged], linestyle="none", marker="x", markersize=2.5, color="black",
+        markeredgewidth=0.7, zorder=5, gid="flags", label=f"{text} ({int(flagged.sum())} points)",
+        path_effects=[patheffects.withStroke(linewidth=1.4, foreground="white")],
+    )  # fmt: skip
+
+
 def tick_size(ax: Any) -> float:
     from matplotlib.font_manager import FontProperties
 

@@ -5,7 +5,7 @@ matplotlib is imported when a picture is asked for, not with the package.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,6 +54,11 @@ UNITS = {
     "weight": "units: weight",
     "dfilter": "units: unit-norm filters",
     "dlayer": "units: unit-norm tensors",
+}
+CONVEXITY_LABELS = {
+    "lambda_min": r"$\lambda_{\min}$",
+    "lambda_max": r"$\lambda_{\max}$",
+    "ratio": r"$|\lambda_{\min} / \lambda_{\max}|$",
 }
 
 
@@ -137,8 +142,10 @@ def step_label(info: dict[str, Any], axis: int) -> str:
     return f"step along {name} ({unit})" if unit else f"step along {name}"
 
 
-def metric_label(metric: str) -> str:
-    return metric.replace("_", " ")
+def metric_label(metric: str, beside: Collection[str] = ()) -> str:
+    """The words for a metric; symbols for those of a convexity map, known by what is beside it."""
+    words = metric.replace("_", " ")
+    return CONVEXITY_LABELS.get(metric, words) if "lambda_max" in beside else words
 
 
 def mark_cells(axes: Axes, cells: NDArray[np.float64], text: str) -> None:
@@ -165,7 +172,7 @@ def nonfinite_text(values: NDArray[np.float64]) -> str:
     return f"not finite ({count} of {values.size} points)"
 
 
-def legend_above(axes: Axes, handles: list[Any]) -> None:
+def legend_above(axes: Axes, handles: list[Any], columns: int = 2) -> None:
     """A frameless legend above the axes, where it hides no data."""
     axes.legend(
         handles=handles,
@@ -175,7 +182,7 @@ def legend_above(axes: Axes, handles: list[Any]) -> None:
         borderpad=0.2,
         frameon=False,
         handlelength=1.6,
-        ncols=2,
+        ncols=columns,
         columnspacing=1.0,
     )
 

@@ -89,7 +89,7 @@ def plot_surface(
     """Draw a surface as contour lines, filled contours, a heat map or in 3-D.
 
     Barycentric surfaces are drawn in the triangle of their vertices, laid out with the true
-    distances.
+    distances. The metric "ratio" of a convexity map has its points with lambda_max <= 0 crossed.
 
     Args:
         kind: "contour", "filled", "heat" or "surface" (3-D; `ax` must then be a 3-D Axes).
@@ -158,16 +158,22 @@ def plot_surface(
             draw.draw_marks(ax, view, marks, height_at(marks), names)
         ax.set_xlabel(view.xlabel if xlabel is None else xlabel)
         ax.set_ylabel(view.ylabel if ylabel is None else ylabel)
-        name = metric_label(metric)
+        name = metric_label(metric, surface.metrics)
         if solid:
             draw.finish_sheet(ax, scale, name, at)
         if bar:
             draw.draw_colorbar(ax, artist, kind, scale, name, at)
-        bad = not np.isfinite(values).all()
-        if bad:
-            legend_above(ax, [nonfinite_handle(nonfinite_text(values))])
+        notes = []
+        if not np.isfinite(values).all():
+            notes.append(nonfinite_handle(nonfinite_text(values)))
+        if metric == "ratio" and "lambda_max" in surface.metrics and not solid:
+            notes += draw.draw_flags(
+                ax, view, surface.metrics["lambda_max"] <= 0.0, r"$\lambda_{\max} \leq 0$"
+            )
+        if notes:
+            legend_above(ax, notes, columns=1)
         if title is not None:
-            ax.set_title(title, pad=16 if bad else 6)
+            ax.set_title(title, pad=6 + 11 * len(notes))
         elif kind == "contour" and not bar:
             ax.set_title(scale.label(name), loc="left", fontsize="medium", pad=3)
     return ax

@@ -13,6 +13,8 @@ import torch
 from core_support import DERIVATIVES, QUESTION, Mlp, make_mlp
 from torch import Tensor
 
+from pylandscape._native import core
+
 CASES = [  # dims, activation, loss, samples
     ((7, 5, 3), "tanh", "cross_entropy", 1),
     ((7, 5, 3), "relu", "cross_entropy", 33),
@@ -110,12 +112,12 @@ def test_non_finite_parameters_give_non_finite_losses() -> None:
 def test_gradient_and_all_second_derivatives_match_float64(case: tuple, dtype: torch.dtype) -> None:
     mlp = make_mlp(*case, dtype)
     theta = _points(mlp, 1)[0].contiguous()
-    derivatives = DERIVATIVES[dtype](mlp.program, theta.data_ptr())
+    derivatives = DERIVATIVES[dtype](mlp.program, theta.data_ptr(), 2**30)
     gradient = torch.empty(mlp.n, dtype=torch.float64)
     derivatives.gradient(gradient.data_ptr())
     identity = torch.eye(mlp.n, dtype=dtype)
     hessian = torch.empty(mlp.n, mlp.n, dtype=torch.float64)
-    derivatives.hvp(mlp.n, identity.data_ptr(), hessian.data_ptr())
+    derivatives.products(core.Matrix.hessian, mlp.n, identity.data_ptr(), hessian.data_ptr(), 1.0)
 
     want_gradient = torch.autograd.functional.jacobian(mlp.reference, theta.double())
     want_hessian = torch.autograd.functional.hessian(mlp.reference, theta.double())

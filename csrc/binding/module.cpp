@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <optional>
 
+#include "binding/module.h"
 #include "binding/pool.h"
 #include "cpu/isa.h"
 #include "program/derivatives.h"
@@ -17,16 +18,22 @@ using namespace pylandscape;
 
 namespace {
 
-using Address = uintptr_t;
-template <typename T>
-const T* in(Address a) { return reinterpret_cast<const T*>(a); }
-template <typename T>
-T* out(Address a) { return reinterpret_cast<T*>(a); }
-
 // Ctrl-C: asks Python whether a signal handler raised. Only does anything on the main thread.
 bool interrupted() {
   py::gil_scoped_acquire gil;
   return PyErr_CheckSignals() != 0;
+}
+
+// Runs work(pool) without the GIL; where it was stopped, raises what the signal handler raised.
+template <typename F>
+void finish(F work) {
+  const Parallel pool = torch_pool();
+  bool done = false;
+  {
+    py::gil_scoped_release release;
+    done = work(pool);
+  }
+  if (!done) throw py::error_already_set();
 }
 
 template <typename T>
@@ -89,38 +96,38 @@ void bind(py::module_& m, const char* program_name, const char* question_name,
       .def("run",
            [](const Q& q, int64_t g, Address coordinates, Address loss, Address correct,
               Address outputs) {
-             const Parallel pool = torch_pool();
-             bool done = false;
-             {
-               py::gil_scoped_release release;
-               done = q.run(g, in<T>(coordinates), out<double>(loss), out<double>(correct),
+             finish([&](const Parallel& pool) {
+               return q.run(g, in<T>(coordinates), out<double>(loss), out<double>(correct),
                             out<T>(outputs), pool, interrupted);
-             }
-             if (!done) throw py::error_already_set();
+             });
            })
       .def_property_readonly("bytes", &Q::bytes)
       .def("describe", &Q::describe);
 
   py::class_<D>(m, derivatives_name)
-      .def(py::init([](const P& p, Address theta) {
+      .def(py::init([](const P& p, Address theta, int64_t memory) {
              const Parallel pool = torch_pool();
              py::gil_scoped_release release;
-             return std::make_unique<D>(p, in<T>(theta), pool);
+             return std::make_unique<D>(p, in<T>(theta), memory, pool);
            }),
            py::keep_alive<1, 2>())
       .def_property_readonly("loss", &D::loss)
+      .def_property_readonly("kept", &D::kept)
       .def("gradient",
            [](const D& d, Address to) {
              std::copy(d.gradient().begin(), d.gradient().end(), out<double>(to));
            })
-      .def("hvp", [](const D& d, int64_t k, Address vectors, Address products) {
-        const Parallel pool = torch_pool();
-        bool done = false;
-        {
-          py::gil_scoped_release release;
-          done = d.hvp(k, in<T>(vectors), out<double>(products), pool, interrupted);
-        }
-        if (!done) throw py::error_already_set();
+      .def("products",
+           [](D& d, Matrix matrix, int64_t k, Address vectors, Address products, double scale) {
+             finish([&](const Parallel& pool) {
+               return d.products(matrix, k, in<T>(vectors), scale, out<double>(products), pool,
+                                 interrupted);
+             });
+           })
+      .def("sample_gradients", [](const D& d, Address to) {
+        finish([&](const Parallel& pool) {
+          return d.sample_gradients(out<T>(to), pool, interrupted);
+        });
       });
 }
 
@@ -146,6 +153,12 @@ PYBIND11_MODULE(_C, m) {
       .value("mse", cpu::Loss::kMse)
       .value("bce_with_logits", cpu::Loss::kBceWithLogits);
 
+  py::enum_<Matrix>(m, "Matrix")
+      .value("hessian", Matrix::kHessian)
+      .value("gauss_newton", Matrix::kGaussNewton)
+      .value("covariance", Matrix::kCovariance);
+
   bind<float>(m, "ProgramF32", "QuestionF32", "DerivativesF32");
   bind<double>(m, "ProgramF64", "QuestionF64", "DerivativesF64");
+  bind_lanczos(m);
 }

@@ -53,7 +53,7 @@ void unary(Unary f, double a, double b, int64_t n, const T* x, T* y) {
 
 // first = f'(x), second = f''(x) from f(vector) -> {f', f''}.
 template <typename T, typename F>
-inline bool map_two(int64_t n, const T* x, T* first, T* second, F f) {
+inline void map_two(int64_t n, const T* x, T* first, T* second, F f) {
   constexpr int N = kLanes<T>;
   for (int64_t i = 0; i < n; i += N) {  // n is a multiple of the lanes: features times columns
     Vec<T> d1, d2;
@@ -61,11 +61,10 @@ inline bool map_two(int64_t n, const T* x, T* first, T* second, F f) {
     store<T, N>(first + i, d1);
     store<T, N>(second + i, d2);
   }
-  return true;
 }
 
 template <typename T>
-bool unary_derivatives(Unary f, double a, double b, int64_t n, const T* x, T* first, T* second) {
+void unary_derivatives(Unary f, double a, double b, int64_t n, const T* x, T* first, T* second) {
   constexpr int N = kLanes<T>;
   using V = Vec<T, N>;
   const T ta = static_cast<T>(a), tb = static_cast<T>(b);
@@ -127,9 +126,16 @@ bool unary_derivatives(Unary f, double a, double b, int64_t n, const T* x, T* fi
         d1 = normal_cdf<T, N>(v) + v * density;
         d2 = density * (T(2) - v * v);
       });
-    case Unary::kGeluTanh: return false;
+    case Unary::kGeluTanh:  // v s(u), s the sigmoid, u = 2 sqrt(2/pi) (v + c v^3)
+      return map_two(n, x, first, second, [](V v, V& d1, V& d2) {
+        constexpr T kScale = T(1.5957691216057308), kCubic = T(0.044715);
+        const V u = kScale * (v + kCubic * v * v * v);
+        const V du = kScale * (T(1) + T(3) * kCubic * v * v), d2u = T(6) * kScale * kCubic * v;
+        const V s = sigmoid<T, N>(u), slope = s * (T(1) - s);
+        d1 = s + v * slope * du;
+        d2 = slope * (T(2) * du + v * (d2u + (T(1) - T(2) * s) * du * du));
+      });
   }
-  return false;
 }
 
 template <typename T, typename F>

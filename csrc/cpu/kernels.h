@@ -49,6 +49,15 @@ struct LossArgs {
   const double* pos_weight;  // (features,) or null
 };
 
+struct NormArgs {
+  int64_t outer, size;
+  double eps;
+};
+struct SoftmaxArgs {
+  bool log;
+  int64_t outer, size, inner;
+};
+
 template <typename T>
 struct Kernels {
   int vector_length;
@@ -61,8 +70,6 @@ struct Kernels {
                  bool relu, T* y);
   // y (m, cols) += W x.
   void (*linear_add)(int64_t m, int64_t cols, int64_t k, const T* packed, const T* x, T* y);
-  // g (m, k) += sum over columns of dy (m, cols) x (k, cols)^T, in double.
-  void (*outer_add)(int64_t m, int64_t k, int64_t cols, const T* dy, const T* x, double* g);
   // y (m, cols) = z[0] + sum_j c[j] z[1 + j] + bias, then max(., 0) when relu. z[j] (m, cols).
   void (*combine)(int64_t m, int64_t cols, int64_t count, const T* const* z, const T* c,
                   const T* bias, bool relu, T* y);
@@ -70,8 +77,8 @@ struct Kernels {
   void (*perturb)(int64_t n, int64_t count, const T* base, const T* const* d, const T* c, T* out);
   // y (n,) = f(x); in place allowed.
   void (*unary)(Unary f, double a, double b, int64_t n, const T* x, T* y);
-  // first (n,) = f'(x), second (n,) = f''(x), almost everywhere. False when f has no such kernel.
-  bool (*unary_derivatives)(Unary f, double a, double b, int64_t n, const T* x, T* first,
+  // first (n,) = f'(x), second (n,) = f''(x), almost everywhere.
+  void (*unary_derivatives)(Unary f, double a, double b, int64_t n, const T* x, T* first,
                             T* second);
   // out (n,) = x op y; in place allowed.
   void (*binary)(Binary op, int64_t n, const T* x, const T* y, T* out);
@@ -89,13 +96,61 @@ struct Kernels {
   void (*loss)(const LossArgs& args, const Targets& targets, int64_t cols, const T* outputs,
                double* loss, double* correct);
 
-  // gradient (features, cols): d loss / d outputs of the same loss; zero in ignored columns. False
-  // when the loss has no such kernel.
-  bool (*loss_gradient)(const LossArgs& args, const Targets& targets, int64_t cols,
+  // gradient (features, cols): d loss / d outputs of the same loss; zero in ignored columns.
+  void (*loss_gradient)(const LossArgs& args, const Targets& targets, int64_t cols,
                         const T* outputs, T* gradient);
   // product (features, cols) = (d^2 loss / d outputs^2) tangent.
   void (*loss_hvp)(const LossArgs& args, const Targets& targets, int64_t cols, const T* outputs,
                    const T* tangent, T* product);
+
+  // Derivatives (reverse.inl): dy is the adjoint of y, r marks a tangent. All but the tangents and
+  // packings add to their outputs. Adjoints and tangents may be null where they are zero.
+  // dst: blocks of 2 * vector_length rows of x (k, cols), each (cols, rows), the last with zeros.
+  void (*pack_columns)(int64_t k, int64_t cols, const T* x, T* dst);
+  // dst = panels of the transpose of src (m, k).
+  void (*pack_transposed)(int64_t m, int64_t k, const T* src, T* dst);
+  // g (m, k) += dy x^T; dy (m, cols) as panels (pack), x (k, cols) as blocks (pack_columns).
+  void (*outer_add)(int64_t m, int64_t k, int64_t cols, const T* dy, const T* x, double* g);
+  // sums (m,) += the rows' sums.
+  void (*row_sums_add)(int64_t m, int64_t cols, const T* x, double* sums);
+  // out (n,) += scale x y; y may be null (ones).
+  void (*product_add)(int64_t n, T scale, const T* x, const T* y, T* out);
+  // gradient = 0 where a relu let nothing through.
+  void (*mask)(int64_t n, const T* output, T* gradient);
+  // x (features, cols): column c times weights[c].
+  void (*scale_columns)(int64_t features, int64_t cols, const T* weights, T* x);
+  // dots (cols,) = the columns' inner products.
+  void (*column_dots)(int64_t features, int64_t cols, const T* x, const T* y, T* dots);
+  // q = x / y.
+  void (*divide_tangent)(int64_t n, const T* y, const T* q, const T* rx, const T* ry, T* rq);
+  void (*divide_reverse)(int64_t n, const T* y, const T* q, const T* dq, T* dx, T* dy);
+  void (*divide_reverse_tangent)(int64_t n, const T* y, const T* q, const T* dq, const T* ry,
+                                 const T* rq, const T* rdq, T* rdx, T* rdy);
+  void (*layer_norm_tangent)(const NormArgs& a, int64_t cols, const T* gain, const T* x,
+                             const T* rx, const T* rgain, const T* rshift, T* ry);
+  void (*layer_norm_reverse)(const NormArgs& a, int64_t cols, const T* gain, const T* x,
+                             const T* dy, T* dx, double* dgain, double* dshift);
+  void (*layer_norm_reverse_tangent)(const NormArgs& a, int64_t cols, const T* gain,
+                                     const T* rgain, const T* x, const T* rx, const T* dy,
+                                     const T* rdy, T* rdx, double* rdgain, double* rdshift);
+  void (*softmax_tangent)(const SoftmaxArgs& a, int64_t cols, const T* y, const T* rx, T* ry);
+  void (*softmax_reverse)(const SoftmaxArgs& a, int64_t cols, const T* y, const T* dy, T* dx);
+  void (*softmax_reverse_tangent)(const SoftmaxArgs& a, int64_t cols, const T* y, const T* ry,
+                                  const T* dy, const T* rdy, T* rdx);
+
+  // A few columns of an orthonormal basis Q (rows, stride); sums in double (basis.inl).
+  // sums (rows,) += Q w.
+  void (*basis_dots)(int64_t rows, int64_t cols, const T* q, int64_t stride, const T* w,
+                     double* sums);
+  // w <- w - Q^T c (c (rows,)), or w = from - Q^T c; norm += the squares of the new w.
+  void (*basis_subtract)(int64_t rows, int64_t cols, const T* q, int64_t stride, const double* c,
+                         T* w, double* norm);
+  void (*basis_subtract_from)(int64_t rows, int64_t cols, const T* q, int64_t stride,
+                              const double* c, const double* from, T* w, double* norm);
+  // w <- factor w, in double, rounded once.
+  void (*scale)(int64_t cols, double factor, T* w);
+  // q . p over cols elements.
+  double (*dot_double)(int64_t cols, const T* q, const double* p);
 
   // Point lanes: here a "column" is (sample, point) with vector_length points innermost, and
   // every parameter is a vector over the points. w (m, k, lanes), bias (m, lanes) or null.

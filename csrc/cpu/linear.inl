@@ -21,9 +21,8 @@ void pack(int64_t m, int64_t k, const T* src, T* dst) {
   const PanelSplit split(m, kRows);
   for (int64_t p = 0; p < split.panels; ++p) {
     const int64_t rows = split.rows(p), first = split.first(p);
-    for (int64_t r = 0; r < rows; ++r)
-      for (int64_t i = 0; i < k; ++i) dst[i * rows + r] = src[(first + r) * k + i];
-    dst += rows * k;
+    for (int64_t i = 0; i < k; ++i)
+      for (int64_t r = 0; r < rows; ++r) *dst++ = src[(first + r) * k + i];
   }
 }
 
@@ -106,40 +105,6 @@ void linear(int64_t m, int64_t cols, int64_t k, const T* packed, const T* x, con
 template <typename T>
 void linear_add(int64_t m, int64_t cols, int64_t k, const T* packed, const T* x, T* y) {
   product<T>(m, cols, k, packed, x, nullptr, Start::kPartial, false, y);
-}
-
-// A Rows x Columns block of dot products over the columns of the tile.
-template <typename T, int Rows, int Columns>
-inline void dots(int64_t k, int64_t cols, const T* dy, const T* x, double* g) {
-  constexpr int N = kLanes<T>;
-  Vec<T> acc[Rows][Columns] = {};
-  for (int64_t c = 0; c < cols; c += N)
-#pragma GCC unroll 4
-    for (int r = 0; r < Rows; ++r)
-#pragma GCC unroll 4
-      for (int i = 0; i < Columns; ++i)
-        acc[r][i] += load<T, N>(dy + r * cols + c) * load<T, N>(x + i * cols + c);
-  for (int r = 0; r < Rows; ++r)
-    for (int i = 0; i < Columns; ++i) {
-      double sum = 0;
-      for (int l = 0; l < N; ++l) sum += double(acc[r][i][l]);
-      g[r * k + i] += sum;
-    }
-}
-
-template <typename T>
-void outer_add(int64_t m, int64_t k, int64_t cols, const T* dy, const T* x, double* g) {
-  constexpr int B = 4;
-  const int64_t full_m = m / B * B, full_k = k / B * B;
-  for (int64_t r = 0; r < m; r += r < full_m ? B : 1)
-    for (int64_t i = 0; i < k; i += i < full_k ? B : 1) {
-      const T *d = dy + r * cols, *v = x + i * cols;
-      double* at = g + r * k + i;
-      if (r < full_m && i < full_k) dots<T, B, B>(k, cols, d, v, at);
-      else if (r < full_m) dots<T, B, 1>(k, cols, d, v, at);
-      else if (i < full_k) dots<T, 1, B>(k, cols, d, v, at);
-      else dots<T, 1, 1>(k, cols, d, v, at);
-    }
 }
 
 // y row = z[0] + c[0] z[1] + ... for a count known at compile time (-1: not known).

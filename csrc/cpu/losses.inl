@@ -162,91 +162,128 @@ void loss(const LossArgs& args, const Targets& targets, int64_t cols, const T* o
     elementwise_losses(args, targets.dense, cols, outputs, loss, correct);
 }
 
-// Supported by the derivatives: cross-entropy of class indices without smoothing, mse.
-inline bool differentiable(const LossArgs& args, const Targets& targets) {
-  if (args.kind == Loss::kMse) return true;
-  return args.kind == Loss::kCrossEntropy && targets.index != nullptr &&
-         args.label_smoothing == 0.0;
-}
-
 template <typename T>
 inline void store_narrow(T* p, VD v) {
   for (int l = 0; l < kD; ++l) p[l] = static_cast<T>(v[l]);
 }
 
-// The weight of the own class of each column, 0 where the column does not count.
-inline VD own_weight(const LossArgs& args, VI y) {
-  VD w{};
-  for (int64_t k = 0; k < args.classes; ++k)
-    w = y == (VI{} + k) ? splat<double, kD>(args.weight != nullptr ? args.weight[k] : 1.0) : w;
-  return w;
-}
-
-// mse: 2 w (v - t). Cross-entropy: w_y (p - onehot(y)).
-template <typename T>
-bool loss_gradient(const LossArgs& args, const Targets& targets, int64_t cols, const T* outputs,
-                   T* gradient) {
-  if (!differentiable(args, targets)) return false;
-  if (args.kind == Loss::kMse) {
-    for (int64_t f = 0; f < args.classes * args.inner; ++f) {
-      const double w = 2.0 * (args.weight != nullptr ? args.weight[f] : 1.0);
-      for (int64_t c = 0; c < cols; ++c) {
-        const int64_t i = f * cols + c;
-        gradient[i] = static_cast<T>(w * (double(outputs[i]) - targets.dense[i]));
-      }
-    }
-    return true;
+// Cross-entropy and nll are sum_k a_k (-l_k) with constant coefficients a of kD columns:
+// (1 - s) w_y [k = y] + s/C w_k for class indices (zero in a column that does not count),
+// w_k ((1 - s) t_k + s/C) for class probabilities t.
+struct Coefficients {
+  const LossArgs& args;
+  const double* dense;  // at the columns, or null
+  VI index{};
+  int64_t stride;
+  Coefficients(const LossArgs& a, const Targets& targets, int64_t at, int64_t step)
+      : args(a), dense(targets.dense != nullptr ? targets.dense + at : nullptr), stride(step) {
+    if (targets.index != nullptr) index = load_index(targets.index + at);
   }
+  VD operator()(int64_t k) const {
+    const double smooth = args.label_smoothing, floor = smooth / double(args.classes);
+    const double w = args.weight != nullptr ? args.weight[k] : 1.0;
+    if (dense != nullptr)
+      return w * (load<double, kD>(dense + k * stride) * (1.0 - smooth) + floor);
+    const VD own = index == (VI{} + k) ? splat<double, kD>(w * (1.0 - smooth)) : VD{};
+    return index < 0 ? VD{} : own + w * floor;
+  }
+  VD sum() const {
+    VD total{};
+    for (int64_t k = 0; k < args.classes; ++k) total += (*this)(k);
+    return total;
+  }
+};
+
+// f(at, stride, shift, coefficients) for kD columns at a time; shift = log sum exp.
+template <typename T, typename F>
+inline void each_class_column(const LossArgs& args, const Targets& targets, int64_t cols,
+                              const T* outputs, F f) {
   const int64_t stride = args.inner * cols;
-  VD shifts[kGroups<T>];
+  VD shifts[kGroups<T>] = {};
   for (int64_t j = 0; j < args.inner; ++j)
     for (int64_t c = 0; c < cols; c += kD) {
       const int64_t at = j * cols + c;
-      if (c % kLanes<T> == 0) log_sum_exp<T>(outputs + at, args.classes, stride, shifts);
-      const VD shift = shifts[c / kD % kGroups<T>];
-      const VI y = load_index(targets.index + at);
-      const VD w = own_weight(args, y);
-      for (int64_t k = 0; k < args.classes; ++k) {
-        const VD p = exp_nonpositive<double, kD>(
-            load_double<T, kD>(outputs + at + k * stride) - shift);
-        const VD d = w * (y == (VI{} + k) ? p - 1.0 : p);
-        store_narrow(gradient + at + k * stride, y < 0 ? VD{} : d);
-      }
+      if (c % kLanes<T> == 0 && args.kind == Loss::kCrossEntropy)
+        log_sum_exp<T>(outputs + at, args.classes, stride, shifts);
+      f(at, stride, shifts[c / kD % kGroups<T>], Coefficients(args, targets, at, stride));
     }
-  return true;
 }
 
-// mse: 2 w r. Cross-entropy: w_y p (r - sum p r).
+// f(at, weight, positive) for kD columns of one feature at a time.
+template <typename F>
+inline void each_element(const LossArgs& args, int64_t cols, F f) {
+  for (int64_t row = 0; row < args.classes * args.inner; ++row) {
+    const double w = args.weight != nullptr ? args.weight[row] : 1.0;
+    const double pos = args.pos_weight != nullptr ? args.pos_weight[row] : 1.0;
+    for (int64_t c = 0; c < cols; c += kD) f(row * cols + c, w, pos);
+  }
+}
+
+// Cross-entropy: (sum a) p - a. nll: -a. mse: 2 w (v - t).
+// bce: w ((1 - t) - q sigmoid(-v)), q = 1 + (pos_weight - 1) t.
+template <typename T>
+void loss_gradient(const LossArgs& args, const Targets& targets, int64_t cols, const T* outputs,
+                   T* gradient) {
+  if (args.kind == Loss::kMse || args.kind == Loss::kBceWithLogits) {
+    each_element(args, cols, [&](int64_t at, double w, double pos) {
+      const VD v = load_double<T, kD>(outputs + at), t = load<double, kD>(targets.dense + at);
+      const VD slope = args.kind == Loss::kMse
+                           ? 2.0 * (v - t)
+                           : (1.0 - t) - (1.0 + (pos - 1.0) * t) * sigmoid<double, kD>(-v);
+      store_narrow(gradient + at, w * slope);
+    });
+    return;
+  }
+  each_class_column<T>(
+      args, targets, cols, outputs, [&](int64_t at, int64_t stride, VD shift, Coefficients a) {
+        const VD sum = a.sum();
+        for (int64_t k = 0; k < args.classes; ++k) {
+          VD d = -a(k);
+          if (args.kind == Loss::kCrossEntropy)
+            d += sum * exp_nonpositive<double, kD>(
+                           load_double<T, kD>(outputs + at + k * stride) - shift);
+          store_narrow(gradient + at + k * stride, sum == 0.0 ? VD{} : d);
+        }
+      });
+}
+
+// Cross-entropy: (sum a) p (r - sum p r). nll: 0. mse: 2 w r. bce: w q sigmoid(v) sigmoid(-v) r.
 template <typename T>
 void loss_hvp(const LossArgs& args, const Targets& targets, int64_t cols, const T* outputs,
               const T* tangent, T* product) {
-  if (args.kind == Loss::kMse) {
-    for (int64_t f = 0; f < args.classes * args.inner; ++f) {
-      const T w = static_cast<T>(2.0 * (args.weight != nullptr ? args.weight[f] : 1.0));
-      for (int64_t c = 0; c < cols; ++c) product[f * cols + c] = w * tangent[f * cols + c];
-    }
+  if (args.kind == Loss::kMse || args.kind == Loss::kBceWithLogits) {
+    each_element(args, cols, [&](int64_t at, double w, double pos) {
+      const VD r = load_double<T, kD>(tangent + at);
+      if (args.kind == Loss::kMse) return store_narrow(product + at, 2.0 * w * r);
+      const VD v = load_double<T, kD>(outputs + at), t = load<double, kD>(targets.dense + at);
+      const VD slope = sigmoid<double, kD>(v) * sigmoid<double, kD>(-v);
+      store_narrow(product + at, w * (1.0 + (pos - 1.0) * t) * slope * r);
+    });
     return;
   }
-  const int64_t stride = args.inner * cols;
-  VD shifts[kGroups<T>];
-  for (int64_t j = 0; j < args.inner; ++j)
-    for (int64_t c = 0; c < cols; c += kD) {
-      const int64_t at = j * cols + c;
-      if (c % kLanes<T> == 0) log_sum_exp<T>(outputs + at, args.classes, stride, shifts);
-      const VD shift = shifts[c / kD % kGroups<T>];
-      const VI y = load_index(targets.index + at);
-      const VD w = own_weight(args, y);
-      const auto probability = [&](int64_t k) {
-        return exp_nonpositive<double, kD>(load_double<T, kD>(outputs + at + k * stride) - shift);
-      };
-      VD mean{};
-      for (int64_t k = 0; k < args.classes; ++k)
-        mean += probability(k) * load_double<T, kD>(tangent + at + k * stride);
-      for (int64_t k = 0; k < args.classes; ++k) {
-        const VD d = w * probability(k) * (load_double<T, kD>(tangent + at + k * stride) - mean);
-        store_narrow(product + at + k * stride, y < 0 ? VD{} : d);
-      }
-    }
+  each_class_column<T>(
+      args, targets, cols, outputs, [&](int64_t at, int64_t stride, VD shift, Coefficients a) {
+        if (args.kind == Loss::kNll) {
+          for (int64_t k = 0; k < args.classes; ++k)
+            store_narrow(product + at + k * stride, VD{});
+          return;
+        }
+        const VD sum = a.sum();
+        VD mean{};
+        for (int64_t k = 0; k < args.classes; ++k) {
+          const int64_t i = at + k * stride;
+          const VD p = exp_nonpositive<double, kD>(load_double<T, kD>(outputs + i) - shift);
+          const VD pr = p * load_double<T, kD>(tangent + i);
+          store_narrow(product + i, p);
+          mean += pr;
+        }
+        for (int64_t k = 0; k < args.classes; ++k) {
+          const int64_t i = at + k * stride;
+          const VD p = load_double<T, kD>(product + i);
+          const VD d = sum * p * (load_double<T, kD>(tangent + i) - mean);
+          store_narrow(product + i, sum == 0.0 ? VD{} : d);
+        }
+      });
 }
 
 }  // namespace

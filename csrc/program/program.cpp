@@ -261,9 +261,10 @@ void Program<T>::set_data(int64_t samples, const T* x) {
   for (int64_t t = 0; t < tiles_; ++t) {
     const int64_t cols = tile_columns(t), stride = padded_columns(t);
     T* dst = x_.data() + t * features * tile_;
-    for (int64_t c = 0; c < cols; ++c)
+    // Padding columns repeat the last sample: what is finite for the samples is finite there.
+    for (int64_t c = 0; c < stride; ++c)
       for (int64_t f = 0; f < features; ++f)
-        dst[f * stride + c] = x[(t * tile_ + c) * features + f];
+        dst[f * stride + c] = x[(t * tile_ + std::min(c, cols - 1)) * features + f];
   }
 }
 

@@ -1,0 +1,17 @@
+// What the parts of the pybind11 module share.
+#pragma once
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+
+namespace pylandscape {
+
+using Address = uintptr_t;
+template <typename T>
+const T* in(Address a) { return reinterpret_cast<const T*>(a); }
+template <typename T>
+T* out(Address a) { return reinterpret_cast<T*>(a); }
+
+void bind_lanczos(pybind11::module_& m);
+
+}  // namespace pylandscape

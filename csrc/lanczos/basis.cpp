@@ -1,0 +1,98 @@
+#include "lanczos/basis.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace pylandscape {
+namespace {
+
+constexpr int64_t kChunkBytes = 384 * 1024;  // of the basis: less than half of the L2 cache
+constexpr int64_t kGroupColumns = 16384;     // columns that are worth a work item of their own
+
+}  // namespace
+
+template <typename B>
+BasisPasses<B>::BasisPasses(int64_t n)
+    : kernels_(cpu::kernels<B>()),
+      n_(n),
+      groups_(std::clamp<int64_t>(n / kGroupColumns, 1, kGroups)) {}
+
+template <typename B>
+int64_t BasisPasses<B>::chunk(int64_t rows) const {
+  const int64_t fit = kChunkBytes / (static_cast<int64_t>(sizeof(B)) * std::max<int64_t>(1, rows));
+  return std::clamp<int64_t>(fit / 64 * 64, 256, 8192);
+}
+
+template <typename B>
+void BasisPasses<B>::run(std::vector<Job*>& jobs, bool removes, const Parallel& parallel) {
+  const int64_t count = static_cast<int64_t>(jobs.size()) * groups_;
+  std::vector<std::vector<double>> sums(count);
+  std::vector<double> norms(count);
+  Items(count, parallel, {}).run([&](int, int64_t item) {
+    Job& job = *jobs[item / groups_];
+    const int64_t group = item % groups_, step = chunk(job.rows);
+    std::vector<double>& sum = sums[item];
+    sum.assign(job.rows, 0.0);
+    double norm = 0;
+    for (int64_t c = begin(group); c < end(group); c += step) {
+      const int64_t cols = std::min(step, end(group) - c);
+      const B* q = job.basis + c;
+      if (removes) {
+        kernels_.basis_subtract(job.rows, cols, q, n_, job.in.data(), job.w + c, &norm);
+      } else if (job.from != nullptr) {
+        kernels_.basis_subtract_from(job.rows - job.first_local, cols, q + job.first_local * n_,
+                                     n_, job.local.data(), job.from + c, job.w + c, &norm);
+      }
+      if (job.measures) kernels_.basis_dots(job.rows, cols, q, n_, job.w + c, sum.data());
+    }
+    norms[item] = norm;
+  });
+  for (size_t j = 0; j < jobs.size(); ++j) {
+    Job& job = *jobs[j];
+    job.out.assign(job.rows, 0.0);
+    double norm = 0;
+    for (int64_t g = 0; g < groups_; ++g) {
+      const int64_t item = static_cast<int64_t>(j) * groups_ + g;
+      for (int64_t r = 0; r < job.rows; ++r) job.out[r] += sums[item][r];
+      norm += norms[item];
+    }
+    job.norm = std::sqrt(norm);
+  }
+}
+
+template <typename B>
+void BasisPasses<B>::project(std::vector<Job*>& jobs, const Parallel& parallel) {
+  run(jobs, false, parallel);
+}
+template <typename B>
+void BasisPasses<B>::remove(std::vector<Job*>& jobs, const Parallel& parallel) {
+  run(jobs, true, parallel);
+}
+
+template <typename B>
+void BasisPasses<B>::normalize(std::vector<Job*>& jobs, const Parallel& parallel) {
+  Items(static_cast<int64_t>(jobs.size()) * groups_, parallel, {}).run([&](int, int64_t item) {
+    const Job& job = *jobs[item / groups_];
+    const int64_t from = begin(item % groups_), to = end(item % groups_);
+    kernels_.scale(to - from, 1.0 / job.norm, job.w + from);
+  });
+}
+
+template <typename B>
+std::vector<double> BasisPasses<B>::dots(
+    const std::vector<std::pair<const B*, const double*>>& pairs, const Parallel& parallel) {
+  const int64_t count = static_cast<int64_t>(pairs.size()) * groups_;
+  std::vector<double> parts(count), found(pairs.size());
+  Items(count, parallel, {}).run([&](int, int64_t item) {
+    const auto& [q, p] = pairs[item / groups_];
+    const int64_t from = begin(item % groups_), to = end(item % groups_);
+    parts[item] = kernels_.dot_double(to - from, q + from, p + from);
+  });
+  for (int64_t i = 0; i < count; ++i) found[i / groups_] += parts[i];
+  return found;
+}
+
+template class BasisPasses<float>;
+template class BasisPasses<double>;
+
+}  // namespace pylandscape

@@ -1,0 +1,462 @@
+// The passes of Derivatives over the ops of one tile. dy: adjoint of y; a leading r: tangent.
+#include <algorithm>
+#include <numeric>
+
+#include "program/derivatives.h"
+
+namespace pylandscape {
+namespace {
+
+cpu::NormArgs norm_of(const Op& op) { return {op.outer, op.k, op.a}; }
+cpu::SoftmaxArgs softmax_of(const Op& op) { return {op.log, op.outer, op.k, op.inner}; }
+
+// f(part, offset in the output, rows) for the parts of a concatenation, in order.
+template <typename F>
+void each_part(const Op& op, const std::vector<int64_t>& slots, F f) {
+  int64_t offset = 0;
+  for (int64_t o = 0; o < op.outer; ++o)
+    for (const int slot : op.inputs) {
+      const int64_t rows = slots[slot] / op.outer;
+      f(slot, o * rows, offset, rows);
+      offset += rows;
+    }
+}
+
+}  // namespace
+
+template <typename T>
+const T* Derivatives<T>::value(int64_t tile, const Primal& primal, int slot) const {
+  const Program<T>& p = program_;
+  return slot == 0 ? p.x_.data() + tile * p.slots_[0] * p.tile_
+                   : primal.values.data() + row_[slot] * p.tile_;
+}
+
+template <typename T>
+cpu::Targets Derivatives<T>::targets(int64_t tile) const {
+  const Program<T>& p = program_;
+  const int64_t at = tile * p.target_rows_ * p.tile_;
+  cpu::Targets found;
+  if (p.index_.size() > 0) found.index = p.index_.data() + at;
+  if (p.dense_.size() > 0) found.dense = p.dense_.data() + at;
+  return found;
+}
+
+// A padding column weighs nothing: with a zero seed, all of its adjoints are zero.
+template <typename T>
+void Derivatives<T>::clear_padding(int64_t tile, T* seed) const {
+  const Program<T>& p = program_;
+  const int64_t cols = p.padded_columns(tile), samples = p.tile_columns(tile);
+  for (int64_t f = 0; f < p.slots_[p.output_]; ++f)
+    std::fill(seed + f * cols + samples, seed + (f + 1) * cols, T(0));
+}
+
+template <typename T>
+double Derivatives<T>::primal(int64_t t, Primal& to, double* gradient) const {
+  const Program<T>& p = program_;
+  const int64_t cols = p.padded_columns(t);
+  forward(t, to);
+  std::vector<double> terms(cols);
+  const T* outputs = value(t, to, p.output_);
+  kernels_.loss(p.loss_, targets(t), cols, outputs, terms.data(), nullptr);
+  const double loss =
+      std::accumulate(terms.begin(), terms.begin() + p.tile_columns(t), 0.0);
+  std::fill_n(to.adjoints.data(), to.adjoints.size(), T(0));
+  T* seed = at(to.adjoints, p.output_);
+  if (seed == nullptr) return loss;  // no parameter reaches the output
+  kernels_.loss_gradient(p.loss_, targets(t), cols, outputs, seed);
+  clear_padding(t, seed);
+  reverse(t, to, to.adjoints, to.panels.data(), gradient);
+  for (const Op& op : p.ops_) {  // f'' dy, which a tangent meets again and again
+    if (op.kind != OpKind::kUnary || !moves_[op.output]) continue;
+    T* curved = at(to.curved, op.output);
+    kernels_.binary(cpu::Binary::kMul, p.slots_[op.output] * cols, curved,
+                    at(to.adjoints, op.output), curved);
+  }
+  return loss;
+}
+
+template <typename T>
+void Derivatives<T>::forward(int64_t t, Primal& to) const {
+  const Program<T>& p = program_;
+  const int64_t cols = p.padded_columns(t);
+  for (size_t i = 0; i < p.ops_.size(); ++i) {
+    const Op& op = p.ops_[i];
+    const int64_t start = row_[op.output] * p.tile_, size = p.slots_[op.output] * cols;
+    const T* x = op.inputs.empty() ? nullptr : value(t, to, op.inputs[0]);
+    const T *w = packed(theta_, op.weight), *b = packed(theta_, op.bias);
+    T* y = to.values.data() + start;
+    switch (op.kind) {
+      case OpKind::kLinear:
+        for (int64_t o = 0; o < op.outer; ++o)
+          kernels_.linear(op.m, cols, op.k, w, x + o * op.k * cols, b, op.relu,
+                          y + o * op.m * cols);
+        if (columns_at_[i] >= 0) {
+          const int64_t width = 2 * kernels_.vector_length;
+          const int64_t step = (op.k + width - 1) / width * width * cols;
+          for (int64_t o = 0; o < op.outer; ++o)
+            kernels_.pack_columns(op.k, cols, x + o * op.k * cols,
+                                  to.columns.data() + columns_at_[i] + o * step);
+        }
+        break;
+      case OpKind::kUnary:
+        kernels_.unary(op.unary, op.a, op.b, size, x, y);
+        if (moves_[op.output])
+          kernels_.unary_derivatives(op.unary, op.a, op.b, size, x, to.first.data() + start,
+                                     to.curved.data() + start);
+        break;
+      case OpKind::kBinary:
+        kernels_.binary(op.binary, size, x, value(t, to, op.inputs[1]), y);
+        break;
+      case OpKind::kLayerNorm:
+        kernels_.layer_norm(op.outer, op.k, cols, op.a, w, b, x, y);
+        break;
+      case OpKind::kSoftmax:
+        kernels_.softmax(op.log, op.outer, op.k, op.inner, cols, x, y);
+        break;
+      case OpKind::kConcat:
+        each_part(op, p.slots_, [&](int slot, int64_t from, int64_t offset, int64_t rows) {
+          std::copy_n(value(t, to, slot) + from * cols, rows * cols, y + offset * cols);
+        });
+        break;
+      case OpKind::kExpand:
+        for (int64_t f = 0; f < p.slots_[op.output]; ++f)
+          std::fill_n(y + f * cols, cols, w[op.index[f]]);
+        break;
+    }
+  }
+}
+
+template <typename T>
+void Derivatives<T>::reverse(int64_t t, const Primal& primal, const Buffer<T>& adjoints, T* panels,
+                             double* gradient) const {
+  const Program<T>& p = program_;
+  const int64_t cols = p.padded_columns(t);
+  for (size_t i = p.ops_.size(); i-- > 0;) {
+    const Op& op = p.ops_[i];
+    if (!moves_[op.output]) continue;
+    const int64_t size = p.slots_[op.output] * cols;
+    T* dy = at(adjoints, op.output);
+    T* dx = op.inputs.empty() ? nullptr : at(adjoints, op.inputs[0]);
+    double* dw = gradient == nullptr ? nullptr : target(op.weight, gradient);
+    double* db = gradient == nullptr ? nullptr : target(op.bias, gradient);
+    switch (op.kind) {
+      case OpKind::kLinear: {  // dW = dy x^T, db = dy 1, dx = W^T dy
+        if (op.relu) kernels_.mask(size, value(t, primal, op.output), dy);
+        const int64_t width = 2 * kernels_.vector_length;
+        const int64_t step = (op.k + width - 1) / width * width * cols;
+        for (int64_t o = 0; o < op.outer; ++o) {
+          const T* d = dy + o * op.m * cols;
+          if (panels_at_[i] >= 0) {
+            T* to = panels + panels_at_[i] + o * op.m * cols;
+            kernels_.pack(op.m, cols, d, to);
+            if (dw != nullptr)
+              kernels_.outer_add(op.m, op.k, cols, to,
+                                 primal.columns.data() + columns_at_[i] + o * step, dw);
+          }
+          if (db != nullptr) kernels_.row_sums_add(op.m, cols, d, db);
+          if (dx != nullptr)
+            kernels_.linear_add(op.k, cols, op.m,
+                                theta_.transposed.data() + p.uses_[op.weight].packed, d,
+                                dx + o * op.k * cols);
+        }
+        break;
+      }
+      case OpKind::kUnary:
+        kernels_.product_add(size, T(1), at(primal.first, op.output), dy, dx);
+        break;
+      case OpKind::kBinary: {
+        const int other = op.inputs[1];
+        T* dz = at(adjoints, other);
+        if (op.binary == cpu::Binary::kDiv) {
+          // A side that does not depend on theta gets its adjoint into scratch rows of its own.
+          std::vector<T> unused(dx == nullptr || dz == nullptr ? size : 0);
+          kernels_.divide_reverse(size, value(t, primal, other), value(t, primal, op.output), dy,
+                                  dx != nullptr ? dx : unused.data(),
+                                  dz != nullptr ? dz : unused.data());
+          break;
+        }
+        const bool product = op.binary == cpu::Binary::kMul;
+        const T sign = op.binary == cpu::Binary::kSub ? T(-1) : T(1);
+        if (dx != nullptr)
+          kernels_.product_add(size, T(1), dy, product ? value(t, primal, other) : nullptr, dx);
+        if (dz != nullptr)
+          kernels_.product_add(size, sign, dy, product ? value(t, primal, op.inputs[0]) : nullptr,
+                               dz);
+        break;
+      }
+      case OpKind::kLayerNorm:
+        kernels_.layer_norm_reverse(norm_of(op), cols, packed(theta_, op.weight),
+                                    value(t, primal, op.inputs[0]), dy, dx, dw, db);
+        break;
+      case OpKind::kSoftmax:
+        kernels_.softmax_reverse(softmax_of(op), cols, value(t, primal, op.output), dy, dx);
+        break;
+      case OpKind::kConcat:
+        each_part(op, p.slots_, [&](int slot, int64_t from, int64_t offset, int64_t rows) {
+          T* to = at(adjoints, slot);
+          if (to == nullptr) return;
+          kernels_.product_add(rows * cols, T(1), dy + offset * cols, nullptr, to + from * cols);
+        });
+        break;
+      case OpKind::kExpand:
+        for (int64_t f = 0; dw != nullptr && f < p.slots_[op.output]; ++f)
+          kernels_.row_sums_add(1, cols, dy + f * cols, dw + op.index[f]);
+        break;
+    }
+  }
+}
+
+// R-operator, forward: the tangent of every value along v.
+template <typename T>
+void Derivatives<T>::tangent_forward(int64_t t, const Primal& primal, const Vector& v,
+                                     Work& work) const {
+  const Program<T>& p = program_;
+  const int64_t cols = p.padded_columns(t);
+  for (const Op& op : p.ops_) {
+    if (!moves_[op.output]) continue;
+    const int64_t size = p.slots_[op.output] * cols;
+    const int x = op.inputs.empty() ? -1 : op.inputs[0];
+    const T* rx = x < 0 ? nullptr : at(work.values, x);
+    const T* rw = in_theta(op.weight) ? packed(v, op.weight) : nullptr;
+    const T* rb = in_theta(op.bias) ? packed(v, op.bias) : nullptr;
+    T* ry = at(work.values, op.output);
+    switch (op.kind) {
+      case OpKind::kLinear:  // Ry = V x + W Rx + Rb
+        for (int64_t o = 0; o < op.outer; ++o) {
+          T* out = ry + o * op.m * cols;
+          const T* w = packed(theta_, op.weight);
+          if (rw != nullptr)
+            kernels_.linear(op.m, cols, op.k, rw, value(t, primal, x) + o * op.k * cols, rb, false,
+                            out);
+          if (rx == nullptr && rw == nullptr)
+            for (int64_t r = 0; r < op.m; ++r)
+              std::fill_n(out + r * cols, cols, rb != nullptr ? rb[r] : T(0));
+          if (rx != nullptr && rw != nullptr)
+            kernels_.linear_add(op.m, cols, op.k, w, rx + o * op.k * cols, out);
+          if (rx != nullptr && rw == nullptr)
+            kernels_.linear(op.m, cols, op.k, w, rx + o * op.k * cols, rb, false, out);
+        }
+        if (op.relu) kernels_.mask(size, value(t, primal, op.output), ry);
+        break;
+      case OpKind::kUnary:
+        kernels_.binary(cpu::Binary::kMul, size, at(primal.first, op.output), rx, ry);
+        break;
+      case OpKind::kBinary: {
+        const int other = op.inputs[1];
+        const T* rz = at(work.values, other);
+        if (op.binary == cpu::Binary::kDiv) {
+          kernels_.divide_tangent(size, value(t, primal, other), value(t, primal, op.output), rx,
+                                  rz, ry);
+          break;
+        }
+        const bool product = op.binary == cpu::Binary::kMul;
+        const T sign = op.binary == cpu::Binary::kSub ? T(-1) : T(1);
+        std::fill_n(ry, size, T(0));
+        if (rx != nullptr)
+          kernels_.product_add(size, T(1), rx, product ? value(t, primal, other) : nullptr, ry);
+        if (rz != nullptr)
+          kernels_.product_add(size, sign, rz, product ? value(t, primal, x) : nullptr, ry);
+        break;
+      }
+      case OpKind::kLayerNorm:
+        kernels_.layer_norm_tangent(norm_of(op), cols, packed(theta_, op.weight),
+                                    value(t, primal, x), rx, rw, rb, ry);
+        break;
+      case OpKind::kSoftmax:
+        kernels_.softmax_tangent(softmax_of(op), cols, value(t, primal, op.output), rx, ry);
+        break;
+      case OpKind::kConcat:
+        each_part(op, p.slots_, [&](int slot, int64_t from, int64_t offset, int64_t rows) {
+          const T* r = at(work.values, slot);
+          T* out = ry + offset * cols;
+          if (r != nullptr) std::copy_n(r + from * cols, rows * cols, out);
+          else std::fill_n(out, rows * cols, T(0));
+        });
+        break;
+      case OpKind::kExpand:
+        for (int64_t f = 0; f < p.slots_[op.output]; ++f)
+          std::fill_n(ry + f * cols, cols, rw[op.index[f]]);
+        break;
+    }
+  }
+}
+
+// R-operator, backward: the tangent of every adjoint along v, from the output's; out (n,) += H v.
+template <typename T>
+void Derivatives<T>::tangent_reverse(int64_t t, const Primal& primal, const Vector& v, Work& work,
+                                     double* out) const {
+  const Program<T>& p = program_;
+  const int64_t cols = p.padded_columns(t);
+  for (size_t i = p.ops_.size(); i-- > 0;) {
+    const Op& op = p.ops_[i];
+    if (!moves_[op.output]) continue;
+    const int64_t size = p.slots_[op.output] * cols;
+    const int x = op.inputs.empty() ? -1 : op.inputs[0];
+    const T* dy = at(primal.adjoints, op.output);
+    const T* rx = x < 0 ? nullptr : at(work.values, x);
+    T* rdy = at(work.adjoints, op.output);
+    T* rdx = x < 0 ? nullptr : at(work.adjoints, x);
+    double *rdw = target(op.weight, out), *rdb = target(op.bias, out);
+    switch (op.kind) {
+      case OpKind::kLinear: {
+        // R(dW) = R(dy) x^T + dy Rx^T; R(dx) = W^T R(dy) + V^T dy. dy is masked already.
+        if (op.relu) kernels_.mask(size, value(t, primal, op.output), rdy);
+        const int64_t width = 2 * kernels_.vector_length;
+        const int64_t step = (op.k + width - 1) / width * width * cols;
+        for (int64_t o = 0; o < op.outer; ++o) {
+          const T *d = dy + o * op.m * cols, *rd = rdy + o * op.m * cols;
+          if (rdw != nullptr) {
+            T *panels = work.panels.data(), *columns = work.columns.data();
+            kernels_.pack(op.m, cols, rd, panels);
+            kernels_.outer_add(op.m, op.k, cols, panels,
+                               primal.columns.data() + columns_at_[i] + o * step, rdw);
+            if (rx != nullptr) {
+              kernels_.pack_columns(op.k, cols, rx + o * op.k * cols, columns);
+              kernels_.outer_add(op.m, op.k, cols,
+                                 primal.panels.data() + panels_at_[i] + o * op.m * cols, columns,
+                                 rdw);
+            }
+          }
+          if (rdb != nullptr) kernels_.row_sums_add(op.m, cols, rd, rdb);
+          if (rdx == nullptr) continue;
+          const int64_t at = p.uses_[op.weight].packed;
+          kernels_.linear_add(op.k, cols, op.m, theta_.transposed.data() + at, rd,
+                              rdx + o * op.k * cols);
+          if (rdw != nullptr)
+            kernels_.linear_add(op.k, cols, op.m, v.transposed.data() + at, d,
+                                rdx + o * op.k * cols);
+        }
+        break;
+      }
+      case OpKind::kUnary:  // R(dx) = f' R(dy) + (f'' dy) Rx
+        kernels_.product_add(size, T(1), at(primal.first, op.output), rdy, rdx);
+        kernels_.product_add(size, T(1), at(primal.curved, op.output), rx, rdx);
+        break;
+      case OpKind::kBinary: {
+        const int other = op.inputs[1];
+        const T* rz = at(work.values, other);
+        T* rdz = at(work.adjoints, other);
+        if (op.binary == cpu::Binary::kDiv) {
+          std::vector<T> unused(rdx == nullptr || rdz == nullptr ? size : 0);
+          kernels_.divide_reverse_tangent(size, value(t, primal, other),
+                                          value(t, primal, op.output), dy, rz,
+                                          at(work.values, op.output), rdy,
+                                          rdx != nullptr ? rdx : unused.data(),
+                                          rdz != nullptr ? rdz : unused.data());
+          break;
+        }
+        const bool product = op.binary == cpu::Binary::kMul;
+        const T sign = op.binary == cpu::Binary::kSub ? T(-1) : T(1);
+        if (rdx != nullptr) {
+          kernels_.product_add(size, T(1), rdy, product ? value(t, primal, other) : nullptr, rdx);
+          if (product && rz != nullptr) kernels_.product_add(size, T(1), dy, rz, rdx);
+        }
+        if (rdz != nullptr) {
+          kernels_.product_add(size, sign, rdy, product ? value(t, primal, x) : nullptr, rdz);
+          if (product && rx != nullptr) kernels_.product_add(size, T(1), dy, rx, rdz);
+        }
+        break;
+      }
+      case OpKind::kLayerNorm:
+        kernels_.layer_norm_reverse_tangent(
+            norm_of(op), cols, packed(theta_, op.weight),
+            in_theta(op.weight) ? packed(v, op.weight) : nullptr, value(t, primal, x), rx, dy, rdy,
+            rdx, rdw, rdb);
+        break;
+      case OpKind::kSoftmax:
+        kernels_.softmax_reverse_tangent(softmax_of(op), cols, value(t, primal, op.output),
+                                         at(work.values, op.output), dy, rdy, rdx);
+        break;
+      case OpKind::kConcat:
+        each_part(op, p.slots_, [&](int slot, int64_t from, int64_t offset, int64_t rows) {
+          T* to = at(work.adjoints, slot);
+          if (to == nullptr) return;
+          kernels_.product_add(rows * cols, T(1), rdy + offset * cols, nullptr, to + from * cols);
+        });
+        break;
+      case OpKind::kExpand:
+        for (int64_t f = 0; rdw != nullptr && f < p.slots_[op.output]; ++f)
+          kernels_.row_sums_add(1, cols, rdy + f * cols, rdw + op.index[f]);
+        break;
+    }
+  }
+}
+
+template <typename T>
+void Derivatives<T>::product(Matrix matrix, int64_t t, const Primal& primal, const Vector& v,
+                             Work& work, double* out) const {
+  const Program<T>& p = program_;
+  const int64_t cols = p.padded_columns(t), features = p.slots_[p.output_];
+  if (!moves_[p.output_]) return;
+  tangent_forward(t, primal, v, work);
+  std::fill_n(work.adjoints.data(), work.adjoints.size(), T(0));
+  T* seed = at(work.adjoints, p.output_);
+  if (matrix == Matrix::kCovariance) {  // sum_i (grad l_i) (grad l_i . v)
+    T* weights = work.dots.data();
+    const T* slopes = at(primal.adjoints, p.output_);
+    kernels_.column_dots(features, cols, slopes, at(work.values, p.output_), weights);
+    std::copy_n(slopes, features * cols, seed);
+    kernels_.scale_columns(features, cols, weights, seed);
+  } else {
+    kernels_.loss_hvp(p.loss_, targets(t), cols, value(t, primal, p.output_),
+                      at(work.values, p.output_), seed);
+    clear_padding(t, seed);
+  }
+  if (matrix == Matrix::kHessian) tangent_reverse(t, primal, v, work, out);
+  else reverse(t, primal, work.adjoints, work.panels.data(), out);
+}
+
+template <typename T>
+void Derivatives<T>::add_sample_gradients(int64_t t, const Primal& primal, T* out) const {
+  const Program<T>& p = program_;
+  const int64_t cols = p.padded_columns(t), samples = p.tile_columns(t), n = p.n_;
+  for (const Op& op : p.ops_) {
+    if (!moves_[op.output]) continue;
+    const T* dy = at(primal.adjoints, op.output);
+    const int64_t weight = in_theta(op.weight) ? p.uses_[op.weight].source : -1;
+    const int64_t bias = in_theta(op.bias) ? p.uses_[op.bias].source : -1;
+    const T* x = op.inputs.empty() ? nullptr : value(t, primal, op.inputs[0]);
+    if (op.kind == OpKind::kLayerNorm) {  // lane by lane through the kernel
+      const int64_t lanes = kernels_.vector_length;
+      std::vector<double> sums(2 * op.k);
+      Buffer<T> one(2 * p.slots_[op.output] * lanes);
+      for (int64_t c = 0; c < samples; ++c) {
+        for (int64_t f = 0; f < p.slots_[op.output]; ++f)
+          for (int64_t l = 0; l < lanes; ++l) {
+            one.data()[f * lanes + l] = x[f * cols + c];
+            one.data()[(p.slots_[op.output] + f) * lanes + l] = l == 0 ? dy[f * cols + c] : T(0);
+          }
+        std::fill(sums.begin(), sums.end(), 0.0);
+        kernels_.layer_norm_reverse(norm_of(op), lanes, packed(theta_, op.weight), one.data(),
+                                    one.data() + p.slots_[op.output] * lanes, nullptr, sums.data(),
+                                    sums.data() + op.k);
+        for (int64_t f = 0; f < op.k; ++f) {
+          if (weight >= 0) out[c * n + weight + f] += static_cast<T>(sums[f]);
+          if (bias >= 0) out[c * n + bias + f] += static_cast<T>(sums[op.k + f]);
+        }
+      }
+      continue;
+    }
+    for (int64_t c = 0; c < samples; ++c) {
+      T* row = out + c * n;
+      if (op.kind == OpKind::kExpand && weight >= 0)
+        for (int64_t f = 0; f < p.slots_[op.output]; ++f)
+          row[weight + op.index[f]] += dy[f * cols + c];
+      if (op.kind != OpKind::kLinear) continue;
+      for (int64_t o = 0; o < op.outer; ++o)
+        for (int64_t r = 0; r < op.m; ++r) {
+          const T d = dy[(o * op.m + r) * cols + c];
+          if (bias >= 0) row[bias + r] += d;
+          if (weight < 0 || d == T(0)) continue;
+          const T* from = x + o * op.k * cols + c;
+          T* to = row + weight + r * op.k;
+          for (int64_t f = 0; f < op.k; ++f) to[f] += d * from[f * cols];
+        }
+    }
+  }
+}
+
+template class Derivatives<float>;
+template class Derivatives<double>;
+
+}  // namespace pylandscape

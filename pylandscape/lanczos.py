@@ -1,0 +1,217 @@
+"""The Python side of the Lanczos driver (csrc/lanczos): memory, products, checkpoints, T."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ._native import core
+from .errors import InvalidArgument
+from .operators import SymmetricOperator
+
+Array = NDArray[np.float64]
+
+_DRIVERS = {torch.float32: core.LanczosF32, torch.float64: core.LanczosF64}
+REORTHOGONALIZE = ("full", "partial", "none")
+RUNNING, NOT_FINITE = core.Outcome.running, core.Outcome.not_finite
+_OUTCOMES = {
+    core.Outcome.running: "complete",
+    core.Outcome.breakdown: "breakdown",
+    core.Outcome.exhausted: "exhausted",
+    core.Outcome.not_finite: "not finite",
+}
+
+
+class Lanczos:
+    """A Q^T = Q^T T + r e^T for several starts at once: full, partial or no reorthogonalisation.
+
+    Args:
+        operator: the symmetric matrix A (n, n).
+        starts: (s, n), one row per start, not zero; normalised here.
+        steps: most rows of T; at most n are ever made.
+        dtype: of the basis, torch.float32 or float64; default the operator's. Sums and T are
+            float64 always.
+        reorthogonalize: "full": every vector against all before it, until only rounding is left
+            (Gram-Schmidt with a measured second pass; Giraud et al. 2005). "partial": where the
+            recurrence of Simon (1984) asks for it. "none": the three-term recurrence alone, whose
+            Ritz values repeat.
+        fresh: after a breakdown go on with a random vector orthogonal to all before.
+        seed: of these random vectors.
+        workspace: file that holds the basis (s (steps + 1) n numbers) instead of memory.
+
+    A start ends with `outcome`: "complete" (all steps), "breakdown" (beta <= eps ||T||: the Krylov
+    space is invariant), "exhausted" (n steps), "not finite" (a product with NaN or infinity; what
+    came before is kept).
+    """
+
+    def __init__(
+        self,
+        operator: SymmetricOperator,
+        starts: Tensor,
+        steps: int,
+        *,
+        dtype: torch.dtype | None = None,
+        reorthogonalize: str = "full",
+        fresh: bool = False,
+        seed: int = 0,
+        workspace: str | Path | None = None,
+    ) -> None:
+        n = operator.n
+        if starts.dim() != 2 or starts.shape[1] != n or len(starts) < 1:
+            raise InvalidArgument(f"starts: expected shape (s, {n}), got {tuple(starts.shape)}")
+        if steps < 1:
+            raise InvalidArgument(f"steps: expected at least 1, got {steps}")
+        if reorthogonalize not in REORTHOGONALIZE:
+            raise InvalidArgument(
+                f"reorthogonalize: expected one of {', '.join(REORTHOGONALIZE)}, "
+                f"got {reorthogonalize!r}"
+            )
+        self.operator, self.n, self.count = operator, n, len(starts)
+        self.dtype = dtype or operator.dtype
+        if self.dtype not in _DRIVERS:
+            raise InvalidArgument(
+                f"dtype: expected torch.float32 or torch.float64, got {self.dtype}"
+            )
+        self.most_steps = min(steps, n)
+        shape = (self.count, self.most_steps + 1, n)
+        self.basis = _allocate(shape, self.dtype, workspace)
+        self._given = starts.to("cpu", self.dtype)
+        self.basis[:, 0] = self._given
+        self._driver = _DRIVERS[self.dtype](
+            n, self.count, shape[1], self.basis.data_ptr(),
+            getattr(core.Reorthogonalize, reorthogonalize), fresh, seed % 2**64,
+        )  # fmt: skip
+        try:
+            self._driver.begin()
+        except ValueError as error:
+            raise InvalidArgument(
+                "starts: expected rows that are finite and not zero, got one that is not"
+            ) from error
+
+    def run(self, steps: int | None = None) -> None:
+        """Up to `steps` rows of T for every start; default all. Raises what a product raises."""
+        self._driver.run(self.most_steps if steps is None else steps, self._multiply)
+
+    def load(
+        self,
+        start: int,
+        alpha: Sequence[float],
+        beta: Sequence[float],
+        spikes: Sequence[float] = (),
+        outcome: Any = RUNNING,
+    ) -> None:
+        """Take up a state whose rows are in ``basis`` already, the next vector among them."""
+        self._driver.load(start, list(alpha), list(beta), list(spikes), outcome)
+
+    def steps(self, start: int = 0) -> int:
+        """Rows of T made so far."""
+        return int(self._driver.steps(start))
+
+    def running(self, start: int = 0) -> bool:
+        """Whether this start may go on."""
+        return self._driver.outcome(start) == RUNNING and self.steps(start) < self.most_steps
+
+    def outcome(self, start: int = 0) -> str:
+        """How it ended."""
+        return _OUTCOMES[self._driver.outcome(start)]
+
+    def state(self, start: int = 0) -> tuple[Array, Array, Array, Any]:
+        """alpha (m,), beta (m,), spikes (kept,) and the outcome, as `load` takes them."""
+        d = self._driver
+        values = (np.array(f(start)) for f in (d.alpha, d.beta, d.spikes))
+        alpha, beta, spikes = values
+        return alpha, beta, spikes, d.outcome(start)
+
+    @property
+    def passes(self) -> int:
+        """How often the basis was streamed so far."""
+        return int(self._driver.passes)
+
+    def tridiagonal(self, start: int = 0) -> tuple[Array, float]:
+        """T (m, m) and beta_m; after a restart its first rows are an arrow."""
+        alpha, beta, spikes, _ = self.state(start)
+        m, kept = len(alpha), len(spikes)
+        t = np.diag(alpha)
+        for i in range(kept, m - 1):
+            t[i, i + 1] = t[i + 1, i] = beta[i]
+        if kept and kept < m:
+            t[:kept, kept] = t[kept, :kept] = spikes
+        return t, float(beta[-1]) if m else 0.0
+
+    def ritz(self, start: int = 0) -> tuple[Array, Array, Array]:
+        """Ritz values (m,) ascending, T's eigenvectors (m, m) in columns, residual bounds (m,).
+
+        The bound of value i is beta_m |last component of its vector| = ||A x - value x||.
+        """
+        t, beta = self.tridiagonal(start)
+        values, vectors = np.linalg.eigh(t)
+        bounds = abs(beta * vectors[-1]) if len(t) else np.empty(0)
+        return values, vectors, bounds
+
+    def vectors(self, coefficients: Array, start: int = 0) -> Tensor:
+        """Combinations (k, n) of the basis' rows with the columns of coefficients (m, k)."""
+        m = len(coefficients)
+        c = torch.as_tensor(coefficients.T.copy()).to(self.dtype)
+        return c @ self.basis[start, :m]
+
+    def _multiply(self, count: int, vectors: int, products: int) -> None:
+        operator = self.operator
+        if operator.into is not None and operator.dtype == self.dtype:
+            operator.products += count
+            operator.into(count, vectors, products)
+            return
+        v = _view(vectors, (count, self.n), self.dtype)
+        found = operator(v.clone())
+        if tuple(found.shape) != (count, self.n):
+            raise InvalidArgument(
+                f"operator: expected products of shape {(count, self.n)}, "
+                f"got {tuple(found.shape)}"
+            )
+        _view(products, (count, self.n), torch.float64).copy_(found)
+
+
+def random_starts(n: int, count: int, seed: int, dtype: torch.dtype) -> Tensor:
+    """(count, n) of standard normal numbers, drawn in float64: row i depends on (seed, i) alone."""
+    rows = []
+    for i in range(count):
+        mixed = np.random.SeedSequence([seed % 2**64, i]).generate_state(1, np.uint64)[0]
+        generator = torch.Generator().manual_seed(int(mixed >> 1))
+        rows.append(torch.randn(n, dtype=torch.float64, generator=generator))
+    return torch.stack(rows).to(dtype)
+
+
+@contextmanager
+def watched(total: int, label: str, progress: bool) -> Iterator[Callable[[int], None]]:
+    """A progress bar of products; the function given takes how many are done."""
+    from tqdm import tqdm
+
+    from .sweep import BAR_DELAY
+
+    with tqdm(total=total, desc=label, unit="Av", disable=not progress, delay=BAR_DELAY) as bar:
+
+        def at(done: int) -> None:
+            bar.update(max(0, done - bar.n))
+
+        yield at
+
+
+def _allocate(shape: tuple[int, ...], dtype: torch.dtype, workspace: str | Path | None) -> Tensor:
+    if workspace is None:
+        return torch.empty(shape, dtype=dtype)
+    size = int(np.prod(shape))
+    storage = torch.from_file(str(workspace), shared=True, size=size, dtype=dtype)
+    return storage.view(shape)
+
+
+def _view(address: int, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
+    number = ctypes.c_float if dtype == torch.float32 else ctypes.c_double
+    array = (number * (shape[0] * shape[1])).from_address(address)
+    return torch.from_numpy(np.ctypeslib.as_array(array).reshape(shape))

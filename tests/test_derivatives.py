@@ -1,0 +1,218 @@
+"""Compiled gradients, products and per-sample gradients against float64 double backward."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import pylandscape as pl
+from pylandscape.errors import InvalidArgument
+from pylandscape.losses import KnownLoss, resolve_loss
+
+EPS_FACTOR = 60  # of the largest element, over a dozen ops; 1 to 7 are typical
+
+
+class Everything(nn.Module):
+    """Every kind of op that the program has, on inputs (N, 7), to outputs (N, 5)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(7, 12), nn.Linear(12, 12), nn.Linear(24, 5)
+        self.norm, self.scale = nn.LayerNorm(12), nn.Parameter(torch.randn(12))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(nn.functional.gelu(self.a(x), approximate="tanh"))
+        gate = torch.softmax(self.b(h), -1)
+        h = h * gate + self.scale
+        h = torch.cat([h / (1.5 + torch.sigmoid(gate)), torch.tanh(h) - 0.3 * gate], 1)
+        out: Tensor = self.c(h)
+        return out
+
+
+class Exact:
+    """Dense float64 references of a landscape, by autograd."""
+
+    def __init__(self, model: nn.Module, loss: Any, x: Tensor, y: Tensor) -> None:
+        exact = copy.deepcopy(model).double()
+        x, y = x.double(), y.double() if y.is_floating_point() else y
+        named = dict(exact.named_parameters())
+        known = resolve_loss(loss)
+        assert isinstance(known, KnownLoss)
+
+        def outputs(theta: Tensor) -> Tensor:
+            parts = theta.split([p.numel() for p in named.values()])
+            state = {k: v.view(p.shape) for (k, p), v in zip(named.items(), parts, strict=True)}
+            found: Tensor = torch.func.functional_call(exact, state, (x,))
+            return found
+
+        self.theta = torch.cat([p.detach().flatten() for p in named.values()])
+        self.n = self.theta.numel()
+        shape = outputs(self.theta).shape
+        denominator = known.denominator(y, tuple(shape))
+
+        def loss_of(out: Tensor, rows: slice = slice(None)) -> Tensor:
+            return known.total(out.view(shape)[rows], y[rows]) / denominator
+
+        jacobian = partial(torch.autograd.functional.jacobian, vectorize=True)
+        hessian = partial(torch.autograd.functional.hessian, vectorize=True)
+        self.gradient = jacobian(lambda t: loss_of(outputs(t)), self.theta)
+        self.hessian = hessian(lambda t: loss_of(outputs(t)), self.theta)
+        j = jacobian(outputs, self.theta).reshape(-1, self.n)
+        inner = hessian(loss_of, outputs(self.theta).flatten())
+        self.gauss_newton = j.T @ inner @ j
+        count = len(x)
+
+        def each(theta: Tensor) -> Tensor:
+            out = outputs(theta)
+            return torch.stack([count * loss_of(out, slice(i, i + 1)) for i in range(count)])
+
+        self.sample_gradients = jacobian(each, self.theta)
+        self.covariance = self.sample_gradients.T @ self.sample_gradients / count
+
+
+def error(got: Tensor, want: Tensor, dtype: torch.dtype) -> float:
+    """Largest error in eps of the largest element."""
+    scale = want.abs().max().clamp_min(1e-300)
+    return float((got.double() - want).abs().max() / scale) / torch.finfo(dtype).eps
+
+
+LOSSES: dict[str, tuple[Callable[[], Any], Callable[[int], Tensor]]] = {
+    "cross_entropy": (nn.CrossEntropyLoss, lambda n: torch.randint(0, 5, (n,))),
+    "ignored": (
+        lambda: nn.CrossEntropyLoss(ignore_index=3),
+        lambda n: torch.randint(0, 5, (n,)),
+    ),
+    "weighted and smoothed": (
+        lambda: nn.CrossEntropyLoss(weight=torch.rand(5) + 0.1, label_smoothing=0.1),
+        lambda n: torch.randint(0, 5, (n,)),
+    ),
+    "probabilities": (
+        lambda: nn.CrossEntropyLoss(weight=torch.rand(5) + 0.1),
+        lambda n: torch.softmax(torch.randn(n, 5), 1),
+    ),
+    "sum": (
+        lambda: nn.CrossEntropyLoss(reduction="sum"),
+        lambda n: torch.randint(0, 5, (n,)),
+    ),
+    "mse": (nn.MSELoss, lambda n: torch.randn(n, 5)),
+    "bce": (
+        lambda: nn.BCEWithLogitsLoss(pos_weight=torch.rand(5) * 2),
+        lambda n: torch.rand(n, 5),
+    ),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("name", LOSSES)
+def test_all_products_match_double_backward(name: str, dtype: torch.dtype) -> None:
+    torch.manual_seed(len(name))
+    model = Everything()
+    make_loss, targets = LOSSES[name]
+    loss, x, y = make_loss(), torch.randn(37, 7), targets(37)
+    exact = Exact(model, loss, x, y)
+    model.to(dtype)
+    land = pl.Landscape(
+        model, loss, (x.to(dtype), y.to(dtype) if y.is_floating_point() else y), engine="native"
+    )
+    identity = torch.eye(land.n_params, dtype=dtype)
+    for got, want in (
+        (land.gradient(), exact.gradient),
+        (land.hvp(identity), exact.hessian),
+        (land.gauss_newton_product(identity), exact.gauss_newton),
+        (land.covariance_product(identity), exact.covariance),
+        (land.per_sample_gradients(), exact.sample_gradients),
+    ):
+        assert error(got, want, dtype) <= EPS_FACTOR
+
+
+def test_log_softmax_and_nll_have_the_cross_entropy_hessian() -> None:
+    torch.manual_seed(3)
+    model, x, y = Everything().double(), torch.randn(40, 7).double(), torch.randint(0, 5, (40,))
+    one = pl.Landscape(model, "cross_entropy", (x, y), engine="native")
+    other = pl.Landscape(nn.Sequential(model, nn.LogSoftmax(1)), "nll", (x, y), engine="native")
+    want = one.hessian()
+    assert error(other.hessian(), want, torch.float64) <= EPS_FACTOR
+
+
+@pytest.mark.parametrize("activation", [
+    nn.Tanh, nn.Sigmoid, nn.GELU, nn.SiLU, nn.Softplus, nn.ELU, nn.LeakyReLU, nn.ReLU, nn.Hardtanh,
+])  # fmt: skip
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_every_activation_has_its_second_derivative(
+    activation: type[nn.Module], dtype: torch.dtype
+) -> None:
+    torch.manual_seed(5)
+    model = nn.Sequential(nn.Linear(6, 9), activation(), nn.Linear(9, 8), activation(),
+                          nn.Linear(8, 3))  # fmt: skip
+    x, y = torch.randn(50, 6), torch.randint(0, 3, (50,))
+    exact = Exact(model, "cross_entropy", x, y)
+    land = pl.Landscape(model.to(dtype), "cross_entropy", (x.to(dtype), y), engine="native")
+    assert error(land.hessian(), exact.hessian, dtype) <= EPS_FACTOR
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 40), min_size=2, max_size=4),
+    samples=st.integers(1, 70),
+    seed=st.integers(0, 2**31),
+)
+def test_random_networks_match(sizes: list[int], samples: int, seed: int) -> None:
+    torch.manual_seed(seed)
+    layers: list[nn.Module] = []
+    for i in range(len(sizes) - 1):
+        layers += [nn.Linear(sizes[i], sizes[i + 1], bias=seed % 3 > 0), nn.Tanh()]
+    model = nn.Sequential(*layers, nn.Linear(sizes[-1], 2)).double()
+    x, y = torch.randn(samples, sizes[0]).double(), torch.randint(0, 2, (samples,))
+    land = pl.Landscape(model, "cross_entropy", (x, y), engine="native")
+    torch_land = pl.Landscape(model, "cross_entropy", (x, y), engine="torch")
+    v = torch.randn(3, land.n_params, dtype=torch.float64)
+    assert error(land.hvp(v), torch_land.hvp(v), torch.float64) <= EPS_FACTOR * samples
+
+
+def test_blocks_threads_and_memory_do_not_change_the_bits() -> None:
+    torch.manual_seed(0)
+    model, x, y = Everything(), torch.randn(900, 7), torch.randint(0, 5, (900,))
+    land = pl.Landscape(model, "cross_entropy", (x, y), engine="native")
+    v = torch.randn(21, land.n_params)
+    want = land.hvp(v)
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            assert torch.equal(land.hvp(v), want)
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(torch.stack([land.hvp(row) for row in v]), want)
+    small = pl.Landscape(model, "cross_entropy", (x, y), engine="native", memory=0)
+    assert torch.equal(small.hvp(v), want)
+    assert torch.equal(small.per_sample_gradients(), land.per_sample_gradients())
+    assert torch.equal(small.gradient(), land.gradient())
+
+
+def test_frozen_parameters_are_constants_of_the_products() -> None:
+    torch.manual_seed(2)
+    model, x, y = Everything().double(), torch.randn(30, 7).double(), torch.randint(0, 5, (30,))
+    whole = pl.Landscape(model, "cross_entropy", (x, y), engine="native")
+    part = pl.Landscape(
+        model, "cross_entropy", (x, y), engine="native", params=["b.*", "c.bias", "scale"]
+    )
+    at = torch.cat([
+        torch.arange(whole.layout[e.name].offset, whole.layout[e.name].offset + e.numel)
+        for e in part.layout.entries
+    ])  # fmt: skip
+    assert error(part.hessian(), whole.hessian()[at][:, at], torch.float64) <= EPS_FACTOR
+
+
+def test_a_wrong_shape_is_named() -> None:
+    model = nn.Linear(3, 2)
+    land = pl.Landscape(model, "mse", (torch.randn(4, 3), torch.randn(4, 2)))
+    with pytest.raises(InvalidArgument, match=r"v: expected shape \(8,\)"):
+        land.gauss_newton_product(torch.zeros(7))
