@@ -29,9 +29,12 @@ def reorth(quick: bool, repetitions: int) -> list[Row]:
     want, inner = _exact(q, start)
     bound = 4 * EPS * float(start.double().norm())
 
+    reported = [0.0, 0.0]  # |w|, and the largest of |Q w| over it
+
     def orthogonalize() -> Tensor:
         w.copy_(start)
-        core.orthogonalize_f32(q.data_ptr(), ROWS, n, w.data_ptr(), coefficients.data_ptr())
+        addresses = w.data_ptr(), coefficients.data_ptr()
+        reported[:] = core.orthogonalize_f32(q.data_ptr(), ROWS, n, *addresses)
         return w
 
     def by_products(in_place: bool) -> Tensor:
@@ -55,6 +58,9 @@ def reorth(quick: bool, repetitions: int) -> list[Row]:
         field.mine = Arm(mine, orthogonalize, note="w <- w - Q^T(Q w), verified; w renewed")
         check(field.mine, orthogonalize())
         torch.testing.assert_close(coefficients, inner, rtol=1e-5, atol=bound)
+        norm = float(want.norm())
+        true = [norm, float(_products(q, w).abs().max()) / norm]
+        assert np.allclose(reported, true, rtol=16 * EPS, atol=EPS), (reported, true)
     else:
         field.miss(mine, "not in this build: pylandscape._native.core.orthogonalize_f32")
     forms = {"addmv_": True, "h @ Q": False}
