@@ -20,6 +20,7 @@ CHUNK = 1 << 16  # columns at a time, where float64 copies are made
 
 
 def reorth(quick: bool, repetitions: int) -> list[Row]:
+    torch.manual_seed(0)
     n = 100_000 if quick else 10_000_000
     name = f"reorth {ROWS} x {n:,} float32"
     q = orthonormal_rows(ROWS, n)
@@ -28,7 +29,6 @@ def reorth(quick: bool, repetitions: int) -> list[Row]:
     w, coefficients = torch.empty_like(start), torch.zeros(ROWS, dtype=torch.float64)
     want, inner = _exact(q, start)
     bound = 4 * EPS * float(start.double().norm())
-
     reported = [0.0, 0.0]  # |w|, and the largest of |Q w| over it
 
     def orthogonalize() -> Tensor:
