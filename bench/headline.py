@@ -62,7 +62,7 @@ def headline(quick: bool) -> list[Row]:
 
         table.append(row("pylandscape spectrum()", own))
         says = [found[seed].compare(exact) for seed in range(SEEDS)]
-        np.testing.assert_allclose(says, table[0]["l1"], rtol=0.02)
+        np.testing.assert_allclose(says, table[0]["l1"], rtol=0.05)
 
     run = torch_lanczos(problem, length)
 
