@@ -12,16 +12,28 @@ from pathlib import Path
 
 import torch
 
-from . import harness, kernels, memory, vectors, w1, w2, w3
+from . import eigen, harness, headline, hvp, kernels, memory, reorth, slq, vectors, w1, w2, w3
 from .harness import Row
 
-_TIMED = {"W1": w1.w1, "W2": w2.w2, "W3": w3.w3, "W5": vectors.w5_w6}
+_TIMED = {
+    "W1": w1.w1,
+    "W2": w2.w2,
+    "W3": w3.w3,
+    "W5": vectors.w5_w6,
+    "HVP": hvp.hvp,
+    "SLQ": slq.slq,
+    "reorth": reorth.reorth,
+    "eigen": eigen.eigen,
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
-    known = [*_TIMED, "memory", "kernels"]
+    default = [*_TIMED, "memory", "kernels"]
+    known = [*default, "headline"]  # which takes ten minutes
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("--only", default=",".join(known), help="of: %(default)s (W5 is W5 and W6)")
+    parser.add_argument(
+        "--only", default=",".join(default), help="of: %(default)s, and headline (W5 is W5 and W6)"
+    )
     parser.add_argument("--quick", action="store_true", help="toy sizes: does it run?")
     parser.add_argument("--repetitions", type=int, default=9, help="at least 7 (%(default)s)")
     parser.add_argument("--threads", type=int, help="of every arm; default torch's")
@@ -55,6 +67,9 @@ def main(arguments: list[str] | None = None) -> int:
         elif name == "memory":
             table = memory.memory(options.quick)
             text = memory.as_markdown(table)
+        elif name == "headline":
+            table = headline.headline(options.quick)
+            text = headline.as_markdown(table)
         else:
             table = kernels.microbenchmarks(options.quick, repetitions)
             text = kernels.as_markdown(table)

@@ -6,7 +6,8 @@ import json
 import os
 import subprocess
 import sys
-from functools import cache
+from functools import cache, partial
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,19 +15,35 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT))  # behind an installed package, which the checkout must not hide
 
+from bench.curvature import Field, Problem, check_rows  # noqa: E402
+from bench.curvature_peers import torch_lanczos  # noqa: E402
 from bench.harness import Arm, absent, as_markdown, fastest, interleave, rows  # noqa: E402
+from bench.headline import dense_hessian, eigenvalues, l1_distance, trained  # noqa: E402
 
 ARMS = {
     "W1": {"pylandscape", "torch loop", "torch.func.vmap", "torch.compile", "loss-landscapes"},
     "W2": {"pylandscape", "torch loop", "torch.func.vmap"},
     "W3": {"pylandscape", "torch loop", "sgemm"},
     "W5": {"pylandscape", "torch.add", "per-filter loop", "vectorised torch", "torch normal_"},
+    "HVP": {"pylandscape", "torch autograd", "torch.func", "curvlinops"},
+    "SLQ": {"pylandscape", "torch Lanczos", "PyHessian", "hessian-eigenthings"},
+    "reorth": {"pylandscape", "torch CGS2", "read"},
+    "eigen": {"pylandscape", "scipy eigsh", "PyHessian"},
+    "headline": {"pylandscape", "torch Lanczos"},
     "memory": set(),
     "kernels": {"sgemm", "linear", "tanh", "cross_entropy", "gaussian", "normalize_direction"},
+}
+
+OURS = {
+    "SLQ": "pylandscape.spectra:spectrum",
+    "reorth": "pylandscape._C:orthogonalize_f32",
+    "eigen": "pylandscape.eigen:eigenpairs",
+    "headline": "pylandscape.spectra:spectrum",
 }
 
 
@@ -48,6 +65,86 @@ def test_the_peer_runs_at_toy_size() -> None:
     (row,) = [r for r in _bench("W1") if r["arm"].startswith("loss-landscapes")]
     assert row["median_us"] > 0
     assert row["error"] < 1e-4
+
+
+@pytest.mark.parametrize("name", ["HVP", "SLQ", "reorth", "eigen", "headline"])
+def test_curvature_by_torch_and_scipy_runs_at_toy_size(name: str) -> None:
+    """These arms need nothing that is not installed: none may be a row that says why not."""
+    for row in _bench(name):
+        if row["arm"].startswith(("torch", "scipy", "read")):
+            assert row.get("median_us", row.get("mean")) is not None, row
+
+
+@pytest.mark.parametrize(("name", "part"), list(OURS.items()))
+def test_our_curvature_runs_at_toy_size(name: str, part: str) -> None:
+    module, attribute = part.split(":")
+    found = find_spec(module) and getattr(import_module(module), attribute, None)
+    if not found:
+        pytest.skip(f"not in this build: {part}")
+    rows = [r for r in _bench(name) if r["arm"].startswith("pylandscape")]
+    assert rows[0].get("median_us", rows[0].get("mean")) is not None, rows
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "count"),
+    [
+        ("curvlinops", "HVP", 3),
+        ("pyhessian", "SLQ", 1),
+        ("pyhessian", "eigen", 1),
+        ("hessian_eigenthings", "SLQ", 1),
+    ],
+)
+def test_the_peers_of_curvature_run_at_toy_size(module: str, name: str, count: int) -> None:
+    if find_spec(module) is None:
+        pytest.skip(f"the peer is not installed: pyproject.toml, extra bench, says how ({module})")
+    start = module.replace("_", "-")
+    found = [r for r in _bench(name) if r["arm"].lower().startswith(start)]
+    assert len(found) == count
+    for row in found:
+        assert row["median_us"] is not None, row
+        assert row["error"] < 1e-4
+
+
+def test_wrong_rows_are_not_timed() -> None:
+    arm, want = Arm("ours", lambda: None), torch.ones(2, 3)
+    check_rows(arm, want * (1 + 1e-6), want, 1e-5)
+    assert arm.error == pytest.approx(1e-6, rel=0.1)
+    for wrong in (torch.tensor([[1.0, 1, 1], [1, 1, 1.1]]), want * torch.nan):
+        with pytest.raises(AssertionError, match="ours"):
+            check_rows(arm, wrong, want, 1e-5)
+
+
+def test_arms_without_ours_have_no_ratio_and_an_absent_peer_says_so() -> None:
+    field = Field("W", "call")
+    field.add("torch", {"": lambda: lambda: 1}, lambda arm, got: arm.check(got, 1, 0), target=2)
+    field.add("peer", {"": partial(import_module, "no_such_peer")}, lambda arm, got: None)
+    field.measure(2)
+    torch_row, peer_row = field.rows()
+    assert (torch_row["ratio"], torch_row["target"], torch_row["met"]) == (None, None, None)
+    assert (peer_row["median_us"], peer_row["note"]) == (None, "not installed: no_such_peer")
+
+
+def test_lanczos_by_plain_torch_finds_the_moments_and_the_largest_eigenvalue() -> None:
+    problem, _ = trained(quick=True)
+    small = Problem(problem.model, problem.x[:300], problem.y[:300])
+    dense = dense_hessian(small)
+    run = torch_lanczos(small.double(), steps=40)
+    got = run(3)
+    v = (got.probe / got.probe.norm()).numpy()
+    for power in range(4):
+        want = v @ np.linalg.matrix_power(dense, power) @ v
+        assert got.weights @ got.nodes**power == pytest.approx(want, rel=1e-9)
+    values = eigenvalues(dense)
+    assert got.nodes.max() == pytest.approx(values[-1], rel=1e-9)
+    assert got.nodes.min() == pytest.approx(values[0], rel=1e-3)
+
+
+def test_l1_distance_of_a_spectrum_to_itself_is_zero_and_to_another_two() -> None:
+    exact = np.array([-1.0, 0.0, 0.5])
+    third = np.full(3, 1 / 3)
+    assert l1_distance((exact, third), exact) == 0
+    assert l1_distance((exact + 3, third), exact) == pytest.approx(2, rel=1e-6)
+    assert l1_distance((exact, np.array([1.0, 0, 0])), exact) == pytest.approx(4 / 3, rel=1e-6)
 
 
 def test_ratio_is_the_median_of_paired_repetitions() -> None:
