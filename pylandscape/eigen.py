@@ -313,7 +313,7 @@ def _integer(value: Any, name: str) -> int:
 
 
 def _first(op: SymmetricOperator, start: Any, seed: Any, which: str) -> Tensor:
-    """The start (n,): as given, or random, plus the operator's hint in equal parts if that helps."""
+    """The start (n,): as given, or random, plus the hint in equal parts where that helps."""
     if start is None:
         drawn = random_starts(op.n, 1, _integer(seed, "seed"), op.dtype)[0]
         hint = op.hint().to("cpu", torch.float64) if op.hint and which != "SA" else None
