@@ -65,10 +65,8 @@ void bind(py::module_& m, const char* name, const char* orthogonalize) {
           typename BasisPasses<B>::Job job;
           job.basis = in<B>(basis), job.rows = rows, job.w = out<B>(w);
           std::vector<typename BasisPasses<B>::Job*> jobs{&job};
-          passes.project(jobs, pool);
-          job.in = job.out;
+          passes.orthogonalize(jobs, pool);
           std::copy(job.in.begin(), job.in.end(), out<double>(coefficients));
-          passes.remove(jobs, pool);
           double left = 0;
           for (const double s : job.out) left = std::max(left, std::abs(s));
           return std::make_pair(job.norm, job.norm > 0 ? left / job.norm : 0.0);

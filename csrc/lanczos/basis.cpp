@@ -24,28 +24,32 @@ int64_t BasisPasses<B>::chunk(int64_t rows) const {
 }
 
 template <typename B>
+double BasisPasses<B>::pass(const Job& job, bool removes, int64_t group,
+                            std::vector<double>& sums) const {
+  const int64_t step = chunk(job.rows);
+  sums.assign(job.rows, 0.0);
+  double norm = 0;
+  for (int64_t c = begin(group); c < end(group); c += step) {
+    const int64_t cols = std::min(step, end(group) - c);
+    const B* q = job.basis + c;
+    if (removes) {
+      kernels_.basis_subtract(job.rows, cols, q, n_, job.in.data(), job.w + c, &norm);
+    } else if (job.from != nullptr) {
+      kernels_.basis_subtract_from(job.rows - job.first_local, cols, q + job.first_local * n_, n_,
+                                   job.local.data(), job.from + c, job.w + c, &norm);
+    }
+    if (job.measures) kernels_.basis_dots(job.rows, cols, q, n_, job.w + c, sums.data());
+  }
+  return norm;
+}
+
+template <typename B>
 void BasisPasses<B>::run(std::vector<Job*>& jobs, bool removes, const Parallel& parallel) {
   const int64_t count = static_cast<int64_t>(jobs.size()) * groups_;
   std::vector<std::vector<double>> sums(count);
   std::vector<double> norms(count);
   Items(count, parallel, {}).run([&](int, int64_t item) {
-    Job& job = *jobs[item / groups_];
-    const int64_t group = item % groups_, step = chunk(job.rows);
-    std::vector<double>& sum = sums[item];
-    sum.assign(job.rows, 0.0);
-    double norm = 0;
-    for (int64_t c = begin(group); c < end(group); c += step) {
-      const int64_t cols = std::min(step, end(group) - c);
-      const B* q = job.basis + c;
-      if (removes) {
-        kernels_.basis_subtract(job.rows, cols, q, n_, job.in.data(), job.w + c, &norm);
-      } else if (job.from != nullptr) {
-        kernels_.basis_subtract_from(job.rows - job.first_local, cols, q + job.first_local * n_,
-                                     n_, job.local.data(), job.from + c, job.w + c, &norm);
-      }
-      if (job.measures) kernels_.basis_dots(job.rows, cols, q, n_, job.w + c, sum.data());
-    }
-    norms[item] = norm;
+    norms[item] = pass(*jobs[item / groups_], removes, item % groups_, sums[item]);
   });
   for (size_t j = 0; j < jobs.size(); ++j) {
     Job& job = *jobs[j];
@@ -58,6 +62,20 @@ void BasisPasses<B>::run(std::vector<Job*>& jobs, bool removes, const Parallel& 
     }
     job.norm = std::sqrt(norm);
   }
+}
+
+template <typename B>
+void BasisPasses<B>::orthogonalize(std::vector<Job*>& jobs, const Parallel& parallel) {
+  if (groups_ > 1) {
+    run(jobs, false, parallel);
+    for (Job* job : jobs) job->in = job->out;
+    return run(jobs, true, parallel);
+  }
+  Items(static_cast<int64_t>(jobs.size()), parallel, {}).run([&](int, int64_t i) {
+    Job& job = *jobs[i];
+    pass(job, false, 0, job.in);
+    job.norm = std::sqrt(pass(job, true, 0, job.out));
+  });
 }
 
 template <typename B>

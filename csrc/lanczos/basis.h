@@ -35,6 +35,9 @@ class BasisPasses {
 
   explicit BasisPasses(int64_t n);
   void project(std::vector<Job*>& jobs, const Parallel& parallel);
+  // project, then remove what it measured. A basis of one group of columns stays in its core's
+  // reach between the two.
+  void orthogonalize(std::vector<Job*>& jobs, const Parallel& parallel);
   void remove(std::vector<Job*>& jobs, const Parallel& parallel);
   // w <- w / norm.
   void normalize(std::vector<Job*>& jobs, const Parallel& parallel);
@@ -49,6 +52,8 @@ class BasisPasses {
   int64_t begin(int64_t group) const { return n_ * group / groups_ / 64 * 64; }
   int64_t end(int64_t group) const { return group + 1 == groups_ ? n_ : begin(group + 1); }
   void run(std::vector<Job*>& jobs, bool removes, const Parallel& parallel);
+  // One group of one job: Q w into sums (rows,); returns the new ||w||^2 of the group.
+  double pass(const Job& job, bool removes, int64_t group, std::vector<double>& sums) const;
 
   const cpu::Kernels<B>& kernels_;
   int64_t n_, groups_;

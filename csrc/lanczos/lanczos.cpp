@@ -185,9 +185,12 @@ bool Lanczos<B>::run(int64_t steps, const Product& product, const Parallel& para
       job.measures = mode_ == Reorthogonalize::kFull;
       all.push_back(&job);
     }
-    passes_over_.project(all, parallel);
-    if (mode_ == Reorthogonalize::kFull) ++passes_;
-    std::vector<Job*> measured;  // partial: those that turn out to need it
+    if (mode_ == Reorthogonalize::kFull) {
+      passes_over_.orthogonalize(all, parallel);
+      passes_ += 2;
+    } else {
+      passes_over_.project(all, parallel);
+    }
     for (int64_t a = 0; a < active; ++a) {
       if (jobs[a].basis == nullptr) continue;
       Start& s = starts_[running[a]];
@@ -195,18 +198,11 @@ bool Lanczos<B>::run(int64_t steps, const Product& product, const Parallel& para
       s.beta.push_back(jobs[a].norm);
       if (!needs_reorthogonalization(running[a])) continue;
       full.push_back(&jobs[a]);
-      if (jobs[a].measures) continue;
       jobs[a].from = nullptr, jobs[a].measures = true;
-      measured.push_back(&jobs[a]);
     }
-    if (!measured.empty()) {
-      passes_over_.project(measured, parallel);
-      ++passes_;
-    }
-    for (Job* job : full) job->in = job->out;
-    if (!full.empty()) {
-      passes_over_.remove(full, parallel);
-      ++passes_;
+    if (mode_ == Reorthogonalize::kPartial && !full.empty()) {
+      passes_over_.orthogonalize(full, parallel);
+      passes_ += 2;
     }
     std::vector<Job*> next;
     for (int64_t a = 0; a < active; ++a) {

@@ -209,17 +209,17 @@ void Derivatives<T>::reverse(int64_t t, const Primal& primal, const Buffer<T>& a
 // R-operator, forward: the tangent of every value along v.
 template <typename T>
 void Derivatives<T>::tangent_forward(int64_t t, const Primal& primal, const Vector& v,
-                                     Work& work) const {
+                                     const Tangents& to) const {
   const Program<T>& p = program_;
   const int64_t cols = p.padded_columns(t);
   for (const Op& op : p.ops_) {
     if (!moves_[op.output]) continue;
     const int64_t size = p.slots_[op.output] * cols;
     const int x = op.inputs.empty() ? -1 : op.inputs[0];
-    const T* rx = x < 0 ? nullptr : at(work.values, x);
+    const T* rx = x < 0 ? nullptr : at(to.values, x);
     const T* rw = in_theta(op.weight) ? packed(v, op.weight) : nullptr;
     const T* rb = in_theta(op.bias) ? packed(v, op.bias) : nullptr;
-    T* ry = at(work.values, op.output);
+    T* ry = at(to.values, op.output);
     switch (op.kind) {
       case OpKind::kLinear:  // Ry = V x + W Rx + Rb
         for (int64_t o = 0; o < op.outer; ++o) {
@@ -243,7 +243,7 @@ void Derivatives<T>::tangent_forward(int64_t t, const Primal& primal, const Vect
         break;
       case OpKind::kBinary: {
         const int other = op.inputs[1];
-        const T* rz = at(work.values, other);
+        const T* rz = at(to.values, other);
         if (op.binary == cpu::Binary::kDiv) {
           kernels_.divide_tangent(size, value(t, primal, other), value(t, primal, op.output), rx,
                                   rz, ry);
@@ -267,7 +267,7 @@ void Derivatives<T>::tangent_forward(int64_t t, const Primal& primal, const Vect
         break;
       case OpKind::kConcat:
         each_part(op, p.slots_, [&](int slot, int64_t from, int64_t offset, int64_t rows) {
-          const T* r = at(work.values, slot);
+          const T* r = at(to.values, slot);
           T* out = ry + offset * cols;
           if (r != nullptr) std::copy_n(r + from * cols, rows * cols, out);
           else std::fill_n(out, rows * cols, T(0));
@@ -283,7 +283,8 @@ void Derivatives<T>::tangent_forward(int64_t t, const Primal& primal, const Vect
 
 // R-operator, backward: the tangent of every adjoint along v, from the output's; out (n,) += H v.
 template <typename T>
-void Derivatives<T>::tangent_reverse(int64_t t, const Primal& primal, const Vector& v, Work& work,
+void Derivatives<T>::tangent_reverse(int64_t t, const Primal& primal, const Vector& v,
+                                     const Tangents& tangents, const Work& work,
                                      double* out) const {
   const Program<T>& p = program_;
   const int64_t cols = p.padded_columns(t);
@@ -293,9 +294,9 @@ void Derivatives<T>::tangent_reverse(int64_t t, const Primal& primal, const Vect
     const int64_t size = p.slots_[op.output] * cols;
     const int x = op.inputs.empty() ? -1 : op.inputs[0];
     const T* dy = at(primal.adjoints, op.output);
-    const T* rx = x < 0 ? nullptr : at(work.values, x);
-    T* rdy = at(work.adjoints, op.output);
-    T* rdx = x < 0 ? nullptr : at(work.adjoints, x);
+    const T* rx = x < 0 ? nullptr : at(tangents.values, x);
+    T* rdy = at(tangents.adjoints, op.output);
+    T* rdx = x < 0 ? nullptr : at(tangents.adjoints, x);
     double *rdw = target(op.weight, out), *rdb = target(op.bias, out);
     switch (op.kind) {
       case OpKind::kLinear: {
@@ -334,13 +335,13 @@ void Derivatives<T>::tangent_reverse(int64_t t, const Primal& primal, const Vect
         break;
       case OpKind::kBinary: {
         const int other = op.inputs[1];
-        const T* rz = at(work.values, other);
-        T* rdz = at(work.adjoints, other);
+        const T* rz = at(tangents.values, other);
+        T* rdz = at(tangents.adjoints, other);
         if (op.binary == cpu::Binary::kDiv) {
           std::vector<T> unused(rdx == nullptr || rdz == nullptr ? size : 0);
           kernels_.divide_reverse_tangent(size, value(t, primal, other),
                                           value(t, primal, op.output), dy, rz,
-                                          at(work.values, op.output), rdy,
+                                          at(tangents.values, op.output), rdy,
                                           rdx != nullptr ? rdx : unused.data(),
                                           rdz != nullptr ? rdz : unused.data());
           break;
@@ -365,11 +366,11 @@ void Derivatives<T>::tangent_reverse(int64_t t, const Primal& primal, const Vect
         break;
       case OpKind::kSoftmax:
         kernels_.softmax_reverse_tangent(softmax_of(op), cols, value(t, primal, op.output),
-                                         at(work.values, op.output), dy, rdy, rdx);
+                                         at(tangents.values, op.output), dy, rdy, rdx);
         break;
       case OpKind::kConcat:
         each_part(op, p.slots_, [&](int slot, int64_t from, int64_t offset, int64_t rows) {
-          T* to = at(work.adjoints, slot);
+          T* to = at(tangents.adjoints, slot);
           if (to == nullptr) return;
           kernels_.product_add(rows * cols, T(1), rdy + offset * cols, nullptr, to + from * cols);
         });
@@ -383,27 +384,22 @@ void Derivatives<T>::tangent_reverse(int64_t t, const Primal& primal, const Vect
 }
 
 template <typename T>
-void Derivatives<T>::product(Matrix matrix, int64_t t, const Primal& primal, const Vector& v,
-                             Work& work, double* out) const {
+void Derivatives<T>::seed(Matrix matrix, int64_t t, const Primal& primal, const Tangents& tangents,
+                          const Work& work) const {
   const Program<T>& p = program_;
   const int64_t cols = p.padded_columns(t), features = p.slots_[p.output_];
-  if (!moves_[p.output_]) return;
-  tangent_forward(t, primal, v, work);
-  std::fill_n(work.adjoints.data(), work.adjoints.size(), T(0));
-  T* seed = at(work.adjoints, p.output_);
+  std::fill_n(tangents.adjoints.data(), tangents.adjoints.size(), T(0));
+  T* to = at(tangents.adjoints, p.output_);
+  const T* moved = at(tangents.values, p.output_);
   if (matrix == Matrix::kCovariance) {  // sum_i (grad l_i) (grad l_i . v)
-    T* weights = work.dots.data();
     const T* slopes = at(primal.adjoints, p.output_);
-    kernels_.column_dots(features, cols, slopes, at(work.values, p.output_), weights);
-    std::copy_n(slopes, features * cols, seed);
-    kernels_.scale_columns(features, cols, weights, seed);
-  } else {
-    kernels_.loss_hvp(p.loss_, targets(t), cols, value(t, primal, p.output_),
-                      at(work.values, p.output_), seed);
-    clear_padding(t, seed);
+    kernels_.column_dots(features, cols, slopes, moved, work.dots.data());
+    std::copy_n(slopes, features * cols, to);
+    kernels_.scale_columns(features, cols, work.dots.data(), to);
+    return;
   }
-  if (matrix == Matrix::kHessian) tangent_reverse(t, primal, v, work, out);
-  else reverse(t, primal, work.adjoints, work.panels.data(), out);
+  kernels_.loss_hvp(p.loss_, targets(t), cols, value(t, primal, p.output_), moved, to);
+  clear_padding(t, to);
 }
 
 template <typename T>

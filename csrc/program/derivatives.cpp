@@ -11,7 +11,9 @@ namespace {
 constexpr int64_t kGroups = 4;        // independent partial sums over tiles; fixed, so bits are
 constexpr int64_t kInFlight = 16;     // vectors at once
 constexpr int64_t kPartialBytes = int64_t{256} << 20;  // of their partial sums, at most
-constexpr int64_t kRecomputeBlock = 8;  // vectors that share one recomputation of a tile
+constexpr int64_t kBlock = 8;                          // vectors that a tile takes together,
+constexpr int64_t kBlockBytes = int64_t{1} << 20;      // if their tangents take no more,
+constexpr int64_t kRecomputeBytes = int64_t{1} << 26;  // or no more where values are recomputed
 
 void add(int64_t n, const double* x, double* y) {
   for (int64_t i = 0; i < n; ++i) y[i] += x[i];
@@ -31,6 +33,8 @@ Derivatives<T>::Derivatives(const Program<T>& program, const T* theta, int64_t m
   const int64_t bytes =
       (4 * rows_ * p.tile_ + columns_size_ + panels_size_) * static_cast<int64_t>(sizeof(T));
   if (bytes <= memory / p.tiles_) kept_.resize(p.tiles_);
+  const int64_t tangents = std::max<int64_t>(1, 2 * rows_ * p.tile_ * int64_t{sizeof(T)});
+  block_ = std::clamp<int64_t>((kept() ? kBlockBytes : kRecomputeBytes) / tangents, 1, kBlock);
 
   std::vector<double> partial(groups_ * p.n_), losses(groups_);
   std::vector<Primal> own(kept() ? 0 : parallel.workers);
@@ -52,6 +56,7 @@ void Derivatives<T>::plan() {
   const Program<T>& p = program_;
   row_.assign(p.slots_.size(), -1);
   moves_.assign(p.slots_.size(), false);
+  transposed_.assign(p.uses_.size(), false);
   columns_at_.assign(p.ops_.size(), -1);
   panels_at_.assign(p.ops_.size(), -1);
   for (size_t i = 0; i < p.ops_.size(); ++i) {
@@ -61,7 +66,9 @@ void Derivatives<T>::plan() {
     moves_[op.output] = in_theta(op.weight) || in_theta(op.bias) ||
                         std::any_of(op.inputs.begin(), op.inputs.end(),
                                     [&](int s) { return bool(moves_[s]); });
-    if (op.kind != OpKind::kLinear || !in_theta(op.weight)) continue;
+    if (op.kind != OpKind::kLinear) continue;
+    if (moves_[op.inputs[0]]) transposed_[op.weight] = true;
+    if (!in_theta(op.weight)) continue;
     panels_at_[i] = panels_size_;
     panels_size_ += op.outer * op.m * p.tile_;
     for (size_t j = 0; j < i; ++j) {  // several ops may read the same slot (q, k, v)
@@ -85,9 +92,10 @@ typename Derivatives<T>::Primal Derivatives<T>::new_primal() const {
 
 template <typename T>
 typename Derivatives<T>::Work& Derivatives<T>::ready(Work& work, bool primal) const {
-  if (work.values.size() == 0) {
-    const int64_t size = std::max<int64_t>(1, rows_ * program_.tile_);
-    work.values = Buffer<T>(size), work.adjoints = Buffer<T>(size);
+  if (work.tangents.empty()) {
+    const int64_t size = rows_ * program_.tile_;
+    for (int64_t b = 0; b < block_; ++b)
+      work.tangents.push_back({Buffer<T>(size), Buffer<T>(size)});
     work.columns = Buffer<T>(columns_size_), work.panels = Buffer<T>(panels_size_);
     work.dots = Buffer<T>(program_.tile_);
     if (primal) work.primal = new_primal();
@@ -107,7 +115,7 @@ void Derivatives<T>::fill(const T* vector, const T* constants, Vector& to) const
                                              : nullptr;
     if (source == nullptr) continue;  // stays zero
     p.pack(use, vector, constants, to.packed.data() + use.packed);
-    if (use.panels)
+    if (transposed_[&use - p.uses_.data()])
       kernels_.pack_transposed(use.rows, use.cols, source, to.transposed.data() + use.packed);
   }
 }
@@ -118,11 +126,10 @@ bool Derivatives<T>::products(Matrix matrix, int64_t k, const T* vectors, double
   const std::lock_guard<std::mutex> one_at_a_time(busy_);
   const int64_t n = program_.n_;
   const int64_t fit = kPartialBytes / (groups_ * n * static_cast<int64_t>(sizeof(double)));
-  const int64_t block = kept() ? 1 : kRecomputeBlock;
-  const int64_t most = std::clamp<int64_t>(fit / block * block, block, kInFlight);
+  const int64_t most = std::clamp<int64_t>(fit / block_ * block_, block_, kInFlight);
   if (works_.size() < static_cast<size_t>(parallel.workers)) works_.resize(parallel.workers);
   for (int64_t start = 0; start < k; start += most) {
-    const int64_t count = std::min(most, k - start), blocks = (count + block - 1) / block;
+    const int64_t count = std::min(most, k - start), blocks = (count + block_ - 1) / block_;
     if (vectors_.size() < static_cast<size_t>(count)) vectors_.resize(count);
     partial_.resize(std::max<size_t>(partial_.size(), count * groups_ * n));
     Items(count, parallel, {}).run(
@@ -130,13 +137,26 @@ bool Derivatives<T>::products(Matrix matrix, int64_t k, const T* vectors, double
     const auto sums = [&](int64_t j, int64_t g) { return partial_.data() + (j * groups_ + g) * n; };
     const bool done = Items(blocks * groups_, parallel, stop).run([&](int worker, int64_t item) {
       Work& work = ready(works_[worker], !kept());
-      const int64_t group = item % groups_, first = item / groups_ * block;
-      const int64_t last = std::min(first + block, count);
+      const int64_t group = item % groups_, part = item / groups_;
+      const int64_t first = count * part / blocks, last = count * (part + 1) / blocks;
       for (int64_t j = first; j < last; ++j) std::fill_n(sums(j, group), n, 0.0);
+      if (!moves_[program_.output_]) return;  // no parameter reaches the output
       for (int64_t t = group_begin(group); t < group_begin(group + 1); ++t) {
         if (!kept()) primal(t, work.primal, nullptr);
-        for (int64_t j = first; j < last; ++j)
-          product(matrix, t, kept() ? kept_[t] : work.primal, vectors_[j], work, sums(j, group));
+        const Primal& at_theta = kept() ? kept_[t] : work.primal;
+        // All forward, then all backward: each half reads its own large matrices of the tile.
+        for (int64_t j = first; j < last; ++j) {
+          const Tangents& tangents = work.tangents[j - first];
+          tangent_forward(t, at_theta, vectors_[j], tangents);
+          seed(matrix, t, at_theta, tangents, work);
+        }
+        for (int64_t j = first; j < last; ++j) {
+          const Tangents& tangents = work.tangents[j - first];
+          if (matrix == Matrix::kHessian)
+            tangent_reverse(t, at_theta, vectors_[j], tangents, work, sums(j, group));
+          else
+            reverse(t, at_theta, tangents.adjoints, work.panels.data(), sums(j, group));
+        }
       }
     });
     if (!done) return false;

@@ -50,9 +50,12 @@ class Derivatives {
   struct Vector {  // parameters as the kernels want them; of a tangent, zero where they are fixed
     Buffer<T> packed, transposed;
   };
+  struct Tangents {  // of one vector, (rows, tile) each
+    Buffer<T> values, adjoints;
+  };
   struct Work {  // of one worker
     Primal primal;
-    Buffer<T> values, adjoints;  // tangents
+    std::vector<Tangents> tangents;  // (block_)
     Buffer<T> columns, panels, dots;
   };
 
@@ -82,11 +85,13 @@ class Derivatives {
   // Adjoints of everything from the output's, already in place; parameters' += in gradient.
   void reverse(int64_t tile, const Primal& primal, const Buffer<T>& adjoints, T* panels,
                double* gradient) const;
-  void tangent_forward(int64_t tile, const Primal& primal, const Vector& v, Work& work) const;
-  void tangent_reverse(int64_t tile, const Primal& primal, const Vector& v, Work& work,
-                       double* out) const;
-  void product(Matrix matrix, int64_t tile, const Primal& primal, const Vector& v, Work& work,
-               double* out) const;
+  void tangent_forward(int64_t tile, const Primal& primal, const Vector& v,
+                       const Tangents& to) const;
+  void tangent_reverse(int64_t tile, const Primal& primal, const Vector& v,
+                       const Tangents& tangents, const Work& work, double* out) const;
+  // The output's adjoint from its tangent: how the matrices differ.
+  void seed(Matrix matrix, int64_t tile, const Primal& primal, const Tangents& tangents,
+            const Work& work) const;
   void clear_padding(int64_t tile, T* seed) const;
   void add_sample_gradients(int64_t tile, const Primal& primal, T* out) const;
 
@@ -95,7 +100,9 @@ class Derivatives {
   int64_t groups_;
   std::vector<int64_t> row_;    // first row of each slot but the data
   std::vector<bool> moves_;     // whether a slot depends on theta
+  std::vector<bool> transposed_;  // uses whose transpose a reverse pass multiplies by
   int64_t rows_ = 0, columns_size_ = 0, panels_size_ = 0;
+  int64_t block_ = 1;  // vectors that a tile takes together
   std::vector<int64_t> columns_at_, panels_at_;  // by op; -1 where there is no linear weight in theta
   Vector theta_;
   std::vector<Primal> kept_;  // by tile

@@ -232,7 +232,8 @@ void Program<T>::plan_tiles() {
   const int64_t fit = kTileBytes / (static_cast<int64_t>(sizeof(T)) * std::max<int64_t>(1, arena_rows_));
   const int64_t most = std::clamp<int64_t>(fit / (2 * lanes) * (2 * lanes), 2 * lanes, kMaxTile);
   tiles_ = (samples_ + most - 1) / most;
-  tile_ = round_up((samples_ + tiles_ - 1) / tiles_, lanes);
+  const int64_t even = (samples_ + tiles_ - 1) / tiles_;
+  tile_ = round_up(even, even > 2 * lanes ? 2 * lanes : lanes);  // kernels take vectors in pairs
   const bool able = std::all_of(ops_.begin(), ops_.end(), [](const Op& op) {
     return op.kind == OpKind::kLinear || op.kind == OpKind::kUnary || op.kind == OpKind::kBinary ||
            op.kind == OpKind::kSoftmax || op.kind == OpKind::kConcat;
