@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .results import Curve, Surface
 
 STEPS = 300
+PROBES, LANCZOS_STEPS = 10, 90  # of the spectrum (Ghorbani et al. 2019)
 LEARNING_RATE = 1e-2
 INSTALL = (
     "the demo needs scikit-learn for its digits: "
@@ -83,7 +84,8 @@ def run(
     """Train, draw, save and judge; returns the files written, by name.
 
     Args:
-        out: folder for surface.h5, contour.png, surface.png and line.png.
+        out: folder for surface.h5, contour.png, surface.png, line.png, and the Hessian's spectrum
+            in spectrum.h5 and spectrum.png.
         points: of each axis of the surface.
         say: called with each line of the report.
     """
@@ -91,6 +93,8 @@ def run(
     from .directions import random_directions
     from .grids import line, plane
     from .landscape import Landscape
+    from .outliers import outlier_ratio
+    from .spectra import spectrum
 
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
@@ -128,6 +132,19 @@ def run(
     )
 
     start = time.perf_counter()
+    found = spectrum(land, PROBES, LANCZOS_STEPS, vectors=10, seed=seed, progress=progress)
+    assert found.pairs is not None
+    trace, error = found.trace
+    say(
+        f"spectrum   {found.info['products']} Hessian-vector products in "
+        f"{time.perf_counter() - start:.2f} s: eigenvalues {found.extremes[0]:.3g} to "
+        f"{found.extremes[1]:.4g}, trace {trace:.3g} +- {error:.2g}, "
+        f"lambda_1/lambda_10 {outlier_ratio(found.pairs.values, 10):.3g}"
+    )
+    files["spectrum.h5"] = folder / "spectrum.h5"
+    found.save(files["spectrum.h5"])
+
+    start = time.perf_counter()
     pictures: dict[str, tuple[Curve | Surface, str, dict[str, Any]]] = {
         "contour.png": (surface, "contour", {"log": True}),
         "surface.png": (surface, "surface", {"log": True}),
@@ -137,6 +154,9 @@ def run(
         axes = plotting.plot(result, kind, **options)
         files[name] = plotting.save(axes, folder / name)
         plotting.close(axes)
+    axes = found.plot(xscale="symlog")
+    files["spectrum.png"] = plotting.save(axes, folder / "spectrum.png")
+    plotting.close(axes)
     say(f"pictures   in {time.perf_counter() - start:.1f} s")
     say(str(surface.check()))
     for path in files.values():

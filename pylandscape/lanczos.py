@@ -184,8 +184,8 @@ class Lanczos:
     def _multiply(self, count: int, vectors: int, products: int) -> None:
         operator = self.operator
         if operator.into is not None and operator.dtype == self.dtype:
-            operator.products += count
             operator.into(count, vectors, products)
+            operator.products += count
             return
         v = _view(vectors, (count, self.n), self.dtype)
         found = operator(v.clone())

@@ -62,8 +62,9 @@ class SymmetricOperator:
     def __call__(self, v: Tensor) -> Tensor:
         if v.dim() != 2 or v.shape[1] != self.n:
             raise InvalidArgument(f"v: expected rows (k, {self.n}), got {tuple(v.shape)}")
+        found = self._product(v.to(self.device, self.dtype)).to("cpu", torch.float64)
         self.products += len(v)
-        return self._product(v.to(self.device, self.dtype)).to("cpu", torch.float64)
+        return found
 
     def describe(self) -> dict[str, Any]:
         """What determines the numbers: matrix, order, dtype, and the landscape's description."""
