@@ -49,7 +49,8 @@ def test_training_gets_the_digits_right_and_clears_gradients():
 def test_demo_writes_its_files_and_reports(tmp_path):
     said: list[str] = []
     files = demo.run(tmp_path / "out", points=7, steps=40, progress=False, say=said.append)
-    assert set(files) == {"surface.h5", "contour.png", "surface.png", "line.png"}
+    pictures = {"contour.png", "surface.png", "line.png", "spectrum.png"}
+    assert set(files) == {"surface.h5", "spectrum.h5", *pictures}
     assert all(path.stat().st_size > 2000 for path in files.values())
     surface = load(files["surface.h5"])
     assert surface.values.shape == (7, 7)

@@ -47,7 +47,8 @@ void basis_dots(int64_t rows, int64_t cols, const T* q, int64_t stride, const T*
   constexpr int R = kTogether;
   int64_t r = 0;
   for (; r + R <= rows; r += R) {
-    const T* next = r + 2 * R <= rows ? q + (r + R) * stride : nullptr;
+    // After the last rows come the first ones again, further on.
+    const T* next = r + 2 * R <= rows ? q + (r + R) * stride : q + cols;
     dot_rows<T, R>(cols, q + r * stride, stride, w, next, sums + r);
   }
   for (; r + 2 <= rows; r += 2)
