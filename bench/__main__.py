@@ -29,10 +29,10 @@ _TIMED = {
 
 def main(arguments: list[str] | None = None) -> int:
     default = [*_TIMED, "memory", "kernels"]
-    known = [*default, "headline"]  # which takes ten minutes
+    known = [*default, "headline", "eigen-resnet"]  # which take ten minutes and more
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument(
-        "--only", default=",".join(default), help="of: %(default)s, and headline (W5 is W5 and W6)"
+        "--only", default=",".join(default), help="of: %(default)s; headline, eigen-resnet (long)"
     )
     parser.add_argument("--quick", action="store_true", help="toy sizes: does it run?")
     parser.add_argument("--repetitions", type=int, default=9, help="at least 7 (%(default)s)")
@@ -67,6 +67,9 @@ def main(arguments: list[str] | None = None) -> int:
         elif name == "memory":
             table = memory.memory(options.quick)
             text = memory.as_markdown(table)
+        elif name == "eigen-resnet":
+            table = eigen.eigen_resnet(options.quick)
+            text = harness.as_markdown(table)
         elif name == "headline":
             table = headline.headline(options.quick)
             text = headline.as_markdown(table)
