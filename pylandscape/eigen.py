@@ -147,9 +147,9 @@ class _Iteration:
             return self._result(time.perf_counter() - started)
 
     def _settled(self) -> bool:
-        values, _, bounds = self.lanczos.ritz()
-        if len(values) < self.k:
+        if self.lanczos.steps() < self.k:
             return False
+        values, _, bounds = self.lanczos.ritz()
         found = wanted(values, self.k, self.which)
         return bool((bounds[found] <= allowed(self.op, self.tol, values, found, 1.0)).all())
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.linalg import eigh_tridiagonal
 from torch import Tensor
 
 from ._native import core
@@ -170,9 +171,12 @@ class Lanczos:
 
         The bound of value i is beta_m |last component of its vector| = ||A x - value x||.
         """
-        t, beta = self.tridiagonal(start)
-        values, vectors = np.linalg.eigh(t)
-        bounds = abs(beta * vectors[-1]) if len(t) else np.empty(0)
+        alpha, beta, spikes, _ = self.state(start)
+        if len(spikes) or len(alpha) < 2:
+            values, vectors = np.linalg.eigh(self.tridiagonal(start)[0])
+        else:  # in a fraction of the time
+            values, vectors = eigh_tridiagonal(alpha, beta[:-1])
+        bounds = abs(beta[-1] * vectors[-1]) if len(alpha) else np.empty(0)
         return values, vectors, bounds
 
     def vectors(self, coefficients: Array, start: int = 0) -> Tensor:
