@@ -1,16 +1,18 @@
 """Lowers a captured graph to the compiled program.
 
 The graph is run once on a few samples; beside each concrete value stands its lowered form: a
-``Slot`` of the program, a ``Fixed`` tensor of the model, or a plain Python value. The table
-``_OPS`` holds one handler per torch call, under the call's name (function, method and ATen overload
-alike), with torch's own argument names.
+``Slot`` of the program, a ``Fixed`` tensor of the model, a tuple of them, or a plain Python value.
+``OPS`` holds one handler per torch call, under the call's name (function, method and ATen overload
+alike), with torch's own argument names; the modules lowering_*.py fill it.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
+from math import prod
 from typing import Any
 
 import torch
@@ -19,29 +21,50 @@ from torch import Tensor
 from ._native import core
 from .errors import NotLowered, UnknownOp
 
+Shape = tuple[int, ...]
+FILL = -1  # in an index: a constant, not an element
 
-@dataclass(frozen=True)
+
+@lru_cache(maxsize=64)
+def counting(size: int) -> Tensor:
+    return torch.arange(size)
+
+
+@dataclass(frozen=True, eq=False)
 class Slot:
-    """A value with one row per sample: ``shape`` excludes the batch dimension."""
+    """A value of the program, one column per sample, and how the traced tensor shows it.
+
+    The traced tensor has its batch dimension at ``axis``; ``shape`` is the rest. Its element e of a
+    sample is row ``index[e]`` of the slot; without an index the rows are in order. Views (permute,
+    slice, expand ...) are new indices of the same slot and cost nothing until somebody needs the
+    rows in order.
+    """
 
     id: int
-    shape: tuple[int, ...]
+    shape: Shape
+    axis: int = 0
+    index: Tensor | None = None  # of `shape`
 
-    @property
-    def features(self) -> int:
-        return _product(self.shape)
+    def dim(self, d: int) -> int | None:
+        """Dimension d of the traced tensor as one of ``shape``; None for the batch."""
+        d %= len(self.shape) + 1
+        return None if d == self.axis else d - (d > self.axis)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Fixed:
-    """A parameter or buffer: where the program finds it (offset in theta, or -1 - constant)."""
+    """A parameter or buffer: where the program finds it (offset in theta, or -1 - constant).
+
+    Element e is number ``index[e]`` of the ``size`` there; without an index they are in order.
+    """
 
     source: int
-    shape: tuple[int, ...]
+    shape: Shape
+    size: int
+    index: Tensor | None = None
 
-    @property
-    def numel(self) -> int:
-        return _product(self.shape)
+    def elements(self) -> Tensor:
+        return counting(self.size).view(self.shape) if self.index is None else self.index
 
 
 class Lowering(torch.fx.Interpreter):
@@ -62,6 +85,7 @@ class Lowering(torch.fx.Interpreter):
         self.inputs = 0
         self.result: Slot | None = None
         self.names: list[str] = []
+        self._covering: dict[int, tuple[Tensor, bool]] = {}
 
     def run_node(self, n: torch.fx.Node) -> Any:
         value = super().run_node(n)
@@ -74,32 +98,35 @@ class Lowering(torch.fx.Interpreter):
         if node.op == "get_attr":
             if not isinstance(value, Tensor) or id(value) not in self.sources:
                 raise NotLowered(f"attribute {node.target!r} is not a parameter or buffer")
-            return Fixed(self.sources[id(value)], tuple(value.shape))
+            return Fixed(self.sources[id(value)], tuple(value.shape), value.numel())
         args: Any = torch.fx.node.map_arg(node.args, lambda n: self.lowered[n])
         kwargs: Any = torch.fx.node.map_arg(node.kwargs, lambda n: self.lowered[n])
         if node.op == "output":
-            result = args[0]
-            if not isinstance(result, Slot):
-                raise NotLowered("the model does not return one tensor with a row per sample")
-            self.result = result
-            return result
-        if not isinstance(value, Tensor):
+            self.result = self._output(args[0])
+            return self.result
+        tensors = value if isinstance(value, list | tuple) else (value,)
+        if not tensors or not all(isinstance(v, Tensor) for v in tensors):
             return value  # sizes and other Python values; checked by the comparison with the module
         name = _call_name(node)
+        if name == "getitem" and isinstance(args[0], list | tuple):
+            return args[0][args[1]]
+        function: Any = node.target
         if node.op == "call_module":
-            name = type(self.fetch_attr(str(node.target))).__name__
-        handler = _OPS.get(name)
+            function = self.fetch_attr(str(node.target))
+            name = type(function).__name__
+        elif node.op == "call_method":
+            function = partial(_call_method, str(node.target))
+        handler = OPS.get(name)
         if handler is None:
             raise UnknownOp(f"op {name!r} is not in the native engine")
-        self._check_value(name, value)
+        call = Call(self, name, value, function)
         try:
-            result = handler(_Call(self, name, tuple(value.shape[1:])), *args, **kwargs)
+            result = handler(call, *args, **kwargs)
         except TypeError as error:  # an argument that the handler does not take
             raise NotLowered(f"op {name!r}: unsupported arguments ({error})") from error
+        self._check(name, value, result)
         self.names.append(name)
-        if _in_place(node, name):
-            self._rebind(node, result)
-        return result
+        return self._rebind(node, result) if _in_place(node, name) else result
 
     def _lower_input(self, node: torch.fx.Node, value: Any) -> Any:
         if not isinstance(value, Tensor):
@@ -111,21 +138,42 @@ class Lowering(torch.fx.Interpreter):
             raise NotLowered(f"the input is {value.dtype}, not floating point")
         self.samples, self.trace_dtype = value.shape[0], value.dtype
         shape = tuple(value.shape[1:])
-        return Slot(self.program.input(_product(shape)), shape)
+        return Slot(self.program.input(prod(shape)), shape)
 
-    def _check_value(self, name: str, value: Tensor) -> None:
-        if value.dim() < 1 or value.shape[0] != self.samples:
-            raise NotLowered(
-                f"op {name!r} gives shape {tuple(value.shape)}: no leading batch dimension"
-            )
-        if value.dtype != self.trace_dtype:
-            raise NotLowered(
-                f"op {name!r} gives {value.dtype} where the input is {self.trace_dtype}"
-            )
+    def _output(self, result: Any) -> Slot:
+        if not isinstance(result, Slot) or result.axis != 0:
+            raise NotLowered("the model does not return one tensor with a row per sample")
+        return self.in_order(result)
 
-    def _rebind(self, node: torch.fx.Node, result: Slot) -> None:
+    def _check(self, name: str, value: Any, result: Any) -> None:
+        """The lowered result must have the traced one's shape, with the batch where it says."""
+        if isinstance(result, list | tuple):
+            if len(result) != len(value):
+                raise NotLowered(f"op {name!r} gives {len(value)} results")
+            for v, r in zip(value, result, strict=True):
+                self._check(name, v, r)
+        elif isinstance(result, Fixed):
+            if tuple(value.shape) != result.shape:
+                raise NotLowered(f"op {name!r} gives shape {tuple(value.shape)}")
+        elif isinstance(result, Slot):
+            shape = (*result.shape[: result.axis], self.samples, *result.shape[result.axis :])
+            if tuple(value.shape) != shape:
+                raise NotLowered(
+                    f"op {name!r} gives shape {tuple(value.shape)}: it mixes samples, or has no "
+                    "batch dimension"
+                )
+            if value.dtype != self.trace_dtype:
+                raise NotLowered(
+                    f"op {name!r} gives {value.dtype} where the input is {self.trace_dtype}"
+                )
+
+    def _rebind(self, node: torch.fx.Node, result: Slot) -> Slot:
         """After an in-place op every earlier name of the same memory means the new value."""
         target: Any = node.args[0]
+        before = self.lowered[target]
+        if not isinstance(before, Slot) or not self.covers(before):
+            raise NotLowered("an in-place op on a part of a tensor")
+        result = self.reordered(result, before)
         memory = self.env[target].untyped_storage().data_ptr()
         for other, value in self.env.items():
             known = self.lowered.get(other)
@@ -134,18 +182,112 @@ class Lowering(torch.fx.Interpreter):
                 and isinstance(known, Slot)
                 and value.untyped_storage().data_ptr() == memory
             ):
-                if known.features != result.features:
-                    raise NotLowered("an in-place op on a part of a tensor")
-                self.lowered[other] = Slot(result.id, known.shape)
+                if known.id != before.id:
+                    raise NotLowered("an in-place op on memory that several values share")
+                self.lowered[other] = Slot(result.id, known.shape, known.axis, known.index)
+        return result
+
+    # Rows and elements
+
+    def rows(self, x: Slot) -> Tensor:
+        """The row of each element, of ``shape``."""
+        return counting(prod(x.shape)).view(x.shape) if x.index is None else x.index
+
+    def covers(self, x: Slot) -> bool:
+        """Whether x shows every row of its slot exactly once."""
+        size = self.program.features(x.id)
+        if prod(x.shape) != size or x.index is None:
+            return prod(x.shape) == size
+        known = self._covering.get(id(x.index))
+        if known is None:  # the index is kept, so that its id stays its own
+            found = torch.equal(x.index.reshape(-1).sort().values, counting(size))
+            known = self._covering[id(x.index)] = (x.index, found)
+        return known[1]
+
+    def order(self, x: Slot) -> Shape | None:
+        """The order of x's dimensions in which its elements stand in rows 0, 1, ...; or None."""
+        if x.index is None:
+            return tuple(range(len(x.shape)))
+        steps = [
+            int((x.index.select(d, 1) - x.index.select(d, 0)).reshape(-1)[0]) if n > 1 else 0
+            for d, n in enumerate(x.shape)
+        ]
+        order = tuple(sorted(range(len(steps)), key=lambda d: -steps[d]))
+        rows = x.index.permute(order).reshape(-1)
+        whole = torch.equal(rows, counting(self.program.features(x.id)))
+        return order if whole else None
+
+    def ordered(self, id: int, shape: Shape, axis: int, order: Sequence[int]) -> Slot:
+        """All of slot `id`, whose rows run through the dimensions in `order`, the last fastest."""
+        index = counting(prod(shape)).view([shape[d] for d in order])
+        back = [order.index(d) for d in range(len(order))]
+        plain = list(order) == sorted(order)
+        return Slot(id, shape, axis, None if plain else index.permute(back))
+
+    def in_dims(self, x: Slot, order: Sequence[int]) -> Slot:
+        """x with its elements in rows 0, 1, ..., its dimensions taken in `order`."""
+        like = self.ordered(x.id, x.shape, x.axis, order)
+        return self.gathered(x, self.rows(x).permute(*order).reshape(-1), like.index)
+
+    def same_rows(self, x: Slot, y: Slot) -> bool:
+        """Whether equal elements of x and y stand in equal rows."""
+        if x.index is None and y.index is None:
+            return x.shape == y.shape
+        return torch.equal(self.rows(x), self.rows(y))
+
+    def in_order(self, x: Slot) -> Slot:
+        """x with its elements in rows 0, 1, ... of its slot."""
+        return self.gathered(x, self.rows(x).reshape(-1), None)
+
+    def reordered(self, x: Slot, like: Slot) -> Slot:
+        """x with each element in the row where `like`, which covers its slot, has it."""
+        if self.same_rows(x, like) and self.covers(x):
+            return x
+        order = torch.argsort(self.rows(like).reshape(-1))
+        return self.gathered(x, self.rows(x).reshape(-1)[order], like.index)
+
+    def gathered(self, x: Slot, rows: Tensor, index: Tensor | None, fill: float = 0.0) -> Slot:
+        """A slot whose row r is row rows[r] of x's, shown by ``index``; x's own if it is that."""
+        if torch.equal(rows, counting(self.program.features(x.id))):
+            return Slot(x.id, x.shape, x.axis, index)
+        rows = rows.contiguous()
+        found = self.program.gather(x.id, rows.numel(), rows.data_ptr(), float(fill))
+        return Slot(found, x.shape, x.axis, index)
+
+    def full(self, x: Slot) -> Tensor:
+        """Row + sample * features of every element of the traced tensor."""
+        size = self.program.features(x.id)
+        return torch.stack([self.rows(x) + s * size for s in range(self.samples)], dim=x.axis)
+
+    def from_full(self, x: Slot, full: Tensor, fill: float = 0.0) -> Slot:
+        """The view of x that `full` describes; FILL stands for the constant."""
+        size = self.program.features(x.id)
+        for axis in range(full.dim()):
+            if full.shape[axis] != self.samples:
+                continue
+            first, *rest = full.unbind(axis)
+            known = first >= 0
+            if bool((first < size).all()) and all(
+                torch.equal(torch.where(r >= 0, r - (s + 1) * size, r), first)
+                for s, r in enumerate(rest)
+            ):
+                shape = tuple(first.shape)
+                if not bool(known.all()):
+                    where = Slot(x.id, shape, axis)
+                    return self.gathered(where, first.reshape(-1), None, fill)
+                plain = first.numel() == size and torch.equal(first.reshape(-1), counting(size))
+                return Slot(x.id, shape, axis, None if plain else first)
+        raise NotLowered("a view that mixes samples")
 
 
 @dataclass(frozen=True)
-class _Call:
-    """What a handler may use: the program, the op's name, the result's per-sample shape."""
+class Call:
+    """What a handler may use: the lowering, the op's name, the traced value, what was called."""
 
     lowering: Lowering
     name: str
-    shape: tuple[int, ...]
+    value: Any
+    function: Any
 
     @property
     def program(self) -> Any:
@@ -154,43 +296,80 @@ class _Call:
     def refuse(self, why: str) -> NotLowered:
         return NotLowered(f"op {self.name!r}: {why}")
 
-    def slot(self, value: Any) -> Slot:
-        if not isinstance(value, Slot):
+    def view(self, x: Any) -> Slot:
+        """x as it stands: perhaps a view, perhaps with its rows in another order."""
+        if not isinstance(x, Slot):
             raise self.refuse("an operand that is not computed from the input")
-        return value
+        return x
+
+    def slot(self, x: Any) -> Slot:
+        """x with its elements in the order of its rows."""
+        return self.lowering.in_order(self.view(x))
+
+    def fixed(self, x: Any) -> Fixed:
+        """A parameter or buffer whose elements are all there in order."""
+        if not isinstance(x, Fixed) or x.index is not None:
+            raise self.refuse("weights that are computed, not parameters")
+        return x
+
+    def source(self, x: Any) -> int | None:
+        """Where a parameter or buffer is; None stays None."""
+        return None if x is None else self.fixed(x).source
+
+    def dim(self, x: Slot, d: Any) -> int:
+        """Dimension d of the traced tensor as one of x.shape."""
+        found = x.dim(d) if isinstance(d, int) else None
+        if found is None:
+            raise self.refuse("over the batch dimension, or no dim given")
+        return found
 
     def unary(self, x: Any, f: str, a: float = 0.0, b: float = 0.0) -> Slot:
-        x = self.slot(x)
-        return Slot(self.program.unary(x.id, getattr(core.Unary, f), float(a), float(b)), x.shape)
+        x = self.view(x)
+        if not self.lowering.covers(x):
+            x = self.slot(x)
+        found = self.program.unary(x.id, getattr(core.Unary, f), float(a), float(b))
+        return Slot(found, x.shape, x.axis, x.index)
 
-    def reshaped(self, x: Any) -> Slot:
-        x = self.slot(x)
-        if x.features != _product(self.shape):
-            raise self.refuse("it mixes samples")
-        return Slot(x.id, self.shape)
+    def binary(self, f: str, x: Any, y: Any) -> Slot:
+        """x op y, broadcast to the traced shape; at least one of them a slot."""
+        x, y = self._broadcast(x), self._broadcast(y)
+        like = next((s for s in (x, y) if isinstance(s, Slot) and self.lowering.covers(s)), None)
+        if like is None:
+            like = self.slot(x if isinstance(x, Slot) else y)
+        a, b = self.placed(x, like), self.placed(y, like)
+        found = self.program.binary(getattr(core.Binary, f), a.id, b.id)
+        return Slot(found, like.shape, like.axis, like.index)
 
-    def operand(self, value: Any) -> Slot:
-        """A slot of the result's shape; a fixed tensor is repeated for every sample."""
-        if isinstance(value, Slot):
-            if value.shape != self.shape:
-                raise self.refuse(f"broadcasts {value.shape} to {self.shape}")
-            return value
-        if not isinstance(value, Fixed):
-            raise self.refuse("an operand that is no tensor")
-        shape = value.shape
-        if len(shape) > len(self.shape):
-            if shape[0] != 1:
-                raise self.refuse("a fixed operand with a batch dimension")
-            shape = shape[1:]
-        index = torch.arange(value.numel).reshape(shape).expand(self.shape).reshape(-1)
-        return Slot(self.program.expand(value.source, value.numel, index.tolist()), self.shape)
+    def _broadcast(self, x: Any) -> Slot | Fixed:
+        shape = self.value.shape
+        if isinstance(x, Slot):
+            if len(x.shape) + 1 == len(shape) and (
+                shape[x.axis] == self.lowering.samples
+                and tuple(shape[: x.axis]) + tuple(shape[x.axis + 1 :]) == x.shape
+            ):
+                return x
+            return self.lowering.from_full(x, self.lowering.full(x).broadcast_to(shape))
+        if isinstance(x, Fixed):
+            return Fixed(x.source, tuple(shape), x.size, x.elements().broadcast_to(shape))
+        raise self.refuse("an operand that is no tensor")
+
+    def placed(self, x: Slot | Fixed, like: Slot) -> Slot:
+        """x with every element in the row where `like` has it."""
+        if isinstance(x, Slot):
+            if x.axis != like.axis:
+                raise self.refuse("operands with their batches in different dimensions")
+            return self.lowering.reordered(x, like)
+        first, *rest = x.elements().unbind(like.axis)
+        if not all(torch.equal(first, r) for r in rest):
+            raise self.refuse("a fixed operand with a batch dimension")
+        order = torch.argsort(self.lowering.rows(like).reshape(-1))
+        index = first.reshape(-1)[order].tolist()
+        found = self.program.expand(x.source, x.size, index)
+        return Slot(found, like.shape, like.axis, like.index)
 
 
-def _product(shape: tuple[int, ...]) -> int:
-    result = 1
-    for size in shape:
-        result *= size
-    return result
+def _call_method(name: str, x: Any, *args: Any, **kwargs: Any) -> Any:
+    return getattr(x, name)(*args, **kwargs)
 
 
 def _call_name(node: torch.fx.Node) -> str:
@@ -210,263 +389,20 @@ def _in_place(node: torch.fx.Node, name: str) -> bool:
     )
 
 
-Handler = Callable[..., Slot]
-_OPS: dict[str, Handler] = {}
+Handler = Callable[..., Any]
+OPS: dict[str, Handler] = {}
 
 
-def _op(*names: str) -> Callable[[Handler], Handler]:
+def op(*names: str) -> Callable[[Handler], Handler]:
+    """Registers a handler of the calls with these names."""
+
     def register(handler: Handler) -> Handler:
         for name in names:
-            _OPS[name] = handler
+            OPS[name] = handler
         return handler
 
     return register
 
 
-@_op("linear")
-def _linear(call: _Call, input: Any, weight: Any, bias: Any = None) -> Slot:
-    x = call.slot(input)
-    if not isinstance(weight, Fixed) or not (bias is None or isinstance(bias, Fixed)):
-        raise call.refuse("weights that are computed, not parameters")
-    m, k = weight.shape
-    outer = x.features // k if k else _product(x.shape[:-1])
-    bias_source = None if bias is None else bias.source
-    result = call.program.linear(x.id, outer, k, m, weight.source, bias_source)
-    return Slot(result, call.shape)
-
-
-@_op("relu", "relu_")
-def _relu(call: _Call, input: Any, inplace: bool = False) -> Slot:
-    return call.unary(input, "relu")
-
-
-@_op("leaky_relu", "leaky_relu_")
-def _leaky_relu(
-    call: _Call, input: Any, negative_slope: float = 0.01, inplace: bool = False
-) -> Slot:
-    return call.unary(input, "leaky_relu", negative_slope)
-
-
-@_op("tanh", "tanh_")
-def _tanh(call: _Call, input: Any) -> Slot:
-    return call.unary(input, "tanh")
-
-
-@_op("sigmoid", "sigmoid_")
-def _sigmoid(call: _Call, input: Any) -> Slot:
-    return call.unary(input, "sigmoid")
-
-
-@_op("gelu")
-def _gelu(call: _Call, input: Any, approximate: str = "none") -> Slot:
-    return call.unary(input, "gelu" if approximate == "none" else "gelu_tanh")
-
-
-@_op("silu", "silu_")
-def _silu(call: _Call, input: Any, inplace: bool = False) -> Slot:
-    return call.unary(input, "silu")
-
-
-@_op("softplus")
-def _softplus(call: _Call, input: Any, beta: float = 1.0, threshold: float = 20.0) -> Slot:
-    return call.unary(input, "softplus", beta, threshold)
-
-
-@_op("elu", "elu_")
-def _elu(
-    call: _Call,
-    input: Any,
-    alpha: float = 1.0,
-    scale: float = 1.0,
-    input_scale: float = 1.0,
-    inplace: bool = False,
-) -> Slot:
-    if input_scale != 1.0:
-        raise call.refuse(f"input_scale={input_scale}")
-    return call.unary(input, "elu", alpha, float(scale))
-
-
-@_op("selu", "selu_")
-def _selu(call: _Call, input: Any, inplace: bool = False) -> Slot:
-    return call.unary(input, "elu", 1.6732632423543772, 1.0507009873554805)
-
-
-@_op("relu6")
-def _relu6(call: _Call, input: Any, inplace: bool = False) -> Slot:
-    return call.unary(input, "clamp", 0.0, 6.0)
-
-
-@_op("hardtanh", "hardtanh_")
-def _hardtanh(
-    call: _Call, input: Any, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False
-) -> Slot:
-    return call.unary(input, "clamp", min_val, max_val)
-
-
-@_op("clamp", "clamp_", "clip")
-def _clamp(call: _Call, input: Any, min: Any = None, max: Any = None) -> Slot:
-    if isinstance(min, Slot | Fixed) or isinstance(max, Slot | Fixed):
-        raise call.refuse("tensor bounds")
-    low = -float("inf") if min is None else min
-    return call.unary(input, "clamp", low, float("inf") if max is None else max)
-
-
-@_op("square")
-def _square(call: _Call, input: Any) -> Slot:
-    return call.unary(input, "square")
-
-
-@_op("pow")
-def _pow(call: _Call, input: Any, exponent: Any) -> Slot:
-    if exponent == 2 and isinstance(exponent, int | float):
-        return call.unary(input, "square")
-    raise call.refuse(f"exponent {exponent!r}")
-
-
-@_op("abs")
-def _abs(call: _Call, input: Any) -> Slot:
-    return call.unary(input, "abs")
-
-
-@_op("exp")
-def _exp(call: _Call, input: Any) -> Slot:
-    return call.unary(input, "exp")
-
-
-@_op("neg")
-def _neg(call: _Call, input: Any) -> Slot:
-    return call.unary(input, "affine", -1.0, 0.0)
-
-
-def _binary(call: _Call, f: str, input: Any, other: Any) -> Slot:
-    result = call.program.binary(
-        getattr(core.Binary, f), call.operand(input).id, call.operand(other).id
-    )
-    return Slot(result, call.shape)
-
-
-@_op("add", "add_", "iadd", "radd")
-def _add(call: _Call, input: Any, other: Any, alpha: float = 1.0) -> Slot:
-    if _is_number(other):
-        return call.unary(input, "affine", 1.0, float(other) * alpha)
-    if _is_number(input):
-        return call.unary(other, "affine", alpha, float(input))
-    scaled = other if alpha == 1 else call.unary(call.operand(other), "affine", alpha, 0.0)
-    return _binary(call, "add", input, scaled)
-
-
-@_op("sub", "sub_", "isub")
-def _sub(call: _Call, input: Any, other: Any, alpha: float = 1.0) -> Slot:
-    if _is_number(other):
-        return call.unary(input, "affine", 1.0, -float(other) * alpha)
-    if _is_number(input):
-        return call.unary(other, "affine", -alpha, float(input))
-    scaled = other if alpha == 1 else call.unary(call.operand(other), "affine", alpha, 0.0)
-    return _binary(call, "sub", input, scaled)
-
-
-@_op("rsub")
-def _rsub(call: _Call, input: Any, other: Any, alpha: float = 1.0) -> Slot:
-    return _sub(call, other, input, alpha)
-
-
-@_op("mul", "mul_", "imul", "multiply")
-def _mul(call: _Call, input: Any, other: Any) -> Slot:
-    if _is_number(other):
-        return call.unary(input, "affine", float(other), 0.0)
-    if _is_number(input):
-        return call.unary(other, "affine", float(input), 0.0)
-    return _binary(call, "mul", input, other)
-
-
-@_op("div", "div_", "truediv", "itruediv", "true_divide")
-def _div(call: _Call, input: Any, other: Any, rounding_mode: str | None = None) -> Slot:
-    if rounding_mode is not None or _is_number(input):
-        raise call.refuse("a rounding mode or a number divided by a tensor")
-    if _is_number(other) and float(other) != 0.0:
-        return call.unary(input, "affine", 1.0 / float(other), 0.0)
-    return _binary(call, "div", input, other)
-
-
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
     return isinstance(value, int | float)
-
-
-@_op("flatten", "reshape", "view", "unflatten", "unsqueeze", "squeeze", "_unsafe_view")
-def _reshape(call: _Call, input: Any, *args: Any, **kwargs: Any) -> Slot:
-    return call.reshaped(input)
-
-
-@_op("contiguous", "clone", "alias", "positive")
-def _same(call: _Call, input: Any, memory_format: Any = None) -> Slot:
-    return call.reshaped(input)
-
-
-@_op("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout")
-def _dropout(
-    call: _Call,
-    input: Any,
-    p: float = 0.5,
-    training: bool = True,
-    inplace: bool = False,
-) -> Slot:
-    if training and p != 0.0:
-        raise call.refuse("dropout that is active in eval mode")
-    return call.reshaped(input)
-
-
-@_op("to", "float", "double", "type_as", "_to_copy")
-def _cast(call: _Call, input: Any, *args: Any, **kwargs: Any) -> Slot:
-    return call.reshaped(input)
-
-
-@_op("layer_norm")
-def _layer_norm(
-    call: _Call,
-    input: Any,
-    normalized_shape: Any,
-    weight: Any = None,
-    bias: Any = None,
-    eps: float = 1e-5,
-    cudnn_enable: bool = True,
-) -> Slot:
-    x = call.slot(input)
-    size = _product(tuple(normalized_shape))
-    for parameter in (weight, bias):
-        if not (parameter is None or isinstance(parameter, Fixed)):
-            raise call.refuse("weights that are computed, not parameters")
-    gain = None if weight is None else weight.source
-    shift = None if bias is None else bias.source
-    result = call.program.layer_norm(x.id, x.features // size, size, float(eps), gain, shift)
-    return Slot(result, x.shape)
-
-
-def _softmax_over(call: _Call, input: Any, dim: Any, log: bool) -> Slot:
-    x = call.slot(input)
-    if not isinstance(dim, int):
-        raise call.refuse("no dim given")
-    axis = (dim % (len(x.shape) + 1)) - 1
-    if axis < 0:
-        raise call.refuse("over the batch dimension")
-    outer, inner = _product(x.shape[:axis]), _product(x.shape[axis + 1 :])
-    return Slot(call.program.softmax(x.id, log, outer, x.shape[axis], inner), x.shape)
-
-
-@_op("softmax", "_softmax")
-def _softmax(call: _Call, input: Any, dim: Any = None, *args: Any, **kwargs: Any) -> Slot:
-    return _softmax_over(call, input, dim, log=False)
-
-
-@_op("log_softmax", "_log_softmax")
-def _log_softmax(call: _Call, input: Any, dim: Any = None, *args: Any, **kwargs: Any) -> Slot:
-    return _softmax_over(call, input, dim, log=True)
-
-
-@_op("cat", "concat", "concatenate")
-def _cat(call: _Call, tensors: Any, dim: int = 0) -> Slot:
-    inputs = [call.slot(t) for t in tensors]
-    axis = (dim % (len(call.shape) + 1)) - 1
-    if axis < 0:
-        raise call.refuse("over the batch dimension")
-    outer = _product(call.shape[:axis])
-    return Slot(call.program.concat([x.id for x in inputs], outer), call.shape)

@@ -64,6 +64,11 @@ void bind(py::module_& m, const char* program_name, const char* question_name,
       .def("softmax", &P::softmax)
       .def("concat", &P::concat)
       .def("expand", &P::expand)
+      .def("gather",
+           [](P& p, int x, int64_t count, Address index, double fill) {
+             const int64_t* from = in<int64_t>(index);
+             return p.gather(x, std::vector<int64_t>(from, from + count), fill);
+           })
       .def("finish", &P::finish)
       .def("set_data", [](P& p, int64_t samples, Address x) { p.set_data(samples, in<T>(x)); })
       .def("set_loss",

@@ -22,6 +22,15 @@ void each_part(const Op& op, const std::vector<int64_t>& slots, F f) {
     }
 }
 
+// The adjoint of a gather: dx row index[f] += dy row f.
+template <typename T>
+void scatter_add(const Op& op, const cpu::Kernels<T>& kernels, int64_t cols, const T* dy, T* dx) {
+  each_run(op.index, [&](int64_t first, int64_t from, int64_t count) {
+    if (from >= 0)
+      kernels.product_add(count * cols, T(1), dy + first * cols, nullptr, dx + from * cols);
+  });
+}
+
 }  // namespace
 
 template <typename T>
@@ -122,6 +131,7 @@ void Derivatives<T>::forward(int64_t t, Primal& to) const {
         for (int64_t f = 0; f < p.slots_[op.output]; ++f)
           std::fill_n(y + f * cols, cols, w[op.index[f]]);
         break;
+      case OpKind::kGather: gather_rows(op.index, cols, static_cast<T>(op.a), x, y); break;
     }
   }
 }
@@ -202,6 +212,7 @@ void Derivatives<T>::reverse(int64_t t, const Primal& primal, const Buffer<T>& a
         for (int64_t f = 0; dw != nullptr && f < p.slots_[op.output]; ++f)
           kernels_.row_sums_add(1, cols, dy + f * cols, dw + op.index[f]);
         break;
+      case OpKind::kGather: scatter_add(op, kernels_, cols, dy, dx); break;
     }
   }
 }
@@ -277,6 +288,7 @@ void Derivatives<T>::tangent_forward(int64_t t, const Primal& primal, const Vect
         for (int64_t f = 0; f < p.slots_[op.output]; ++f)
           std::fill_n(ry + f * cols, cols, rw[op.index[f]]);
         break;
+      case OpKind::kGather: gather_rows(op.index, cols, T(0), rx, ry); break;
     }
   }
 }
@@ -379,6 +391,7 @@ void Derivatives<T>::tangent_reverse(int64_t t, const Primal& primal, const Vect
         for (int64_t f = 0; rdw != nullptr && f < p.slots_[op.output]; ++f)
           kernels_.row_sums_add(1, cols, rdy + f * cols, rdw + op.index[f]);
         break;
+      case OpKind::kGather: scatter_add(op, kernels_, cols, rdy, rdx); break;
     }
   }
 }

@@ -22,6 +22,14 @@ void require(bool ok, const std::string& message) {
 }  // namespace
 
 template <typename T>
+void gather_rows(const std::vector<int64_t>& index, int64_t cols, T fill, const T* x, T* y) {
+  each_run(index, [&](int64_t first, int64_t from, int64_t count) {
+    if (from < 0) std::fill_n(y + first * cols, count * cols, fill);
+    else std::copy_n(x + from * cols, count * cols, y + first * cols);
+  });
+}
+
+template <typename T>
 Buffer<T>::Buffer(int64_t count) : size_(count) {
   if (count == 0) return;
   const int64_t bytes = round_up(count * static_cast<int64_t>(sizeof(T)), 64);
@@ -150,6 +158,17 @@ int Program<T>::expand(int64_t source, int64_t size, std::vector<int64_t> index)
   op.weight = use(source, 1, size, false);
   for (const int64_t i : index) require(i >= 0 && i < size, "expand: index out of range");
   op.index = std::move(index);
+  op.output = slot(static_cast<int64_t>(op.index.size()));
+  ops_.push_back(op);
+  return op.output;
+}
+
+template <typename T>
+int Program<T>::gather(int x, std::vector<int64_t> index, double fill) {
+  Op op(OpKind::kGather, {x});
+  for (const int64_t i : index)
+    require(i >= -1 && i < in_features(x), "gather: index out of range");
+  op.index = std::move(index), op.a = fill;
   op.output = slot(static_cast<int64_t>(op.index.size()));
   ops_.push_back(op);
   return op.output;
@@ -317,6 +336,8 @@ void Program<T>::pack(const Use& use, const T* theta, const T* constants, T* dst
     std::copy_n(source, use.size(), dst);
 }
 
+template void gather_rows(const std::vector<int64_t>&, int64_t, float, const float*, float*);
+template void gather_rows(const std::vector<int64_t>&, int64_t, double, const double*, double*);
 template class Buffer<float>;
 template class Buffer<double>;
 template class Buffer<int32_t>;

@@ -45,7 +45,16 @@ class Buffer {  // 64-byte aligned, zeroed
   int64_t size_ = 0;
 };
 
-enum class OpKind : int { kLinear, kUnary, kBinary, kLayerNorm, kSoftmax, kConcat, kExpand };
+enum class OpKind : int {
+  kLinear,
+  kUnary,
+  kBinary,
+  kLayerNorm,
+  kSoftmax,
+  kConcat,
+  kExpand,
+  kGather,
+};
 
 struct Op {
   Op(OpKind op_kind, std::vector<int> slots) : kind(op_kind), inputs(std::move(slots)) {}
@@ -61,7 +70,9 @@ struct Op {
   // linear: (outer, k) -> (outer, m); layer_norm: (outer, k); softmax: (outer, k, inner);
   // concat: outer groups of the inputs' features one after the other.
   int64_t outer = 1, k = 0, m = 0, inner = 1;
-  std::vector<int64_t> index;  // expand: feature f is element index[f] of the weight use
+  // expand: feature f is element index[f] of the weight use. gather: feature index[f] of the input,
+  // or the constant `a` where that is -1.
+  std::vector<int64_t> index;
 };
 
 // One parameter as one kind of op reads it. source >= 0: offset in theta; source < 0: offset
@@ -72,6 +83,20 @@ struct Use {
   int64_t packed;  // offset in the packed vector, a multiple of 16
   int64_t size() const { return rows * cols; }
 };
+
+// y row f = x row index[f], or `fill`; rows of cols elements.
+template <typename T>
+void gather_rows(const std::vector<int64_t>& index, int64_t cols, T fill, const T* x, T* y);
+// f(first, from, count) for the runs of consecutive entries: index[first + i] = from + i, or all -1.
+template <typename F>
+void each_run(const std::vector<int64_t>& index, F f) {
+  const int64_t size = static_cast<int64_t>(index.size());
+  for (int64_t first = 0, last = 0; first < size; first = last) {
+    const int64_t from = index[first], step = from < 0 ? 0 : 1;
+    for (++last; last < size && index[last] == from + step * (last - first);) ++last;
+    f(first, from, last - first);
+  }
+}
 
 template <typename T>
 class Program {
@@ -90,6 +115,7 @@ class Program {
   int softmax(int x, bool log, int64_t outer, int64_t size, int64_t inner);
   int concat(const std::vector<int>& inputs, int64_t outer);
   int expand(int64_t source, int64_t size, std::vector<int64_t> index);
+  int gather(int x, std::vector<int64_t> index, double fill);
 
   // Ends the building: `output` is the network's result. weight and pos_weight may be empty.
   void finish(int output);

@@ -238,6 +238,7 @@ void Question<T>::apply(const Op& op, int64_t cols, const T* const* slots, const
       for (size_t f = 0; f < op.index.size(); ++f)
         kernels.fill_rows(1, cols, w + op.index[f], out + static_cast<int64_t>(f) * cols);
       break;
+    case OpKind::kGather: gather_rows(op.index, cols, static_cast<T>(op.a), x, out); break;
   }
 }
 
