@@ -43,6 +43,7 @@ void bind(py::module_& m, const char* program_name, const char* question_name,
   using Q = Question<T>;
   using D = Derivatives<T>;
   using Source = std::optional<int64_t>;
+  using Pair = std::pair<int64_t, int64_t>;
   const auto address = [](const Source& s) { return s ? &*s : nullptr; };
 
   py::class_<P>(m, program_name)
@@ -68,6 +69,24 @@ void bind(py::module_& m, const char* program_name, const char* question_name,
            [](P& p, int x, int64_t count, Address index, double fill) {
              const int64_t* from = in<int64_t>(index);
              return p.gather(x, std::vector<int64_t>(from, from + count), fill);
+           })
+      .def("conv",  // image, kernel, stride, pad, dilation: (h, w)
+           [=](P& p, int x, int64_t groups, int64_t channels, int64_t rows, Pair image, Pair kernel,
+               Pair stride, Pair pad, Pair dilation, int64_t weight, Source bias) {
+             cpu::ConvArgs a{};
+             a.groups = groups, a.channels = channels, a.rows = rows;
+             a.in_h = image.first, a.in_w = image.second;
+             a.kernel_h = kernel.first, a.kernel_w = kernel.second;
+             a.stride_h = stride.first, a.stride_w = stride.second;
+             a.pad_h = pad.first, a.pad_w = pad.second;
+             a.dilation_h = dilation.first, a.dilation_w = dilation.second;
+             return p.conv(x, a, weight, address(bias));
+           })
+      .def("batch_norm",
+           [=](P& p, int x, int64_t outer, int64_t channels, double eps, int64_t mean,
+               int64_t variance, Source gain, Source shift) {
+             return p.batch_norm(x, outer, channels, eps, mean, variance, address(gain),
+                                 address(shift));
            })
       .def("finish", &P::finish)
       .def("set_data", [](P& p, int64_t samples, Address x) { p.set_data(samples, in<T>(x)); })

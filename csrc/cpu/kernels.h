@@ -58,6 +58,20 @@ struct SoftmaxArgs {
   int64_t outer, size, inner;
 };
 
+// Rows of the input and output run through (h, w, channel).
+struct ConvArgs {
+  int64_t groups, channels, rows;  // input and output channels of one group
+  int64_t in_h, in_w, out_h, out_w, kernel_h, kernel_w;
+  int64_t stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
+};
+// What a convolution does to its sums: times scale plus shift (channels,), plus `add` (features,
+// cols), max(., 0). Each may be null.
+template <typename T>
+struct Epilogue {
+  const T *scale, *shift, *add;
+  bool relu;
+};
+
 template <typename T>
 struct Kernels {
   int vector_length;
@@ -90,6 +104,14 @@ struct Kernels {
   // Softmax (or its log) over `size`, features laid out (outer, size, inner); in place allowed.
   void (*softmax)(bool log, int64_t outer, int64_t size, int64_t inner, int64_t cols, const T* x,
                   T* y);
+
+  // dst: weights (groups * rows, channels, kernel_h, kernel_w) as `conv` wants them.
+  void (*pack_conv)(const ConvArgs& a, const T* src, T* dst);
+  void (*conv)(const ConvArgs& a, int64_t cols, const T* packed, const T* x, const Epilogue<T>& e,
+               T* y);
+  // y = x * scale[c] + shift[c], then max(., 0) when relu; rows (pixels, channels); in place.
+  void (*channel_affine)(int64_t pixels, int64_t channels, int64_t cols, const T* scale,
+                         const T* shift, bool relu, const T* x, T* y);
 
   // loss (cols,): each column's sum of loss terms, in double from the outputs (features, cols).
   // correct (cols,) or null: how many of the column's targets the largest output hits.

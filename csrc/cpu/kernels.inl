@@ -8,6 +8,7 @@
 #include "cpu/math.inl"
 #include "cpu/elementwise.inl"
 #include "cpu/linear.inl"
+#include "cpu/conv.inl"
 #include "cpu/losses.inl"
 #include "cpu/reverse.inl"
 #include "cpu/basis.inl"
@@ -18,7 +19,7 @@ namespace pylandscape::cpu::PL_ISA_NS {
   {                                                                                            \
     kLanes<T>, kRows, &pack<T>, &linear<T>, &linear_add<T>, &combine<T>, &perturb<T>,          \
         &unary<T>, &unary_derivatives<T>, &binary<T>, &fill_rows<T>, &layer_norm<T>,           \
-        &softmax<T>, &loss<T>, &loss_gradient<T>, &loss_hvp<T>, &pack_columns<T>,              \
+        &softmax<T>, &pack_conv<T>, &conv<T>, &channel_affine<T>, &loss<T>, &loss_gradient<T>, &loss_hvp<T>, &pack_columns<T>,              \
         &pack_transposed<T>, &outer_add<T>, &row_sums_add<T>, &product_add<T>, &mask<T>,       \
         &scale_columns<T>, &column_dots<T>, &divide_tangent<T>, &divide_reverse<T>,            \
         &divide_reverse_tangent<T>, &layer_norm_tangent<T>, &layer_norm_reverse<T>,            \

@@ -132,6 +132,7 @@ void Derivatives<T>::forward(int64_t t, Primal& to) const {
           std::fill_n(y + f * cols, cols, w[op.index[f]]);
         break;
       case OpKind::kGather: gather_rows(op.index, cols, static_cast<T>(op.a), x, y); break;
+      case OpKind::kConv: case OpKind::kBatchNorm: break;
     }
   }
 }
@@ -213,6 +214,7 @@ void Derivatives<T>::reverse(int64_t t, const Primal& primal, const Buffer<T>& a
           kernels_.row_sums_add(1, cols, dy + f * cols, dw + op.index[f]);
         break;
       case OpKind::kGather: scatter_add(op, kernels_, cols, dy, dx); break;
+      case OpKind::kConv: case OpKind::kBatchNorm: break;
     }
   }
 }
@@ -289,6 +291,7 @@ void Derivatives<T>::tangent_forward(int64_t t, const Primal& primal, const Vect
           std::fill_n(ry + f * cols, cols, rw[op.index[f]]);
         break;
       case OpKind::kGather: gather_rows(op.index, cols, T(0), rx, ry); break;
+      case OpKind::kConv: case OpKind::kBatchNorm: break;
     }
   }
 }
@@ -392,6 +395,7 @@ void Derivatives<T>::tangent_reverse(int64_t t, const Primal& primal, const Vect
           kernels_.row_sums_add(1, cols, rdy + f * cols, rdw + op.index[f]);
         break;
       case OpKind::kGather: scatter_add(op, kernels_, cols, rdy, rdx); break;
+      case OpKind::kConv: case OpKind::kBatchNorm: break;
     }
   }
 }

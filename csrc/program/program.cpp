@@ -59,7 +59,8 @@ int64_t Program<T>::in_features(int s) const {
 }
 
 template <typename T>
-int Program<T>::use(int64_t source, int64_t rows, int64_t cols, bool panels) {
+int Program<T>::use(int64_t source, int64_t rows, int64_t cols, Use::Packing packing,
+                    const cpu::ConvArgs& conv) {
   const int64_t size = rows * cols, first = source >= 0 ? source : -1 - source;
   const int64_t limit = source >= 0 ? n_ : static_cast<int64_t>(constants_.size());
   require(rows >= 0 && cols >= 0 && first + size <= limit,
@@ -67,10 +68,12 @@ int Program<T>::use(int64_t source, int64_t rows, int64_t cols, bool panels) {
               " elements is outside its source of " + std::to_string(limit));
   for (size_t i = 0; i < uses_.size(); ++i) {
     const Use& u = uses_[i];
-    if (u.source == source && u.rows == rows && u.cols == cols && u.panels == panels)
+    if (u.source == source && u.rows == rows && u.cols == cols && u.packing == packing &&
+        u.conv.groups == conv.groups && u.conv.channels == conv.channels &&
+        u.conv.kernel_h == conv.kernel_h)
       return static_cast<int>(i);
   }
-  uses_.push_back({source, rows, cols, panels, packed_size_});
+  uses_.push_back({source, rows, cols, packing, packed_size_, conv});
   packed_size_ += round_up(size, kAlign);
   return static_cast<int>(uses_.size()) - 1;
 }
@@ -87,8 +90,8 @@ int Program<T>::linear(int x, int64_t outer, int64_t k, int64_t m, int64_t weigh
   require(in_features(x) == outer * k, "linear: input features are not outer * k");
   Op op(OpKind::kLinear, {x});
   op.outer = outer, op.k = k, op.m = m;
-  op.weight = use(weight, m, k, true);
-  if (bias != nullptr) op.bias = use(*bias, 1, m, false);
+  op.weight = use(weight, m, k, Use::Packing::kPanels);
+  if (bias != nullptr) op.bias = use(*bias, 1, m);
   op.output = slot(outer * m);
   ops_.push_back(op);
   return op.output;
@@ -119,8 +122,8 @@ int Program<T>::layer_norm(int x, int64_t outer, int64_t size, double eps, const
   require(in_features(x) == outer * size && size > 0, "layer_norm: features are not outer * size");
   Op op(OpKind::kLayerNorm, {x});
   op.outer = outer, op.k = size, op.a = eps;
-  if (gain != nullptr) op.weight = use(*gain, 1, size, false);
-  if (shift != nullptr) op.bias = use(*shift, 1, size, false);
+  if (gain != nullptr) op.weight = use(*gain, 1, size);
+  if (shift != nullptr) op.bias = use(*shift, 1, size);
   op.output = slot(in_features(x));
   ops_.push_back(op);
   return op.output;
@@ -155,7 +158,7 @@ int Program<T>::concat(const std::vector<int>& inputs, int64_t outer) {
 template <typename T>
 int Program<T>::expand(int64_t source, int64_t size, std::vector<int64_t> index) {
   Op op(OpKind::kExpand, {});
-  op.weight = use(source, 1, size, false);
+  op.weight = use(source, 1, size);
   for (const int64_t i : index) require(i >= 0 && i < size, "expand: index out of range");
   op.index = std::move(index);
   op.output = slot(static_cast<int64_t>(op.index.size()));
@@ -174,20 +177,67 @@ int Program<T>::gather(int x, std::vector<int64_t> index, double fill) {
   return op.output;
 }
 
-// linear followed by relu, where nothing else reads the linear's output, becomes one op.
+template <typename T>
+int Program<T>::conv(int x, cpu::ConvArgs a, int64_t weight, const int64_t* bias) {
+  require(a.groups > 0 && a.channels > 0 && a.rows > 0 && a.kernel_h > 0 && a.kernel_w > 0 &&
+              a.stride_h > 0 && a.stride_w > 0 && a.dilation_h > 0 && a.dilation_w > 0 &&
+              a.pad_h >= 0 && a.pad_w >= 0,
+          "conv: sizes must be positive");
+  require(in_features(x) == a.in_h * a.in_w * a.groups * a.channels,
+          "conv: input features are not in_h * in_w * channels");
+  a.out_h = (a.in_h + 2 * a.pad_h - a.dilation_h * (a.kernel_h - 1) - 1) / a.stride_h + 1;
+  a.out_w = (a.in_w + 2 * a.pad_w - a.dilation_w * (a.kernel_w - 1) - 1) / a.stride_w + 1;
+  require(a.in_h + 2 * a.pad_h > a.dilation_h * (a.kernel_h - 1) &&
+              a.in_w + 2 * a.pad_w > a.dilation_w * (a.kernel_w - 1),
+          "conv: the kernel is larger than the image");
+  Op op(OpKind::kConv, {x});
+  op.conv = a;
+  op.weight = use(weight, a.groups * a.rows, a.channels * a.kernel_h * a.kernel_w,
+                  Use::Packing::kConv, a);
+  if (bias != nullptr) op.bias = use(*bias, 1, a.groups * a.rows);
+  op.output = slot(a.out_h * a.out_w * a.groups * a.rows);
+  ops_.push_back(op);
+  return op.output;
+}
+
+template <typename T>
+int Program<T>::batch_norm(int x, int64_t outer, int64_t channels, double eps, int64_t mean,
+                           int64_t variance, const int64_t* gain, const int64_t* shift) {
+  require(in_features(x) == outer * channels, "batch_norm: features are not outer * channels");
+  Op op(OpKind::kBatchNorm, {x});
+  op.outer = outer, op.k = channels;
+  op.norm.eps = eps;
+  op.norm.mean = use(mean, 1, channels), op.norm.variance = use(variance, 1, channels);
+  if (gain != nullptr) op.norm.gain = use(*gain, 1, channels);
+  if (shift != nullptr) op.norm.shift = use(*shift, 1, channels);
+  op.output = slot(in_features(x));
+  ops_.push_back(op);
+  return op.output;
+}
+
+template <typename T>
+std::vector<int> Program<T>::readers() const {
+  std::vector<int> count(slots_.size(), 0);
+  for (const Op& op : ops_)
+    for (const int x : op.inputs) ++count[x];
+  ++count[output_];
+  return count;
+}
+
+// An op followed by relu, where nothing else reads its output, becomes one.
 template <typename T>
 void Program<T>::fuse_relu() {
-  std::vector<int> readers(slots_.size(), 0);
-  for (const Op& op : ops_)
-    for (const int x : op.inputs) ++readers[x];
-  ++readers[output_];
+  const std::vector<int> read = readers();
   std::vector<Op> kept;
   for (Op& op : ops_) {
     const bool relu = op.kind == OpKind::kUnary && op.unary == cpu::Unary::kRelu;
     const auto maker = std::find_if(kept.begin(), kept.end(), [&](const Op& before) {
-      return relu && before.kind == OpKind::kLinear && before.output == op.inputs[0];
+      const bool able = before.kind == OpKind::kLinear || before.kind == OpKind::kConv ||
+                        before.kind == OpKind::kBatchNorm ||
+                        (before.kind == OpKind::kBinary && before.binary == cpu::Binary::kAdd);
+      return relu && able && !before.relu && before.output == op.inputs[0];
     });
-    if (maker != kept.end() && readers[op.inputs[0]] == 1) {
+    if (maker != kept.end() && read[op.inputs[0]] == 1) {
       maker->relu = true;
       maker->output = op.output;
     } else {
@@ -197,20 +247,53 @@ void Program<T>::fuse_relu() {
   ops_ = std::move(kept);
 }
 
+// A convolution takes in the batch norm and the sum that alone read its output.
+template <typename T>
+void Program<T>::fuse_epilogues() {
+  const std::vector<int> read = readers();
+  std::vector<int> maker(slots_.size(), -1);  // position in fused_
+  fused_.clear();
+  const auto open = [&](int slot) {  // the convolution that can still take something in, or null
+    const int at = maker[slot];
+    if (at < 0 || read[slot] != 1) return static_cast<Op*>(nullptr);
+    Op& op = fused_[at];
+    return op.kind == OpKind::kConv && !op.relu && op.inputs.size() == 1 ? &op : nullptr;
+  };
+  for (const Op& op : ops_) {
+    Op* into = nullptr;
+    if (op.kind == OpKind::kBatchNorm) {
+      into = open(op.inputs[0]);
+      if (into != nullptr && into->norm.on()) into = nullptr;
+      if (into != nullptr) into->norm = op.norm;
+    } else if (op.kind == OpKind::kBinary && op.binary == cpu::Binary::kAdd) {
+      const int later = maker[op.inputs[0]] > maker[op.inputs[1]] ? 0 : 1;
+      into = open(op.inputs[later]);
+      if (into != nullptr) into->inputs.push_back(op.inputs[1 - later]);
+    }
+    if (into != nullptr) {
+      into->relu = op.relu, into->output = op.output;
+      maker[op.output] = static_cast<int>(into - fused_.data());
+    } else {
+      maker[op.output] = static_cast<int>(fused_.size());
+      fused_.push_back(op);
+    }
+  }
+}
+
 // Rows of the arena for every slot, first fit over the slots alive at the same time; an elementwise
 // op writes over an input that dies with it.
 template <typename T>
 void Program<T>::plan_arena() {
-  const int steps = static_cast<int>(ops_.size());
+  const int steps = static_cast<int>(fused_.size());
   std::vector<int> last(slots_.size(), -1);
   for (int i = 0; i < steps; ++i)
-    for (const int x : ops_[i].inputs) last[x] = i;
+    for (const int x : fused_[i].inputs) last[x] = i;
   last[output_] = steps;
   place_.assign(slots_.size(), -1);
   arena_rows_ = 0;
   std::vector<int> alive;
   for (int i = 0; i < steps; ++i) {
-    const Op& op = ops_[i];
+    const Op& op = fused_[i];
     const bool elementwise = op.kind == OpKind::kUnary || op.kind == OpKind::kBinary;
     alive.erase(std::remove_if(alive.begin(), alive.end(),
                                [&](int s) { return elementwise ? last[s] <= i : last[s] < i; }),
@@ -241,6 +324,7 @@ void Program<T>::finish(int output) {
   require(output_ < 0, "already finished");
   output_ = output;
   fuse_relu();
+  fuse_epilogues();
   plan_arena();
 }
 
@@ -330,10 +414,11 @@ void Program<T>::pack(const Use& use, const T* theta, const T* constants, T* dst
     return;
   }
   source += use.source >= 0 ? use.source : -1 - use.source;
-  if (use.panels)
-    kernels_.pack(use.rows, use.cols, source, dst);
-  else
-    std::copy_n(source, use.size(), dst);
+  switch (use.packing) {
+    case Use::Packing::kPlain: std::copy_n(source, use.size(), dst); break;
+    case Use::Packing::kPanels: kernels_.pack(use.rows, use.cols, source, dst); break;
+    case Use::Packing::kConv: kernels_.pack_conv(use.conv, source, dst); break;
+  }
 }
 
 template void gather_rows(const std::vector<int64_t>&, int64_t, float, const float*, float*);

@@ -54,17 +54,26 @@ enum class OpKind : int {
   kConcat,
   kExpand,
   kGather,
+  kConv,
+  kBatchNorm,
+};
+
+// Batch norm with given statistics, as uses: (x - mean) / sqrt(variance + eps) * gain + shift.
+struct Norm {
+  int gain = -1, shift = -1, mean = -1, variance = -1;
+  double eps = 0;
+  bool on() const { return mean >= 0; }
 };
 
 struct Op {
   Op(OpKind op_kind, std::vector<int> slots) : kind(op_kind), inputs(std::move(slots)) {}
   OpKind kind;
-  std::vector<int> inputs;  // slots
+  std::vector<int> inputs;  // slots; of a conv, the second is added to the result
   int output = -1;          // slot
   int weight = -1, bias = -1;  // uses
   cpu::Unary unary{};
   cpu::Binary binary{};
-  bool relu = false;  // linear: fused max(., 0)
+  bool relu = false;  // max(., 0) at the end
   bool log = false;   // softmax
   double a = 0, b = 0;
   // linear: (outer, k) -> (outer, m); layer_norm: (outer, k); softmax: (outer, k, inner);
@@ -73,14 +82,23 @@ struct Op {
   // expand: feature f is element index[f] of the weight use. gather: feature index[f] of the input,
   // or the constant `a` where that is -1.
   std::vector<int64_t> index;
+  cpu::ConvArgs conv{};
+  Norm norm;  // batch_norm over (outer, k); conv: after it
+
+  template <typename F>
+  void each_use(F f) const {
+    for (const int use : {weight, bias, norm.gain, norm.shift, norm.mean, norm.variance})
+      if (use >= 0) f(use);
+  }
 };
 
 // One parameter as one kind of op reads it. source >= 0: offset in theta; source < 0: offset
 // -1 - source in the constants.
 struct Use {
   int64_t source, rows, cols;
-  bool panels;     // packed for `linear`
-  int64_t packed;  // offset in the packed vector, a multiple of 16
+  enum class Packing { kPlain, kPanels, kConv } packing;
+  int64_t packed;        // offset in the packed vector, a multiple of 16
+  cpu::ConvArgs conv{};  // kConv: of which only groups, channels, rows and kernel count
   int64_t size() const { return rows * cols; }
 };
 
@@ -116,6 +134,11 @@ class Program {
   int concat(const std::vector<int>& inputs, int64_t outer);
   int expand(int64_t source, int64_t size, std::vector<int64_t> index);
   int gather(int x, std::vector<int64_t> index, double fill);
+  // Over rows (in_h, in_w, groups * channels); out_h and out_w are found here.
+  int conv(int x, cpu::ConvArgs args, int64_t weight, const int64_t* bias);
+  // Over rows (outer, channels).
+  int batch_norm(int x, int64_t outer, int64_t channels, double eps, int64_t mean, int64_t variance,
+                 const int64_t* gain, const int64_t* shift);
 
   // Ends the building: `output` is the network's result. weight and pos_weight may be empty.
   void finish(int output);
@@ -142,9 +165,12 @@ class Program {
   friend class Derivatives;
 
   int slot(int64_t features);
-  int use(int64_t source, int64_t rows, int64_t cols, bool panels);
+  int use(int64_t source, int64_t rows, int64_t cols,
+          Use::Packing packing = Use::Packing::kPlain, const cpu::ConvArgs& conv = {});
   int64_t in_features(int s) const;
+  std::vector<int> readers() const;  // by slot
   void fuse_relu();
+  void fuse_epilogues();
   void plan_arena();
   void plan_tiles();
   // Uses from a source vector (theta or a direction; null constants mean zero) into dst.
@@ -158,6 +184,7 @@ class Program {
   std::vector<int64_t> slots_;  // features of each slot
   std::vector<int64_t> place_;  // arena row of each slot, -1 for the input
   std::vector<Op> ops_;
+  std::vector<Op> fused_;  // the same with batch norm and sums moved into convolutions
   std::vector<Use> uses_;
   int output_ = -1;
   bool lanes_ = false;
@@ -211,6 +238,7 @@ class Question {
                 double* correct, T* outputs) const;
   void apply(const Op& op, int64_t cols, const T* const* slots, const T* weights, T* out) const;
   const T* use_data(int use, const T* weights) const;
+  std::vector<T> norm_affine(const Op& op, const T* weights) const;
   bool run_tiles(int64_t g, const T* coordinates, double* loss, double* correct, T* outputs,
                  const Parallel& parallel, const ShouldStop& stop) const;
   bool run_lanes(int64_t g, const T* coordinates, double* loss, double* correct,

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <cmath>
 
 #include "program/items.h"
 #include "program/program.h"
@@ -75,13 +76,13 @@ void Question<T>::plan_steps(const T* directions) {
   const Program<T>& p = program_;
   std::vector<bool> dynamic(p.slots_.size(), false);
   std::vector<bool> cached(p.slots_.size(), false);
-  for (const Op& op : p.ops_) {
+  for (const Op& op : p.fused_) {
     const bool moved_weight = op.weight >= 0 && moved_[op.weight];
-    const bool moved_bias = op.bias >= 0 && moved_[op.bias];
-    bool on_dynamic = false;
+    bool on_dynamic = false, moved = false;
+    op.each_use([&](int use) { moved = moved || moved_[use]; });
     for (const int x : op.inputs) on_dynamic = on_dynamic || dynamic[x];
     Step step{How::kKernel, {}, {}};
-    if (!on_dynamic && !moved_weight && !moved_bias) {
+    if (!on_dynamic && !moved) {
       step.how = How::kStatic;
     } else {
       dynamic[op.output] = true;
@@ -114,14 +115,14 @@ void Question<T>::place_weights(const T* directions) {
   const Program<T>& p = program_;
   weight_place_.assign(p.uses_.size(), -1);
   const auto place = [&](int use) {
-    if (use < 0 || !moved_[use] || weight_place_[use] >= 0) return;
+    if (!moved_[use] || weight_place_[use] >= 0) return;
     weight_place_[use] = weights_size_;
     weights_size_ += (p.uses_[use].size() + 15) / 16 * 16;
   };
-  for (size_t i = 0; i < p.ops_.size(); ++i) {
-    if (steps_[i].how == How::kStatic) continue;
-    if (steps_[i].how == How::kKernel) place(p.ops_[i].weight);
-    place(p.ops_[i].bias);
+  for (size_t i = 0; i < p.fused_.size(); ++i) {
+    const Op& op = p.fused_[i];
+    if (steps_[i].how == How::kKernel) op.each_use(place);
+    if (steps_[i].how == How::kCombine && op.bias >= 0) place(op.bias);
   }
   if (points_) return;
   moved_base_ = Buffer<T>(weights_size_);
@@ -161,10 +162,10 @@ template <typename T>
 void Question<T>::compute_static(const T* directions, const Parallel& parallel) {
   const Program<T>& p = program_;
   const auto& kernels = p.kernels_;
-  std::vector<std::vector<Buffer<T>>> packed(p.ops_.size());  // combined layers' directions
-  for (size_t i = 0; i < p.ops_.size(); ++i)
+  std::vector<std::vector<Buffer<T>>> packed(p.fused_.size());  // combined layers' directions
+  for (size_t i = 0; i < p.fused_.size(); ++i)
     for (const int j : steps_[i].moves) {
-      const Use& use = p.uses_[p.ops_[i].weight];
+      const Use& use = p.uses_[p.fused_[i].weight];
       packed[i].emplace_back(use.size());
       p.pack(use, directions + j * p.n_, nullptr, packed[i].back().data());
     }
@@ -175,8 +176,8 @@ void Question<T>::compute_static(const T* directions, const Parallel& parallel) 
     const int64_t cols = p.padded_columns(t);
     std::vector<const T*> slots(p.slots_.size(), nullptr);
     slots[0] = p.x_.data() + t * p.slots_[0] * p.tile_;
-    for (size_t i = 0; i < p.ops_.size(); ++i) {
-      const Op& op = p.ops_[i];
+    for (size_t i = 0; i < p.fused_.size(); ++i) {
+      const Op& op = p.fused_[i];
       const Step& step = steps_[i];
       if (step.how == How::kStatic) {
         T* out = arena.data() + p.place_[op.output] * p.tile_;
@@ -207,6 +208,24 @@ const T* Question<T>::use_data(int use, const T* weights) const {
   return moved_[use] ? weights + weight_place_[use] : base_.data() + program_.uses_[use].packed;
 }
 
+// Scale, then shift of every channel: of the batch norm, and of the convolution's bias before it.
+template <typename T>
+std::vector<T> Question<T>::norm_affine(const Op& op, const T* weights) const {
+  const auto data = [&](int use) { return use_data(use, weights); };
+  const int64_t channels = program_.uses_[op.norm.mean].size();
+  const T *gain = data(op.norm.gain), *shift = data(op.norm.shift), *bias = data(op.bias);
+  const T *mean = data(op.norm.mean), *variance = data(op.norm.variance);
+  std::vector<T> affine(2 * channels);
+  for (int64_t c = 0; c < channels; ++c) {
+    const double scale =
+        (gain != nullptr ? double(gain[c]) : 1.0) / std::sqrt(variance[c] + op.norm.eps);
+    const double at = double(bias != nullptr ? bias[c] : T(0)) - mean[c];
+    affine[c] = static_cast<T>(scale);
+    affine[channels + c] = static_cast<T>(at * scale + (shift != nullptr ? shift[c] : T(0)));
+  }
+  return affine;
+}
+
 // One op of one tile, samples as lanes.
 template <typename T>
 void Question<T>::apply(const Op& op, int64_t cols, const T* const* slots, const T* weights,
@@ -222,7 +241,10 @@ void Question<T>::apply(const Op& op, int64_t cols, const T* const* slots, const
         kernels.linear(op.m, cols, op.k, w, x + o * op.k * cols, b, op.relu, out + o * op.m * cols);
       break;
     case OpKind::kUnary: kernels.unary(op.unary, op.a, op.b, size, x, out); break;
-    case OpKind::kBinary: kernels.binary(op.binary, size, x, slots[op.inputs[1]], out); break;
+    case OpKind::kBinary:
+      kernels.binary(op.binary, size, x, slots[op.inputs[1]], out);
+      if (op.relu) kernels.unary(cpu::Unary::kRelu, 0, 0, size, out, out);
+      break;
     case OpKind::kLayerNorm: kernels.layer_norm(op.outer, op.k, cols, op.a, w, b, x, out); break;
     case OpKind::kSoftmax:
       kernels.softmax(op.log, op.outer, op.k, op.inner, cols, x, out);
@@ -238,6 +260,22 @@ void Question<T>::apply(const Op& op, int64_t cols, const T* const* slots, const
       for (size_t f = 0; f < op.index.size(); ++f)
         kernels.fill_rows(1, cols, w + op.index[f], out + static_cast<int64_t>(f) * cols);
       break;
+    case OpKind::kConv: {
+      cpu::Epilogue<T> e{nullptr, b, op.inputs.size() > 1 ? slots[op.inputs[1]] : nullptr, op.relu};
+      std::vector<T> affine;
+      if (op.norm.on()) {
+        affine = norm_affine(op, weights);
+        e.scale = affine.data(), e.shift = e.scale + affine.size() / 2;
+      }
+      kernels.conv(op.conv, cols, w, x, e, out);
+      break;
+    }
+    case OpKind::kBatchNorm: {
+      const std::vector<T> affine = norm_affine(op, weights);
+      kernels.channel_affine(op.outer, op.k, cols, affine.data(), affine.data() + op.k, op.relu, x,
+                             out);
+      break;
+    }
     case OpKind::kGather: gather_rows(op.index, cols, static_cast<T>(op.a), x, out); break;
   }
 }
@@ -270,8 +308,8 @@ void Question<T>::run_tile(int64_t t, const T* c, const T* weights, Worker& work
   slot[0] = p.x_.data() + t * p.slots_[0] * p.tile_;
   for (size_t s = 1; s < p.slots_.size(); ++s)
     slot[s] = cache_[s].size() > 0 ? cache_[s].data() + t * p.slots_[s] * p.tile_ : nullptr;
-  for (size_t i = 0; i < p.ops_.size(); ++i) {
-    const Op& op = p.ops_[i];
+  for (size_t i = 0; i < p.fused_.size(); ++i) {
+    const Op& op = p.fused_[i];
     const Step& step = steps_[i];
     if (step.how == How::kStatic) continue;
     T* out = worker.arena.data() + p.place_[op.output] * p.tile_;
@@ -396,7 +434,7 @@ void Question<T>::run_block(int64_t first, int64_t count, const T* coordinates, 
     return weights + (s >= 0 ? s : p.n_ - 1 - s) * lanes;
   };
   std::vector<const T*>& slots = worker.slots;
-  for (const Op& op : p.ops_) {
+  for (const Op& op : p.fused_) {
     T* out = place(op.output);
     if (op.kind == OpKind::kLinear) {
       for (int64_t o = 0; o < op.outer; ++o)
