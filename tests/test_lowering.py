@@ -275,7 +275,10 @@ def _parametrised() -> nn.Module:
         (BatchSize, "differ"),
         (_hooked, "hooks"),
         (_parametrised, "parametrised"),
-        (lambda: nn.Sequential(nn.Linear(5, 3), nn.BatchNorm1d(3)), "BatchNorm1d"),
+        (
+            lambda: nn.Sequential(nn.Linear(5, 3), nn.BatchNorm1d(3, track_running_stats=False)),
+            "statistics of the batch",
+        ),
         (lambda: nn.Sequential(nn.Linear(5, 3), nn.Softshrink()), "softshrink"),
     ],
     ids=["branch", "over-batch", "batch-size", "hook", "parametrised", "batch-norm", "rare-op"],

@@ -31,7 +31,7 @@ void pack_conv(const ConvArgs& a, const T* src, T* dst) {
 template <typename T, int Rows, int Vectors>
 inline void conv_micro(const Runs& runs, int64_t cols, const T* __restrict__ w,
                        const T* __restrict__ x, const Epilogue<T>& e, int64_t row, int64_t at,
-                       T* __restrict__ y) {
+                       T* y) {
   constexpr int N = kLanes<T>;
   Vec<T> acc[Rows][Vectors];
 #pragma GCC unroll 16

@@ -160,6 +160,24 @@ struct Kernels {
   void (*softmax_reverse_tangent)(const SoftmaxArgs& a, int64_t cols, const T* y, const T* ry,
                                   const T* dy, const T* rdy, T* rdx);
 
+  // dst: weights as `conv_reverse` wants them.
+  void (*pack_conv_transposed)(const ConvArgs& a, const T* src, T* dst);
+  // dx += W^T dy.
+  void (*conv_reverse)(const ConvArgs& a, int64_t cols, const T* packed, const T* dy, T* dx);
+  // dst (pixels, blocks of vector_length channels, cols, vector_length) of x (pixels, channels,
+  // cols), the last block filled up with zeros.
+  void (*pack_pixels)(int64_t pixels, int64_t channels, int64_t cols, const T* x, T* dst);
+  // g (weights) += dy x^T; x by pack_pixels.
+  void (*conv_outer_add)(const ConvArgs& a, int64_t cols, const T* dy, const T* x, double* g);
+  // g (weights, cols): the same for every column, x as it stands; overwritten.
+  void (*conv_outer_lanes)(const ConvArgs& a, int64_t cols, const T* dy, const T* x, T* g);
+  // y += x * scale[c] + shift[c]; rows (pixels, channels); shift may be null.
+  void (*channel_affine_add)(int64_t pixels, int64_t channels, int64_t cols, const T* scale,
+                             const T* shift, const T* x, T* y);
+  // sums[c] += sum of (x * scale[c] + shift[c]) * y over pixels and columns.
+  void (*channel_dots)(int64_t pixels, int64_t channels, int64_t cols, const T* scale,
+                       const T* shift, const T* x, const T* y, double* sums);
+
   // A few columns of an orthonormal basis Q (rows, stride); sums in double (basis.inl).
   // sums (rows,) += Q w.
   void (*basis_dots)(int64_t rows, int64_t cols, const T* q, int64_t stride, const T* w,

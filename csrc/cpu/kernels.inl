@@ -11,6 +11,7 @@
 #include "cpu/conv.inl"
 #include "cpu/losses.inl"
 #include "cpu/reverse.inl"
+#include "cpu/conv_reverse.inl"
 #include "cpu/basis.inl"
 
 namespace pylandscape::cpu::PL_ISA_NS {
@@ -19,14 +20,16 @@ namespace pylandscape::cpu::PL_ISA_NS {
   {                                                                                            \
     kLanes<T>, kRows, &pack<T>, &linear<T>, &linear_add<T>, &combine<T>, &perturb<T>,          \
         &unary<T>, &unary_derivatives<T>, &binary<T>, &fill_rows<T>, &layer_norm<T>,           \
-        &softmax<T>, &pack_conv<T>, &conv<T>, &channel_affine<T>, &loss<T>, &loss_gradient<T>, &loss_hvp<T>, &pack_columns<T>,              \
-        &pack_transposed<T>, &outer_add<T>, &row_sums_add<T>, &product_add<T>, &mask<T>,       \
-        &scale_columns<T>, &column_dots<T>, &divide_tangent<T>, &divide_reverse<T>,            \
-        &divide_reverse_tangent<T>, &layer_norm_tangent<T>, &layer_norm_reverse<T>,            \
-        &layer_norm_reverse_tangent<T>, &softmax_tangent<T>, &softmax_reverse<T>,              \
-        &softmax_reverse_tangent<T>, &basis_dots<T>, &basis_subtract<T>,                       \
-        &basis_subtract_from<T>, &scale<T>, &dot_double<T>, &linear_lanes<T>,                  \
-        &perturb_lanes<T>                                                                      \
+        &softmax<T>, &pack_conv<T>, &conv<T>, &channel_affine<T>, &loss<T>,                    \
+        &loss_gradient<T>, &loss_hvp<T>, &pack_columns<T>, &pack_transposed<T>,                \
+        &outer_add<T>, &row_sums_add<T>, &product_add<T>, &mask<T>, &scale_columns<T>,         \
+        &column_dots<T>, &divide_tangent<T>, &divide_reverse<T>, &divide_reverse_tangent<T>,   \
+        &layer_norm_tangent<T>, &layer_norm_reverse<T>, &layer_norm_reverse_tangent<T>,        \
+        &softmax_tangent<T>, &softmax_reverse<T>, &softmax_reverse_tangent<T>,                 \
+        &pack_conv_transposed<T>, &conv_reverse<T>, &pack_pixels<T>, &conv_outer_add<T>,       \
+        &conv_outer_lanes<T>, &channel_affine_add<T>, &channel_dots<T>, &basis_dots<T>,        \
+        &basis_subtract<T>, &basis_subtract_from<T>, &scale<T>, &dot_double<T>,                \
+        &linear_lanes<T>, &perturb_lanes<T>                                                    \
   }
 
 const Kernels<float> kernels_f32 = PL_KERNEL_TABLE(float);

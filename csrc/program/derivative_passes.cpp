@@ -1,5 +1,6 @@
 // The passes of Derivatives over the ops of one tile. dy: adjoint of y; a leading r: tangent.
 #include <algorithm>
+#include <cmath>
 #include <numeric>
 
 #include "program/derivatives.h"
@@ -31,7 +32,55 @@ void scatter_add(const Op& op, const cpu::Kernels<T>& kernels, int64_t cols, con
   });
 }
 
+// db[m] += the sums over pixels and columns of dy.
+template <typename T>
+void pixel_sums_add(const cpu::ConvArgs& a, const cpu::Kernels<T>& kernels, int64_t cols,
+                    const T* dy, double* db) {
+  const int64_t features = a.groups * a.rows;
+  for (int64_t p = 0; p < a.out_h * a.out_w; ++p)
+    kernels.row_sums_add(features, cols, dy + p * features * cols, db);
+}
+
 }  // namespace
+
+template <typename T>
+Channels<T> Derivatives<T>::channels(const Op& op) const {
+  const T *gain = packed(theta_, op.norm.gain), *shift = packed(theta_, op.norm.shift);
+  const T *mean = packed(theta_, op.norm.mean), *variance = packed(theta_, op.norm.variance);
+  Channels<T> a(op.k);
+  for (int64_t c = 0; c < op.k; ++c) {
+    const double inverse = 1 / std::sqrt(variance[c] + op.norm.eps);
+    const double scale = gain != nullptr ? gain[c] * inverse : inverse;
+    a.inverse[c] = static_cast<T>(inverse), a.centre[c] = static_cast<T>(-mean[c] * inverse);
+    a.scale[c] = static_cast<T>(scale);
+    a.shift[c] = static_cast<T>((shift != nullptr ? shift[c] : 0.0) - mean[c] * scale);
+  }
+  return a;
+}
+
+// Tangents of scale and shift along v.
+template <typename T>
+Channels<T> Derivatives<T>::channels_along(const Op& op, const Vector& v) const {
+  Channels<T> a = channels(op);
+  for (int64_t c = 0; c < op.k; ++c) {
+    const T gain = in_theta(op.norm.gain) ? packed(v, op.norm.gain)[c] : T(0);
+    a.scale[c] = gain * a.inverse[c];
+    a.shift[c] = gain * a.centre[c] + (in_theta(op.norm.shift) ? packed(v, op.norm.shift)[c] : T(0));
+  }
+  return a;
+}
+
+// dgain += sum dy xhat, dshift += sum dy.
+template <typename T>
+void Derivatives<T>::norm_sums_add(const Op& op, const Channels<T>& a, int64_t cols, const T* x,
+                                   const T* dy, double* gradient) const {
+  if (gradient == nullptr) return;
+  if (double* to = target(op.norm.gain, gradient))
+    kernels_.channel_dots(op.outer, op.k, cols, a.inverse.data(), a.centre.data(), x, dy, to);
+  if (double* to = target(op.norm.shift, gradient))
+    for (int64_t p = 0; p < op.outer; ++p)
+      kernels_.row_sums_add(op.k, cols, dy + p * op.k * cols, to);
+}
 
 template <typename T>
 const T* Derivatives<T>::value(int64_t tile, const Primal& primal, int slot) const {
@@ -77,7 +126,7 @@ double Derivatives<T>::primal(int64_t t, Primal& to, double* gradient) const {
   reverse(t, to, to.adjoints, to.panels.data(), gradient);
   for (const Op& op : p.ops_) {  // f'' dy, which a tangent meets again and again
     if (op.kind != OpKind::kUnary || !moves_[op.output]) continue;
-    T* curved = at(to.curved, op.output);
+    T* curved = bent(to.curved, op.output);
     kernels_.binary(cpu::Binary::kMul, p.slots_[op.output] * cols, curved,
                     at(to.adjoints, op.output), curved);
   }
@@ -110,11 +159,12 @@ void Derivatives<T>::forward(int64_t t, Primal& to) const {
       case OpKind::kUnary:
         kernels_.unary(op.unary, op.a, op.b, size, x, y);
         if (moves_[op.output])
-          kernels_.unary_derivatives(op.unary, op.a, op.b, size, x, to.first.data() + start,
-                                     to.curved.data() + start);
+          kernels_.unary_derivatives(op.unary, op.a, op.b, size, x, bent(to.first, op.output),
+                                     bent(to.curved, op.output));
         break;
       case OpKind::kBinary:
         kernels_.binary(op.binary, size, x, value(t, to, op.inputs[1]), y);
+        if (op.relu) kernels_.unary(cpu::Unary::kRelu, 0, 0, size, y, y);
         break;
       case OpKind::kLayerNorm:
         kernels_.layer_norm(op.outer, op.k, cols, op.a, w, b, x, y);
@@ -132,7 +182,17 @@ void Derivatives<T>::forward(int64_t t, Primal& to) const {
           std::fill_n(y + f * cols, cols, w[op.index[f]]);
         break;
       case OpKind::kGather: gather_rows(op.index, cols, static_cast<T>(op.a), x, y); break;
-      case OpKind::kConv: case OpKind::kBatchNorm: break;
+      case OpKind::kConv:
+        kernels_.conv(op.conv, cols, w, x, {nullptr, b, nullptr, op.relu}, y);
+        if (columns_at_[i] >= 0)
+          kernels_.pack_pixels(op.conv.in_h * op.conv.in_w, op.conv.groups * op.conv.channels, cols,
+                               x, to.columns.data() + columns_at_[i]);
+        break;
+      case OpKind::kBatchNorm: {
+        const Channels<T> a = channels(op);
+        kernels_.channel_affine(op.outer, op.k, cols, a.scale.data(), a.shift.data(), op.relu, x, y);
+        break;
+      }
     }
   }
 }
@@ -150,9 +210,9 @@ void Derivatives<T>::reverse(int64_t t, const Primal& primal, const Buffer<T>& a
     T* dx = op.inputs.empty() ? nullptr : at(adjoints, op.inputs[0]);
     double* dw = gradient == nullptr ? nullptr : target(op.weight, gradient);
     double* db = gradient == nullptr ? nullptr : target(op.bias, gradient);
+    if (op.relu) kernels_.mask(size, value(t, primal, op.output), dy);
     switch (op.kind) {
       case OpKind::kLinear: {  // dW = dy x^T, db = dy 1, dx = W^T dy
-        if (op.relu) kernels_.mask(size, value(t, primal, op.output), dy);
         const int64_t width = 2 * kernels_.vector_length;
         const int64_t step = (op.k + width - 1) / width * width * cols;
         for (int64_t o = 0; o < op.outer; ++o) {
@@ -173,7 +233,7 @@ void Derivatives<T>::reverse(int64_t t, const Primal& primal, const Buffer<T>& a
         break;
       }
       case OpKind::kUnary:
-        kernels_.product_add(size, T(1), at(primal.first, op.output), dy, dx);
+        kernels_.product_add(size, T(1), bent(primal.first, op.output), dy, dx);
         break;
       case OpKind::kBinary: {
         const int other = op.inputs[1];
@@ -214,7 +274,19 @@ void Derivatives<T>::reverse(int64_t t, const Primal& primal, const Buffer<T>& a
           kernels_.row_sums_add(1, cols, dy + f * cols, dw + op.index[f]);
         break;
       case OpKind::kGather: scatter_add(op, kernels_, cols, dy, dx); break;
-      case OpKind::kConv: case OpKind::kBatchNorm: break;
+      case OpKind::kConv:
+        if (dw != nullptr)
+          kernels_.conv_outer_add(op.conv, cols, dy, primal.columns.data() + columns_at_[i], dw);
+        if (db != nullptr) pixel_sums_add(op.conv, kernels_, cols, dy, db);
+        if (dx != nullptr) kernels_.conv_reverse(op.conv, cols, transposed(theta_, op), dy, dx);
+        break;
+      case OpKind::kBatchNorm: {
+        const Channels<T> a = channels(op);
+        norm_sums_add(op, a, cols, value(t, primal, op.inputs[0]), dy, gradient);
+        if (dx != nullptr)
+          kernels_.channel_affine_add(op.outer, op.k, cols, a.scale.data(), nullptr, dy, dx);
+        break;
+      }
     }
   }
 }
@@ -249,10 +321,9 @@ void Derivatives<T>::tangent_forward(int64_t t, const Primal& primal, const Vect
           if (rx != nullptr && rw == nullptr)
             kernels_.linear(op.m, cols, op.k, w, rx + o * op.k * cols, rb, false, out);
         }
-        if (op.relu) kernels_.mask(size, value(t, primal, op.output), ry);
         break;
       case OpKind::kUnary:
-        kernels_.binary(cpu::Binary::kMul, size, at(primal.first, op.output), rx, ry);
+        kernels_.binary(cpu::Binary::kMul, size, bent(primal.first, op.output), rx, ry);
         break;
       case OpKind::kBinary: {
         const int other = op.inputs[1];
@@ -291,8 +362,30 @@ void Derivatives<T>::tangent_forward(int64_t t, const Primal& primal, const Vect
           std::fill_n(ry + f * cols, cols, rw[op.index[f]]);
         break;
       case OpKind::kGather: gather_rows(op.index, cols, T(0), rx, ry); break;
-      case OpKind::kConv: case OpKind::kBatchNorm: break;
+      case OpKind::kConv: {  // Ry = V x + W Rx + Rb
+        cpu::Epilogue<T> e{nullptr, rb, nullptr, false};
+        if (rw == nullptr && rx == nullptr) {
+          for (int64_t f = 0; f < p.slots_[op.output]; ++f)
+            std::fill_n(ry + f * cols, cols, rb[f % (op.conv.groups * op.conv.rows)]);
+          break;
+        }
+        if (rw != nullptr) {
+          kernels_.conv(op.conv, cols, rw, value(t, primal, x), e, ry);
+          e.shift = nullptr, e.add = ry;
+        }
+        if (rx != nullptr) kernels_.conv(op.conv, cols, packed(theta_, op.weight), rx, e, ry);
+        break;
+      }
+      case OpKind::kBatchNorm: {  // Ry = s Rx + Rgain xhat + Rshift
+        const Channels<T> a = channels(op), r = channels_along(op, v);
+        kernels_.channel_affine(op.outer, op.k, cols, r.scale.data(), r.shift.data(), false,
+                                value(t, primal, x), ry);
+        if (rx != nullptr)
+          kernels_.channel_affine_add(op.outer, op.k, cols, a.scale.data(), nullptr, rx, ry);
+        break;
+      }
     }
+    if (op.relu) kernels_.mask(size, value(t, primal, op.output), ry);
   }
 }
 
@@ -313,10 +406,10 @@ void Derivatives<T>::tangent_reverse(int64_t t, const Primal& primal, const Vect
     T* rdy = at(tangents.adjoints, op.output);
     T* rdx = x < 0 ? nullptr : at(tangents.adjoints, x);
     double *rdw = target(op.weight, out), *rdb = target(op.bias, out);
+    if (op.relu) kernels_.mask(size, value(t, primal, op.output), rdy);  // dy is masked already
     switch (op.kind) {
       case OpKind::kLinear: {
-        // R(dW) = R(dy) x^T + dy Rx^T; R(dx) = W^T R(dy) + V^T dy. dy is masked already.
-        if (op.relu) kernels_.mask(size, value(t, primal, op.output), rdy);
+        // R(dW) = R(dy) x^T + dy Rx^T; R(dx) = W^T R(dy) + V^T dy.
         const int64_t width = 2 * kernels_.vector_length;
         const int64_t step = (op.k + width - 1) / width * width * cols;
         for (int64_t o = 0; o < op.outer; ++o) {
@@ -345,8 +438,8 @@ void Derivatives<T>::tangent_reverse(int64_t t, const Primal& primal, const Vect
         break;
       }
       case OpKind::kUnary:  // R(dx) = f' R(dy) + (f'' dy) Rx
-        kernels_.product_add(size, T(1), at(primal.first, op.output), rdy, rdx);
-        kernels_.product_add(size, T(1), at(primal.curved, op.output), rx, rdx);
+        kernels_.product_add(size, T(1), bent(primal.first, op.output), rdy, rdx);
+        kernels_.product_add(size, T(1), bent(primal.curved, op.output), rx, rdx);
         break;
       case OpKind::kBinary: {
         const int other = op.inputs[1];
@@ -395,7 +488,34 @@ void Derivatives<T>::tangent_reverse(int64_t t, const Primal& primal, const Vect
           kernels_.row_sums_add(1, cols, rdy + f * cols, rdw + op.index[f]);
         break;
       case OpKind::kGather: scatter_add(op, kernels_, cols, rdy, rdx); break;
-      case OpKind::kConv: case OpKind::kBatchNorm: break;
+      case OpKind::kConv:  // R(dW) = R(dy) x^T + dy Rx^T; R(dx) = W^T R(dy) + V^T dy
+        if (rdw != nullptr) {
+          kernels_.conv_outer_add(op.conv, cols, rdy, primal.columns.data() + columns_at_[i], rdw);
+          if (rx != nullptr) {
+            kernels_.pack_pixels(op.conv.in_h * op.conv.in_w, op.conv.groups * op.conv.channels,
+                                 cols, rx, work.columns.data());
+            kernels_.conv_outer_add(op.conv, cols, dy, work.columns.data(), rdw);
+          }
+        }
+        if (rdb != nullptr) pixel_sums_add(op.conv, kernels_, cols, rdy, rdb);
+        if (rdx == nullptr) break;
+        kernels_.conv_reverse(op.conv, cols, transposed(theta_, op), rdy, rdx);
+        if (rdw != nullptr) kernels_.conv_reverse(op.conv, cols, transposed(v, op), dy, rdx);
+        break;
+      case OpKind::kBatchNorm: {  // R(dx) = s R(dy) + Rs dy; R(dgain) = sum R(dy) xhat + dy Rxhat
+        const Channels<T> a = channels(op), r = channels_along(op, v);
+        norm_sums_add(op, a, cols, value(t, primal, x), rdy, out);
+        if (rx != nullptr && in_theta(op.norm.gain)) {
+          const std::vector<T> zero(op.k);
+          kernels_.channel_dots(op.outer, op.k, cols, a.inverse.data(), zero.data(), rx, dy,
+                                target(op.norm.gain, out));
+        }
+        if (rdx == nullptr) break;
+        kernels_.channel_affine_add(op.outer, op.k, cols, a.scale.data(), nullptr, rdy, rdx);
+        if (in_theta(op.norm.gain))
+          kernels_.channel_affine_add(op.outer, op.k, cols, r.scale.data(), nullptr, dy, rdx);
+        break;
+      }
     }
   }
 }
@@ -449,6 +569,30 @@ void Derivatives<T>::add_sample_gradients(int64_t t, const Primal& primal, T* ou
         }
       }
       continue;
+    }
+    if (op.kind == OpKind::kConv && weight >= 0) {
+      const int64_t weights = p.uses_[op.weight].size();
+      Buffer<T> own(weights * cols);
+      kernels_.conv_outer_lanes(op.conv, cols, dy, x, own.data());
+      for (int64_t c = 0; c < samples; ++c)
+        for (int64_t i = 0; i < weights; ++i) out[c * n + weight + i] += own.data()[i * cols + c];
+    }
+    if (op.kind == OpKind::kConv && bias >= 0) {
+      const int64_t features = op.conv.groups * op.conv.rows;
+      for (int64_t f = 0; f < p.slots_[op.output]; ++f)
+        for (int64_t c = 0; c < samples; ++c) out[c * n + bias + f % features] += dy[f * cols + c];
+    }
+    if (op.kind == OpKind::kBatchNorm) {
+      const Channels<T> a = channels(op);
+      const int64_t gain = in_theta(op.norm.gain) ? p.uses_[op.norm.gain].source : -1;
+      const int64_t shift = in_theta(op.norm.shift) ? p.uses_[op.norm.shift].source : -1;
+      for (int64_t f = 0; f < p.slots_[op.output]; ++f)
+        for (int64_t c = 0; c < samples; ++c) {
+          const T d = dy[f * cols + c];
+          const int64_t k = f % op.k;
+          if (gain >= 0) out[c * n + gain + k] += d * (x[f * cols + c] * a.inverse[k] + a.centre[k]);
+          if (shift >= 0) out[c * n + shift + k] += d;
+        }
     }
     for (int64_t c = 0; c < samples; ++c) {
       T* row = out + c * n;

@@ -31,7 +31,8 @@ Derivatives<T>::Derivatives(const Program<T>& program, const T* theta, int64_t m
   plan();
   fill(theta, p.constants_.data(), theta_);
   const int64_t bytes =
-      (4 * rows_ * p.tile_ + columns_size_ + panels_size_) * static_cast<int64_t>(sizeof(T));
+      (2 * (rows_ + bent_rows_) * p.tile_ + columns_size_ + panels_size_) *
+      static_cast<int64_t>(sizeof(T));
   if (bytes <= memory / p.tiles_) kept_.resize(p.tiles_);
   const int64_t tangents = std::max<int64_t>(1, 2 * rows_ * p.tile_ * int64_t{sizeof(T)});
   block_ = std::clamp<int64_t>((kept() ? kBlockBytes : kRecomputeBytes) / tangents, 1, kBlock);
@@ -55,6 +56,7 @@ template <typename T>
 void Derivatives<T>::plan() {
   const Program<T>& p = program_;
   row_.assign(p.slots_.size(), -1);
+  bent_row_.assign(p.slots_.size(), -1);
   moves_.assign(p.slots_.size(), false);
   transposed_.assign(p.uses_.size(), false);
   columns_at_.assign(p.ops_.size(), -1);
@@ -63,31 +65,46 @@ void Derivatives<T>::plan() {
     const Op& op = p.ops_[i];
     row_[op.output] = rows_;
     rows_ += p.slots_[op.output];
-    moves_[op.output] = in_theta(op.weight) || in_theta(op.bias) ||
-                        std::any_of(op.inputs.begin(), op.inputs.end(),
-                                    [&](int s) { return bool(moves_[s]); });
-    if (op.kind != OpKind::kLinear) continue;
+    bool moves = std::any_of(op.inputs.begin(), op.inputs.end(),
+                             [&](int s) { return bool(moves_[s]); });
+    op.each_use([&](int use) { moves = moves || in_theta(use); });
+    moves_[op.output] = moves;
+    if (op.kind == OpKind::kUnary && moves) {
+      bent_row_[op.output] = bent_rows_;
+      bent_rows_ += p.slots_[op.output];
+    }
+    const bool conv = op.kind == OpKind::kConv;
+    if (op.kind != OpKind::kLinear && !conv) continue;
     if (moves_[op.inputs[0]]) transposed_[op.weight] = true;
     if (!in_theta(op.weight)) continue;
-    panels_at_[i] = panels_size_;
-    panels_size_ += op.outer * op.m * p.tile_;
+    if (!conv) {
+      panels_at_[i] = panels_size_;
+      panels_size_ += op.outer * op.m * p.tile_;
+    }
     for (size_t j = 0; j < i; ++j) {  // several ops may read the same slot (q, k, v)
       const Op& other = p.ops_[j];
-      if (columns_at_[j] >= 0 && other.inputs == op.inputs && other.outer == op.outer)
+      if (columns_at_[j] < 0 || other.kind != op.kind || other.inputs != op.inputs) continue;
+      if (conv ? other.conv.in_w == op.conv.in_w &&
+                     other.conv.groups * other.conv.channels == op.conv.groups * op.conv.channels
+               : other.outer == op.outer)
         columns_at_[i] = columns_at_[j];
     }
+    const int64_t width = (conv ? 1 : 2) * kernels_.vector_length;
+    const int64_t k = conv ? op.conv.groups * op.conv.channels : op.k;
+    const int64_t size = (k + width - 1) / width * width * p.tile_;
+    const int64_t count = conv ? op.conv.in_h * op.conv.in_w : op.outer;
+    most_columns_ = std::max(most_columns_, conv ? count * size : size);
     if (columns_at_[i] >= 0) continue;
-    const int64_t width = 2 * kernels_.vector_length;
     columns_at_[i] = columns_size_;
-    columns_size_ += op.outer * ((op.k + width - 1) / width * width) * p.tile_;
+    columns_size_ += count * size;
   }
 }
 
 template <typename T>
 typename Derivatives<T>::Primal Derivatives<T>::new_primal() const {
-  const int64_t size = rows_ * program_.tile_;
-  return {Buffer<T>(size), Buffer<T>(size),          Buffer<T>(size),
-          Buffer<T>(size), Buffer<T>(columns_size_), Buffer<T>(panels_size_)};
+  const int64_t size = rows_ * program_.tile_, bent = bent_rows_ * program_.tile_;
+  return {Buffer<T>(size), Buffer<T>(size),          Buffer<T>(bent),
+          Buffer<T>(bent), Buffer<T>(columns_size_), Buffer<T>(panels_size_)};
 }
 
 template <typename T>
@@ -96,7 +113,7 @@ typename Derivatives<T>::Work& Derivatives<T>::ready(Work& work, bool primal) co
     const int64_t size = rows_ * program_.tile_;
     for (int64_t b = 0; b < block_; ++b)
       work.tangents.push_back({Buffer<T>(size), Buffer<T>(size)});
-    work.columns = Buffer<T>(columns_size_), work.panels = Buffer<T>(panels_size_);
+    work.columns = Buffer<T>(most_columns_), work.panels = Buffer<T>(panels_size_);
     work.dots = Buffer<T>(program_.tile_);
     if (primal) work.primal = new_primal();
   }
@@ -115,8 +132,12 @@ void Derivatives<T>::fill(const T* vector, const T* constants, Vector& to) const
                                              : nullptr;
     if (source == nullptr) continue;  // stays zero
     p.pack(use, vector, constants, to.packed.data() + use.packed);
-    if (transposed_[&use - p.uses_.data()])
-      kernels_.pack_transposed(use.rows, use.cols, source, to.transposed.data() + use.packed);
+    if (!transposed_[&use - p.uses_.data()]) continue;
+    T* transposed = to.transposed.data() + use.packed;
+    if (use.packing == Use::Packing::kConv)
+      kernels_.pack_conv_transposed(use.conv, source, transposed);
+    else
+      kernels_.pack_transposed(use.rows, use.cols, source, transposed);
   }
 }
 

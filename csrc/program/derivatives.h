@@ -19,6 +19,13 @@ namespace pylandscape {
 // sum_i (grad l_i)(grad l_i)^T.
 enum class Matrix : int { kHessian, kGaussNewton, kCovariance };
 
+// Batch norm as y = x * scale + shift; xhat = x * inverse + centre.
+template <typename T>
+struct Channels {
+  explicit Channels(int64_t count) : scale(count), shift(count), inverse(count), centre(count) {}
+  std::vector<T> scale, shift, inverse, centre;
+};
+
 template <typename T>
 class Derivatives {
  public:
@@ -73,10 +80,21 @@ class Derivatives {
   const T* packed(const Vector& v, int use) const {
     return use < 0 ? nullptr : v.packed.data() + program_.uses_[use].packed;
   }
+  const T* transposed(const Vector& v, const Op& op) const {
+    return v.transposed.data() + program_.uses_[op.weight].packed;
+  }
+  Channels<T> channels(const Op& op) const;
+  Channels<T> channels_along(const Op& op, const Vector& v) const;
+  void norm_sums_add(const Op& op, const Channels<T>& a, int64_t cols, const T* x, const T* dy,
+                     double* gradient) const;
   cpu::Targets targets(int64_t tile) const;
   const T* value(int64_t tile, const Primal& primal, int slot) const;
   T* at(const Buffer<T>& rows, int slot) const {  // of a slot that depends on theta, else null
     return moves_[slot] ? rows.data() + row_[slot] * program_.tile_ : nullptr;
+  }
+
+  T* bent(const Buffer<T>& rows, int slot) const {  // the output of a unary op that does
+    return moves_[slot] ? rows.data() + bent_row_[slot] * program_.tile_ : nullptr;
   }
 
   // Values, then adjoints; gradient (n,) += this tile's. Returns the tile's loss.
@@ -98,10 +116,12 @@ class Derivatives {
   const Program<T>& program_;
   const cpu::Kernels<T>& kernels_;
   int64_t groups_;
-  std::vector<int64_t> row_;    // first row of each slot but the data
+  std::vector<int64_t> row_;       // first row of each slot but the data
+  std::vector<int64_t> bent_row_;  // of the outputs of unary ops, in `first` and `curved`
   std::vector<bool> moves_;     // whether a slot depends on theta
   std::vector<bool> transposed_;  // uses whose transpose a reverse pass multiplies by
-  int64_t rows_ = 0, columns_size_ = 0, panels_size_ = 0;
+  int64_t rows_ = 0, bent_rows_ = 0, columns_size_ = 0, panels_size_ = 0;
+  int64_t most_columns_ = 0;  // of one op
   int64_t block_ = 1;  // vectors that a tile takes together
   std::vector<int64_t> columns_at_, panels_at_;  // by op; -1 where there is no linear weight in theta
   Vector theta_;
