@@ -88,6 +88,15 @@ void bind(py::module_& m, const char* program_name, const char* question_name,
              return p.batch_norm(x, outer, channels, eps, mean, variance, address(gain),
                                  address(shift));
            })
+      .def("pool",  // bounds (outputs + 1,), index (taps,), factor (outputs,) or null
+           [](P& p, int x, cpu::Pool mode, int64_t channels, int64_t outputs, Address bounds,
+              int64_t taps, Address index, Address factor) {
+             const auto *b = in<int64_t>(bounds), *i = in<int64_t>(index);
+             std::vector<double> factors;
+             if (factor != 0) factors.assign(in<double>(factor), in<double>(factor) + outputs);
+             return p.pool(x, mode, channels, {b, b + outputs + 1}, {i, i + taps},
+                           std::move(factors));
+           })
       .def("finish", &P::finish)
       .def("set_data", [](P& p, int64_t samples, Address x) { p.set_data(samples, in<T>(x)); })
       .def("set_loss",
@@ -176,6 +185,11 @@ PYBIND11_MODULE(_C, m) {
       .value("nll", cpu::Loss::kNll)
       .value("mse", cpu::Loss::kMse)
       .value("bce_with_logits", cpu::Loss::kBceWithLogits);
+
+  py::enum_<cpu::Pool>(m, "Pool")
+      .value("max", cpu::Pool::kMax)
+      .value("max_even", cpu::Pool::kMaxEven)
+      .value("sum", cpu::Pool::kSum);
 
   py::enum_<Matrix>(m, "Matrix")
       .value("hessian", Matrix::kHessian)

@@ -64,6 +64,20 @@ struct ConvArgs {
   int64_t in_h, in_w, out_h, out_w, kernel_h, kernel_w;
   int64_t stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
 };
+
+// kMax: derivatives go to the first of equal maxima. kMaxEven: to all of them, evenly.
+// kSum: times a factor.
+enum class Pool : int { kMax, kMaxEven, kSum };
+
+// Pixels of `channels` consecutive rows each: output pixel o is taken over the input pixels
+// index[bounds[o]] .. index[bounds[o + 1] - 1], at least one for a maximum.
+struct PoolArgs {
+  Pool mode;
+  int64_t outputs, channels;
+  const int64_t *bounds, *index;
+  const double* factor;  // (outputs,) of a sum; or null
+};
+
 // What a convolution does to its sums: times scale plus shift (channels,), plus `add` (features,
 // cols), max(., 0). Each may be null.
 template <typename T>
@@ -199,6 +213,12 @@ struct Kernels {
   // out (n, lanes) = base[i] + sum_j c[j * lanes + lane] d[j][i].
   void (*perturb_lanes)(int64_t n, int64_t count, const T* base, const T* const* d, const T* c,
                         T* out);
+
+  // y (outputs * channels, cols) of x. NaN in a window is its maximum.
+  void (*pool)(const PoolArgs& a, int64_t cols, const T* x, T* y);
+  // ry = the tangent along rx; dx += the adjoint. Sums do not read x.
+  void (*pool_tangent)(const PoolArgs& a, int64_t cols, const T* x, const T* rx, T* ry);
+  void (*pool_reverse)(const PoolArgs& a, int64_t cols, const T* x, const T* dy, T* dx);
 };
 
 // Panel p of m rows: rows are dealt out evenly over ceil(m / panel_rows) panels.

@@ -193,6 +193,7 @@ void Derivatives<T>::forward(int64_t t, Primal& to) const {
         kernels_.channel_affine(op.outer, op.k, cols, a.scale.data(), a.shift.data(), op.relu, x, y);
         break;
       }
+      case OpKind::kPool: kernels_.pool(op.pool_args(), cols, x, y); break;
     }
   }
 }
@@ -287,6 +288,9 @@ void Derivatives<T>::reverse(int64_t t, const Primal& primal, const Buffer<T>& a
           kernels_.channel_affine_add(op.outer, op.k, cols, a.scale.data(), nullptr, dy, dx);
         break;
       }
+      case OpKind::kPool:
+        kernels_.pool_reverse(op.pool_args(), cols, value(t, primal, op.inputs[0]), dy, dx);
+        break;
     }
   }
 }
@@ -384,6 +388,9 @@ void Derivatives<T>::tangent_forward(int64_t t, const Primal& primal, const Vect
           kernels_.channel_affine_add(op.outer, op.k, cols, a.scale.data(), nullptr, rx, ry);
         break;
       }
+      case OpKind::kPool:
+        kernels_.pool_tangent(op.pool_args(), cols, value(t, primal, x), rx, ry);
+        break;
     }
     if (op.relu) kernels_.mask(size, value(t, primal, op.output), ry);
   }
@@ -516,6 +523,9 @@ void Derivatives<T>::tangent_reverse(int64_t t, const Primal& primal, const Vect
           kernels_.channel_affine_add(op.outer, op.k, cols, r.scale.data(), nullptr, dy, rdx);
         break;
       }
+      case OpKind::kPool:  // the same windows: linear almost everywhere
+        kernels_.pool_reverse(op.pool_args(), cols, value(t, primal, x), rdy, rdx);
+        break;
     }
   }
 }

@@ -216,6 +216,29 @@ int Program<T>::batch_norm(int x, int64_t outer, int64_t channels, double eps, i
 }
 
 template <typename T>
+int Program<T>::pool(int x, cpu::Pool mode, int64_t channels, std::vector<int64_t> bounds,
+                     std::vector<int64_t> index, std::vector<double> factor) {
+  const bool sum = mode == cpu::Pool::kSum;
+  require(channels > 0 && in_features(x) % channels == 0,
+          "pool: input features are not pixels * channels");
+  require(bounds.size() > 1 && bounds.front() == 0 &&
+              bounds.back() == static_cast<int64_t>(index.size()),
+          "pool: bounds do not cover the index");
+  for (size_t o = 1; o < bounds.size(); ++o)
+    require(bounds[o] - bounds[o - 1] >= (sum ? 0 : 1), "pool: an empty window");
+  for (const int64_t i : index)
+    require(i >= 0 && i < in_features(x) / channels, "pool: index out of range");
+  require(factor.empty() || (sum && factor.size() + 1 == bounds.size()),
+          "pool: factors are for sums, one per output");
+  Op op(OpKind::kPool, {x});
+  op.pool = mode, op.k = channels;
+  op.output = slot((static_cast<int64_t>(bounds.size()) - 1) * channels);
+  op.bounds = std::move(bounds), op.index = std::move(index), op.factor = std::move(factor);
+  ops_.push_back(op);
+  return op.output;
+}
+
+template <typename T>
 std::vector<int> Program<T>::readers() const {
   std::vector<int> count(slots_.size(), 0);
   for (const Op& op : ops_)
@@ -339,7 +362,8 @@ void Program<T>::plan_tiles() {
   tile_ = round_up(even, even > 2 * lanes ? 2 * lanes : lanes);  // kernels take vectors in pairs
   const bool able = std::all_of(ops_.begin(), ops_.end(), [](const Op& op) {
     return op.kind == OpKind::kLinear || op.kind == OpKind::kUnary || op.kind == OpKind::kBinary ||
-           op.kind == OpKind::kSoftmax || op.kind == OpKind::kConcat;
+           op.kind == OpKind::kSoftmax || op.kind == OpKind::kConcat ||
+           op.kind == OpKind::kPool;
   });
   const int64_t source = n_ + static_cast<int64_t>(constants_.size());
   lanes_ = able && samples_ <= 2 * lanes && source <= kMaxLaneSource && output_ != 0;

@@ -56,6 +56,7 @@ enum class OpKind : int {
   kGather,
   kConv,
   kBatchNorm,
+  kPool,
 };
 
 // Batch norm with given statistics, as uses: (x - mean) / sqrt(variance + eps) * gain + shift.
@@ -80,11 +81,17 @@ struct Op {
   // concat: outer groups of the inputs' features one after the other.
   int64_t outer = 1, k = 0, m = 0, inner = 1;
   // expand: feature f is element index[f] of the weight use. gather: feature index[f] of the input,
-  // or the constant `a` where that is -1.
-  std::vector<int64_t> index;
+  // or the constant `a` where that is -1. pool: see cpu::PoolArgs; k channels.
+  std::vector<int64_t> index, bounds;
+  std::vector<double> factor;
+  cpu::Pool pool{};
   cpu::ConvArgs conv{};
   Norm norm;  // batch_norm over (outer, k); conv: after it
 
+  cpu::PoolArgs pool_args() const {
+    return {pool,          static_cast<int64_t>(bounds.size()) - 1,          k,
+            bounds.data(), index.data(), factor.empty() ? nullptr : factor.data()};
+  }
   template <typename F>
   void each_use(F f) const {
     for (const int use : {weight, bias, norm.gain, norm.shift, norm.mean, norm.variance})
@@ -139,6 +146,9 @@ class Program {
   // Over rows (outer, channels).
   int batch_norm(int x, int64_t outer, int64_t channels, double eps, int64_t mean, int64_t variance,
                  const int64_t* gain, const int64_t* shift);
+  // Over pixels of `channels` rows. bounds (outputs + 1,) into index, factor (outputs,) or empty.
+  int pool(int x, cpu::Pool mode, int64_t channels, std::vector<int64_t> bounds,
+           std::vector<int64_t> index, std::vector<double> factor);
 
   // Ends the building: `output` is the network's result. weight and pos_weight may be empty.
   void finish(int output);

@@ -277,6 +277,7 @@ void Question<T>::apply(const Op& op, int64_t cols, const T* const* slots, const
       break;
     }
     case OpKind::kGather: gather_rows(op.index, cols, static_cast<T>(op.a), x, out); break;
+    case OpKind::kPool: kernels.pool(op.pool_args(), cols, x, out); break;
   }
 }
 
