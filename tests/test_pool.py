@@ -162,11 +162,15 @@ def test_losses_and_derivatives_are_those_of_torch(name: str, dtype: torch.dtype
 
 
 @pytest.mark.parametrize("name", POOLS)
-@pytest.mark.parametrize("samples", [1, 2, 300])
-def test_images_as_data_are_pooled_once_and_right(name: str, samples: int) -> None:
+@pytest.mark.parametrize("samples", [1, 300])
+def test_images_as_data_are_pooled_right(name: str, samples: int) -> None:
     torch.manual_seed(len(name))
     op, shape = POOLS[name]
-    check(Raw(op, shape), torch.randn(samples, *shape), torch.float32)
+    x, y = torch.randn(samples, *shape), torch.arange(samples) % 3
+    native, exact = landscapes(Raw(op, shape), x, y, torch.float32)
+    eps = torch.finfo(torch.float32).eps
+    assert_close(torch.tensor(native.loss()), torch.tensor(exact.loss()), eps)
+    assert_close(native.gradient(), exact.gradient(), eps)
 
 
 @pytest.mark.parametrize("name", ["max ceil padded", "avg ceil padded", "adaptive max", "amax"])
@@ -187,7 +191,7 @@ def test_an_exported_graph_gives_the_same(name: str) -> None:
     assert native.engine_report().capture == "export"
 
 
-@settings(max_examples=120, deadline=None, derandomize=True)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(
     sizes=st.tuples(st.integers(1, 9), st.integers(1, 9)),
     kernel=st.tuples(st.integers(1, 4), st.integers(1, 4)),
@@ -220,12 +224,13 @@ def test_random_windows_match(
         model = Raw(op, (3, *sizes))
     except RuntimeError:  # a kernel larger than the image
         return
-    try:
-        native, exact = landscapes(model, x, y, torch.float64)
-    except pl.InvalidArgument as refused:
-        assert "in the padding" in str(refused)
-        assert kind == "max" and max(dilation) > 1
+    report = pl.Landscape(model, "cross_entropy", (x, y)).engine_report()
+    if report.engine == "torch":
+        assert "in the padding" in report.reason
+        assert kind == "max"
+        assert max(dilation) > 1
         return
+    native, exact = landscapes(model, x, y, torch.float64)
     assert_close(native.gradient(), exact.gradient(), torch.finfo(torch.float64).eps)
 
 
@@ -316,7 +321,10 @@ def _report(op: Op, shape: tuple[int, ...]) -> pl.EngineReport:
         (lambda x: x - x.mean(), "over the batch dimension"),
         (lambda x: x * x.max(0)[0], "over the batch dimension"),
         (lambda x: x.sum(1, dtype=torch.float64).float(), "a dtype"),
-        (lambda x: F.max_pool2d(x.transpose(0, 3), 2).transpose(0, 3), "over the batch dimension"),
+        (
+            lambda x: F.max_pool2d(x.transpose(0, 3), (1, 3), 1, (0, 1)).transpose(0, 3),
+            "over the batch dimension",
+        ),
         (lambda x: F.max_pool2d(x, 2, padding=1, dilation=(1, 4)), "in the padding"),
         (
             lambda x: F.max_unpool2d(*F.max_pool2d(x, 2, return_indices=True), 2),
