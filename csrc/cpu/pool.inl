@@ -28,6 +28,14 @@ inline void each_piece(const PoolArgs& a, int64_t cols, F f) {
   }
 }
 
+// The larger, or NaN where either is: the two comparisons disagree only there, and one of the
+// results has all the bits of the NaN.
+template <typename T>
+inline Vec<T> larger(Vec<T> a, Vec<T> b) {
+  const Vec<T> one = a > b ? a : b, other = b > a ? b : a;
+  return (Vec<T>)((IVec<T>)one | (IVec<T>)other);
+}
+
 // Where `v` takes the place of the maximum so far: the first of equal values stays, NaN wins.
 template <typename T>
 inline IVec<T> replaces(Vec<T> v, Vec<T> best) {
@@ -97,10 +105,7 @@ void pool_max(const PoolArgs& a, int64_t cols, const T* x, T* y) {
     for (int64_t k = 1; k < count; ++k) {
       const T* from = x + taps[k] * run + i;
 #pragma GCC unroll 8
-      for (int v = 0; v < V; ++v) {
-        const Vec<T> found = load<T, N>(from + v * N);
-        best[v] = replaces<T>(found, best[v]) ? found : best[v];
-      }
+      for (int v = 0; v < V; ++v) best[v] = larger<T>(best[v], load<T, N>(from + v * N));
     }
 #pragma GCC unroll 8
     for (int v = 0; v < V; ++v) store<T, N>(y + to + i + v * N, best[v]);
