@@ -133,9 +133,8 @@ class ResidualBlock(nn.Module):
         h = F.relu(self.bn1(self.conv1(x)))
         h = self.bn2(self.conv2(h))
         if self.kind == "A" and (self.stride > 1 or self.more):
-            before = self.more // 2
-            around = (0, 0, 0, 0, before, self.more - before)
-            h = h + F.pad(x[:, :, :: self.stride, :: self.stride], around)
+            kept = x[:, :, :: self.stride, :: self.stride]
+            h = h + F.pad(kept, (0, 0, 0, 0, 0, self.more))
         elif self.kind is not None:
             h = h + self.shortcut(x)
         return F.relu(h)
@@ -336,12 +335,17 @@ class LanguageModel(nn.Module):
         return logits.transpose(1, 2)
 
 
-def settle(model: nn.Module, x: Tensor, steps: int = 3) -> nn.Module:
-    """The model in eval mode, its running statistics moved towards those of x (float inputs)."""
-    model.train()
+def settle(model: nn.Module, x: Tensor) -> nn.Module:
+    """The model in eval mode; the running statistics of its batch norms are those of x."""
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    momenta = [m.momentum for m in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain average
     with torch.no_grad():
-        for _ in range(steps):
-            model(x)
+        model.train()(x)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
     return model.eval()
 
 

@@ -31,6 +31,8 @@ ARMS = {
     "W3": {"pylandscape", "torch loop", "sgemm"},
     "W5": {"pylandscape", "torch.add", "per-filter loop", "vectorised torch", "torch normal_"},
     "HVP": {"pylandscape", "torch autograd", "torch.func", "curvlinops"},
+    "NETS": {"pylandscape", "default user code", "best plain torch", "sgemm"},
+    "HVPNET": {"pylandscape", "torch autograd"},
     "SLQ": {"pylandscape", "torch Lanczos", "PyHessian", "hessian-eigenthings"},
     "reorth": {"pylandscape", "torch CGS2", "read"},
     "eigen": {"pylandscape", "scipy eigsh", "PyHessian"},

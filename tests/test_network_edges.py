@@ -22,7 +22,7 @@ DEPTH = 12  # more layers than any of these has
 
 
 def _checked(model: nn.Module, x: Tensor, y: Tensor) -> pl.EngineReport:
-    """The report, after the losses near theta and far out have been compared with the exact ones."""
+    """The report, after the losses near theta and far out have been compared."""
     model.eval()
     land = pl.Landscape(model, "cross_entropy", (x, y))
     d = plane(land)
