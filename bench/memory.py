@@ -41,9 +41,8 @@ def draw(case: str, side: str, threads: str) -> None:
     surface = pl.plane(land, d1, d2, x=axis, y=axis, progress=False)
     middle = int(side) // 2
     assert abs(surface.values[middle, middle] - land.model_loss()) < 1e-5
-    for line in open("/proc/self/status"):
-        if line.startswith("VmHWM"):
-            print(int(line.split()[1]))
+    lines = Path("/proc/self/status").read_text().splitlines()
+    print(next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")))
 
 
 def peak_kib(case: str, side: int) -> int:

@@ -1,4 +1,4 @@
-"""NETS: planes of ResNet-20, LeNet, a 6-layer DCNN, a ViT and an LSTM. HVPNET: ResNet-20's products.
+"""NETS: planes of ResNet-20, LeNet, a 6-layer DCNN, a ViT, an LSTM. HVPNET: ResNet-20's products.
 
 Against what users run and against torch's best form; ResNet-20's share of the sgemm peak counts the
 arithmetic of direct convolution.
