@@ -17,6 +17,9 @@ from torch.nn.utils import parametrizations
 
 import pylandscape as pl
 
+pytestmark = pytest.mark.filterwarnings(  # torch's own, of slow paths
+    "ignore:Using padding='same' with even kernel", "ignore:LSTM with projections"
+)
 Make = Callable[[], nn.Module]
 DEPTH = 12  # more layers than any of these has
 
@@ -283,8 +286,12 @@ TOKENS: dict[str, Make] = {
 
 
 class OneHot(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(6))
+
     def forward(self, tokens: Tensor) -> Tensor:
-        return F.one_hot(tokens, 6).to(torch.get_default_dtype())
+        return self.scale * F.one_hot(tokens, 6)
 
 
 @pytest.mark.parametrize("name", TOKENS)

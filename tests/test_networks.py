@@ -146,12 +146,13 @@ def _pools(draw: st.DrawFn, size: tuple[int, int]) -> nn.Module:
 
 @st.composite
 def _norms(draw: st.DrawFn, channels: int, size: tuple[int, int]) -> nn.Module:
-    kind = draw(st.sampled_from(["batch", "group", "instance"]))
+    pixels = size[0] * size[1]  # one of one sample has no spread
+    kind = draw(st.sampled_from(["batch", "group", "instance"] if pixels > 1 else ["batch"]))
     if kind == "group":
         return (
             nn.GroupNorm(channels, channels) if draw(st.booleans()) else nn.GroupNorm(1, channels)
         )
-    if kind == "instance" and size[0] * size[1] > 1:
+    if kind == "instance":
         return nn.InstanceNorm2d(channels, affine=draw(st.booleans()))
     norm = nn.BatchNorm2d(channels, affine=draw(st.booleans()))
     norm.running_mean = torch.randn(channels)
