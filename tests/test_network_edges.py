@@ -117,7 +117,7 @@ class InPlace(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv(x)
-        kept = h.view(len(x), 3, -1)
+        kept = h.view(x.size(0), 3, -1)
         F.relu_(h)
         h += 0.5
         h.mul_(x)
@@ -391,7 +391,7 @@ def test_ops_of_images_are_right_or_fall_back_with_a_reason(name: str) -> None:
 
 def _attend(**options: object) -> Callable[[Tensor], Tensor]:
     def attend(h: Tensor) -> Tensor:
-        q, k, v = (t.unflatten(-1, (2, 3)).transpose(1, 2) for t in (h, h.sin(), h.cos()))
+        q, k, v = (t.unflatten(-1, (2, 3)).transpose(1, 2) for t in (h, h.tanh(), h.sigmoid()))
         return F.scaled_dot_product_attention(q, k, v, **options)  # type: ignore[arg-type]
 
     return attend
