@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from . import eigen, harness, headline, hvp, kernels, memory, reorth, slq, vectors, w1, w2, w3
+from . import eigen, harness, headline, hvp, kernels, memory, nets, reorth, slq, vectors, w1, w2, w3
 from .harness import Row
 
 _TIMED = {
@@ -21,6 +21,8 @@ _TIMED = {
     "W3": w3.w3,
     "W5": vectors.w5_w6,
     "HVP": hvp.hvp,
+    "NETS": nets.nets,
+    "HVPNET": nets.hvpnet,
     "SLQ": slq.slq,
     "reorth": reorth.reorth,
     "eigen": eigen.eigen,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import import_module
@@ -113,8 +113,9 @@ class Field:
                 ((form, make),) = forms.items()
                 run = make()
             else:
-                run, form = fastest(forms)
-                form += f", the best of {', '.join(forms)}"
+                seconds: dict[str, float] = {}
+                run, form = fastest(forms, seconds=seconds)
+                form += f", the best of {_compared(forms, seconds, form)}"
             if not self.once:
                 run()
         except ImportError as error:
@@ -146,3 +147,9 @@ class Field:
         alone = [replace(arm, target=None) for arm in self.others]
         table = [row for arm in alone for row in rows(self.workload, arm, [], self.unit)]
         return table + self.missing
+
+
+def _compared(forms: Iterable[str], seconds: Mapping[str, float], best: str) -> str:
+    """Every form with its time over the best one's."""
+    times = {name: f"{seconds[name] / seconds[best]:.2f}" for name in seconds}
+    return ", ".join(f"{name} ({times.get(name, 'failed')})" for name in forms)

@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 import torch
 from scipy.sparse.linalg import LinearOperator, eigsh
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 import pylandscape as pl
@@ -17,6 +17,7 @@ import pylandscape as pl
 from .curvature import Field, Problem, Products, ours, w
 from .curvature_peers import Eigen, pyhessian_eigenvalues
 from .harness import Arm, Row, absent
+from .networks import ResNet, settle
 from .products import retained
 from .workloads import digits
 
@@ -84,12 +85,11 @@ def resnet_case(images: int, k: int) -> Case:
     torch.manual_seed(0)
     x, y = digits()
     x = F.interpolate(x[:images].view(-1, 1, 28, 28), size=(32, 32), mode="bilinear")
-    x, y, model = x.repeat(1, 3, 1, 1), y[:images], resnet20()
-    with torch.no_grad():
-        model(x)
-    problem = Problem(model.eval(), x, y)
+    x, y = x.repeat(1, 3, 1, 1), y[:images]
+    model = settle(ResNet(20), x)
+    problem = Problem(model, x, y)
     land = pl.Landscape(model, "cross_entropy", (x, y), engine="torch")
-    return Case(f"ResNet-20, {images} images", problem, land, k, _in_parts(problem.double()))
+    return Case(f"ResNet-20, {images} images", problem, land, k, in_parts(problem.double()))
 
 
 def _table(case: Case, repetitions: int | None, pairs: int, most: int) -> list[Row]:
@@ -150,7 +150,7 @@ def _eigsh(case: Case) -> Callable[[], Eigen]:
     return run
 
 
-def _in_parts(problem: Problem) -> Products:
+def in_parts(problem: Problem) -> Products:
     """Products of which no graph over all images is kept."""
     shares = [len(y) / len(problem.y) for y in problem.y.split(PART)]
     pairs = zip(problem.x.split(PART), problem.y.split(PART), strict=True)
@@ -163,31 +163,3 @@ def _in_parts(problem: Problem) -> Products:
         return out
 
     return products
-
-
-class _Block(nn.Module):
-    """Two 3x3 convolutions, and a shortcut without parameters (He et al. 2016, option A)."""
-
-    def __init__(self, inside: int, outside: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(inside, outside, 3, stride, 1, bias=False)
-        self.norm1 = nn.BatchNorm2d(outside, momentum=None)
-        self.conv2 = nn.Conv2d(outside, outside, 3, 1, 1, bias=False)
-        self.norm2 = nn.BatchNorm2d(outside, momentum=None)
-        self.stride, self.more = stride, outside - inside
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.norm2(self.conv2(torch.relu(self.norm1(self.conv1(x)))))
-        same = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.more))
-        return torch.relu(h + same)
-
-
-def resnet20() -> nn.Sequential:
-    stem = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
-    layers: list[nn.Module] = [stem, nn.BatchNorm2d(16, momentum=None), nn.ReLU()]
-    inside = 16
-    for outside in (16, 32, 64):
-        for _ in range(3):
-            layers.append(_Block(inside, outside, outside // inside))
-            inside = outside
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))

@@ -87,10 +87,15 @@ def timed(run: Run, count: int = 1) -> float:
     return (time.perf_counter() - start) / count
 
 
-def fastest(forms: Mapping[str, Callable[[], Run]], trials: int = 3) -> tuple[Run, str]:
+def fastest(
+    forms: Mapping[str, Callable[[], Run]],
+    trials: int = 3,
+    seconds: dict[str, float] | None = None,
+) -> tuple[Run, str]:
     """The form whose best of ``trials`` runs is the shortest, and its name.
 
-    Forms that fail are left out; if all do, the last one's exception is raised.
+    Forms that fail are left out; if all do, the last one's exception is raised. ``seconds`` gets
+    the time of each form that ran.
     """
     best: tuple[float, Run, str] | None = None
     failure: Exception | None = None
@@ -101,9 +106,11 @@ def fastest(forms: Mapping[str, Callable[[], Run]], trials: int = 3) -> tuple[Ru
         except Exception as error:
             failure = error
             continue
-        seconds = min(timed(run) for _ in range(trials))
-        if best is None or seconds < best[0]:
-            best = (seconds, run, name)
+        taken = min(timed(run) for _ in range(trials))
+        if seconds is not None:
+            seconds[name] = taken
+        if best is None or taken < best[0]:
+            best = (taken, run, name)
     if best is None:
         raise failure or ValueError("forms: expected at least one")
     return best[1], best[2]
@@ -135,6 +142,35 @@ def rows(workload: str, ours: Arm, others: Sequence[Arm], unit: str) -> list[Row
         }
         if arm.target is not None:
             row["met"] = ratio[1] <= arm.target if arm.at_most else ratio[1] >= arm.target
+        table.append(row)
+    return table
+
+
+def shares(
+    workload: str, ours: Arm, flops: float, products: Sequence[Arm], target: float | None
+) -> list[Row]:
+    """Rows of `sgemm_arms`: the share of their speed that ours reaches at ``flops`` a unit.
+
+    The target is that of the fastest, which is the peak.
+    """
+    table = []
+    reached = flops / ours.per_unit
+    best = min(products, key=lambda arm: float(np.median(arm.per_unit)))
+    for arm in products:
+        (row,) = rows(workload, arm, [], "call")
+        share = np.percentile(reached * arm.per_unit, [25, 50, 75])
+        row |= {
+            "median_us": row["median_us"] * arm.units,
+            "iqr_us": row["iqr_us"] * arm.units,
+            "share": True,
+            "ratio": float(share[1]),
+            "ratio_quartiles": [float(share[0]), float(share[2])],
+            "note": f"{1e-9 / np.median(arm.per_unit):.0f} GFLOP/s",
+        }
+        if arm is best:
+            met = None if target is None else bool(share[1] >= target)
+            row |= {"target": target, "met": met}
+            row["note"] += f", the peak; ours {np.median(reached) / 1e9:.0f}"
         table.append(row)
     return table
 

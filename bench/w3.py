@@ -11,7 +11,7 @@ from torch.nn import functional as F
 import pylandscape as pl
 
 from . import peers
-from .harness import Arm, Row, fastest, interleave, rows, sgemm_arms
+from .harness import Arm, Row, fastest, interleave, rows, sgemm_arms, shares
 from .workloads import digits, grid, mlp, reference, spread
 
 RTOL = 1e-4
@@ -59,23 +59,6 @@ def w3(quick: bool, repetitions: int) -> list[Row]:
     name = f"W3 {side}x{side}, 784-{hidden}-{hidden}-10"
     # What must be done a point: 2 directions combined in the first layer, the others in full.
     flops = 2.0 * len(x) * (2 * hidden + hidden * hidden + 10 * hidden)
-    reached = flops / mine.per_unit
     table = rows(name, mine, arms, "point")
     table[0]["note"] += f"; {flops / 1e9:.3g} GFLOP that must be done a point"
-    best = min(products, key=lambda arm: float(np.median(arm.per_unit)))
-    for arm in products:
-        (row,) = rows(name, arm, [], "call")
-        share = np.percentile(reached * arm.per_unit, [25, 50, 75])
-        row |= {
-            "median_us": row["median_us"] * arm.units,
-            "iqr_us": row["iqr_us"] * arm.units,
-            "share": True,
-            "ratio": float(share[1]),
-            "ratio_quartiles": [float(share[0]), float(share[2])],
-            "note": f"{1e-9 / np.median(arm.per_unit):.0f} GFLOP/s",
-        }
-        if arm is best:
-            row |= {"target": SHARE, "met": bool(share[1] >= SHARE)}
-            row["note"] += f", the peak; ours {np.median(reached) / 1e9:.0f}"
-        table.append(row)
-    return table
+    return table + shares(name, mine, flops, products, SHARE)

@@ -44,12 +44,12 @@ def reference(model: nn.Module, loss: Any, x: Tensor, y: Tensor, points: Tensor)
     """Losses (P,) at points (P, n): float64 torch, one point at a time."""
     exact = copy.deepcopy(model).double().eval()
     names = [name for name, _ in exact.named_parameters()]
-    y = y.double() if y.is_floating_point() else y
+    x, y = (t.double() if t.is_floating_point() else t for t in (x, y))
     out = []
     for theta in points.double():
         parts = split(theta, list(exact.parameters()))
         state = dict(zip(names, parts, strict=True))
-        out.append(float(loss(torch.func.functional_call(exact, state, (x.double(),)), y)))
+        out.append(float(loss(torch.func.functional_call(exact, state, (x,)), y)))
     return np.array(out)
 
 

@@ -20,6 +20,7 @@ import torch
 ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT))  # behind an installed package, which the checkout must not hide
 
+from bench import skip_connections  # noqa: E402
 from bench.curvature import Field, Problem, check_rows  # noqa: E402
 from bench.curvature_peers import torch_lanczos  # noqa: E402
 from bench.harness import Arm, absent, as_markdown, fastest, interleave, rows  # noqa: E402
@@ -31,6 +32,8 @@ ARMS = {
     "W3": {"pylandscape", "torch loop", "sgemm"},
     "W5": {"pylandscape", "torch.add", "per-filter loop", "vectorised torch", "torch normal_"},
     "HVP": {"pylandscape", "torch autograd", "torch.func", "curvlinops"},
+    "NETS": {"pylandscape", "default user code", "best plain torch", "sgemm"},
+    "HVPNET": {"pylandscape", "torch autograd"},
     "SLQ": {"pylandscape", "torch Lanczos", "PyHessian", "hessian-eigenthings"},
     "reorth": {"pylandscape", "torch CGS2", "read"},
     "eigen": {"pylandscape", "scipy eigsh", "PyHessian"},
@@ -196,6 +199,19 @@ def test_fastest_form_wins_and_failing_forms_are_left_out() -> None:
 def test_arm_that_cannot_run_says_why() -> None:
     assert "did not run" in as_markdown([absent("W1", "peer", "not installed")])
     assert "not installed" in as_markdown([absent("W1", "peer", "not installed")])
+
+
+def test_the_skip_connection_picture_is_drawn_at_toy_size(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "picture.png"
+    sizes = {"depth": 8, "width": 2, "epochs": 1, "points": 5, "images": 40}
+    options = [f"--{name}={size}" for name, size in sizes.items()]
+    assert skip_connections.main([*options, f"--out={out}"]) == 0
+    assert out.stat().st_size > 2000
+    said = capsys.readouterr().out
+    for words in ("ResNet-8 with shortcuts", "ResNet-8 without shortcuts", "picture.png in"):
+        assert words in said
 
 
 @cache
