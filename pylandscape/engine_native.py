@@ -13,7 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from . import lowering_conv, lowering_dense, lowering_elementwise, lowering_shapes  # noqa: F401
+from . import (  # noqa: F401
+    lowering_attention,
+    lowering_conv,
+    lowering_dense,
+    lowering_elementwise,
+    lowering_matmul,
+    lowering_shapes,
+)
 from ._native import core
 from .capture import check_traceable, restored_attributes, trace
 from .errors import NotLowered, UnknownOp

@@ -58,6 +58,14 @@ struct SoftmaxArgs {
   int64_t outer, size, inner;
 };
 
+// z (outer, m, n) from x (outer, m, k) and y (outer, k, n): where their elements are, in rows. Rows
+// of x and y may be read several times.
+struct MatmulArgs {
+  int64_t outer, m, n, k;
+  int64_t xi, xk, yk, yj, zi, zj;                 // from one i, k, j to the next
+  const int64_t *x_outer, *y_outer, *z_outer;  // (outer,) of (i, k, j) = 0
+};
+
 // Rows of the input and output run through (h, w, channel).
 struct ConvArgs {
   int64_t groups, channels, rows;  // input and output channels of one group
@@ -199,6 +207,10 @@ struct Kernels {
   // out (n, lanes) = base[i] + sum_j c[j * lanes + lane] d[j][i].
   void (*perturb_lanes)(int64_t n, int64_t count, const T* base, const T* const* d, const T* c,
                         T* out);
+
+  // z = scale x y, or += where `add`; sample by sample.
+  void (*matmul)(const MatmulArgs& a, int64_t cols, T scale, bool add, const T* x, const T* y,
+                 T* z);
 };
 
 // Panel p of m rows: rows are dealt out evenly over ceil(m / panel_rows) panels.
