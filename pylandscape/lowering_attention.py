@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ._native import core
-from .lowering import FILL, Call, Fixed, Slot, counting, op
+from .lowering import Call, Fixed, Known, Slot, Unread, counting, op
 from .lowering_matmul import Labelled, broadcast, contract, dims, labelled, leading
-
-_INFINITE = float("-inf")
+from .lowering_shapes import filled
 
 
 @op("scaled_dot_product_attention")
@@ -32,8 +31,8 @@ def _scaled_dot_product_attention(
 ) -> Slot:
     if enable_gqa or dropout_p != 0.0:
         raise call.refuse("grouped queries" if enable_gqa else f"dropout_p={dropout_p}")
-    if attn_mask is not None and is_causal:
-        raise call.refuse("a mask beside is_causal")
+    if isinstance(attn_mask, Known) and attn_mask.value.dtype == torch.bool:
+        attn_mask = Known(~attn_mask.value)  # here, true is what takes part
     operands = [
         labelled(call, call.view(x), [*leading(dims(x) - 2), *names])
         for x, names in ((query, "le"), (key, "se"), (value, "sv"))
@@ -51,35 +50,31 @@ def attend(
     causal: bool = False,
     scale: float | None = None,
 ) -> Slot:
-    """softmax(scale q k^T + mask) v for labels (..., l, e), (..., s, e) and (..., s, v)."""
+    """softmax(scale q k^T + mask) v for labels (..., l, e), (..., s, e) and (..., s, v).
+
+    A mask is added, or true where nothing is seen.
+    """
     query, key, value = broadcast(call, (query, key, value))
     if scale is None:
         scale = 1.0 / math.sqrt(query.sizes()["e"])
     pairs = (*query.labels[:-2], "l", "s")
     scores = contract(call, query, key, pairs, float(scale))
     if causal:
-        scores = _causal(call, scores)
+        scores = _masked(call, scores, Known(torch.ones(scores.shape[-2:]).triu(1).bool()))
     if mask is not None:
         scores = _masked(call, scores, mask)
     weights = softmax_last(call, scores)
     return contract(call, Labelled(weights, pairs), value, (*query.labels[:-2], "l", "v"))
 
 
-def _causal(call: Call, scores: Slot) -> Slot:
-    """Scores with -inf where a key comes after the query."""
-    rows = call.lowering.rows(scores)
-    seen = torch.ones(scores.shape, dtype=torch.bool).tril()
-    return call.lowering.gathered(
-        scores, torch.where(seen, rows, FILL).reshape(-1), None, _INFINITE
-    )
-
-
 def _masked(call: Call, scores: Slot, mask: Any) -> Slot:
-    """Scores plus a parameter or buffer."""
-    if not isinstance(mask, Fixed):
-        raise call.refuse("a mask that is not a parameter or buffer")
+    """Scores with -inf where a mask is true, or plus the mask."""
     samples = call.lowering.samples
     shape = (*scores.shape[: scores.axis], samples, *scores.shape[scores.axis :])
+    if isinstance(mask, Known) and mask.value.dtype == torch.bool:
+        return filled(call, scores, mask.value.broadcast_to(shape), float("-inf"))
+    if not isinstance(mask, Fixed):
+        raise call.refuse("a mask that is computed from the input")
     wide = Fixed(mask.source, shape, mask.size, mask.elements().broadcast_to(shape))
     return plus(call, scores, call.placed(wide, scores))
 
@@ -138,11 +133,12 @@ def _multihead_attention(
     attn_mask: Any = None,
     average_attn_weights: bool = True,
     is_causal: bool = False,
-) -> tuple[Slot, None]:
+) -> tuple[Slot, Unread]:
     if key_padding_mask is not None:
         raise call.refuse("key_padding_mask")
     operands = [call.view(x) for x in (query, key, value)]
-    return multihead(call, call.function, operands, attn_mask), None
+    weights = Unread("the weights of nn.MultiheadAttention")
+    return multihead(call, call.function, operands, attn_mask), weights
 
 
 def multihead(
@@ -158,7 +154,7 @@ def multihead(
     q, k, v = _projections(call, m, operands)
     # Nothing moves: the heads are other indices of the same rows.
     heads = [_heads(call, x, m.num_heads, last) for x, last in ((q, "le"), (k, "se"), (v, "sv"))]
-    if mask is not None and dims(mask) == 3:
+    if mask is not None and len(mask.value.shape if isinstance(mask, Known) else mask.shape) != 2:
         raise call.refuse("a mask per sample")
     y = attend(call, *heads, mask=mask)  # (N, h, l, v), batch in front
     merged = call.lowering.rows(y).movedim(0, 1).reshape(y.shape[1], m.embed_dim)
@@ -214,7 +210,9 @@ def encoder_layer(call: Call, m: nn.TransformerEncoderLayer, x: Slot, mask: Any)
         return multihead(call, m.self_attn, (x, x, x), mask)
 
     def feed_forward(x: Slot) -> Slot:
-        return _linear_module(call, m.linear2, _activated(call, m, _linear_module(call, m.linear1, x)))
+        return _linear_module(
+            call, m.linear2, _activated(call, m, _linear_module(call, m.linear1, x))
+        )
 
     if m.norm_first:
         x = plus(call, x, attention(_normed(call, m.norm1, x)))

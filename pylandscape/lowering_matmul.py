@@ -1,9 +1,9 @@
 """Lowering of products of two values, or of a value and a parameter: matmul, bmm, einsum ...
 
-All of them are sums over pairs of elements, told by labels as in einsum: a label that both operands
-and the result have is looped over (`outer`), one that only the operands have is summed over (k), the
-others are rows (i) and columns (j) of matrices. Where the labels of i, k and j step evenly through
-the rows of a slot, the kernel reads them where they stand.
+All of them are sums over pairs of elements, told by labels as in einsum: a label that both
+operands and the result have is looped over (`outer`), one that only the operands have is summed
+over (k), the others are rows (i) and columns (j) of matrices. Where the labels of i, k and j step
+evenly through the rows of a slot, the kernel reads them where they stand.
 """
 
 from __future__ import annotations
@@ -52,9 +52,7 @@ def grouped(call: Call, x: Labelled, *groups: Sequence[str]) -> Tensor:
     return index.permute(order).reshape([prod(sizes[a] for a in group) for group in groups])
 
 
-def contract(
-    call: Call, x: Labelled, y: Labelled, out: Sequence[str], scale: float = 1.0
-) -> Slot:
+def contract(call: Call, x: Labelled, y: Labelled, out: Sequence[str], scale: float = 1.0) -> Slot:
     """The sum over every label that `out` does not have, times scale."""
     batch = x.batch or y.batch
     if batch is None:
@@ -95,7 +93,8 @@ def _weighted(
     scale: float,
 ) -> int | None:
     """A linear layer, where the parameter's elements are a matrix or the transpose of one."""
-    assert isinstance(x.value, Slot) and isinstance(y.value, Fixed)
+    assert isinstance(x.value, Slot)
+    assert isinstance(y.value, Fixed)
     for transposed, groups in ((False, (j, k)), (True, (k, j))):
         source = start_of(y.value, grouped(call, y, *groups))
         if source is None:
@@ -243,11 +242,12 @@ def _product(call: Call, x: Any, y: Any, scale: float = 1.0) -> Slot:
     a = labelled(call, x, [*leading(dims(x) - 2), *row, "k"])
     b = labelled(call, y, [*leading(dims(y) - 2), "k", *column])
     out = [*leading(max(dims(x), dims(y)) - 2), *row, *column]
-    return contract(call, *broadcast(call, (a, b)), out, scale)
+    a, b = broadcast(call, (a, b))
+    return contract(call, a, b, out, scale)
 
 
 @op("matmul", "bmm", "mm", "mv", "__matmul__")
-def _matmul(call: Call, input: Any, other: Any = None, *, mat2: Any = None, vec: Any = None) -> Slot:
+def _matmul(call: Call, input: Any, other: Any = None, mat2: Any = None, vec: Any = None) -> Slot:
     return _product(call, input, next(y for y in (other, mat2, vec, 0) if y is not None))
 
 
@@ -277,4 +277,5 @@ def _einsum(call: Call, equation: Any, *operands: Any) -> Slot:
     if any(len(set(part)) != len(part) for part in parts):
         raise call.refuse("a diagonal")
     x, y = (labelled(call, v, tuple(part)) for v, part in zip(operands, parts, strict=True))
-    return contract(call, *broadcast(call, (x, y)), tuple(out))
+    x, y = broadcast(call, (x, y))
+    return contract(call, x, y, tuple(out))

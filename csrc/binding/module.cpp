@@ -53,6 +53,8 @@ void bind(py::module_& m, const char* program_name, const char* question_name,
                  n, std::vector<T>(in<T>(constants), in<T>(constants) + count));
            }))
       .def("input", &P::input)
+      .def("constants",
+           [](P& p, int64_t count, Address values) { return p.constants(count, in<double>(values)); })
       .def("linear",
            [=](P& p, int x, int64_t outer, int64_t k, int64_t m, int64_t weight, Source bias) {
              return p.linear(x, outer, k, m, weight, address(bias));

@@ -95,6 +95,14 @@ int Program<T>::input(int64_t features) {
 }
 
 template <typename T>
+int64_t Program<T>::constants(int64_t count, const double* values) {
+  require(output_ < 0, "already finished");
+  const int64_t first = static_cast<int64_t>(constants_.size());
+  for (int64_t i = 0; i < count; ++i) constants_.push_back(static_cast<T>(values[i]));
+  return -1 - first;
+}
+
+template <typename T>
 int Program<T>::linear(int x, int64_t outer, int64_t k, int64_t m, int64_t weight,
                        const int64_t* bias, bool transposed) {
   require(in_features(x) == outer * k, "linear: input features are not outer * k");

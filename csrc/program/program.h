@@ -136,6 +136,8 @@ class Program {
   // Building: each call checks its arguments (std::invalid_argument) and returns the output slot.
   // Slot 0 is the input, created by the constructor of the data; parameters are given by source.
   int input(int64_t features);
+  // More constants; the source of the first.
+  int64_t constants(int64_t count, const double* values);
   // Weight (m, k), or (k, m) where transposed.
   int linear(int x, int64_t outer, int64_t k, int64_t m, int64_t weight, const int64_t* bias,
              bool transposed = false);
