@@ -20,11 +20,13 @@ from .errors import NotLowered
 
 # Modules whose own Python code fx cannot trace; they stand in the graph as one call.
 _WHOLE = (nn.modules.batchnorm._NormBase, nn.RNNBase, nn.MultiheadAttention)
+# The same, but a subclass may have a forward of its own.
+_WHOLE_THEMSELVES = (nn.TransformerEncoderLayer, nn.TransformerEncoder)
 
 
 class _Tracer(torch.fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, _WHOLE)
+        return isinstance(m, _WHOLE) or type(m) in _WHOLE_THEMSELVES
 
 
 def check_traceable(model: nn.Module) -> None:

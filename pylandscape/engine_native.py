@@ -14,9 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from . import (  # noqa: F401
+    lowering_attention,
     lowering_conv,
     lowering_dense,
     lowering_elementwise,
+    lowering_matmul,
     lowering_pool,
     lowering_shapes,
 )

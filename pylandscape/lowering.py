@@ -9,7 +9,7 @@ alike), with torch's own argument names; the modules lowering_*.py fill it.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from math import prod
@@ -67,6 +67,20 @@ class Fixed:
         return counting(self.size).view(self.shape) if self.index is None else self.index
 
 
+@dataclass(frozen=True, eq=False)
+class Known:
+    """A tensor that depends on neither the input nor a parameter: a mask, a table of positions."""
+
+    value: Tensor
+
+
+@dataclass(frozen=True)
+class Unread:
+    """A result that was not lowered; a call that reads it is refused."""
+
+    what: str
+
+
 class Lowering(torch.fx.Interpreter):
     """Runs the graph and builds the program beside it; ``result`` is the network's result."""
 
@@ -96,15 +110,17 @@ class Lowering(torch.fx.Interpreter):
         if node.op == "placeholder":
             return self._lower_input(node, value)
         if node.op == "get_attr":
-            if not isinstance(value, Tensor) or id(value) not in self.sources:
-                raise NotLowered(f"attribute {node.target!r} is not a parameter or buffer")
+            if not isinstance(value, Tensor):
+                raise NotLowered(f"attribute {node.target!r} is not a tensor")
+            if id(value) not in self.sources:
+                return Known(value)
             return Fixed(self.sources[id(value)], tuple(value.shape), value.numel())
         args: Any = torch.fx.node.map_arg(node.args, lambda n: self.lowered[n])
         kwargs: Any = torch.fx.node.map_arg(node.kwargs, lambda n: self.lowered[n])
         if node.op == "output":
             self.result = self._output(args[0])
             return self.result
-        tensors = value if isinstance(value, list | tuple) else (value,)
+        tensors = [v for v in _flat(value) if v is not None]
         if not tensors or not all(isinstance(v, Tensor) for v in tensors):
             return value  # sizes and other Python values; checked by the comparison with the module
         name = _call_name(node)
@@ -116,17 +132,45 @@ class Lowering(torch.fx.Interpreter):
             name = type(function).__name__
         elif node.op == "call_method":
             function = partial(_call_method, str(node.target))
+        for a in _flat((args, kwargs)):
+            if isinstance(a, Unread):
+                raise NotLowered(f"op {name!r} reads {a.what}")
         handler = OPS.get(name)
+        known = node.op != "call_module" and self._is_known((args, kwargs))
+        if known and (handler is None or any(isinstance(a, Known) for a in _flat((args, kwargs)))):
+            return Known(value)
         if handler is None:
             raise UnknownOp(f"op {name!r} is not in the native engine")
         call = Call(self, name, value, function)
+        args, kwargs = torch.fx.node.map_aggregate((args, kwargs), self._constants)
         try:
             result = handler(call, *args, **kwargs)
+        except NotLowered:
+            if known:  # not a view of a buffer
+                return Known(value)
+            raise
         except TypeError as error:  # an argument that the handler does not take
             raise NotLowered(f"op {name!r}: unsupported arguments ({error})") from error
         self._check(name, value, result)
         self.names.append(name)
         return self._rebind(node, result) if _in_place(node, name) else result
+
+    def _is_known(self, args: Any) -> bool:
+        """Whether a call with these arguments gives the same tensor at every point."""
+        return all(
+            not isinstance(a, Slot) and not (isinstance(a, Fixed) and a.source >= 0)
+            for a in _flat(args)
+        )
+
+    def _constants(self, x: Any) -> Any:
+        """Numbers that an op may compute with, as constants of the program."""
+        known = isinstance(x, Known) and x.value.is_floating_point() and x.value.dim() > 0
+        return self.constant(x) if known else x
+
+    def constant(self, known: Known) -> Fixed:
+        values = known.value.detach().double().contiguous()
+        source = self.program.constants(values.numel(), values.data_ptr())
+        return Fixed(source, tuple(values.shape), values.numel())
 
     def _lower_input(self, node: torch.fx.Node, value: Any) -> Any:
         if not isinstance(value, Tensor):
@@ -349,6 +393,8 @@ class Call:
             ):
                 return x
             return self.lowering.from_full(x, self.lowering.full(x).broadcast_to(shape))
+        if isinstance(x, Known):
+            x = self.lowering.constant(x)
         if isinstance(x, Fixed):
             return Fixed(x.source, tuple(shape), x.size, x.elements().broadcast_to(shape))
         raise self.refuse("an operand that is no tensor")
@@ -366,6 +412,17 @@ class Call:
         index = first.reshape(-1)[order].tolist()
         found = self.program.expand(x.source, x.size, index)
         return Slot(found, like.shape, like.axis, like.index)
+
+
+def _flat(value: Any) -> Iterator[Any]:
+    """The leaves of nested lists, tuples and dictionaries."""
+    if isinstance(value, list | tuple):
+        for part in value:
+            yield from _flat(part)
+    elif isinstance(value, dict):
+        yield from _flat(list(value.values()))
+    else:
+        yield value
 
 
 def _call_method(name: str, x: Any, *args: Any, **kwargs: Any) -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .lowering import FILL, Call, Fixed, Slot, op
+from .lowering import FILL, Call, Fixed, Known, Slot, is_number, op
 
 
 def _call_on(call: Call, index: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
@@ -31,7 +31,7 @@ def _shown(call: Call, x: Slot | Fixed, index: Any, fill: float = 0.0) -> Any:
 
 @op(
     "flatten", "reshape", "view", "unflatten", "unsqueeze", "squeeze", "_unsafe_view", "ravel",
-    "permute", "transpose", "t", "movedim", "moveaxis", "swapaxes", "swapdims",
+    "permute", "transpose", "t", "movedim", "moveaxis", "swapaxes", "swapdims", "mT", "numpy_T",
     "getitem", "slice", "select", "narrow", "chunk", "split", "split_with_sizes", "tensor_split",
     "unbind", "flip", "roll", "expand", "broadcast_to", "repeat", "tile", "repeat_interleave",
     "pixel_shuffle", "pixel_unshuffle", "channel_shuffle",
@@ -39,6 +39,13 @@ def _shown(call: Call, x: Slot | Fixed, index: Any, fill: float = 0.0) -> Any:
 def _view(call: Call, input: Any, *args: Any, **kwargs: Any) -> Any:
     index = input.elements() if isinstance(input, Fixed) else call.lowering.full(call.view(input))
     return _shown(call, input, _call_on(call, index.contiguous(), args, kwargs))
+
+
+@op("getattr")
+def _attribute(call: Call, input: Any, name: str) -> Any:
+    if name not in ("T", "mT", "data"):
+        raise call.refuse(repr(name))
+    return _view(call, input, name)
 
 
 @op("expand_as", "view_as", "reshape_as")
@@ -88,6 +95,38 @@ def _same(call: Call, input: Any, memory_format: Any = None) -> Slot:
 @op("to", "float", "double", "type_as", "_to_copy")
 def _cast(call: Call, input: Any, *args: Any, **kwargs: Any) -> Slot:
     return call.view(input)
+
+
+def filled(call: Call, x: Slot, mask: Tensor, fill: float) -> Slot:
+    """x with a constant where the mask, as wide as the traced value, is true."""
+    index = torch.where(mask, FILL, call.lowering.full(x).broadcast_to(mask.shape))
+    return call.lowering.from_full(x, index, fill)
+
+
+def _number(call: Call, value: Any) -> float:
+    if isinstance(value, Known) and value.value.numel() == 1:
+        return float(value.value)
+    if not is_number(value):
+        raise call.refuse("a value that is not one number")
+    return float(value)
+
+
+@op("masked_fill", "masked_fill_")
+def _masked_fill(call: Call, input: Any, mask: Any, value: Any) -> Slot:
+    if not isinstance(mask, Known):
+        raise call.refuse("a mask that is not constant")
+    where = mask.value.broadcast_to(call.value.shape)
+    return filled(call, call.view(input), where, _number(call, value))
+
+
+@op("where")
+def _where(call: Call, condition: Any, input: Any, other: Any) -> Slot:
+    if not isinstance(condition, Known):
+        raise call.refuse("a condition that is not constant")
+    where = condition.value.broadcast_to(call.value.shape)
+    if isinstance(input, Slot):
+        return filled(call, input, ~where, _number(call, other))
+    return filled(call, call.view(other), where, _number(call, input))
 
 
 @op("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout")

@@ -5,6 +5,7 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <array>
 #include <optional>
 
 #include "binding/module.h"
@@ -52,9 +53,29 @@ void bind(py::module_& m, const char* program_name, const char* question_name,
                  n, std::vector<T>(in<T>(constants), in<T>(constants) + count));
            }))
       .def("input", &P::input)
+      .def("constants",
+           [](P& p, int64_t count, Address values) { return p.constants(count, in<double>(values)); })
       .def("linear",
            [=](P& p, int x, int64_t outer, int64_t k, int64_t m, int64_t weight, Source bias) {
              return p.linear(x, outer, k, m, weight, address(bias));
+           })
+      .def("linear_transposed",  // weight (k, m)
+           [=](P& p, int x, int64_t outer, int64_t k, int64_t m, int64_t weight, Source bias) {
+             return p.linear(x, outer, k, m, weight, address(bias), true);
+           })
+      .def("matmul",  // sizes (m, n, k); strides (xi, xk, yk, yj, zi, zj); first rows of each outer
+           [](P& p, int x, int y, std::array<int64_t, 3> sizes, std::array<int64_t, 6> strides,
+              const std::vector<int64_t>& x_outer, const std::vector<int64_t>& y_outer,
+              const std::vector<int64_t>& z_outer, double scale) {
+             if (x_outer.size() != z_outer.size() || y_outer.size() != z_outer.size())
+               throw std::invalid_argument("Program: matmul: outer sizes differ");
+             const auto [m, n, k] = sizes;
+             const auto [xi, xk, yk, yj, zi, zj] = strides;
+             const auto outer = static_cast<int64_t>(z_outer.size());
+             return p.matmul(x, y,
+                             {outer, m, n, k, xi, xk, yk, yj, zi, zj, x_outer.data(),
+                              y_outer.data(), z_outer.data()},
+                             scale);
            })
       .def("unary", &P::unary)
       .def("binary", &P::binary)

@@ -162,53 +162,97 @@ void fill_rows(int64_t features, int64_t cols, const T* values, T* y) {
     for (int64_t c = 0; c < cols; ++c) y[f * cols + c] = values[f];
 }
 
-// Mean and variance are taken in double, in two passes: what torch's float32 kernel loses to
-// rounding is not lost here.
+// One sum in double for every lane of a vector of T.
+template <typename T>
+struct WideSum {
+  static constexpr int D = kLanes<double>, kParts = kLanes<T> / D;
+  Vec<double, D> part[kParts] = {};
+  void add(const T* x) {
+    for (int h = 0; h < kParts; ++h) part[h] += load_double<T, D>(x + h * D);
+  }
+  void add_square(const T* x) {
+    for (int h = 0; h < kParts; ++h) {
+      const Vec<double, D> v = load_double<T, D>(x + h * D);
+      part[h] += v * v;
+    }
+  }
+  // f(sum), rounded.
+  template <typename F>
+  Vec<T> map(F f) const {
+    alignas(64) T out[kLanes<T>];
+    for (int h = 0; h < kParts; ++h)
+      for (int l = 0; l < D; ++l) out[h * D + l] = static_cast<T>(f(part[h][l]));
+    return load<T>(out);
+  }
+};
+
+// Mean and variance are summed in double, in two passes, and the mean is kept in two parts: what
+// torch's float32 kernel loses to rounding is not lost here.
 template <typename T>
 void layer_norm(int64_t outer, int64_t size, int64_t cols, double eps, const T* gain,
                 const T* shift, const T* x, T* y) {
-  constexpr int N = kLanes<double>;
-  using V = Vec<double, N>;
+  constexpr int N = kLanes<T>;
+  const double share = 1.0 / double(size);
   for (int64_t o = 0; o < outer; ++o, x += size * cols, y += size * cols) {
     for (int64_t c = 0; c < cols; c += N) {
-      V mean{}, variance{};
-      for (int64_t f = 0; f < size; ++f) mean += load_double<T, N>(x + f * cols + c);
-      mean /= double(size);
+      WideSum<T> sum, squares;
+      for (int64_t f = 0; f < size; ++f) sum.add(x + f * cols + c);
+      const Vec<T> mean = sum.map([=](double s) { return s * share; });
+      const Vec<T> rest = sum.map([=](double s) { return s * share - double(T(s * share)); });
       for (int64_t f = 0; f < size; ++f) {
-        const V d = load_double<T, N>(x + f * cols + c) - mean;
-        variance += d * d;
+        store<T, N>(y + f * cols + c, (load<T>(x + f * cols + c) - mean) - rest);
+        squares.add_square(y + f * cols + c);
       }
-      variance = variance / double(size) + eps;
-      V scale;
-      for (int l = 0; l < N; ++l) scale[l] = 1.0 / __builtin_sqrt(variance[l]);
+      const Vec<T> scale =
+          squares.map([=](double s) { return 1.0 / __builtin_sqrt(s * share + eps); });
       for (int64_t f = 0; f < size; ++f) {
-        V v = (load_double<T, N>(x + f * cols + c) - mean) * scale;
-        if (gain != nullptr) v *= double(gain[f]);
-        if (shift != nullptr) v += double(shift[f]);
-        for (int l = 0; l < N; ++l) y[f * cols + c + l] = static_cast<T>(v[l]);
+        Vec<T> v = load<T>(y + f * cols + c) * scale;
+        if (gain != nullptr) v *= gain[f];
+        if (shift != nullptr) v += shift[f];
+        store<T, N>(y + f * cols + c, v);
       }
     }
   }
 }
 
 template <typename T>
-void softmax(bool log, int64_t outer, int64_t size, int64_t inner, int64_t cols, const T* x, T* y) {
+inline void softmax_column(int64_t size, int64_t stride, const T* x, T* y) {
+  constexpr int N = kLanes<T>;
+  Vec<T> top = load<T>(x);
+  for (int64_t f = 1; f < size; ++f) top = vmax(load<T>(x + f * stride), top);
+  WideSum<T> sum;
+  for (int64_t f = 0; f < size; ++f) {
+    store<T, N>(y + f * stride, exp_below<T, N>(load<T>(x + f * stride), top));
+    sum.add(y + f * stride);
+  }
+  const Vec<T> share = sum.map([](double s) { return 1.0 / s; });
+  for (int64_t f = 0; f < size; ++f) store<T, N>(y + f * stride, load<T>(y + f * stride) * share);
+}
+
+template <typename T>
+inline void log_softmax_column(int64_t size, int64_t stride, const T* x, T* y) {
   constexpr int N = kLanes<double>;
   using V = Vec<double, N>;
+  V top = load_double<T, N>(x), sum{};
+  for (int64_t f = 1; f < size; ++f) top = vmax(load_double<T, N>(x + f * stride), top);
+  for (int64_t f = 0; f < size; ++f)
+    sum += exp_nonpositive<double, N>(load_double<T, N>(x + f * stride) - top);
+  const V shift = log_positive<double, N>(sum);
+  for (int64_t f = 0; f < size; ++f) {
+    const V v = (load_double<T, N>(x + f * stride) - top) - shift;
+    for (int l = 0; l < N; ++l) y[f * stride + l] = static_cast<T>(v[l]);
+  }
+}
+
+template <typename T>
+void softmax(bool log, int64_t outer, int64_t size, int64_t inner, int64_t cols, const T* x, T* y) {
   const int64_t stride = inner * cols;
   for (int64_t o = 0; o < outer; ++o, x += size * stride, y += size * stride) {
-    for (int64_t c = 0; c < stride; c += N) {
-      V top = load_double<T, N>(x + c), sum{};
-      for (int64_t f = 1; f < size; ++f) top = vmax(load_double<T, N>(x + f * stride + c), top);
-      for (int64_t f = 0; f < size; ++f)
-        sum += exp_nonpositive<double, N>(load_double<T, N>(x + f * stride + c) - top);
-      const V shift = log ? log_positive<double, N>(sum) : sum;
-      for (int64_t f = 0; f < size; ++f) {
-        const V d = load_double<T, N>(x + f * stride + c) - top;
-        const V v = log ? d - shift : exp_nonpositive<double, N>(d) / shift;
-        for (int l = 0; l < N; ++l) y[f * stride + c + l] = static_cast<T>(v[l]);
-      }
-    }
+    if (log)
+      for (int64_t c = 0; c < stride; c += kLanes<double>)
+        log_softmax_column(size, stride, x + c, y + c);
+    else
+      for (int64_t c = 0; c < stride; c += kLanes<T>) softmax_column(size, stride, x + c, y + c);
   }
 }
 

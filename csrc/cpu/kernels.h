@@ -58,6 +58,14 @@ struct SoftmaxArgs {
   int64_t outer, size, inner;
 };
 
+// z (outer, m, n) from x (outer, m, k) and y (outer, k, n): where their elements are, in rows. Rows
+// of x and y may be read several times.
+struct MatmulArgs {
+  int64_t outer, m, n, k;
+  int64_t xi, xk, yk, yj, zi, zj;                 // from one i, k, j to the next
+  const int64_t *x_outer, *y_outer, *z_outer;  // (outer,) of (i, k, j) = 0
+};
+
 // Rows of the input and output run through (h, w, channel).
 struct ConvArgs {
   int64_t groups, channels, rows;  // input and output channels of one group
@@ -219,6 +227,9 @@ struct Kernels {
   // ry = the tangent along rx; dx += the adjoint. Sums do not read x.
   void (*pool_tangent)(const PoolArgs& a, int64_t cols, const T* x, const T* rx, T* ry);
   void (*pool_reverse)(const PoolArgs& a, int64_t cols, const T* x, const T* dy, T* dx);
+  // z = scale x y, or += where `add`; sample by sample.
+  void (*matmul)(const MatmulArgs& a, int64_t cols, T scale, bool add, const T* x, const T* y,
+                 T* z);
 };
 
 // Panel p of m rows: rows are dealt out evenly over ceil(m / panel_rows) panels.

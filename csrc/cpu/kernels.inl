@@ -10,6 +10,7 @@
 #include "cpu/linear.inl"
 #include "cpu/conv.inl"
 #include "cpu/pool.inl"
+#include "cpu/matmul.inl"
 #include "cpu/losses.inl"
 #include "cpu/reverse.inl"
 #include "cpu/conv_reverse.inl"
@@ -30,7 +31,8 @@ namespace pylandscape::cpu::PL_ISA_NS {
         &pack_conv_transposed<T>, &conv_reverse<T>, &pack_pixels<T>, &conv_outer_add<T>,       \
         &conv_outer_lanes<T>, &channel_affine_add<T>, &channel_dots<T>, &basis_dots<T>,        \
         &basis_subtract<T>, &basis_subtract_from<T>, &scale<T>, &dot_double<T>,                \
-        &linear_lanes<T>, &perturb_lanes<T>, &pool<T>, &pool_tangent<T>, &pool_reverse<T>      \
+        &linear_lanes<T>, &perturb_lanes<T>, &pool<T>, &pool_tangent<T>, &pool_reverse<T>,     \
+        &matmul<T>                                                                             \
   }
 
 const Kernels<float> kernels_f32 = PL_KERNEL_TABLE(float);

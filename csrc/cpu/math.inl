@@ -29,20 +29,33 @@ constexpr double kInverseFactorial[] = {1.0, 1.0, 1.0 / 2, 1.0 / 6, 1.0 / 24, 1.
                                         1.0 / 5040, 1.0 / 40320, 1.0 / 362880, 1.0 / 3628800,
                                         1.0 / 39916800, 1.0 / 479001600, 1.0 / 6227020800.0};
 
-// expm1(r) and 2^n / 2 of x = n ln 2 + r; x within [kExpMin, kExpMax].
+// x = n ln 2 + r for x within [kExpMin, kExpMax]; shifted holds n in its lowest bits.
 template <typename T, int N>
-inline void reduce_exp(Vec<T, N> x, Vec<T, N>& em, Vec<T, N>& half_scale) {
+inline Vec<T, N> reduce_argument(Vec<T, N> x, Vec<T, N>& shifted) {
+  using F = Float<T>;
+  shifted = x * T(1.4426950408889634) + F::kMagic;
+  const Vec<T, N> n = shifted - F::kMagic;
+  return (x - n * F::kLn2Hi) - n * F::kLn2Lo;
+}
+
+// expm1(r) and 2^n / 2.
+template <typename T, int N>
+inline void exp_reduced(Vec<T, N> r, Vec<T, N> shifted, Vec<T, N>& em, Vec<T, N>& half_scale) {
   using F = Float<T>;
   using V = Vec<T, N>;
-  const V shifted = x * T(1.4426950408889634) + F::kMagic;
-  const V n = shifted - F::kMagic;
-  const V r = (x - n * F::kLn2Hi) - n * F::kLn2Lo;
   V p = splat<T, N>(T(kInverseFactorial[F::kExpTerms]));
 #pragma GCC unroll 16
   for (int i = F::kExpTerms - 1; i >= 2; --i) p = p * r + T(kInverseFactorial[i]);
   em = r + (r * r) * p;
   const IVec<T, N> bits = reinterpret_cast<IVec<T, N>>(shifted) + (F::kBias - 1);
   half_scale = reinterpret_cast<V>(bits << F::kMantissa);
+}
+
+template <typename T, int N>
+inline void reduce_exp(Vec<T, N> x, Vec<T, N>& em, Vec<T, N>& half_scale) {
+  Vec<T, N> shifted;
+  const Vec<T, N> r = reduce_argument<T, N>(x, shifted);
+  exp_reduced<T, N>(r, shifted, em, half_scale);
 }
 
 // exp(x) for x <= 0: zero below kExpMin (where 2^n / 2 leaves the normal range), NaN stays.
@@ -53,6 +66,23 @@ inline Vec<T, N> exp_nonpositive(Vec<T, N> x) {
   reduce_exp<T, N>(x < F::kExpMin ? splat<T, N>(F::kExpMin) : x, em, half);
   const Vec<T, N> y = (em + T(1)) * (half + half);
   return x < F::kExpMin ? Vec<T, N>{} : y;
+}
+
+// exp(x - top) for x <= top. In float32, where a difference of 100 costs seven bits of the result,
+// what it loses to rounding is added to the reduced argument.
+template <typename T, int N>
+inline Vec<T, N> exp_below(Vec<T, N> x, Vec<T, N> top) {
+  using F = Float<T>;
+  const Vec<T, N> d = x - top;
+  Vec<T, N> em, half, shifted;
+  Vec<T, N> r = reduce_argument<T, N>(d < F::kExpMin ? splat<T, N>(F::kExpMin) : d, shifted);
+  if constexpr (sizeof(T) == sizeof(float)) {
+    const Vec<T, N> back = d - x;
+    r += (x - (d - back)) - (top + back);
+  }
+  exp_reduced<T, N>(r, shifted, em, half);
+  const Vec<T, N> y = (em + T(1)) * (half + half);
+  return d < F::kExpMin ? Vec<T, N>{} : y;  // also where x is -inf
 }
 
 template <typename T, int N>

@@ -41,6 +41,35 @@ void pixel_sums_add(const cpu::ConvArgs& a, const cpu::Kernels<T>& kernels, int6
     kernels.row_sums_add(features, cols, dy + p * features * cols, db);
 }
 
+// The gradient of a linear weight (m, k): summed where it belongs, or, where the parameter holds the
+// transpose, in rows of its own that are added transposed at the end.
+class WeightSums {
+ public:
+  WeightSums(const Op& op, bool transposed, double* to)
+      : m_(op.m), k_(op.k), to_(to), own_(transposed && to != nullptr ? op.m * op.k : 0) {}
+  double* data() { return own_.empty() ? to_ : own_.data(); }
+  void finish() {
+    for (size_t i = 0; i < own_.size(); ++i) to_[i % k_ * m_ + i / k_] += own_[i];
+  }
+
+ private:
+  int64_t m_, k_;
+  double* to_;
+  std::vector<double> own_;
+};
+
+// Adjoints of z = x y are products again: dx (m, k) += dz y^T, dy (k, n) += x^T dz.
+cpu::MatmulArgs matmul_dx(const Op& op) {
+  const cpu::MatmulArgs a = op.matmul();
+  return {a.outer, a.m, a.k, a.n, a.zi, a.zj, a.yj, a.yk, a.xi, a.xk, a.z_outer, a.y_outer,
+          a.x_outer};
+}
+cpu::MatmulArgs matmul_dy(const Op& op) {
+  const cpu::MatmulArgs a = op.matmul();
+  return {a.outer, a.k, a.n, a.m, a.xk, a.xi, a.zi, a.zj, a.yk, a.yj, a.x_outer, a.z_outer,
+          a.y_outer};
+}
+
 }  // namespace
 
 template <typename T>
@@ -194,6 +223,10 @@ void Derivatives<T>::forward(int64_t t, Primal& to) const {
         break;
       }
       case OpKind::kPool: kernels_.pool(op.pool_args(), cols, x, y); break;
+      case OpKind::kMatmul:
+        kernels_.matmul(op.matmul(), cols, static_cast<T>(op.a), false, x,
+                        value(t, to, op.inputs[1]), y);
+        break;
     }
   }
 }
@@ -214,6 +247,7 @@ void Derivatives<T>::reverse(int64_t t, const Primal& primal, const Buffer<T>& a
     if (op.relu) kernels_.mask(size, value(t, primal, op.output), dy);
     switch (op.kind) {
       case OpKind::kLinear: {  // dW = dy x^T, db = dy 1, dx = W^T dy
+        WeightSums sums(op, p.uses_[op.weight].transposed(), dw);
         const int64_t width = 2 * kernels_.vector_length;
         const int64_t step = (op.k + width - 1) / width * width * cols;
         for (int64_t o = 0; o < op.outer; ++o) {
@@ -223,7 +257,7 @@ void Derivatives<T>::reverse(int64_t t, const Primal& primal, const Buffer<T>& a
             kernels_.pack(op.m, cols, d, to);
             if (dw != nullptr)
               kernels_.outer_add(op.m, op.k, cols, to,
-                                 primal.columns.data() + columns_at_[i] + o * step, dw);
+                                 primal.columns.data() + columns_at_[i] + o * step, sums.data());
           }
           if (db != nullptr) kernels_.row_sums_add(op.m, cols, d, db);
           if (dx != nullptr)
@@ -231,6 +265,7 @@ void Derivatives<T>::reverse(int64_t t, const Primal& primal, const Buffer<T>& a
                                 theta_.transposed.data() + p.uses_[op.weight].packed, d,
                                 dx + o * op.k * cols);
         }
+        sums.finish();
         break;
       }
       case OpKind::kUnary:
@@ -291,6 +326,15 @@ void Derivatives<T>::reverse(int64_t t, const Primal& primal, const Buffer<T>& a
       case OpKind::kPool:
         kernels_.pool_reverse(op.pool_args(), cols, value(t, primal, op.inputs[0]), dy, dx);
         break;
+      case OpKind::kMatmul: {
+        const T scale = static_cast<T>(op.a);
+        T* dz = at(adjoints, op.inputs[1]);
+        if (dx != nullptr)
+          kernels_.matmul(matmul_dx(op), cols, scale, true, dy, value(t, primal, op.inputs[1]), dx);
+        if (dz != nullptr)
+          kernels_.matmul(matmul_dy(op), cols, scale, true, value(t, primal, op.inputs[0]), dy, dz);
+        break;
+      }
     }
   }
 }
@@ -391,6 +435,15 @@ void Derivatives<T>::tangent_forward(int64_t t, const Primal& primal, const Vect
       case OpKind::kPool:
         kernels_.pool_tangent(op.pool_args(), cols, value(t, primal, x), rx, ry);
         break;
+      case OpKind::kMatmul: {  // R(x y) = Rx y + x Ry
+        const T scale = static_cast<T>(op.a);
+        const T* rz = at(to.values, op.inputs[1]);
+        if (rx != nullptr)
+          kernels_.matmul(op.matmul(), cols, scale, false, rx, value(t, primal, op.inputs[1]), ry);
+        if (rz != nullptr)
+          kernels_.matmul(op.matmul(), cols, scale, rx != nullptr, value(t, primal, x), rz, ry);
+        break;
+      }
     }
     if (op.relu) kernels_.mask(size, value(t, primal, op.output), ry);
   }
@@ -417,6 +470,7 @@ void Derivatives<T>::tangent_reverse(int64_t t, const Primal& primal, const Vect
     switch (op.kind) {
       case OpKind::kLinear: {
         // R(dW) = R(dy) x^T + dy Rx^T; R(dx) = W^T R(dy) + V^T dy.
+        WeightSums sums(op, p.uses_[op.weight].transposed(), rdw);
         const int64_t width = 2 * kernels_.vector_length;
         const int64_t step = (op.k + width - 1) / width * width * cols;
         for (int64_t o = 0; o < op.outer; ++o) {
@@ -425,12 +479,12 @@ void Derivatives<T>::tangent_reverse(int64_t t, const Primal& primal, const Vect
             T *panels = work.panels.data(), *columns = work.columns.data();
             kernels_.pack(op.m, cols, rd, panels);
             kernels_.outer_add(op.m, op.k, cols, panels,
-                               primal.columns.data() + columns_at_[i] + o * step, rdw);
+                               primal.columns.data() + columns_at_[i] + o * step, sums.data());
             if (rx != nullptr) {
               kernels_.pack_columns(op.k, cols, rx + o * op.k * cols, columns);
               kernels_.outer_add(op.m, op.k, cols,
                                  primal.panels.data() + panels_at_[i] + o * op.m * cols, columns,
-                                 rdw);
+                                 sums.data());
             }
           }
           if (rdb != nullptr) kernels_.row_sums_add(op.m, cols, rd, rdb);
@@ -442,6 +496,7 @@ void Derivatives<T>::tangent_reverse(int64_t t, const Primal& primal, const Vect
             kernels_.linear_add(op.k, cols, op.m, v.transposed.data() + at, d,
                                 rdx + o * op.k * cols);
         }
+        sums.finish();
         break;
       }
       case OpKind::kUnary:  // R(dx) = f' R(dy) + (f'' dy) Rx
@@ -526,6 +581,21 @@ void Derivatives<T>::tangent_reverse(int64_t t, const Primal& primal, const Vect
       case OpKind::kPool:  // the same windows: linear almost everywhere
         kernels_.pool_reverse(op.pool_args(), cols, value(t, primal, x), rdy, rdx);
         break;
+      case OpKind::kMatmul: {
+        const int other = op.inputs[1];
+        const T scale = static_cast<T>(op.a);
+        const T* rz = at(tangents.values, other);
+        T* rdz = at(tangents.adjoints, other);
+        if (rdx != nullptr)
+          kernels_.matmul(matmul_dx(op), cols, scale, true, rdy, value(t, primal, other), rdx);
+        if (rdx != nullptr && rz != nullptr)
+          kernels_.matmul(matmul_dx(op), cols, scale, true, dy, rz, rdx);
+        if (rdz != nullptr)
+          kernels_.matmul(matmul_dy(op), cols, scale, true, value(t, primal, x), rdy, rdz);
+        if (rdz != nullptr && rx != nullptr)
+          kernels_.matmul(matmul_dy(op), cols, scale, true, rx, dy, rdz);
+        break;
+      }
     }
   }
 }
@@ -610,14 +680,16 @@ void Derivatives<T>::add_sample_gradients(int64_t t, const Primal& primal, T* ou
         for (int64_t f = 0; f < p.slots_[op.output]; ++f)
           row[weight + op.index[f]] += dy[f * cols + c];
       if (op.kind != OpKind::kLinear) continue;
+      const bool transposed = p.uses_[op.weight].transposed();
+      const int64_t row_step = transposed ? 1 : op.k, step = transposed ? op.m : 1;
       for (int64_t o = 0; o < op.outer; ++o)
         for (int64_t r = 0; r < op.m; ++r) {
           const T d = dy[(o * op.m + r) * cols + c];
           if (bias >= 0) row[bias + r] += d;
           if (weight < 0 || d == T(0)) continue;
           const T* from = x + o * op.k * cols + c;
-          T* to = row + weight + r * op.k;
-          for (int64_t f = 0; f < op.k; ++f) to[f] += d * from[f * cols];
+          T* to = row + weight + r * row_step;
+          for (int64_t f = 0; f < op.k; ++f) to[f * step] += d * from[f * cols];
         }
     }
   }

@@ -136,6 +136,8 @@ void Derivatives<T>::fill(const T* vector, const T* constants, Vector& to) const
     T* transposed = to.transposed.data() + use.packed;
     if (use.packing == Use::Packing::kConv)
       kernels_.pack_conv_transposed(use.conv, source, transposed);
+    else if (use.transposed())
+      kernels_.pack(use.cols, use.rows, source, transposed);
     else
       kernels_.pack_transposed(use.rows, use.cols, source, transposed);
   }

@@ -13,6 +13,16 @@ constexpr int64_t kTileBytes = 256 * 1024;  // what a tile's live values may tak
 constexpr int64_t kMaxTile = 256;
 constexpr int64_t kMaxLaneSource = 4096;  // parameters up to which point lanes are used
 
+// Whether every row that two strides reach from each of `outer` lies within 0 .. rows - 1.
+bool within(const int64_t* outer, int64_t count, int64_t rows, int64_t n1, int64_t step1,
+            int64_t n2, int64_t step2) {
+  const int64_t a = (n1 - 1) * step1, b = (n2 - 1) * step2;
+  const int64_t low = std::min<int64_t>(a, 0) + std::min<int64_t>(b, 0);
+  const int64_t high = std::max<int64_t>(a, 0) + std::max<int64_t>(b, 0);
+  return std::all_of(outer, outer + count,
+                     [&](int64_t o) { return o + low >= 0 && o + high < rows; });
+}
+
 int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
 
 void require(bool ok, const std::string& message) {
@@ -85,12 +95,21 @@ int Program<T>::input(int64_t features) {
 }
 
 template <typename T>
+int64_t Program<T>::constants(int64_t count, const double* values) {
+  require(output_ < 0, "already finished");
+  const int64_t first = static_cast<int64_t>(constants_.size());
+  for (int64_t i = 0; i < count; ++i) constants_.push_back(static_cast<T>(values[i]));
+  return -1 - first;
+}
+
+template <typename T>
 int Program<T>::linear(int x, int64_t outer, int64_t k, int64_t m, int64_t weight,
-                       const int64_t* bias) {
+                       const int64_t* bias, bool transposed) {
   require(in_features(x) == outer * k, "linear: input features are not outer * k");
   Op op(OpKind::kLinear, {x});
   op.outer = outer, op.k = k, op.m = m;
-  op.weight = use(weight, m, k, Use::Packing::kPanels);
+  op.weight =
+      use(weight, m, k, transposed ? Use::Packing::kTransposed : Use::Packing::kPanels);
   if (bias != nullptr) op.bias = use(*bias, 1, m);
   op.output = slot(outer * m);
   ops_.push_back(op);
@@ -239,6 +258,30 @@ int Program<T>::pool(int x, cpu::Pool mode, int64_t channels, std::vector<int64_
 }
 
 template <typename T>
+int Program<T>::matmul(int x, int y, const cpu::MatmulArgs& a, double scale) {
+  require(a.outer > 0 && a.m > 0 && a.n > 0 && a.k > 0, "matmul: an operand is empty");
+  const int64_t size = a.outer * a.m * a.n;
+  require(within(a.x_outer, a.outer, in_features(x), a.m, a.xi, a.k, a.xk) &&
+              within(a.y_outer, a.outer, in_features(y), a.k, a.yk, a.n, a.yj) &&
+              within(a.z_outer, a.outer, size, a.m, a.zi, a.n, a.zj),
+          "matmul: rows out of range");
+  std::vector<bool> written(size, false);
+  for (int64_t o = 0; o < a.outer; ++o)
+    for (int64_t i = 0; i < a.m; ++i)
+      for (int64_t j = 0; j < a.n; ++j) written[a.z_outer[o] + i * a.zi + j * a.zj] = true;
+  require(std::find(written.begin(), written.end(), false) == written.end(),
+          "matmul: the result's rows are not written once each");
+  Op op(OpKind::kMatmul, {x, y});
+  op.strides = a, op.a = scale, op.outer = a.outer;
+  op.x_outer.assign(a.x_outer, a.x_outer + a.outer);
+  op.y_outer.assign(a.y_outer, a.y_outer + a.outer);
+  op.z_outer.assign(a.z_outer, a.z_outer + a.outer);
+  op.output = slot(size);
+  ops_.push_back(op);
+  return op.output;
+}
+
+template <typename T>
 std::vector<int> Program<T>::readers() const {
   std::vector<int> count(slots_.size(), 0);
   for (const Op& op : ops_)
@@ -303,8 +346,8 @@ void Program<T>::fuse_epilogues() {
   }
 }
 
-// Rows of the arena for every slot, first fit over the slots alive at the same time; an elementwise
-// op writes over an input that dies with it.
+// Rows of the arena for every slot, first fit over the slots alive at the same time; an op that may
+// work in place writes over an input that dies with it.
 template <typename T>
 void Program<T>::plan_arena() {
   const int steps = static_cast<int>(fused_.size());
@@ -317,12 +360,13 @@ void Program<T>::plan_arena() {
   std::vector<int> alive;
   for (int i = 0; i < steps; ++i) {
     const Op& op = fused_[i];
-    const bool elementwise = op.kind == OpKind::kUnary || op.kind == OpKind::kBinary;
+    const bool in_place = op.kind == OpKind::kUnary || op.kind == OpKind::kBinary ||
+                             op.kind == OpKind::kSoftmax || op.kind == OpKind::kLayerNorm;
     alive.erase(std::remove_if(alive.begin(), alive.end(),
-                               [&](int s) { return elementwise ? last[s] <= i : last[s] < i; }),
+                               [&](int s) { return in_place ? last[s] <= i : last[s] < i; }),
                 alive.end());
     const auto dying = std::find_if(op.inputs.begin(), op.inputs.end(), [&](int s) {
-      return elementwise && last[s] == i && place_[s] >= 0;
+      return in_place && last[s] == i && place_[s] >= 0;
     });
     if (dying != op.inputs.end()) {
       place_[op.output] = place_[*dying];
@@ -360,10 +404,11 @@ void Program<T>::plan_tiles() {
   tiles_ = (samples_ + most - 1) / most;
   const int64_t even = (samples_ + tiles_ - 1) / tiles_;
   tile_ = round_up(even, even > 2 * lanes ? 2 * lanes : lanes);  // kernels take vectors in pairs
-  const bool able = std::all_of(ops_.begin(), ops_.end(), [](const Op& op) {
-    return op.kind == OpKind::kLinear || op.kind == OpKind::kUnary || op.kind == OpKind::kBinary ||
+  const bool able = std::all_of(ops_.begin(), ops_.end(), [&](const Op& op) {
+    return (op.kind == OpKind::kLinear && !uses_[op.weight].transposed()) ||
+           op.kind == OpKind::kUnary || op.kind == OpKind::kBinary ||
            op.kind == OpKind::kSoftmax || op.kind == OpKind::kConcat ||
-           op.kind == OpKind::kPool;
+           op.kind == OpKind::kMatmul || op.kind == OpKind::kPool;
   });
   const int64_t source = n_ + static_cast<int64_t>(constants_.size());
   lanes_ = able && samples_ <= 2 * lanes && source <= kMaxLaneSource && output_ != 0;
@@ -442,6 +487,9 @@ void Program<T>::pack(const Use& use, const T* theta, const T* constants, T* dst
     case Use::Packing::kPlain: std::copy_n(source, use.size(), dst); break;
     case Use::Packing::kPanels: kernels_.pack(use.rows, use.cols, source, dst); break;
     case Use::Packing::kConv: kernels_.pack_conv(use.conv, source, dst); break;
+    case Use::Packing::kTransposed:
+      kernels_.pack_transposed(use.cols, use.rows, source, dst);
+      break;
   }
 }
 

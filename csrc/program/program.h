@@ -57,6 +57,7 @@ enum class OpKind : int {
   kConv,
   kBatchNorm,
   kPool,
+  kMatmul,
 };
 
 // Batch norm with given statistics, as uses: (x - mean) / sqrt(variance + eps) * gain + shift.
@@ -85,6 +86,14 @@ struct Op {
   std::vector<int64_t> index, bounds;
   std::vector<double> factor;
   cpu::Pool pool{};
+  // matmul: scale `a`; the first rows of each of `outer` are in x_, y_ and z_outer.
+  cpu::MatmulArgs strides{};
+  std::vector<int64_t> x_outer, y_outer, z_outer;
+  cpu::MatmulArgs matmul() const {
+    cpu::MatmulArgs found = strides;
+    found.x_outer = x_outer.data(), found.y_outer = y_outer.data(), found.z_outer = z_outer.data();
+    return found;
+  }
   cpu::ConvArgs conv{};
   Norm norm;  // batch_norm over (outer, k); conv: after it
 
@@ -103,10 +112,12 @@ struct Op {
 // -1 - source in the constants.
 struct Use {
   int64_t source, rows, cols;
-  enum class Packing { kPlain, kPanels, kConv } packing;
+  // kTransposed: as kPanels, but the source holds the transpose (cols, rows).
+  enum class Packing { kPlain, kPanels, kConv, kTransposed } packing;
   int64_t packed;        // offset in the packed vector, a multiple of 16
   cpu::ConvArgs conv{};  // kConv: of which only groups, channels, rows and kernel count
   int64_t size() const { return rows * cols; }
+  bool transposed() const { return packing == Packing::kTransposed; }
 };
 
 // y row f = x row index[f], or `fill`; rows of cols elements.
@@ -132,7 +143,11 @@ class Program {
   // Building: each call checks its arguments (std::invalid_argument) and returns the output slot.
   // Slot 0 is the input, created by the constructor of the data; parameters are given by source.
   int input(int64_t features);
-  int linear(int x, int64_t outer, int64_t k, int64_t m, int64_t weight, const int64_t* bias);
+  // More constants; the source of the first.
+  int64_t constants(int64_t count, const double* values);
+  // Weight (m, k), or (k, m) where transposed.
+  int linear(int x, int64_t outer, int64_t k, int64_t m, int64_t weight, const int64_t* bias,
+             bool transposed = false);
   int unary(int x, cpu::Unary f, double a, double b);
   int binary(cpu::Binary op, int x, int y);
   int layer_norm(int x, int64_t outer, int64_t size, double eps, const int64_t* gain,
@@ -143,6 +158,8 @@ class Program {
   int gather(int x, std::vector<int64_t> index, double fill);
   // Over rows (in_h, in_w, groups * channels); out_h and out_w are found here.
   int conv(int x, cpu::ConvArgs args, int64_t weight, const int64_t* bias);
+  // z (outer, m, n) = scale x y for the elements that `a` names; z has exactly these rows.
+  int matmul(int x, int y, const cpu::MatmulArgs& a, double scale);
   // Over rows (outer, channels).
   int batch_norm(int x, int64_t outer, int64_t channels, double eps, int64_t mean, int64_t variance,
                  const int64_t* gain, const int64_t* shift);
