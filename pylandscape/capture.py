@@ -103,7 +103,8 @@ def _with_own_tensors(program: Any, model: nn.Module) -> torch.fx.GraphModule:
     copied: dict[torch.fx.Node, torch.fx.Node] = {}
     for node in program.graph.nodes:
         if node.op == "placeholder" and node.name in names:
-            copied[node] = graph.get_attr(names[node.name])
+            if node.users:  # a BN's count of batches has none
+                copied[node] = graph.get_attr(names[node.name])
         elif node.op == "output":
             (result,) = node.args[0]
             graph.output(copied[result])

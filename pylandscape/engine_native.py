@@ -18,6 +18,7 @@ from . import (  # noqa: F401
     lowering_conv,
     lowering_dense,
     lowering_elementwise,
+    lowering_group_norm,
     lowering_matmul,
     lowering_pool,
     lowering_shapes,

@@ -83,6 +83,11 @@ void bind(py::module_& m, const char* program_name, const char* question_name,
            [=](P& p, int x, int64_t outer, int64_t size, double eps, Source gain, Source shift) {
              return p.layer_norm(x, outer, size, eps, address(gain), address(shift));
            })
+      .def("group_norm",
+           [=](P& p, int x, int64_t groups, int64_t pixels, int64_t channels, double eps,
+               Source gain, Source shift) {
+             return p.group_norm(x, groups, pixels, channels, eps, address(gain), address(shift));
+           })
       .def("softmax", &P::softmax)
       .def("concat", &P::concat)
       .def("expand", &P::expand)

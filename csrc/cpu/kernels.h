@@ -49,9 +49,14 @@ struct LossArgs {
   const double* pos_weight;  // (features,) or null
 };
 
+// Layer norm: `outer` groups of `size` rows each, one gain for each of the `size`. Group norm
+// (pixels, outer groups, channels of a group): a group is its channels at all pixels, with one gain
+// for each channel of each group.
 struct NormArgs {
   int64_t outer, size;
   double eps;
+  int64_t pixels = 1;
+  bool channels = false;  // group norm
 };
 struct SoftmaxArgs {
   bool log;
@@ -230,6 +235,10 @@ struct Kernels {
   // z = scale x y, or += where `add`; sample by sample.
   void (*matmul)(const MatmulArgs& a, int64_t cols, T scale, bool add, const T* x, const T* y,
                  T* z);
+
+  // Then max(., 0) when relu; gain and shift (channels,) or null. Not in place.
+  void (*group_norm)(const NormArgs& a, int64_t cols, const T* gain, const T* shift, bool relu,
+                     const T* x, T* y);
 };
 
 // Panel p of m rows: rows are dealt out evenly over ceil(m / panel_rows) panels.

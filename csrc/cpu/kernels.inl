@@ -11,6 +11,7 @@
 #include "cpu/conv.inl"
 #include "cpu/pool.inl"
 #include "cpu/matmul.inl"
+#include "cpu/group_norm.inl"
 #include "cpu/losses.inl"
 #include "cpu/reverse.inl"
 #include "cpu/conv_reverse.inl"
@@ -32,7 +33,7 @@ namespace pylandscape::cpu::PL_ISA_NS {
         &conv_outer_lanes<T>, &channel_affine_add<T>, &channel_dots<T>, &basis_dots<T>,        \
         &basis_subtract<T>, &basis_subtract_from<T>, &scale<T>, &dot_double<T>,                \
         &linear_lanes<T>, &perturb_lanes<T>, &pool<T>, &pool_tangent<T>, &pool_reverse<T>,     \
-        &matmul<T>                                                                             \
+        &matmul<T>, &group_norm<T>                                                             \
   }
 
 const Kernels<float> kernels_f32 = PL_KERNEL_TABLE(float);

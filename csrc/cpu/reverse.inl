@@ -160,6 +160,26 @@ void divide_reverse_tangent(int64_t n, const T* y, const T* q, const T* dq, cons
   }
 }
 
+// The features of the groups of a layer or group norm.
+struct NormFeature {
+  int64_t row, gain;
+};
+struct NormRows {
+  int64_t outer, size, pixels, width;
+  bool channels;
+  explicit NormRows(const NormArgs& a)
+      : outer(a.outer), size(a.size), pixels(a.pixels), width(a.size / a.pixels),
+        channels(a.channels) {}
+  // f(feature) for those of group o.
+  template <typename F>
+  void each(int64_t o, F f) const {
+    const int64_t gain = channels ? o * width : 0;
+    for (int64_t p = 0; p < pixels; ++p)
+      for (int64_t w = 0; w < width; ++w)
+        f(NormFeature{(p * outer + o) * width + w, gain + w});
+  }
+};
+
 // Per column of one group: z = (x - mean) s with s = 1 / sqrt(variance + eps); y = gain z + shift.
 // Along v: rz = s (rx - mean rx - z <z rx>) and rs = -s^2 <z rx>; <.> is the mean over the group.
 // Backward, with g = gain dy: dx = s u, u = g - <g> - z <g z>.
@@ -168,20 +188,21 @@ struct NormColumn {
   static constexpr int D = kLanes<double>;
   using V = Vec<double, D>;
   const T* x;
-  int64_t size, cols;
+  int64_t cols;
   V mean{}, scale{};
-  NormColumn(const T* values, int64_t count, int64_t stride, double eps)
-      : x(values), size(count), cols(stride) {
-    for (int64_t f = 0; f < size; ++f) mean += load_double<T, D>(x + f * cols);
-    mean /= double(size);
+  NormColumn(const T* values, const NormRows& rows, int64_t group, int64_t stride, double eps)
+      : x(values), cols(stride) {
+    const double size = double(rows.size);
+    rows.each(group, [&](NormFeature f) { mean += load_double<T, D>(x + f.row * cols); });
+    mean /= size;
     V variance{};
-    for (int64_t f = 0; f < size; ++f) {
-      const V d = load_double<T, D>(x + f * cols) - mean;
+    rows.each(group, [&](NormFeature f) {
+      const V d = load_double<T, D>(x + f.row * cols) - mean;
       variance += d * d;
-    }
-    for (int l = 0; l < D; ++l) scale[l] = 1.0 / __builtin_sqrt(variance[l] / double(size) + eps);
+    });
+    for (int l = 0; l < D; ++l) scale[l] = 1.0 / __builtin_sqrt(variance[l] / size + eps);
   }
-  V z(int64_t f) const { return (load_double<T, D>(x + f * cols) - mean) * scale; }
+  V z(NormFeature f) const { return (load_double<T, D>(x + f.row * cols) - mean) * scale; }
 };
 
 template <int D>
@@ -201,28 +222,28 @@ void layer_norm_tangent(const NormArgs& a, int64_t cols, const T* gain, const T*
   using Column = NormColumn<T>;
   using V = typename Column::V;
   constexpr int D = Column::D;
+  const NormRows rows(a);
   for (int64_t o = 0; o < a.outer; ++o)
     for (int64_t c = 0; c < cols; c += D) {
-      const int64_t at = o * a.size * cols + c;
-      const Column column(x + at, a.size, cols, a.eps);
+      const Column column(x + c, rows, o, cols, a.eps);
       V mean{}, dot{};
       if (rx != nullptr)
-        for (int64_t f = 0; f < a.size; ++f) {
-          const V r = load_double<T, D>(rx + at + f * cols);
+        rows.each(o, [&](NormFeature f) {
+          const V r = load_double<T, D>(rx + f.row * cols + c);
           mean += r;
           dot += r * column.z(f);
-        }
+        });
       mean /= double(a.size), dot /= double(a.size);
-      for (int64_t f = 0; f < a.size; ++f) {
+      rows.each(o, [&](NormFeature f) {
         const V z = column.z(f);
         V v{};
         if (rx != nullptr)
-          v = column.scale * (load_double<T, D>(rx + at + f * cols) - mean - z * dot);
-        if (gain != nullptr) v *= double(gain[f]);
-        if (rgain != nullptr) v += double(rgain[f]) * z;
-        if (rshift != nullptr) v += double(rshift[f]);
-        for (int l = 0; l < D; ++l) ry[at + f * cols + l] = static_cast<T>(v[l]);
-      }
+          v = column.scale * (load_double<T, D>(rx + f.row * cols + c) - mean - z * dot);
+        if (gain != nullptr) v *= double(gain[f.gain]);
+        if (rgain != nullptr) v += double(rgain[f.gain]) * z;
+        if (rshift != nullptr) v += double(rshift[f.gain]);
+        for (int l = 0; l < D; ++l) ry[f.row * cols + c + l] = static_cast<T>(v[l]);
+      });
     }
 }
 
@@ -232,26 +253,26 @@ void layer_norm_reverse(const NormArgs& a, int64_t cols, const T* gain, const T*
   using Column = NormColumn<T>;
   using V = typename Column::V;
   constexpr int D = Column::D;
+  const NormRows rows(a);
   for (int64_t o = 0; o < a.outer; ++o)
     for (int64_t c = 0; c < cols; c += D) {
-      const int64_t at = o * a.size * cols + c;
-      const Column column(x + at, a.size, cols, a.eps);
+      const Column column(x + c, rows, o, cols, a.eps);
       V mean{}, dot{};
-      for (int64_t f = 0; f < a.size; ++f) {
-        const V d = load_double<T, D>(dy + at + f * cols), z = column.z(f);
-        const V g = gain != nullptr ? d * double(gain[f]) : d;
+      rows.each(o, [&](NormFeature f) {
+        const V d = load_double<T, D>(dy + f.row * cols + c), z = column.z(f);
+        const V g = gain != nullptr ? d * double(gain[f.gain]) : d;
         mean += g;
         dot += g * z;
-        if (dgain != nullptr) dgain[f] += total<D>(d * z);
-        if (dshift != nullptr) dshift[f] += total<D>(d);
-      }
+        if (dgain != nullptr) dgain[f.gain] += total<D>(d * z);
+        if (dshift != nullptr) dshift[f.gain] += total<D>(d);
+      });
       if (dx == nullptr) continue;
       mean /= double(a.size), dot /= double(a.size);
-      for (int64_t f = 0; f < a.size; ++f) {
-        const V d = load_double<T, D>(dy + at + f * cols);
-        const V g = gain != nullptr ? d * double(gain[f]) : d;
-        add_narrow<T, D>(dx + at + f * cols, column.scale * (g - mean - column.z(f) * dot));
-      }
+      rows.each(o, [&](NormFeature f) {
+        const V d = load_double<T, D>(dy + f.row * cols + c);
+        const V g = gain != nullptr ? d * double(gain[f.gain]) : d;
+        add_narrow<T, D>(dx + f.row * cols + c, column.scale * (g - mean - column.z(f) * dot));
+      });
     }
 }
 
@@ -264,47 +285,47 @@ void layer_norm_reverse_tangent(const NormArgs& a, int64_t cols, const T* gain, 
   using V = typename Column::V;
   constexpr int D = Column::D;
   const double share = 1.0 / double(a.size);
+  const NormRows rows(a);
   for (int64_t o = 0; o < a.outer; ++o)
     for (int64_t c = 0; c < cols; c += D) {
-      const int64_t at = o * a.size * cols + c;
-      const Column column(x + at, a.size, cols, a.eps);
-      const auto of = [&](const T* p, int64_t f) {
-        return p != nullptr ? load_double<T, D>(p + at + f * cols) : V{};
+      const Column column(x + c, rows, o, cols, a.eps);
+      const auto of = [&](const T* p, NormFeature f) {
+        return p != nullptr ? load_double<T, D>(p + f.row * cols + c) : V{};
       };
-      const auto adjoint = [&](int64_t f) {
-        return gain != nullptr ? of(dy, f) * double(gain[f]) : of(dy, f);
+      const auto adjoint = [&](NormFeature f) {
+        return gain != nullptr ? of(dy, f) * double(gain[f.gain]) : of(dy, f);
       };
-      const auto adjoint_tangent = [&](int64_t f) {
-        V v = gain != nullptr ? of(rdy, f) * double(gain[f]) : of(rdy, f);
-        if (rgain != nullptr) v += double(rgain[f]) * of(dy, f);
+      const auto adjoint_tangent = [&](NormFeature f) {
+        V v = gain != nullptr ? of(rdy, f) * double(gain[f.gain]) : of(rdy, f);
+        if (rgain != nullptr) v += double(rgain[f.gain]) * of(dy, f);
         return v;
       };
       V rx_mean{}, z_rx{};
-      for (int64_t f = 0; f < a.size; ++f) {
+      rows.each(o, [&](NormFeature f) {
         rx_mean += share * of(rx, f);
         z_rx += share * of(rx, f) * column.z(f);
-      }
-      const auto rz = [&](int64_t f) {
+      });
+      const auto rz = [&](NormFeature f) {
         return column.scale * (of(rx, f) - rx_mean - column.z(f) * z_rx);
       };
       V g_mean{}, g_z{}, rg_mean{}, cross{};
-      for (int64_t f = 0; f < a.size; ++f) {
+      rows.each(o, [&](NormFeature f) {
         const V g = adjoint(f), rg = adjoint_tangent(f), z = column.z(f), r = rz(f);
         g_mean += share * g;
         g_z += share * g * z;
         rg_mean += share * rg;
         cross += share * (rg * z + g * r);
-        if (rdgain != nullptr) rdgain[f] += total<D>(of(rdy, f) * z + of(dy, f) * r);
-        if (rdshift != nullptr) rdshift[f] += total<D>(of(rdy, f));
-      }
+        if (rdgain != nullptr) rdgain[f.gain] += total<D>(of(rdy, f) * z + of(dy, f) * r);
+        if (rdshift != nullptr) rdshift[f.gain] += total<D>(of(rdy, f));
+      });
       if (rdx == nullptr) continue;
       const V rs = -column.scale * column.scale * z_rx;
-      for (int64_t f = 0; f < a.size; ++f) {
+      rows.each(o, [&](NormFeature f) {
         const V z = column.z(f);
         const V u = adjoint(f) - g_mean - z * g_z;
         const V v = adjoint_tangent(f) - rg_mean - rz(f) * g_z - z * cross;
-        add_narrow<T, D>(rdx + at + f * cols, rs * u + column.scale * v);
-      }
+        add_narrow<T, D>(rdx + f.row * cols + c, rs * u + column.scale * v);
+      });
     }
 }
 

@@ -8,7 +8,6 @@
 namespace pylandscape {
 namespace {
 
-cpu::NormArgs norm_of(const Op& op) { return {op.outer, op.k, op.a}; }
 cpu::SoftmaxArgs softmax_of(const Op& op) { return {op.log, op.outer, op.k, op.inner}; }
 
 // f(part, offset in the output, rows) for the parts of a concatenation, in order.
@@ -222,6 +221,9 @@ void Derivatives<T>::forward(int64_t t, Primal& to) const {
         kernels_.channel_affine(op.outer, op.k, cols, a.scale.data(), a.shift.data(), op.relu, x, y);
         break;
       }
+      case OpKind::kGroupNorm:
+        kernels_.group_norm(op.norm_args(), cols, w, b, op.relu, x, y);
+        break;
       case OpKind::kPool: kernels_.pool(op.pool_args(), cols, x, y); break;
       case OpKind::kMatmul:
         kernels_.matmul(op.matmul(), cols, static_cast<T>(op.a), false, x,
@@ -291,8 +293,8 @@ void Derivatives<T>::reverse(int64_t t, const Primal& primal, const Buffer<T>& a
                                dz);
         break;
       }
-      case OpKind::kLayerNorm:
-        kernels_.layer_norm_reverse(norm_of(op), cols, packed(theta_, op.weight),
+      case OpKind::kLayerNorm: case OpKind::kGroupNorm:
+        kernels_.layer_norm_reverse(op.norm_args(), cols, packed(theta_, op.weight),
                                     value(t, primal, op.inputs[0]), dy, dx, dw, db);
         break;
       case OpKind::kSoftmax:
@@ -390,8 +392,8 @@ void Derivatives<T>::tangent_forward(int64_t t, const Primal& primal, const Vect
           kernels_.product_add(size, sign, rz, product ? value(t, primal, x) : nullptr, ry);
         break;
       }
-      case OpKind::kLayerNorm:
-        kernels_.layer_norm_tangent(norm_of(op), cols, packed(theta_, op.weight),
+      case OpKind::kLayerNorm: case OpKind::kGroupNorm:
+        kernels_.layer_norm_tangent(op.norm_args(), cols, packed(theta_, op.weight),
                                     value(t, primal, x), rx, rw, rb, ry);
         break;
       case OpKind::kSoftmax:
@@ -528,9 +530,9 @@ void Derivatives<T>::tangent_reverse(int64_t t, const Primal& primal, const Vect
         }
         break;
       }
-      case OpKind::kLayerNorm:
+      case OpKind::kLayerNorm: case OpKind::kGroupNorm:
         kernels_.layer_norm_reverse_tangent(
-            norm_of(op), cols, packed(theta_, op.weight),
+            op.norm_args(), cols, packed(theta_, op.weight),
             in_theta(op.weight) ? packed(v, op.weight) : nullptr, value(t, primal, x), rx, dy, rdy,
             rdx, rdw, rdb);
         break;
@@ -629,9 +631,11 @@ void Derivatives<T>::add_sample_gradients(int64_t t, const Primal& primal, T* ou
     const int64_t weight = in_theta(op.weight) ? p.uses_[op.weight].source : -1;
     const int64_t bias = in_theta(op.bias) ? p.uses_[op.bias].source : -1;
     const T* x = op.inputs.empty() ? nullptr : value(t, primal, op.inputs[0]);
-    if (op.kind == OpKind::kLayerNorm) {  // lane by lane through the kernel
+    if (op.kind == OpKind::kLayerNorm || op.kind == OpKind::kGroupNorm) {
+      // Lane by lane through the kernel.
       const int64_t lanes = kernels_.vector_length;
-      std::vector<double> sums(2 * op.k);
+      const int64_t gains = op.kind == OpKind::kGroupNorm ? op.outer * op.k / op.inner : op.k;
+      std::vector<double> sums(2 * gains);
       Buffer<T> one(2 * p.slots_[op.output] * lanes);
       for (int64_t c = 0; c < samples; ++c) {
         for (int64_t f = 0; f < p.slots_[op.output]; ++f)
@@ -640,12 +644,12 @@ void Derivatives<T>::add_sample_gradients(int64_t t, const Primal& primal, T* ou
             one.data()[(p.slots_[op.output] + f) * lanes + l] = l == 0 ? dy[f * cols + c] : T(0);
           }
         std::fill(sums.begin(), sums.end(), 0.0);
-        kernels_.layer_norm_reverse(norm_of(op), lanes, packed(theta_, op.weight), one.data(),
+        kernels_.layer_norm_reverse(op.norm_args(), lanes, packed(theta_, op.weight), one.data(),
                                     one.data() + p.slots_[op.output] * lanes, nullptr, sums.data(),
-                                    sums.data() + op.k);
-        for (int64_t f = 0; f < op.k; ++f) {
+                                    sums.data() + gains);
+        for (int64_t f = 0; f < gains; ++f) {
           if (weight >= 0) out[c * n + weight + f] += static_cast<T>(sums[f]);
-          if (bias >= 0) out[c * n + bias + f] += static_cast<T>(sums[op.k + f]);
+          if (bias >= 0) out[c * n + bias + f] += static_cast<T>(sums[gains + f]);
         }
       }
       continue;

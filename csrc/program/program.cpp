@@ -149,6 +149,21 @@ int Program<T>::layer_norm(int x, int64_t outer, int64_t size, double eps, const
 }
 
 template <typename T>
+int Program<T>::group_norm(int x, int64_t groups, int64_t pixels, int64_t channels, double eps,
+                           const int64_t* gain, const int64_t* shift) {
+  require(groups > 0 && pixels > 0 && channels > 0 && channels % groups == 0,
+          "group_norm: channels are not groups of one size");
+  require(in_features(x) == pixels * channels, "group_norm: features are not pixels * channels");
+  Op op(OpKind::kGroupNorm, {x});
+  op.outer = groups, op.k = pixels * channels / groups, op.inner = pixels, op.a = eps;
+  if (gain != nullptr) op.weight = use(*gain, 1, channels);
+  if (shift != nullptr) op.bias = use(*shift, 1, channels);
+  op.output = slot(in_features(x));
+  ops_.push_back(op);
+  return op.output;
+}
+
+template <typename T>
 int Program<T>::softmax(int x, bool log, int64_t outer, int64_t size, int64_t inner) {
   require(in_features(x) == outer * size * inner && size > 0,
           "softmax: features are not outer * size * inner");
@@ -299,7 +314,7 @@ void Program<T>::fuse_relu() {
     const bool relu = op.kind == OpKind::kUnary && op.unary == cpu::Unary::kRelu;
     const auto maker = std::find_if(kept.begin(), kept.end(), [&](const Op& before) {
       const bool able = before.kind == OpKind::kLinear || before.kind == OpKind::kConv ||
-                        before.kind == OpKind::kBatchNorm ||
+                        before.kind == OpKind::kBatchNorm || before.kind == OpKind::kGroupNorm ||
                         (before.kind == OpKind::kBinary && before.binary == cpu::Binary::kAdd);
       return relu && able && !before.relu && before.output == op.inputs[0];
     });

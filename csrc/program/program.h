@@ -58,6 +58,7 @@ enum class OpKind : int {
   kBatchNorm,
   kPool,
   kMatmul,
+  kGroupNorm,
 };
 
 // Batch norm with given statistics, as uses: (x - mean) / sqrt(variance + eps) * gain + shift.
@@ -79,6 +80,7 @@ struct Op {
   bool log = false;   // softmax
   double a = 0, b = 0;
   // linear: (outer, k) -> (outer, m); layer_norm: (outer, k); softmax: (outer, k, inner);
+  // group_norm: `outer` groups of k rows at `inner` pixels;
   // concat: outer groups of the inputs' features one after the other.
   int64_t outer = 1, k = 0, m = 0, inner = 1;
   // expand: feature f is element index[f] of the weight use. gather: feature index[f] of the input,
@@ -97,6 +99,10 @@ struct Op {
   cpu::ConvArgs conv{};
   Norm norm;  // batch_norm over (outer, k); conv: after it
 
+  cpu::NormArgs norm_args() const {
+    const bool groups = kind == OpKind::kGroupNorm;
+    return {outer, k, a, groups ? inner : 1, groups};
+  }
   cpu::PoolArgs pool_args() const {
     return {pool,          static_cast<int64_t>(bounds.size()) - 1,          k,
             bounds.data(), index.data(), factor.empty() ? nullptr : factor.data()};
@@ -152,6 +158,9 @@ class Program {
   int binary(cpu::Binary op, int x, int y);
   int layer_norm(int x, int64_t outer, int64_t size, double eps, const int64_t* gain,
                  const int64_t* shift);
+  // Over rows (pixels, channels); gain and shift (channels,).
+  int group_norm(int x, int64_t groups, int64_t pixels, int64_t channels, double eps,
+                 const int64_t* gain, const int64_t* shift);
   int softmax(int x, bool log, int64_t outer, int64_t size, int64_t inner);
   int concat(const std::vector<int>& inputs, int64_t outer);
   int expand(int64_t source, int64_t size, std::vector<int64_t> index);

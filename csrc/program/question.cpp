@@ -280,6 +280,9 @@ void Question<T>::apply(const Op& op, int64_t cols, const T* const* slots, const
       kernels.matmul(op.matmul(), cols, static_cast<T>(op.a), false, x, slots[op.inputs[1]], out);
       break;
     case OpKind::kGather: gather_rows(op.index, cols, static_cast<T>(op.a), x, out); break;
+    case OpKind::kGroupNorm:
+      kernels.group_norm(op.norm_args(), cols, w, b, op.relu, x, out);
+      break;
     case OpKind::kPool: kernels.pool(op.pool_args(), cols, x, out); break;
   }
 }
