@@ -29,6 +29,9 @@ BATCH = 128
 # Li et al. (2018), appendix A: SGD with Nesterov momentum and weight decay; here a cosine schedule.
 RATE, MOMENTUM, DECAY = 0.1, 0.9, 5e-4
 SEED = 0
+# Of the figure, in inches, and of its panels, as shares of its width.
+WIDTH, HEIGHT = 6.9, 6.1
+LEFT, PANEL, GAP = 0.085, 0.365, 0.06
 
 
 def images() -> tuple[Tensor, Tensor]:
@@ -83,20 +86,25 @@ def draw(surfaces: Sequence[tuple[str, Surface]], path: Path) -> None:
     with matplotlib.rc_context(STYLE):
         import matplotlib.pyplot as plt
 
-        figure = plt.figure(figsize=(6.9, 5.6))
-        width, left, gap = 0.37, 0.085, 0.06
+        figure = plt.figure(figsize=(WIDTH, HEIGHT))
         flat = []
         for i, (title, found) in enumerate(surfaces):
-            at = left + i * (width + gap)
-            solid = figure.add_axes((at - 0.05, 0.47, width + 0.07, 0.52), projection="3d")
-            plot_surface(found, "surface", solid, title=title, **shared)
-            ax = figure.add_axes((at, 0.08, width, width * 6.9 / 5.6))
+            middle = LEFT + (i + 0.5) * PANEL + i * GAP
+            solid = figure.add_axes((middle - 0.23, 0.535, 0.43, 0.43), projection="3d")
+            solid.patch.set_visible(False)  # it would hide the neighbour's labels
+            names = {"xlabel": "$d_1$", "ylabel": "$d_2$"}
+            plot_surface(found, "surface", solid, **names, **shared)
+            figure.text(middle, 0.97, title, ha="center", va="top", fontsize=9)
+            ax = figure.add_axes((middle - PANEL / 2, 0.075, PANEL, PANEL * WIDTH / HEIGHT))
             plot_surface(found, "filled", ax, levels=levels, colorbar=False, **shared)
             flat.append(ax)
-        bar = figure.add_axes((left + 2 * width + gap + 0.02, 0.08, 0.018, width * 6.9 / 5.6))
+        flat[1].set(ylabel="", yticklabels=[])
+        right = LEFT + 2 * PANEL + GAP + 0.02
+        bar = figure.add_axes((right, 0.075, 0.02, PANEL * WIDTH / HEIGHT))
         drawn = figure.colorbar(flat[0].collections[0], cax=bar, spacing="uniform")
         drawn.set_ticks(scale.forward(levels), labels=format_levels(levels))
-        drawn.set_label("loss (log scale)")
+        drawn.ax.minorticks_off()
+        drawn.set_label(scale.label("loss"))
         drawn.outline.set_linewidth(0.5)
     save(flat[0], path)
     close(flat[0])

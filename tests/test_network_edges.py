@@ -457,7 +457,9 @@ SEQUENCES: dict[str, Make] = {
     "logsumexp": lambda: Then(lambda h: h.logsumexp(1)),
     "unit vectors": lambda: Then(lambda h: F.normalize(h, dim=-1)),
     "sorted": lambda: Then(lambda h: h.sort(1).values),
-    "means": lambda: Then(lambda h: h.mean(1) + h.sum(dim=(1,)) + h.mean((1, 2), keepdim=True)[0]),
+    "means": lambda: Then(
+        lambda h: h.mean(1) + h.sum(dim=(1,)) + h.mean((1, 2), keepdim=True).flatten(1)
+    ),
 }
 
 

@@ -24,6 +24,8 @@ from torch import Tensor, nn
 
 import pylandscape as pl
 
+# Of the torch engine, the reference: its fused attention and recurrence have no second derivative.
+pytestmark = pytest.mark.filterwarnings("ignore:second derivatives")
 DTYPES = [torch.float32, torch.float64]
 SMALL = [name for name in FAMILIES if "56" not in name]  # whose double backward takes no seconds
 
