@@ -26,6 +26,7 @@ from ._native import core
 from .capture import check_traceable, restored_attributes, trace
 from .errors import NotLowered, UnknownOp
 from .lowering import Lowering
+from .statistics import is_variance
 
 if TYPE_CHECKING:
     from .data import Dataset
@@ -272,7 +273,11 @@ def _sources(
     constants: list[Tensor] = [torch.empty(0, dtype=dtype)]
     size = 0
     sources: dict[int, int] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
+    named = (
+        *model.named_parameters(remove_duplicate=False),
+        *model.named_buffers(remove_duplicate=False),
+    )
+    for name, parameter in named:
         if name in offsets or layout.aliases.get(name) in offsets:
             sources[id(parameter)] = offsets[layout.aliases.get(name, name)]
     for tensor in (*model.parameters(), *model.buffers()):
@@ -370,6 +375,8 @@ def _check_against_module(
                 spread = part.std() if part.numel() > 1 else part.abs().sum()
                 step = _CHECK_STEP * (float(spread) + 1e-3)
                 part += step * torch.randn(part.shape, generator=generator, dtype=point.dtype)
+                if is_variance(entry):
+                    part.abs_()
         with torch.no_grad(), restored_attributes(model):
             state = {**fixed, **layout.unflatten(point)}
             expected = torch.func.functional_call(model, state, (rows,), tie_weights=True)

@@ -22,9 +22,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from .capture import restored_attributes
 from .data import Batch, Dataset, untouched_random_state
 from .errors import InvalidArgument
-from .layout import ParameterEntry, ParameterLayout
+from .layout import ParameterLayout
 from .losses import FreeLoss, KnownLoss, as_scalar
-from .statistics import KIND, is_variance
+from .statistics import KIND
 from .torch_derivatives import MEMORY, Derivatives
 
 _SEED = 0  # of the random numbers that a forward pass draws, at every point
@@ -207,11 +207,10 @@ class TorchEngine:
         entries = self._layout.entries
         parts = theta.split([e.numel for e in entries])  # backward: one concatenation
         parameters = {
-            e.name: _unless_negative(part.detach(), e) if e.kind == KIND else part
+            e.name: (part.detach() if e.kind == KIND else part)
+            .view(e.shape)
+            .to(self._dtypes[e.name])
             for e, part in zip(entries, parts, strict=True)
-        }
-        parameters = {
-            e.name: parameters[e.name].view(e.shape).to(self._dtypes[e.name]) for e in entries
         }
         state = {f"model.{name}": t for name, t in {**self._fixed, **parameters}.items()}
         if self.bn == "recompute":
@@ -281,13 +280,6 @@ class TorchEngine:
                 f"bce_with_logits, got {self.loss.name!r}; pass a callable metric instead"
             )
         return self.loss.correct(output, target)
-
-
-def _unless_negative(statistic: Tensor, entry: ParameterEntry) -> Tensor:
-    """NaN in place of negative variances, which would pass for small ones with epsilon added."""
-    if not is_variance(entry):
-        return statistic
-    return torch.where(statistic < 0, torch.nan, statistic)
 
 
 def _name(metric: Any) -> str:

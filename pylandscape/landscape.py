@@ -256,7 +256,7 @@ class Landscape:
 
     def gradient(self, theta: Any = None) -> Tensor:
         """dL/dtheta (n,) float64, in loss per unit of parameter."""
-        point = self._point(theta)
+        point = self._smooth_point(theta)
         try:
             result: Tensor = (self._native or self._torch).gradient(point)
         except NotLowered:  # an op without a compiled derivative
@@ -287,7 +287,7 @@ class Landscape:
 
         N n numbers: for small models.
         """
-        point = self._point(theta)
+        point = self._smooth_point(theta)
         try:
             result: Tensor = (self._native or self._torch).per_sample_gradients(point)
         except NotLowered:  # an op without a compiled derivative
@@ -350,7 +350,7 @@ class Landscape:
                 f"got {tuple(vectors.shape)}"
             )
         block = vectors.reshape(-1, self.n_params)
-        point = self._point(theta)
+        point = self._smooth_point(theta)
         block = torch.nn.functional.pad(block, (0, self.moved.n - self.n_params))
         try:
             result: Tensor = (self._native or self._torch).product(matrix, point, block)
@@ -371,6 +371,10 @@ class Landscape:
     def _point(self, theta: Any) -> Tensor:
         """The parameters and what else the landscape moves, (n + m,)."""
         return self.origin if theta is None else statistics.point(self, theta, "theta")
+
+    def _smooth_point(self, theta: Any) -> Tensor:
+        """The point of derivatives: NaN in place of negative variances, where there are none."""
+        return statistics.without_negative(self.moved, self._point(theta))
 
     def _first_loss(self, own: torch.device, bn: str, dtype: torch.dtype | None) -> float:
         """Runs the module once as the user would; every misfit of model and data shows here."""
@@ -429,7 +433,7 @@ class Landscape:
     def _lower(self, bn: str) -> engine_native.NativeEngine:
         if not isinstance(self.loss_spec, KnownLoss):
             raise NotLowered(f"the loss {self.loss_spec.name!r} is free Python code")
-        if bn != "eval":
+        if bn not in ("eval", "interpolate"):
             raise NotLowered(f"bn={bn!r} is not in the native engine")
         if self.device.type != "cpu":
             raise NotLowered(f"the landscape is on {self.device}")
@@ -438,8 +442,8 @@ class Landscape:
                 self.model,
                 self.loss_spec,
                 self.dataset,
-                self.layout,
-                self.theta,
+                self.moved,
+                self.origin,
                 dtype=self.dtype,
                 memory=self.memory,
             )

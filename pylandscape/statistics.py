@@ -127,6 +127,17 @@ def negative_points(layout: ParameterLayout, points: Tensor) -> np.ndarray:
     return found
 
 
+def without_negative(layout: ParameterLayout, at: Tensor) -> Tensor:
+    """The point (n + m,) with NaN for negative variances: with epsilon they might pass for small
+    ones."""
+    for e in layout.entries:
+        part = slice(e.offset, e.offset + e.numel)
+        if is_variance(e) and bool((at[part] < 0).any()):
+            at = at.clone()
+            at[part] = torch.where(at[part] < 0, torch.nan, at[part])
+    return at
+
+
 def without(
     bad: np.ndarray, names: Sequence[str], ask: Callable[[np.ndarray], dict[str, np.ndarray]]
 ) -> dict[str, np.ndarray]:
