@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .capture import restored_attributes
-from .data import Batch, Dataset, untouched_random_state
+from .data import Batch, untouched_random_state
 from .errors import InvalidArgument
 from .layout import ParameterLayout
 from .losses import FreeLoss, KnownLoss, as_scalar
@@ -85,7 +85,7 @@ class TorchEngine:
         self,
         model: nn.Module,
         loss: KnownLoss | FreeLoss | Objective,
-        dataset: Dataset,
+        batches: Sequence[Batch],
         layout: ParameterLayout,
         *,
         dtype: torch.dtype | None,
@@ -101,7 +101,7 @@ class TorchEngine:
             for name, tensor in (*model.named_parameters(), *model.named_buffers())
             if name not in layout.aliases
         }
-        self.batches = [_cast_batch(batch, dtype) for batch in dataset.batches]
+        self.batches = [_cast_batch(batch, dtype) for batch in batches]
         self._derivatives = Derivatives(self, memory)
 
     def prepare(

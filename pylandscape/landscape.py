@@ -15,7 +15,7 @@ from scipy.sparse.linalg import LinearOperator
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from . import engine_native, statistics
+from . import engine_native, engine_recompute, statistics
 from ._native import cpu_capability
 from .data import Dataset, untouched_random_state
 from .engine_torch import Objective, TorchEngine, call_model, eval_mode
@@ -135,7 +135,7 @@ class Landscape:
         self._torch = TorchEngine(
             model,
             self.loss_spec,
-            self.dataset,
+            self.dataset.batches,
             self.moved,
             dtype=dtype,
             device=self.device,
@@ -430,15 +430,14 @@ class Landscape:
         seconds = time.perf_counter() - start
         return native, EngineReport("native", None, seconds, native.how, native.ops)
 
-    def _lower(self, bn: str) -> engine_native.NativeEngine:
+    def _lower(self, bn: str) -> engine_native.NativeEngine | engine_recompute.RecomputeEngine:
         if not isinstance(self.loss_spec, KnownLoss):
             raise NotLowered(f"the loss {self.loss_spec.name!r} is free Python code")
-        if bn not in ("eval", "interpolate"):
-            raise NotLowered(f"bn={bn!r} is not in the native engine")
         if self.device.type != "cpu":
             raise NotLowered(f"the landscape is on {self.device}")
-        with eval_mode(self.model), untouched_random_state():
-            return engine_native.build(
+        build: Any = engine_recompute.build if bn == "recompute" else engine_native.build
+        with eval_mode(self.model, bn == "batch"), untouched_random_state():
+            return build(
                 self.model,
                 self.loss_spec,
                 self.dataset,
@@ -446,6 +445,7 @@ class Landscape:
                 self.origin,
                 dtype=self.dtype,
                 memory=self.memory,
+                bn=bn,
             )
 
 

@@ -28,14 +28,20 @@ _BUFFERS = ("running_mean", "running_var")
 
 
 def with_statistics(
-    layout: ParameterLayout, model: nn.Module, params: Sequence[str] | None
+    layout: ParameterLayout,
+    model: nn.Module,
+    params: Sequence[str] | None = None,
+    types: type = nn.modules.batchnorm._NormBase,
 ) -> ParameterLayout:
-    """The layout, followed by the running means and variances whose names ``params`` match."""
+    """The layout, followed by the running means and variances whose names ``params`` match.
+
+    ``types``: of the layers that have them.
+    """
     patterns = (params,) if isinstance(params, str) else params
     entries, aliases = list(layout.entries), dict(layout.aliases)
     first_name: dict[int, str] = {}
     for prefix, module in model.named_modules(remove_duplicate=False):
-        if not isinstance(module, nn.modules.batchnorm._NormBase):
+        if not isinstance(module, types):
             continue
         for short in _BUFFERS:
             name, buffer = f"{prefix}.{short}".lstrip("."), getattr(module, short)
