@@ -155,7 +155,7 @@ def model_options(sub: argparse.ArgumentParser, required: bool) -> None:
     sub.add_argument(
         "--params", action="append", metavar="PATTERNS", help="names, such as layer1.*,fc.*"
     )
-    sub.add_argument("--bn", default="eval", help="eval (default), recompute or batch")
+    sub.add_argument("--bn", default="eval", help="eval (default), recompute, batch or interpolate")
     sub.add_argument("--engine", choices=("auto", "native", "torch"), default="auto")
     sub.add_argument("--dtype", choices=("float32", "float64"), help="default: the model's")
     sub.add_argument("--device", help="default: the model's")
@@ -226,7 +226,7 @@ def _interpolate(options: argparse.Namespace) -> None:
     x, y = (axis_of(options, name) if getattr(options, name) else None for name in ("x", "y"))
     others = [read_state(path, "--to") for path in options.to]
     land, grid = _start(options)
-    vertices = [land.theta, *others]
+    vertices = [land.origin, *others]
     finish(options, land, lambda: interpolate(land, vertices, x, y, **grid))
 
 

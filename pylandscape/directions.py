@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from . import statistics
 from ._native import cuda_problem, ops
 from .errors import CudaUnavailable, InvalidArgument, LayoutMismatch
 
@@ -28,12 +29,16 @@ _KINDS = ("bias", "norm")
 class Direction:
     """A direction ``vector`` (n,) and how it came about (``info``, JSON-able).
 
+    ``statistics`` (m,): how it moves the running statistics of batch norm, in the order of
+    ``Landscape.moved``; None for not at all. Only bn="interpolate" looks at it.
+
     ``info`` has at least "kind" ("random" | "target" | "given"), "layout" (digest of the parameter
     layout) and "norm" where this package made the direction; random ones add "seed" and "index".
     """
 
     vector: Tensor
     info: dict[str, Any] = field(default_factory=dict)
+    statistics: Tensor | None = None
 
     def __post_init__(self) -> None:
         shape = getattr(self.vector, "shape", None)
@@ -113,8 +118,16 @@ def normalize_direction(
 ) -> Direction:
     """Any direction (Direction, vector, module or state dict), normalised.
 
-    Arguments, errors and numerics as in ``random_directions``.
+    Arguments, errors and numerics as in ``random_directions``. A direction that moves running
+    statistics (bn="interpolate") is only taken with normalize=None: of a rescaled one, they would
+    be those of no model.
     """
+    carried = getattr(direction, "statistics", None)
+    if carried is not None and normalize is not None:
+        raise InvalidArgument(
+            "normalize: expected None for a direction that moves running statistics "
+            f"(bn='interpolate'), got {normalize!r}"
+        )
     point = land.theta if theta is None else land._theta(theta)
     vector = land.layout.vector(direction, "direction", point.dtype, point.device)
     mode = _mode(normalize)
@@ -122,7 +135,11 @@ def normalize_direction(
     _check_device(point.device)
     out = ops.normalize_direction(vector, point, segments, mode)
     info = dict(getattr(direction, "info", {"kind": "given"}))
-    return _direction(land, out, {**info, "normalize": normalize, "ignore": _patterns(ignore)})
+    found = _direction(land, out, {**info, "normalize": normalize, "ignore": _patterns(ignore)})
+    if carried is None:
+        return found
+    keep = statistics.kept(land.moved, _patterns(ignore)).to(carried.device)
+    return replace(found, statistics=carried * keep)
 
 
 def target_direction(
@@ -132,9 +149,15 @@ def target_direction(
     normalize: str | None = None,
     ignore: Sequence[str] = (),
 ) -> Direction:
-    """From the model's parameters to ``target`` (a module, a state dict or a vector (n,))."""
-    end = land.layout.vector(target, "target", land.theta.dtype, land.theta.device)
-    difference = Direction(end - land.theta, {"kind": "target"})
+    """From the model's parameters to ``target`` (a module, a state dict or a vector (n,)).
+
+    With bn="interpolate" also from its running statistics to the target's, which must have them;
+    ``normalize`` must be None then, and ignore=("norm",) leaves the statistics still as well.
+    """
+    n = land.n_params
+    moves = land.moved.n > n
+    step = statistics.point(land, target, "target", needed=moves) - land.origin
+    difference = Direction(step[:n], {"kind": "target"}, step[n:] if moves else None)
     return normalize_direction(land, difference, normalize=normalize, ignore=ignore)
 
 
@@ -147,8 +170,23 @@ def as_directions(
     sequence of them. Raises LayoutMismatch or InvalidArgument naming the offender.
     """
     dtype, device = land.theta.dtype, land.theta.device
+    return _rows(
+        land, directions, name, lambda item, own: land.layout.vector(item, own, dtype, device)
+    )
+
+
+def as_steps(
+    land: Landscape, directions: Any, name: str = "directions"
+) -> tuple[Tensor, list[dict[str, Any]]]:
+    """The same as (k, n + m): with bn="interpolate", with the statistics' part (statistics.py)."""
+    return _rows(land, directions, name, lambda item, own: statistics.step(land, item, own))
+
+
+def _rows(
+    land: Landscape, directions: Any, name: str, read: Callable[[Any, str], Tensor]
+) -> tuple[Tensor, list[dict[str, Any]]]:
     if isinstance(directions, Tensor | np.ndarray) and directions.ndim == 2:
-        if directions.shape[1] != land.n_params:
+        if directions.shape[1] not in (land.n_params, land.moved.n):
             raise LayoutMismatch(
                 f"{name}: expected shape (k, {land.n_params}) (the model's parameters), "
                 f"got {tuple(directions.shape)}"
@@ -167,7 +205,7 @@ def as_directions(
                 f"{own}: expected a direction of this model's parameter layout "
                 f"({land.layout.digest[:12]}), got one of {layout[:12]}"
             )
-        rows.append(land.layout.vector(item, own, dtype, device))
+        rows.append(read(item, own))
         infos.append(dict(getattr(item, "info", {"kind": "given"})))
     return torch.stack(rows), infos
 

@@ -7,6 +7,7 @@ layout and device, and is kept alive for the length of the call.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,8 +26,11 @@ from . import (  # noqa: F401
 )
 from ._native import core
 from .capture import check_traceable, restored_attributes, trace
+from .data import Batch
+from .engine_torch import TorchEngine
 from .errors import NotLowered, UnknownOp
 from .lowering import Lowering
+from .statistics import is_variance
 
 if TYPE_CHECKING:
     from .data import Dataset
@@ -39,6 +43,7 @@ _PROGRAMS = {
 }
 _TRACED_SAMPLES = 3  # fewer coincidences with feature sizes than 1 or 2
 _CHECKED_SAMPLES = 256
+_CHECKED_BATCHES = 2  # where samples depend on their batch
 _CHECK_STEP = 0.1  # of each parameter tensor's spread
 
 Evaluate = Callable[[np.ndarray], dict[str, np.ndarray]]
@@ -71,6 +76,7 @@ class NativeEngine:
         self.ops = tuple(ops)
         outputs_shape = (program.samples, *output_shape)
         mean = loss.reduction == "mean"
+        self.mixes: bool = program.mixes  # whether samples depend on their batch
         self._denominator = loss.denominator(targets, outputs_shape) if mean else 1.0
         self._counted = _counted_targets(loss, targets, outputs_shape)
 
@@ -85,6 +91,29 @@ class NativeEngine:
     def prepare_points(self, metrics: Sequence[Any]) -> Callable[[Tensor], dict[str, np.ndarray]]:
         """The same for arbitrary points (p, n)."""
         return self._evaluator(self._question(self._program), metrics, self._program.n)
+
+    def collector(self, theta: Tensor | None, directions: Tensor | None) -> Callable[..., Tensor]:
+        """A function of coefficients (g, k), or without theta of points (g, n), to points (g, n)
+        in which the running statistics that the program keeps are those of the data there."""
+        parts = []
+        if theta is not None and directions is not None:
+            parts = [t.detach().to("cpu", self._dtype).contiguous() for t in (theta, directions)]
+        where = (*(t.data_ptr() for t in parts), len(parts[1])) if parts else ()
+        question = self._question(self._program, *where)
+        width = len(parts[1]) if parts else self._program.n
+
+        def collect(coordinates: Any) -> Tensor:
+            c = _rows(coordinates, width, self._dtype)
+            points = torch.empty(len(c), self._program.n, dtype=self._dtype)
+            question.collect(len(c), c.data_ptr(), points.data_ptr())
+            return points
+
+        return collect
+
+    def outputs_at(self, points: Tensor) -> list[Tensor]:
+        """The outputs (samples, ...) at each of the points (p, n)."""
+        question = self._question(self._program)
+        return [self.outputs(question, p) for p in _rows(points, self._program.n, self._dtype)]
 
     def gradient(self, theta: Tensor) -> Tensor:
         """(n,) float64, summed in double."""
@@ -102,8 +131,10 @@ class NativeEngine:
         derivatives.products(which, v.shape[0], v.data_ptr(), result.data_ptr(), scale)
         return result
 
-    def product_into(self, matrix: str, theta: Tensor) -> Callable[[int, int, int], None]:
+    def product_into(self, matrix: str, theta: Tensor) -> Callable[[int, int, int], None] | None:
         """(k, address of (k, n) vectors, address of (k, n) float64 products), without copies."""
+        if self.mixes:
+            return None
         which, scale = getattr(core.Matrix, matrix), self.product_scale(matrix)
 
         def into(count: int, vectors: int, products: int) -> None:
@@ -126,6 +157,8 @@ class NativeEngine:
         return result.mul_(self._program.samples / self._denominator)
 
     def _derivatives_at(self, theta: Tensor) -> Any:
+        if self.mixes:
+            raise NotLowered("derivatives of a batch's own statistics")
         point = theta.detach().to("cpu", self._dtype).contiguous()
         if self._kept is None or not torch.equal(self._kept[0], point):
             self._kept = None  # before the next one takes its memory
@@ -139,9 +172,7 @@ class NativeEngine:
         callables = [metric for metric in metrics if callable(metric)]
 
         def evaluate(coordinates: Any) -> dict[str, np.ndarray]:
-            c = torch.as_tensor(coordinates).detach().to("cpu", self._dtype).contiguous()
-            if c.dim() != 2 or c.shape[1] != width:
-                raise ValueError(f"coordinates: expected (g, {width}), got {tuple(c.shape)}")
+            c = _rows(coordinates, width, self._dtype)
             g = c.shape[0]
             total, correct = np.empty(g), np.empty(g)
             question.run(
@@ -180,8 +211,56 @@ class NativeEngine:
         return outputs
 
 
+def _rows(coordinates: Any, width: int, dtype: torch.dtype) -> Tensor:
+    """(g, width), in the program's dtype, contiguous, on the CPU."""
+    c = torch.as_tensor(coordinates).detach().to("cpu", dtype).contiguous()
+    if c.dim() != 2 or c.shape[1] != width:
+        raise ValueError(f"coordinates: expected (g, {width}), got {tuple(c.shape)}")
+    return c
+
+
 def _metric_name(metric: Any) -> str:
     return metric if isinstance(metric, str) else str(metric.__name__)
+
+
+@dataclass(frozen=True)
+class Data:
+    """All inputs (N, ...) and targets, on the CPU, and how many samples each batch has."""
+
+    inputs: Tensor
+    targets: Tensor
+    sizes: tuple[int, ...]
+
+    @classmethod
+    def of(cls, dataset: Dataset, dtype: torch.dtype) -> Data:
+        """Raises NotLowered for data that are more than one input and one target tensor."""
+        tensors = dataset.tensors()
+        if tensors is None:
+            raise NotLowered(
+                "the data are not (input tensor, target tensor) batches of equal shape"
+            )
+        inputs, targets = tensors
+        if dtype not in _PROGRAMS:
+            raise NotLowered(f"{dtype} is not a dtype of the native engine")
+        if not inputs.is_floating_point():
+            raise NotLowered(f"the inputs are {inputs.dtype}, not floating point")
+        if torch.finfo(inputs.dtype).eps < torch.finfo(dtype).eps:
+            raise NotLowered(f"the inputs are {inputs.dtype}, wider than the {dtype} asked for")
+        sizes = tuple(batch.size for batch in dataset.batches)
+        return cls(inputs.detach().to("cpu", dtype).contiguous(), targets, sizes)
+
+    def first(self, batches: int, samples: int) -> Data:
+        """At most so many batches, of at most so many of their samples."""
+        starts = [sum(self.sizes[:b]) for b in range(min(batches, len(self.sizes)))]
+        sizes = tuple(min(samples, self.sizes[b]) for b in range(len(starts)))
+        rows = torch.cat([torch.arange(a, a + n) for a, n in zip(starts, sizes, strict=True)])
+        return Data(self.inputs[rows], self.targets[rows], sizes)
+
+
+def example_of(model: nn.Module, data: Data) -> Tensor:
+    """A few samples to trace the model with, in its own dtype."""
+    own = next((t.dtype for t in model.parameters() if t.is_floating_point()), data.inputs.dtype)
+    return data.inputs[torch.arange(_TRACED_SAMPLES) % len(data.inputs)].to(own)
 
 
 def build(
@@ -193,30 +272,29 @@ def build(
     *,
     dtype: torch.dtype,
     memory: int,
+    bn: str = "eval",
 ) -> NativeEngine:
     """Captures, lowers and checks the model; raises NotLowered with the reason where it cannot.
 
-    The model must be in eval mode, on the CPU. Its forward pass runs a few times on a few samples.
+    The model must be in eval mode, on the CPU; with bn="batch", its batch norm in train mode. Its
+    forward pass runs a few times on a few samples.
     """
-    tensors = dataset.tensors()
-    if tensors is None:
-        raise NotLowered("the data are not (input tensor, target tensor) batches of equal shape")
-    inputs, targets = tensors
-    if dtype not in _PROGRAMS:
-        raise NotLowered(f"{dtype} is not a dtype of the native engine")
-    _check_tensors(model, inputs, dtype)
-
+    data = Data.of(dataset, dtype)
+    check_tensors(model, dtype)
     check_traceable(model)
-    own = next((t.dtype for t in model.parameters() if t.is_floating_point()), inputs.dtype)
-    example = inputs[torch.arange(_TRACED_SAMPLES) % len(inputs)].to(own)
-    data = inputs.detach().to("cpu", dtype).contiguous()
+    example = example_of(model, data)
     reasons: list[str] = []
-    for how in ("fx", "export"):
+    for how in ("fx",) if bn == "batch" else ("fx", "export"):
         try:
             with torch.no_grad():
                 graph = trace(model, example, how)
-                engine = _lower(graph, example, model, loss, layout, data, targets, how, memory)
-                _check_against_module(engine, model, layout, theta, data)
+                engine = lower(graph, example, model, loss, layout, data, how, memory)
+                if engine.mixes:
+                    few = data.first(_CHECKED_BATCHES, _CHECKED_SAMPLES // _CHECKED_BATCHES)
+                    other = lower(graph, example, model, loss, layout, few, how, memory)
+                    check_batches(other, model, loss, layout, theta, few, bn)
+                else:
+                    _check_against_module(engine, model, layout, theta, data.inputs)
             return engine
         except UnknownOp:
             raise  # the other tracer would find the same call
@@ -225,35 +303,40 @@ def build(
     raise NotLowered("the forward pass could not be captured: " + "; ".join(reasons))
 
 
-def _lower(
+def lower(
     graph: torch.fx.GraphModule,
     example: Tensor,
     model: nn.Module,
     loss: KnownLoss,
     layout: ParameterLayout,
-    data: Tensor,
-    targets: Tensor,
+    data: Data,
     how: str,
     memory: int,
+    collect: bool = False,
 ) -> NativeEngine:
-    dtype = data.dtype
+    """The graph as a program over the data; with ``collect``, one that finds the running
+    statistics of its batch norm and keeps them where the layout has them."""
+    dtype = data.inputs.dtype
     constants, sources = _sources(model, layout, dtype)
     program = _PROGRAMS[dtype][0](layout.n, constants.data_ptr(), constants.numel())
-    lowering = Lowering(graph, program, sources)
+    lowering = Lowering(graph, program, sources, collect)
     with restored_attributes(model):
         lowering.run(example)
     output = lowering.result
     if output is None:
         raise NotLowered("the model returns nothing")
     program.finish(output.id)
-    program.set_data(len(data), data.data_ptr())
-    _set_loss(program, loss, targets, output.shape)
-    return NativeEngine(program, dtype, loss, targets, output.shape, how, lowering.names, memory)
+    if program.mixes:
+        program.set_batches(list(data.sizes))
+    program.set_data(len(data.inputs), data.inputs.data_ptr())
+    _set_loss(program, loss, data.targets, output.shape)
+    return NativeEngine(
+        program, dtype, loss, data.targets, output.shape, how, lowering.names, memory
+    )
 
 
-def _check_tensors(model: nn.Module, inputs: Tensor, dtype: torch.dtype) -> None:
-    if not inputs.is_floating_point():
-        raise NotLowered(f"the inputs are {inputs.dtype}, not floating point")
+def check_tensors(model: nn.Module, dtype: torch.dtype) -> None:
+    """Raises NotLowered for parameters and buffers that the program could not hold as they are."""
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.device.type != "cpu":
             raise NotLowered(f"{name!r} is on {tensor.device}: the native engine runs on the CPU")
@@ -261,8 +344,6 @@ def _check_tensors(model: nn.Module, inputs: Tensor, dtype: torch.dtype) -> None
             raise NotLowered(f"{name!r} is {tensor.dtype}")
         if tensor.is_floating_point() and torch.finfo(tensor.dtype).eps < torch.finfo(dtype).eps:
             raise NotLowered(f"{name!r} is {tensor.dtype}, wider than the {dtype} asked for")
-    if torch.finfo(inputs.dtype).eps < torch.finfo(dtype).eps:
-        raise NotLowered(f"the inputs are {inputs.dtype}, wider than the {dtype} asked for")
 
 
 def _sources(
@@ -273,7 +354,11 @@ def _sources(
     constants: list[Tensor] = [torch.empty(0, dtype=dtype)]
     size = 0
     sources: dict[int, int] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
+    named = (
+        *model.named_parameters(remove_duplicate=False),
+        *model.named_buffers(remove_duplicate=False),
+    )
+    for name, parameter in named:
         if name in offsets or layout.aliases.get(name) in offsets:
             sources[id(parameter)] = offsets[layout.aliases.get(name, name)]
     for tensor in (*model.parameters(), *model.buffers()):
@@ -354,34 +439,74 @@ def _check_against_module(
     engine: NativeEngine, model: nn.Module, layout: ParameterLayout, theta: Tensor, data: Tensor
 ) -> None:
     """The program's outputs must be the module's, at theta and at two perturbed thetas."""
-    generator = torch.Generator().manual_seed(0)
     rows = data[:_CHECKED_SAMPLES]
-    base = theta.detach().to("cpu", rows.dtype)
-    question = engine._question(engine._program)
-    tolerance = torch.finfo(rows.dtype).eps * 500 * (2 + len(engine.ops))
     fixed = {
         name: t.detach().to(rows.dtype) if t.is_floating_point() else t.detach().clone()
         for name, t in (*model.named_parameters(), *model.named_buffers())
     }
-    for trial in range(3):
-        point = base.clone()
-        if trial > 0:
-            for entry in layout.entries:
-                part = point[entry.offset : entry.offset + entry.numel]
-                spread = part.std() if part.numel() > 1 else part.abs().sum()
-                step = _CHECK_STEP * (float(spread) + 1e-3)
-                part += step * torch.randn(part.shape, generator=generator, dtype=point.dtype)
+    question = engine._question(engine._program)
+    for point in _checked_points(layout, theta.detach().to("cpu", rows.dtype)):
         with torch.no_grad(), restored_attributes(model):
             state = {**fixed, **layout.unflatten(point)}
             expected = torch.func.functional_call(model, state, (rows,), tie_weights=True)
-        got = engine.outputs(question, point)[: len(rows)]
-        if not isinstance(expected, Tensor) or expected.shape != got.shape:
-            raise NotLowered("the program's outputs have another shape than the module's")
-        finite = torch.isfinite(expected)
-        scale = float(expected[finite].abs().max()) if bool(finite.any()) else 0.0
-        error = float((got - expected)[finite].abs().max()) if bool(finite.any()) else 0.0
-        if not error <= tolerance * scale or not bool((torch.isfinite(got) == finite).all()):
-            raise NotLowered(
-                f"the program's outputs differ from the module's by {error:.3g} "
-                f"(scale {scale:.3g}): the captured graph does not describe the module"
-            )
+        _compare(engine.outputs(question, point)[: len(rows)], expected, len(engine.ops))
+
+
+def check_batches(
+    engine: Any,
+    model: nn.Module,
+    loss: KnownLoss,
+    layout: ParameterLayout,
+    theta: Tensor,
+    data: Data,
+    bn: str,
+) -> None:
+    """The same where samples depend on their batch, against the torch engine over all ``data``."""
+    dtype = data.inputs.dtype
+    pairs = zip(data.inputs.split(data.sizes), data.targets.split(data.sizes), strict=True)
+    batches = [Batch((x, y), x, y, len(x)) for x, y in pairs]
+    expected: list[Any] = []
+
+    def outputs(found: Tensor, target: Any) -> float:
+        expected.append(found)
+        return 0.0
+
+    reference = TorchEngine(
+        model, loss, batches, layout, dtype=dtype, device=torch.device("cpu"), bn=bn
+    )
+    points = torch.stack(_checked_points(layout, theta.detach().to("cpu", dtype)))
+    reference.prepare_points((outputs,))(points)
+    for got, want in zip(engine.outputs_at(points), expected, strict=True):
+        _compare(got, want, len(engine.ops))
+
+
+def _checked_points(layout: ParameterLayout, theta: Tensor) -> list[Tensor]:
+    """theta, and two points not far from it."""
+    generator = torch.Generator().manual_seed(0)
+    points = [theta]
+    for _ in range(2):
+        point = theta.clone()
+        for entry in layout.entries:
+            part = point[entry.offset : entry.offset + entry.numel]
+            spread = part.std() if part.numel() > 1 else part.abs().sum()
+            step = _CHECK_STEP * (float(spread) + 1e-3)
+            part += step * torch.randn(part.shape, generator=generator, dtype=point.dtype)
+            if is_variance(entry):
+                part.abs_()
+        points.append(point)
+    return points
+
+
+def _compare(got: Tensor, expected: Any, ops: int) -> None:
+    """Raises NotLowered where the program's outputs are not the module's."""
+    if not isinstance(expected, Tensor) or expected.shape != got.shape:
+        raise NotLowered("the program's outputs have another shape than the module's")
+    tolerance = torch.finfo(got.dtype).eps * 500 * (2 + ops)
+    finite = torch.isfinite(expected)
+    scale = float(expected[finite].abs().max()) if bool(finite.any()) else 0.0
+    error = float((got - expected)[finite].abs().max()) if bool(finite.any()) else 0.0
+    if not error <= tolerance * scale or not bool((torch.isfinite(got) == finite).all()):
+        raise NotLowered(
+            f"the program's outputs differ from the module's by {error:.3g} "
+            f"(scale {scale:.3g}): the captured graph does not describe the module"
+        )

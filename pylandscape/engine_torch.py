@@ -20,10 +20,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .capture import restored_attributes
-from .data import Batch, Dataset, untouched_random_state
+from .data import Batch, untouched_random_state
 from .errors import InvalidArgument
 from .layout import ParameterLayout
 from .losses import FreeLoss, KnownLoss, as_scalar
+from .statistics import KIND
 from .torch_derivatives import MEMORY, Derivatives
 
 _SEED = 0  # of the random numbers that a forward pass draws, at every point
@@ -84,7 +85,7 @@ class TorchEngine:
         self,
         model: nn.Module,
         loss: KnownLoss | FreeLoss | Objective,
-        dataset: Dataset,
+        batches: Sequence[Batch],
         layout: ParameterLayout,
         *,
         dtype: torch.dtype | None,
@@ -100,7 +101,7 @@ class TorchEngine:
             for name, tensor in (*model.named_parameters(), *model.named_buffers())
             if name not in layout.aliases
         }
-        self.batches = [_cast_batch(batch, dtype) for batch in dataset.batches]
+        self.batches = [_cast_batch(batch, dtype) for batch in batches]
         self._derivatives = Derivatives(self, memory)
 
     def prepare(
@@ -129,7 +130,11 @@ class TorchEngine:
         return evaluate
 
     def gradient(self, theta: Tensor) -> Tensor:
-        """(n,) float64. With bn="recompute" the statistics are those at theta, held fixed."""
+        """(n,) float64. With bn="recompute" the statistics are those at theta, held fixed.
+
+        As in all of this class, n counts what the layout moves, statistics among it
+        (bn="interpolate"); derivatives in those are zero.
+        """
         return self._derivatives.gradient(theta)
 
     def product(self, matrix: str, theta: Tensor, vectors: Tensor) -> Tensor:
@@ -202,7 +207,9 @@ class TorchEngine:
         entries = self._layout.entries
         parts = theta.split([e.numel for e in entries])  # backward: one concatenation
         parameters = {
-            e.name: part.view(e.shape).to(self._dtypes[e.name])
+            e.name: (part.detach() if e.kind == KIND else part)
+            .view(e.shape)
+            .to(self._dtypes[e.name])
             for e, part in zip(entries, parts, strict=True)
         }
         state = {f"model.{name}": t for name, t in {**self._fixed, **parameters}.items()}

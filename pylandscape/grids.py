@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
-from .directions import as_directions
+from . import statistics
+from .directions import as_steps
 from .errors import InvalidArgument
 from .question import Question, answer
 from .request import Metric
@@ -138,7 +139,8 @@ def interpolate(
         2016).
 
     Args:
-        vertices: 2, 3 or 4 of: state_dict, module, Direction, tensor or array (n,).
+        vertices: 2, 3 or 4 of: state_dict, module, Direction, tensor or array (n,); with
+            bn="interpolate", of what has running statistics: state_dict or module.
         x: alpha; y: beta, for three and four vertices: (min, max, n) or increasing arrays, by
             default (0, 1, 25) each.
         The others are those of `line`.
@@ -160,9 +162,8 @@ def interpolate(
         raise InvalidArgument(f"vertices: expected a sequence of 2, 3 or 4 solutions, got {got}")
     if len(given) == 2 and y is not None:
         raise InvalidArgument(f"y: expected None for two vertices, got {y!r}")
-    dtype, device = land.theta.dtype, land.theta.device
     solutions = torch.stack(
-        [land.layout.vector(v, f"vertices[{i}]", dtype, device) for i, v in enumerate(given)]
+        [statistics.point(land, v, f"vertices[{i}]", needed=True) for i, v in enumerate(given)]
     )
     default = BETWEEN_TWO if len(given) == 2 else BETWEEN_MORE
     axes = {"x": make_axis(default if x is None else x, "x")}
@@ -220,7 +221,7 @@ def _directions(
     """(k, n) vectors and their infos, one per argument."""
     parts, infos = [], []
     for name, direction in given.items():
-        vectors, found = as_directions(land, direction, name)
+        vectors, found = as_steps(land, direction, name)
         if len(vectors) != 1:
             raise InvalidArgument(f"{name}: expected one direction (n,), got {len(vectors)}")
         parts.append(vectors)
@@ -231,8 +232,8 @@ def _directions(
 def _centre(land: Landscape, theta: Any) -> tuple[torch.Tensor, bool]:
     """The base of a line or plane, and whether it is not the model's own."""
     if theta is None:
-        return land.theta, False
-    return land.layout.vector(theta, "theta", land.theta.dtype, land.theta.device), True
+        return land.origin, False
+    return statistics.point(land, theta, "theta"), True
 
 
 def _mesh(axes: dict[str, Array]) -> list[Array]:

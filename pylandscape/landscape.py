@@ -15,7 +15,7 @@ from scipy.sparse.linalg import LinearOperator
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from . import engine_native
+from . import engine_native, engine_recompute, statistics
 from ._native import cpu_capability
 from .data import Dataset, untouched_random_state
 from .engine_torch import Objective, TorchEngine, call_model, eval_mode
@@ -27,7 +27,7 @@ from .torch_derivatives import MEMORY
 Evaluate = Callable[[np.ndarray], dict[str, np.ndarray]]
 Metric = str | Callable[[Tensor, Tensor], Any]
 
-_BN_MODES = ("eval", "recompute", "batch")
+_BN_MODES = ("eval", "recompute", "batch", "interpolate")
 _ENGINES = ("auto", "native", "torch")
 
 
@@ -69,7 +69,11 @@ class Landscape:
         params: name patterns (``"layer1.*"``) of the parameters that make up theta; the others
             stay as they are. Default: all.
         bn: batch normalisation: "eval" uses the running statistics, "recompute" estimates them
-            anew over the data at every point, "batch" uses each batch's own.
+            anew over the data at every point, "batch" uses each batch's own, "interpolate" moves
+            the running means and variances along with the parameters: on lines to other models
+            (`target_direction`, `interpolate`) they go linearly from one model's to the other's,
+            along other directions they stay. Beyond the models a variance can become negative; all
+            metrics of such a point are NaN.
         device: where to compute; default the model's. Given, the data are moved there.
         dtype: the dtype to compute in; default the model's own.
         engine: "auto" (native where it can), "native" (or an error that says why not), "torch".
@@ -107,8 +111,14 @@ class Landscape:
         self.layout = ParameterLayout.of(model, params)
         _check_finite(model)
         self.dtype = dtype or _theta_dtype(self.layout)
-        named = dict(model.named_parameters())
-        self.theta = self.layout.flatten(named, self.dtype, self.device)
+        named: dict[str, Tensor] = dict(model.named_parameters())
+        # What a point moves: theta, and with bn="interpolate" the running statistics after it.
+        self.moved = self.layout
+        if bn == "interpolate":
+            self.moved = statistics.with_statistics(self.layout, model, params)
+            named |= dict(model.named_buffers())
+        self.origin = self.moved.flatten(named, self.dtype, self.device)
+        self.theta = self.origin[: self.layout.n]
         self.has_batchnorm = any(isinstance(m, _BatchNorm) for m in model.modules())
         self.bn = bn
         self.memory = _memory(memory)
@@ -120,11 +130,13 @@ class Landscape:
         else:
             self.loss_spec = Objective(objective, _weights(weight, self.dataset))
         effective_bn = bn if self.has_batchnorm else "eval"
+        if bn == "interpolate":
+            effective_bn = bn if self.moved.n > self.layout.n else "eval"
         self._torch = TorchEngine(
             model,
             self.loss_spec,
-            self.dataset,
-            self.layout,
+            self.dataset.batches,
+            self.moved,
             dtype=dtype,
             device=self.device,
             bn=effective_bn,
@@ -149,7 +161,7 @@ class Landscape:
 
     def loss(self, theta: Any = None) -> float:
         """L at theta (n,); default the model's parameters."""
-        return float(self.losses(points=self._theta(theta)[None])[0])
+        return float(self.losses(points=self._point(theta)[None])[0])
 
     def losses(
         self,
@@ -165,6 +177,10 @@ class Landscape:
             coefficients, directions: (G, k) and (k, n): the points theta + C D.
             points: instead of them, any thetas (P, n).
             theta: the origin (n,) of the directions; default the model's parameters.
+
+        With bn="interpolate", running statistics come along in a module, a state dict or a
+        Direction that has them, or as further columns (n + m) in the order of ``moved``. A bare
+        theta (n,) has the model's own.
         """
         if points is None:
             return self.evaluate(coefficients, directions, theta=theta)["loss"]
@@ -173,12 +189,19 @@ class Landscape:
                 "points: expected either points or coefficients with directions, got both"
             )
         p = torch.as_tensor(points).detach()
-        if p.dim() != 2 or p.shape[1] != self.n_params:
+        if p.dim() != 2 or p.shape[1] not in (self.n_params, self.moved.n):
             raise InvalidArgument(
                 f"points: expected shape (P, {self.n_params}), got {tuple(p.shape)}"
             )
+        p = p.to(self.dtype)
+        if p.shape[1] < self.moved.n:
+            rest = self.origin[self.n_params :].to(p.device).expand(len(p), -1)
+            p = torch.cat([p, rest], dim=1)
         engine = self._native or self._torch
-        return engine.prepare_points(("loss",))(p.to(self.dtype))["loss"]
+        ask = engine.prepare_points(("loss",))
+        bad = statistics.negative_points(self.moved, p)
+        found = statistics.without(bad, ("loss",), lambda good: ask(p[torch.as_tensor(good)]))
+        return found["loss"]
 
     def evaluate(
         self,
@@ -207,12 +230,15 @@ class Landscape:
         callables ``f(outputs, target) -> float`` of the whole data's outputs, keyed by their
         ``__name__``. Chunks do not change the values.
         """
-        from .directions import as_directions
+        from .directions import as_steps
 
         chosen = _checked_metrics(metrics, self.loss_spec)
-        vectors, _ = as_directions(self, directions)
+        vectors, _ = as_steps(self, directions)
+        base = self._point(theta)
         engine = self._native or self._torch
-        ask = engine.prepare(self._theta(theta), vectors, chosen)
+        ask = engine.prepare(base, vectors, chosen)
+        negative = statistics.negative(self.moved, base, vectors)
+        names = [m if isinstance(m, str) else m.__name__ for m in chosen]
         k = vectors.shape[0]
 
         def evaluate(coefficients: np.ndarray) -> dict[str, np.ndarray]:
@@ -222,18 +248,20 @@ class Landscape:
                     f"coefficients: expected shape (G, {k}) for {k} direction"
                     f"{'s' if k != 1 else ''}, got {c.shape}"
                 )
-            return ask(c)
+            if negative is None:
+                return ask(c)
+            return statistics.without(negative(c), names, lambda good: ask(c[good]))
 
         return evaluate
 
     def gradient(self, theta: Any = None) -> Tensor:
         """dL/dtheta (n,) float64, in loss per unit of parameter."""
-        point = self._theta(theta)
+        point = self._smooth_point(theta)
         try:
             result: Tensor = (self._native or self._torch).gradient(point)
         except NotLowered:  # an op without a compiled derivative
             result = self._torch.gradient(point)
-        return result
+        return result[: self.n_params]
 
     def hvp(self, v: Any, theta: Any = None) -> Tensor:
         """H v (n,) for v (n,), or the rows H v_i (k, n) for v (k, n); float64, H at theta."""
@@ -259,12 +287,12 @@ class Landscape:
 
         N n numbers: for small models.
         """
-        point = self._theta(theta)
+        point = self._smooth_point(theta)
         try:
             result: Tensor = (self._native or self._torch).per_sample_gradients(point)
         except NotLowered:  # an op without a compiled derivative
             result = self._torch.per_sample_gradients(point)
-        return result
+        return result[:, : self.n_params].contiguous()
 
     def hessian(self, theta: Any = None) -> Tensor:
         """The Hessian (n, n), float64, symmetrised; n^2 numbers, so for small models."""
@@ -274,7 +302,7 @@ class Landscape:
 
     def linear_operator(self, theta: Any = None) -> LinearOperator:
         """The Hessian at theta as a scipy LinearOperator (n, n), float64."""
-        point = self._theta(theta)
+        point = self._point(theta)
 
         def matmat(v: np.ndarray) -> np.ndarray:
             rows = torch.as_tensor(np.ascontiguousarray(np.asarray(v).T))
@@ -306,7 +334,7 @@ class Landscape:
             "dtype": str(self.dtype).removeprefix("torch."),
             "n_params": self.n_params,
             "layout": self.layout.digest,
-            "model_theta": _tensor_digest(self.theta),
+            "model_theta": _tensor_digest(self.origin),
             "model_state": self._torch.fixed_digest(),
             "data": self.dataset.digest,
             "bn": self.bn,
@@ -322,30 +350,40 @@ class Landscape:
                 f"got {tuple(vectors.shape)}"
             )
         block = vectors.reshape(-1, self.n_params)
-        point = self._theta(theta)
+        point = self._smooth_point(theta)
+        block = torch.nn.functional.pad(block, (0, self.moved.n - self.n_params))
         try:
             result: Tensor = (self._native or self._torch).product(matrix, point, block)
         except NotLowered:  # an op without a compiled derivative
             result = self._torch.product(matrix, point, block)
-        return result.reshape(vectors.shape)
+        return result[:, : self.n_params].reshape(vectors.shape)
 
     def product_into(self, matrix: str, point: Tensor) -> Callable[[int, int, int], None] | None:
         """The native engine's product between addresses (see SymmetricOperator), or None."""
-        return None if self._native is None else self._native.product_into(matrix, point)
+        if self._native is None or self.moved.n > self.n_params:
+            return None
+        return self._native.product_into(matrix, self._point(point))
 
     def _theta(self, theta: Any) -> Tensor:
-        if theta is None:
-            return self.theta
-        return self.layout.vector(theta, "theta", self.dtype, self.device)
+        """The parameters (n,) of a point."""
+        return self._point(theta)[: self.n_params]
+
+    def _point(self, theta: Any) -> Tensor:
+        """The parameters and what else the landscape moves, (n + m,)."""
+        return self.origin if theta is None else statistics.point(self, theta, "theta")
+
+    def _smooth_point(self, theta: Any) -> Tensor:
+        """The point of derivatives: NaN in place of negative variances, where there are none."""
+        return statistics.without_negative(self.moved, self._point(theta))
 
     def _first_loss(self, own: torch.device, bn: str, dtype: torch.dtype | None) -> float:
         """Runs the module once as the user would; every misfit of model and data shows here."""
         try:
-            if bn != "eval" or isinstance(self.loss_spec, Objective) or dtype is not None:
-                points = self._torch.prepare_points(("loss",))(self.theta[None])
+            if bn in ("recompute", "batch") or isinstance(self.loss_spec, Objective) or dtype:
+                points = self._torch.prepare_points(("loss",))(self.origin[None])
                 return float(points["loss"][0])
             if own != self.device:
-                points = self._torch.prepare_points(("loss",))(self.theta[None])
+                points = self._torch.prepare_points(("loss",))(self.origin[None])
                 return float(points["loss"][0])
             return self._eager_loss()
         except InvalidArgument:
@@ -392,22 +430,22 @@ class Landscape:
         seconds = time.perf_counter() - start
         return native, EngineReport("native", None, seconds, native.how, native.ops)
 
-    def _lower(self, bn: str) -> engine_native.NativeEngine:
+    def _lower(self, bn: str) -> engine_native.NativeEngine | engine_recompute.RecomputeEngine:
         if not isinstance(self.loss_spec, KnownLoss):
             raise NotLowered(f"the loss {self.loss_spec.name!r} is free Python code")
-        if bn != "eval":
-            raise NotLowered(f"bn={bn!r} is not in the native engine")
         if self.device.type != "cpu":
             raise NotLowered(f"the landscape is on {self.device}")
-        with eval_mode(self.model), untouched_random_state():
-            return engine_native.build(
+        build: Any = engine_recompute.build if bn == "recompute" else engine_native.build
+        with eval_mode(self.model, bn == "batch"), untouched_random_state():
+            return build(
                 self.model,
                 self.loss_spec,
                 self.dataset,
-                self.layout,
-                self.theta,
+                self.moved,
+                self.origin,
                 dtype=self.dtype,
                 memory=self.memory,
+                bn=bn,
             )
 
 
@@ -446,8 +484,7 @@ def _check_choices(
     if weight is not None and objective is None:
         raise InvalidArgument("weight: expected only together with objective=")
     if bn not in _BN_MODES:
-        later = "; 'interpolate' is not there yet" if bn == "interpolate" else ""
-        raise InvalidArgument(f"bn: expected one of {', '.join(_BN_MODES)}, got {bn!r}{later}")
+        raise InvalidArgument(f"bn: expected one of {', '.join(_BN_MODES)}, got {bn!r}")
     if engine not in _ENGINES:
         raise InvalidArgument(f"engine: expected one of {', '.join(_ENGINES)}, got {engine!r}")
     if dtype is not None and dtype not in (torch.float32, torch.float64):

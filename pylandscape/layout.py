@@ -20,7 +20,7 @@ class ParameterEntry:
     """One parameter tensor: elements ``offset .. offset + numel`` of theta.
 
     ``kind`` is "norm" for parameters of normalisation layers, "bias" for other tensors of at most
-    one dimension, "weight" for the rest.
+    one dimension, "weight" for the rest; "statistic" for buffers (see statistics.py).
     """
 
     name: str
@@ -165,8 +165,9 @@ class ParameterLayout:
                 found.setdefault(own, torch.as_tensor(value[alias]))
         for entry in self.entries:
             if entry.name not in found:
+                what = "buffer" if entry.kind == "statistic" else "parameter"
                 raise LayoutMismatch(
-                    f"{name}: expected the parameter {entry.name!r}, but it has only "
+                    f"{name}: expected the {what} {entry.name!r}, but it has only "
                     f"{_listed(list(value))}"
                 )
             shape = tuple(found[entry.name].shape)

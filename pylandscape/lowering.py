@@ -89,9 +89,11 @@ class Lowering(torch.fx.Interpreter):
         graph: torch.fx.GraphModule,
         program: Any,
         sources: Mapping[int, int],
+        collect: bool = False,
     ) -> None:
         super().__init__(graph, garbage_collect_values=False)
         self.program = program
+        self.collect = collect  # batch norm computes its running statistics
         self.sources = sources  # id(tensor) -> source
         self.lowered: dict[torch.fx.Node, Any] = {}
         self.samples = 0

@@ -1,4 +1,4 @@
-"""Lowering of convolutions and of batch norm with given statistics (rows: h, w, channel)."""
+"""Lowering of convolutions and of batch norm (rows: h, w, channel)."""
 
 from __future__ import annotations
 
@@ -94,6 +94,10 @@ def _pair(sizes: Sequence[int], first: int) -> tuple[int, int]:
 @op("BatchNorm1d", "BatchNorm2d", "BatchNorm3d")
 def _batch_norm_module(call: Call, input: Any) -> Slot:
     m: nn.modules.batchnorm._BatchNorm = call.function
+    if m.training or m.running_mean is None or call.lowering.collect:
+        keep = call.lowering.collect and m.running_mean is not None
+        kept = (m.running_mean, m.running_var) if keep else (None, None)
+        return _batch_norm(call, input, m.weight, m.bias, None, None, m.eps, kept)
     return _batch_norm(call, input, m.weight, m.bias, m.running_mean, m.running_var, m.eps)
 
 
@@ -103,8 +107,8 @@ def _batch_norm_function(call: Call, input: Any, *args: Any, **kwargs: Any) -> S
     if isinstance(call.function, torch._ops.OpOverload):
         names = [*names[2:4], *names[:2], *names[4:], "cudnn_enabled"]
     given = dict(zip(names, args, strict=False)) | kwargs
-    if given.get("training", False):
-        raise call.refuse("statistics of the batch")
+    if given.get("training", False) and given.get("running_mean") is not None:
+        raise call.refuse("running statistics that the forward pass changes")
     return _batch_norm(
         call, input, given.get("weight"), given.get("bias"), given.get("running_mean"),
         given.get("running_var"), given.get("eps", 1e-5),
@@ -112,20 +116,29 @@ def _batch_norm_function(call: Call, input: Any, *args: Any, **kwargs: Any) -> S
 
 
 def _batch_norm(
-    call: Call, input: Any, weight: Any, bias: Any, mean: Any, variance: Any, eps: float
+    call: Call,
+    input: Any,
+    weight: Any,
+    bias: Any,
+    mean: Any,
+    variance: Any,
+    eps: float,
+    kept: tuple[Any, Any] = (None, None),
 ) -> Slot:
+    """With the batch's own statistics where there is no mean; they are kept in ``kept``."""
     x = call.view(input)
-    if mean is None or variance is None:
-        raise call.refuse("statistics of the batch")
     c = call.dim(x, 1)
     order = call.lowering.order(x)
     if order is None or order[-1] != c:
         order = (*(d for d in range(len(x.shape)) if d != c), c)
     x = call.lowering.in_dims(x, order)
-    sources = [_source(call, t) for t in (mean, variance, weight, bias)]
-    found = call.program.batch_norm(
-        x.id, prod(x.shape) // x.shape[c], x.shape[c], float(eps), *sources
-    )
+    of = (x.id, prod(x.shape) // x.shape[c], x.shape[c], float(eps))
+    affine = [_source(call, t) for t in (weight, bias)]
+    if mean is None:
+        found = call.program.batch_norm_own(*of, *affine, *(_source(call, t) for t in kept))
+    else:
+        given = [_source(call, t) for t in (mean, variance)]
+        found = call.program.batch_norm(*of, *given, *affine)
     return call.lowering.ordered(found, x.shape, x.axis, order)
 
 

@@ -130,7 +130,7 @@ def _of_landscape(
 ) -> SymmetricOperator:
     if matrix not in MATRICES:
         raise InvalidArgument(f"matrix: expected one of {', '.join(MATRICES)}, got {matrix!r}")
-    point = land._theta(theta)
+    point = land._point(theta)
     products = {
         "hessian": land.hvp,
         "gauss_newton": land.gauss_newton_product,

@@ -133,7 +133,7 @@ def outliers(
     from .eigen import eigenpairs
 
     k = _count(classes, "classes", land.n_params)
-    point = land._theta(theta)
+    point = land._point(theta)
     options: dict[str, Any] = {"tol": tol, "theta": point, "seed": seed, "progress": progress}
     top = eigenpairs(land, k, "LA", **options)
     hessian = as_operator(land, theta=point)

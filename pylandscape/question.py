@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from . import files
+from . import files, statistics
 from .errors import PylandscapeError
 from .journal import SUFFIX, Journal
 from .request import FORMAT, Metric, build, jsonable, with_loss
@@ -37,8 +37,8 @@ class Question:
         kind: of the result.
         axes: name -> (n,), one or two.
         coefficients: C (G, k), the grid in row-major order.
-        base: (n,).
-        vectors: D (k, n).
+        base: (n,), with the running statistics after it where they move (statistics.py).
+        vectors: D (k, n), likewise.
         infos: one per vector, JSON-able.
         own_base: the base was given, it is not the model's own theta.
     """
@@ -162,7 +162,8 @@ def _drop_stale(path: Path, request: dict[str, Any], names: Sequence[str], total
 def _info(
     land: Landscape, asked: Question, request: dict[str, Any], losses: Array
 ) -> dict[str, Any]:
-    norms = [float(torch.linalg.vector_norm(v, dtype=torch.float64)) for v in asked.vectors]
+    vectors, base = asked.vectors[:, : land.n_params], asked.base[: land.n_params]
+    norms = [float(torch.linalg.vector_norm(v, dtype=torch.float64)) for v in vectors]
     info: dict[str, Any] = {
         "format": FORMAT,
         "request": request,
@@ -176,8 +177,11 @@ def _info(
         "n_params": land.n_params,
         "notes": [],
     }
+    negative = statistics.negative(land.moved, asked.base, asked.vectors)
+    if negative is not None:
+        info["negative_variance"] = int(negative(asked.coefficients).sum())
     if asked.kind not in ("line", "plane"):
-        distances = _distances(asked.vectors)
+        distances = _distances(vectors)
         info["vertex_losses"] = land.losses(points=asked.vectors)
         info["vertex_norms"] = norms
         info["vertex_distances"] = distances
@@ -190,8 +194,8 @@ def _info(
     info["center_loss"] = float(losses[centre[0]]) if centre.size else land.loss(asked.base)
     info["model_loss"] = None if asked.own_base else land.model_loss()
     info["direction_norms"] = norms
-    info["direction_cosine"] = _cosine(asked.vectors, norms)
-    info["theta_norm"] = float(torch.linalg.vector_norm(asked.base, dtype=torch.float64))
+    info["direction_cosine"] = _cosine(vectors, norms)
+    info["theta_norm"] = float(torch.linalg.vector_norm(base, dtype=torch.float64))
     return info
 
 

@@ -95,7 +95,7 @@ def check(result: Curve | Surface) -> Verdict:
         findings += _angle(facts)
     else:
         findings += _vertices(values, axes, result.kind, facts)
-    findings += _finite(values, axes)
+    findings += _finite(values, axes, facts)
     if np.isfinite(values).any():
         findings += _range(values, axes, facts, slice_kind)
         findings += _resolution(values, axes)
@@ -127,7 +127,7 @@ def _centre(values: Array, axes: list[Array], facts: dict[str, Any]) -> Iterator
     error = abs(centre - expected)
     if error <= eps**0.5 * abs(expected) + eps:
         yield Finding("ok", "centre", f"loss at 0 is the model's own loss, {expected:.6g}")
-    elif facts.get("bn", "eval") != "eval":
+    elif facts.get("bn", "eval") in ("recompute", "batch"):
         yield Finding(
             "note", "centre",
             f"loss at 0 is {centre:.6g}, the model's own (running statistics) {expected:.6g}: "
@@ -229,7 +229,7 @@ def _angle(facts: dict[str, Any]) -> Iterator[Finding]:
         yield Finding("ok", "angle", text)
 
 
-def _finite(values: Array, axes: list[Array]) -> Iterator[Finding]:
+def _finite(values: Array, axes: list[Array], facts: dict[str, Any]) -> Iterator[Finding]:
     bad = ~np.isfinite(values)
     count = int(bad.sum())
     if count == 0:
@@ -252,6 +252,12 @@ def _finite(values: Array, axes: list[Array]) -> Iterator[Finding]:
         if inside.size and inside.max() > 0
         else "even near the centre; try dtype=torch.float64"
     )
+    negative = facts.get("negative_variance") or 0
+    if negative:
+        advice = (
+            f"{negative} of them because interpolated variances are negative there; narrow the "
+            "range to between the models, or use bn='recompute'"
+        )
     yield Finding(
         "warning" if count > 0.05 * values.size else "note", "finite", f"{text}: {advice}"
     )
@@ -360,7 +366,14 @@ def _batch_norm(facts: dict[str, Any], slice_kind: bool) -> Iterator[Finding]:
         return
     meaning = {
         "eval": "running statistics fixed at the model's own (usual for random directions)",
+        "interpolate": (
+            "running statistics move along directions to another model, and stay on others"
+            if slice_kind
+            else "running statistics interpolated like the parameters: between the solutions they "
+            "are those of no model; bn='recompute' computes them"
+        ),
         "recompute": "statistics recomputed from all data at every point",
         "batch": "statistics of each batch: values depend on how the data is batched",
     }.get(str(mode), str(mode))
-    yield Finding("note" if mode == "batch" else "ok", "batchnorm", f"bn={mode!r}: {meaning}")
+    unusual = mode == "batch" or (mode == "interpolate" and not slice_kind)
+    yield Finding("note" if unusual else "ok", "batchnorm", f"bn={mode!r}: {meaning}")

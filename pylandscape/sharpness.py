@@ -10,7 +10,7 @@ import scipy.linalg
 import torch
 from torch import Tensor
 
-from .directions import as_directions, random_directions
+from .directions import as_directions, as_steps, random_directions
 from .ends import both_ends
 from .errors import InvalidArgument
 from .operators import SymmetricOperator, as_operator
@@ -92,7 +92,7 @@ def sharpness(
         InvalidArgument: zero or linearly dependent directions; a Surface whose directions cannot be
             had, or whose centre is not theta. LayoutMismatch for another length.
     """
-    point = land._theta(theta)
+    point = land._point(theta)
     if isinstance(directions, Surface):
         directions = directions_of(land, directions, point)
     given, _ = as_directions(land, directions)
@@ -141,7 +141,7 @@ def directions_of(land: Landscape, surface: Surface, theta: Any = None) -> Tenso
             f"directions: expected a Surface made by plane(), got one of kind {surface.kind!r} "
             f"with {len(recorded)} directions recorded"
         )
-    point = land._theta(theta)
+    point = land._point(theta)
     if request["theta"] != digest(point):
         raise InvalidArgument("theta: expected the centre of the Surface, got another point")
     rows = []
@@ -153,9 +153,9 @@ def directions_of(land: Landscape, surface: Surface, theta: Any = None) -> Tenso
             )
         options = {key: info[key] for key in ("normalize", "ignore", "seed", "orthogonal")}
         for origin in (land.theta, point):  # whichever the normalisation took the norms of
-            vector = random_directions(land, info["index"] + 1, theta=origin, **options)[-1].vector
-            if digest(vector) == info["digest"]:
-                rows.append(vector)
+            found = random_directions(land, info["index"] + 1, theta=origin, **options)[-1]
+            if digest(as_steps(land, found)[0][0]) == info["digest"]:
+                rows.append(found.vector)
                 break
         else:
             raise InvalidArgument(

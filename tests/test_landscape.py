@@ -310,8 +310,8 @@ BAD = {
     "data: the model and its loss could not be run.*mat1": lambda x, y: pl.Landscape(
         mlp(), "cross_entropy", (x[:, :3], y)
     ),
-    "bn: expected one of eval.*interpolate.*not there yet": lambda x, y: pl.Landscape(
-        mlp(), "cross_entropy", (x, y), bn="interpolate"
+    "bn: expected one of eval, recompute, batch, interpolate, got 'own'": lambda x, y: pl.Landscape(
+        mlp(), "cross_entropy", (x, y), bn="own"
     ),
     "engine: expected one of": lambda x, y: pl.Landscape(
         mlp(), "cross_entropy", (x, y), engine="jax"

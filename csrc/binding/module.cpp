@@ -123,7 +123,14 @@ void bind(py::module_& m, const char* program_name, const char* question_name,
              return p.pool(x, mode, channels, {b, b + outputs + 1}, {i, i + taps},
                            std::move(factors));
            })
+      .def("batch_norm_own",
+           [=](P& p, int x, int64_t outer, int64_t channels, double eps, Source gain, Source shift,
+               Source keep_mean, Source keep_variance) {
+             return p.batch_norm_own(x, outer, channels, eps, address(gain), address(shift),
+                                     address(keep_mean), address(keep_variance));
+           })
       .def("finish", &P::finish)
+      .def("set_batches", &P::set_batches)
       .def("set_data", [](P& p, int64_t samples, Address x) { p.set_data(samples, in<T>(x)); })
       .def("set_loss",
            [](P& p, cpu::Loss kind, int64_t classes, int64_t inner, double smoothing,
@@ -136,6 +143,7 @@ void bind(py::module_& m, const char* program_name, const char* question_name,
       .def_property_readonly("samples", &P::samples)
       .def_property_readonly("tile", &P::tile)
       .def_property_readonly("lanes", &P::lanes)
+      .def_property_readonly("mixes", &P::mixes)
       .def_property_readonly("ops", [](const P& p) { return p.ops().size(); })
       .def("features", &P::features);
 
@@ -158,6 +166,12 @@ void bind(py::module_& m, const char* program_name, const char* question_name,
              finish([&](const Parallel& pool) {
                return q.run(g, in<T>(coordinates), out<double>(loss), out<double>(correct),
                             out<T>(outputs), pool, interrupted);
+             });
+           })
+      .def("collect",
+           [](const Q& q, int64_t g, Address coordinates, Address points) {
+             finish([&](const Parallel& pool) {
+               return q.collect(g, in<T>(coordinates), out<T>(points), pool, interrupted);
              });
            })
       .def_property_readonly("bytes", &Q::bytes)

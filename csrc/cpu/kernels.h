@@ -139,6 +139,10 @@ struct Kernels {
   // y = x * scale[c] + shift[c], then max(., 0) when relu; rows (pixels, channels); in place.
   void (*channel_affine)(int64_t pixels, int64_t channels, int64_t cols, const T* scale,
                          const T* shift, bool relu, const T* x, T* y);
+  // mean (channels,) and sum of the squared deviations from it, over pixels and the first `samples`
+  // columns.
+  void (*channel_moments)(int64_t pixels, int64_t channels, int64_t cols, int64_t samples,
+                          const T* x, double* mean, double* squares);
 
   // loss (cols,): each column's sum of loss terms, in double from the outputs (features, cols).
   // correct (cols,) or null: how many of the column's targets the largest output hits.

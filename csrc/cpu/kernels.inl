@@ -12,6 +12,7 @@
 #include "cpu/pool.inl"
 #include "cpu/matmul.inl"
 #include "cpu/group_norm.inl"
+#include "cpu/batch_norm.inl"
 #include "cpu/losses.inl"
 #include "cpu/reverse.inl"
 #include "cpu/conv_reverse.inl"
@@ -23,8 +24,8 @@ namespace pylandscape::cpu::PL_ISA_NS {
   {                                                                                            \
     kLanes<T>, kRows, &pack<T>, &linear<T>, &linear_add<T>, &combine<T>, &perturb<T>,          \
         &unary<T>, &unary_derivatives<T>, &binary<T>, &fill_rows<T>, &layer_norm<T>,           \
-        &softmax<T>, &pack_conv<T>, &conv<T>, &channel_affine<T>, &loss<T>,                    \
-        &loss_gradient<T>, &loss_hvp<T>, &pack_columns<T>, &pack_transposed<T>,                \
+        &softmax<T>, &pack_conv<T>, &conv<T>, &channel_affine<T>, &channel_moments<T>,         \
+        &loss<T>, &loss_gradient<T>, &loss_hvp<T>, &pack_columns<T>, &pack_transposed<T>,      \
         &outer_add<T>, &row_sums_add<T>, &product_add<T>, &mask<T>, &scale_columns<T>,         \
         &column_dots<T>, &divide_tangent<T>, &divide_reverse<T>, &divide_reverse_tangent<T>,   \
         &layer_norm_tangent<T>, &layer_norm_reverse<T>, &layer_norm_reverse_tangent<T>,        \

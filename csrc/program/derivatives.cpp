@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <numeric>
+#include <stdexcept>
 
 #include "program/items.h"
 
@@ -28,6 +29,7 @@ Derivatives<T>::Derivatives(const Program<T>& program, const T* theta, int64_t m
       kernels_(program.kernels_),
       groups_(std::min(kGroups, program.tiles_)) {
   const Program<T>& p = program_;
+  if (p.mixes()) throw std::invalid_argument("Derivatives: statistics of the batch");
   plan();
   fill(theta, p.constants_.data(), theta_);
   const int64_t bytes =

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 #include <new>
+#include <numeric>
 #include <stdexcept>
 
 namespace pylandscape {
@@ -273,6 +274,27 @@ int Program<T>::pool(int x, cpu::Pool mode, int64_t channels, std::vector<int64_
 }
 
 template <typename T>
+int Program<T>::batch_norm_own(int x, int64_t outer, int64_t channels, double eps,
+                               const int64_t* gain, const int64_t* shift,
+                               const int64_t* keep_mean, const int64_t* keep_variance) {
+  require(in_features(x) == outer * channels, "batch_norm: features are not outer * channels");
+  require((keep_mean == nullptr) == (keep_variance == nullptr), "batch_norm: keep both or neither");
+  Op op(OpKind::kBatchNorm, {x});
+  op.outer = outer, op.k = channels;
+  op.norm.eps = eps, op.norm.own = true;
+  if (gain != nullptr) op.norm.gain = use(*gain, 1, channels);
+  if (shift != nullptr) op.norm.shift = use(*shift, 1, channels);
+  if (keep_mean != nullptr) {
+    op.norm.keep_mean = *keep_mean, op.norm.keep_variance = *keep_variance;
+    for (const int64_t at : {op.norm.keep_mean, op.norm.keep_variance})
+      require(at >= 0 && at + channels <= n_, "batch_norm: kept statistics outside theta");
+  }
+  op.output = slot(in_features(x));
+  ops_.push_back(op);
+  return op.output;
+}
+
+template <typename T>
 int Program<T>::matmul(int x, int y, const cpu::MatmulArgs& a, double scale) {
   require(a.outer > 0 && a.m > 0 && a.n > 0 && a.k > 0, "matmul: an operand is empty");
   const int64_t size = a.outer * a.m * a.n;
@@ -294,6 +316,11 @@ int Program<T>::matmul(int x, int y, const cpu::MatmulArgs& a, double scale) {
   op.output = slot(size);
   ops_.push_back(op);
   return op.output;
+}
+
+template <typename T>
+bool Program<T>::mixes() const {
+  return std::any_of(ops_.begin(), ops_.end(), [](const Op& op) { return op.norm.own; });
 }
 
 template <typename T>
@@ -342,7 +369,7 @@ void Program<T>::fuse_epilogues() {
   };
   for (const Op& op : ops_) {
     Op* into = nullptr;
-    if (op.kind == OpKind::kBatchNorm) {
+    if (op.kind == OpKind::kBatchNorm && !op.norm.own) {
       into = open(op.inputs[0]);
       if (into != nullptr && into->norm.on()) into = nullptr;
       if (into != nullptr) into->norm = op.norm;
@@ -416,9 +443,19 @@ void Program<T>::plan_tiles() {
   const int64_t lanes = kernels_.vector_length;
   const int64_t fit = kTileBytes / (static_cast<int64_t>(sizeof(T)) * std::max<int64_t>(1, arena_rows_));
   const int64_t most = std::clamp<int64_t>(fit / (2 * lanes) * (2 * lanes), 2 * lanes, kMaxTile);
-  tiles_ = (samples_ + most - 1) / most;
-  const int64_t even = (samples_ + tiles_ - 1) / tiles_;
-  tile_ = round_up(even, even > 2 * lanes ? 2 * lanes : lanes);  // kernels take vectors in pairs
+  tile_ = 0;
+  tile_first_ = {0}, batch_tile_ = {0};
+  for (const int64_t size : batches_) {
+    const int64_t parts = (size + most - 1) / most, even = (size + parts - 1) / parts;
+    // Kernels take vectors in pairs.
+    const int64_t tile = round_up(even, even > 2 * lanes ? 2 * lanes : lanes);
+    const int64_t first = tile_first_.back();
+    for (int64_t at = 0; at < size; at += tile)
+      tile_first_.push_back(first + std::min(size, at + tile));
+    batch_tile_.push_back(static_cast<int64_t>(tile_first_.size()) - 1);
+    tile_ = std::max(tile_, tile);
+  }
+  tiles_ = batch_tile_.back();
   const bool able = std::all_of(ops_.begin(), ops_.end(), [&](const Op& op) {
     return (op.kind == OpKind::kLinear && !uses_[op.weight].transposed()) ||
            op.kind == OpKind::kUnary || op.kind == OpKind::kBinary ||
@@ -431,7 +468,14 @@ void Program<T>::plan_tiles() {
 
 template <typename T>
 int64_t Program<T>::tile_columns(int64_t tile) const {
-  return std::min(tile_, samples_ - tile * tile_);
+  return tile_first_[tile + 1] - tile_first_[tile];
+}
+template <typename T>
+int64_t Program<T>::most_batch_tiles() const {
+  int64_t most = 0;
+  for (size_t b = 0; b + 1 < batch_tile_.size(); ++b)
+    most = std::max(most, batch_tile_[b + 1] - batch_tile_[b]);
+  return most;
 }
 template <typename T>
 int64_t Program<T>::padded_columns(int64_t tile) const {
@@ -439,10 +483,19 @@ int64_t Program<T>::padded_columns(int64_t tile) const {
 }
 
 template <typename T>
+void Program<T>::set_batches(std::vector<int64_t> sizes) {
+  for (const int64_t size : sizes) require(size > 0, "an empty batch");
+  batches_ = std::move(sizes);
+}
+
+template <typename T>
 void Program<T>::set_data(int64_t samples, const T* x) {
   require(output_ >= 0, "finish() comes before the data");
   require(samples > 0, "no samples");
   samples_ = samples;
+  if (batches_.empty()) batches_ = {samples};
+  require(std::accumulate(batches_.begin(), batches_.end(), int64_t{0}) == samples,
+          "the batches are not all samples");
   plan_tiles();
   const int64_t features = slots_[0];
   x_ = Buffer<T>(tiles_ * features * tile_);
@@ -452,7 +505,7 @@ void Program<T>::set_data(int64_t samples, const T* x) {
     // Padding columns repeat the last sample: what is finite for the samples is finite there.
     for (int64_t c = 0; c < stride; ++c)
       for (int64_t f = 0; f < features; ++f)
-        dst[f * stride + c] = x[(t * tile_ + std::min(c, cols - 1)) * features + f];
+        dst[f * stride + c] = x[(tile_first_[t] + std::min(c, cols - 1)) * features + f];
   }
 }
 
@@ -478,7 +531,7 @@ void Program<T>::set_loss(cpu::Loss kind, int64_t classes, int64_t inner, double
     const int64_t cols = tile_columns(t), stride = padded_columns(t);
     for (int64_t c = 0; c < cols; ++c)
       for (int64_t f = 0; f < target_rows_; ++f) {
-        const int64_t from = (t * tile_ + c) * target_rows_ + f;
+        const int64_t from = (tile_first_[t] + c) * target_rows_ + f;
         const int64_t to = t * target_rows_ * tile_ + f * stride + c;
         if (index != nullptr) {
           require(index[from] >= -1 && index[from] < classes, "a class index is out of range");

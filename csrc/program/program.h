@@ -61,10 +61,13 @@ enum class OpKind : int {
   kGroupNorm,
 };
 
-// Batch norm with given statistics, as uses: (x - mean) / sqrt(variance + eps) * gain + shift.
+// Batch norm with given statistics, as uses: (x - mean) / sqrt(variance + eps) * gain + shift; or
+// with the batch's own, which may be kept: sources in theta that Question::collect fills.
 struct Norm {
   int gain = -1, shift = -1, mean = -1, variance = -1;
   double eps = 0;
+  bool own = false;
+  int64_t keep_mean = -1, keep_variance = -1;
   bool on() const { return mean >= 0; }
 };
 
@@ -175,9 +178,14 @@ class Program {
   // Over pixels of `channels` rows. bounds (outputs + 1,) into index, factor (outputs,) or empty.
   int pool(int x, cpu::Pool mode, int64_t channels, std::vector<int64_t> bounds,
            std::vector<int64_t> index, std::vector<double> factor);
+  // The same with the statistics of the batch, kept where both sources are given.
+  int batch_norm_own(int x, int64_t outer, int64_t channels, double eps, const int64_t* gain,
+                     const int64_t* shift, const int64_t* keep_mean, const int64_t* keep_variance);
 
   // Ends the building: `output` is the network's result. weight and pos_weight may be empty.
   void finish(int output);
+  // How many samples each batch has, before the data; without it they are one batch.
+  void set_batches(std::vector<int64_t> sizes);
   // x (samples, features) row-major.
   void set_data(int64_t samples, const T* x);
   // index (samples, inner) with -1 where a target does not count, or dense (samples, features).
@@ -191,6 +199,7 @@ class Program {
   int64_t tile() const { return tile_; }
   int64_t tiles() const { return tiles_; }
   bool lanes() const { return lanes_; }  // point lanes (few samples, few parameters)
+  bool mixes() const;  // whether a sample's outputs depend on its batch
   int output() const { return output_; }
   const std::vector<Op>& ops() const { return ops_; }
 
@@ -213,6 +222,7 @@ class Program {
   void pack(const Use& use, const T* theta, const T* constants, T* dst) const;
   int64_t tile_columns(int64_t tile) const;  // columns that carry samples
   int64_t padded_columns(int64_t tile) const;
+  int64_t most_batch_tiles() const;
 
   const cpu::Kernels<T>& kernels_;
   int64_t n_, samples_ = 0, tile_ = 0, tiles_ = 0, packed_size_ = 0, arena_rows_ = 0;
@@ -224,6 +234,9 @@ class Program {
   std::vector<Use> uses_;
   int output_ = -1;
   bool lanes_ = false;
+  std::vector<int64_t> batches_;     // samples of each
+  std::vector<int64_t> tile_first_;  // (tiles + 1,) its first sample
+  std::vector<int64_t> batch_tile_;  // (batches + 1,) its first tile
   Buffer<T> x_;  // (tiles, features, tile)
   cpu::LossArgs loss_{};
   std::vector<double> weight_, pos_weight_;
@@ -246,6 +259,12 @@ class Question {
   bool run(int64_t g, const T* coordinates, double* loss, double* correct, T* outputs,
            const Parallel& parallel, const ShouldStop& stop) const;
 
+  // points (g, n): the thetas, in which the kept statistics are those of the point: of the mean and
+  // of the unbiased variance, the averages over the batches (as running averages start anew with
+  // momentum 1 / count). False when stopped.
+  bool collect(int64_t g, const T* coordinates, T* points, const Parallel& parallel,
+               const ShouldStop& stop) const;
+
   int64_t k() const { return k_; }
   int64_t bytes() const;  // held by the question
   std::string describe() const;
@@ -264,6 +283,14 @@ class Question {
     std::vector<T> own;
   };
 
+  struct Batch {  // one thread's memory for a batch
+    Buffer<T> arena;              // (tiles, arena rows, tile)
+    std::vector<double> moments;  // (tiles, 2, channels)
+    std::vector<double> mean, variance;  // (channels,); variance without the division by the count
+  };
+  // Runs body(worker, tile) on a batch's tiles; false when stopped.
+  using EachTile = std::function<bool(int64_t, const std::function<void(int, int64_t)>&)>;
+
   void find_moved(const T* directions);
   void plan_steps(const T* directions);
   void place_weights(const T* directions);
@@ -272,6 +299,11 @@ class Question {
   void fill_weights(int64_t point, int64_t part, const T* coordinates, T* weights) const;
   void run_tile(int64_t tile, const T* c, const T* weights, Worker& worker, double* loss,
                 double* correct, T* outputs) const;
+  // The slots of a tile, then its ops first .. last - 1, then its loss.
+  void find_slots(int64_t tile, T* arena, Worker& worker) const;
+  void run_ops(size_t first, size_t last, int64_t tile, const T* c, const T* weights, T* arena,
+               Worker& worker) const;
+  void finish_tile(int64_t tile, Worker& worker, double* loss, double* correct, T* outputs) const;
   void apply(const Op& op, int64_t cols, const T* const* slots, const T* weights, T* out) const;
   const T* use_data(int use, const T* weights) const;
   std::vector<T> norm_affine(const Op& op, const T* weights) const;
@@ -279,6 +311,19 @@ class Question {
                  const Parallel& parallel, const ShouldStop& stop) const;
   bool run_lanes(int64_t g, const T* coordinates, double* loss, double* correct,
                  const Parallel& parallel, const ShouldStop& stop) const;
+  // Points in groups whose weights fit: body(first, count, weights), after they are filled.
+  bool run_groups(int64_t g, const T* coordinates, const Parallel& parallel,
+                  const ShouldStop& stop,
+                  const std::function<bool(int64_t, int64_t, const T*)>& body) const;
+  bool run_batches(int64_t g, const T* coordinates, double* loss, double* correct, T* outputs,
+                   T* points, const Parallel& parallel, const ShouldStop& stop) const;
+  bool run_batch(int64_t batch, const T* c, const T* weights, std::vector<Worker>& workers,
+                 Batch& memory, const EachTile& each, double* kept, double* sums,
+                 T* outputs) const;
+  void moments(const Op& op, int64_t first, int64_t last, Batch& memory) const;
+  std::vector<T> own_affine(const Op& op, const T* weights, const Batch& memory,
+                            double count) const;
+  void average(const double* kept, T* point) const;
   void run_block(int64_t first, int64_t count, const T* coordinates, Worker& worker, double* loss,
                  double* correct) const;
 
@@ -292,6 +337,8 @@ class Question {
   Buffer<T> moved_base_;  // (weights_size,), directions likewise
   std::vector<Buffer<T>> moved_directions_;
   std::vector<Step> steps_;       // by op
+  std::vector<size_t> own_;       // ops that take the statistics of the batch
+  int64_t kept_channels_ = 0;     // of all ops whose statistics are kept
   std::vector<Buffer<T>> cache_;  // by slot: (tiles, features, tile) where a static slot is read
   // point lanes
   std::vector<T> source_base_;  // theta (zero for free points), then the constants

@@ -42,7 +42,12 @@ Question<T>::Question(const Program<T>& program, const T* theta, const T* direct
   plan_steps(directions);
   place_weights(directions);
   compute_static(directions, parallel);
-  if (!p.lanes_) return;
+  for (size_t i = 0; i < p.fused_.size(); ++i) {
+    if (!p.fused_[i].norm.own) continue;
+    own_.push_back(i);
+    if (p.fused_[i].norm.keep_mean >= 0) kept_channels_ += p.fused_[i].k;
+  }
+  if (!p.lanes_ && own_.empty()) return;
   source_base_.assign(static_cast<size_t>(p.n_), T(0));
   if (theta != nullptr) source_base_.assign(theta, theta + p.n_);
   source_base_.insert(source_base_.end(), p.constants_.begin(), p.constants_.end());
@@ -50,7 +55,13 @@ Question<T>::Question(const Program<T>& program, const T* theta, const T* direct
     source_directions_.emplace_back(directions + j * p.n_, directions + (j + 1) * p.n_);
     source_directions_.back().resize(source_base_.size());
   }
-  expand_lanes();
+  if (p.lanes_) {
+    expand_lanes();
+    return;
+  }
+  const int64_t lanes = p.kernels_.vector_length, size = (p.n_ + lanes - 1) / lanes * lanes;
+  source_base_.resize(size);  // whole vectors, without the constants
+  for (auto& direction : source_directions_) direction.resize(size);
 }
 
 template <typename T>
@@ -82,7 +93,7 @@ void Question<T>::plan_steps(const T* directions) {
     op.each_use([&](int use) { moved = moved || moved_[use]; });
     for (const int x : op.inputs) on_dynamic = on_dynamic || dynamic[x];
     Step step{How::kKernel, {}, {}};
-    if (!on_dynamic && !moved) {
+    if (!on_dynamic && !moved && !op.norm.own) {
       step.how = How::kStatic;
     } else {
       dynamic[op.output] = true;
@@ -308,18 +319,35 @@ void Question<T>::fill_weights(int64_t point, int64_t part, const T* coordinates
 template <typename T>
 void Question<T>::run_tile(int64_t t, const T* c, const T* weights, Worker& worker, double* loss,
                            double* correct, T* outputs) const {
+  find_slots(t, worker.arena.data(), worker);
+  run_ops(0, program_.fused_.size(), t, c, weights, worker.arena.data(), worker);
+  finish_tile(t, worker, loss, correct, outputs);
+}
+
+template <typename T>
+void Question<T>::find_slots(int64_t t, T* arena, Worker& worker) const {
   const Program<T>& p = program_;
-  const int64_t cols = p.padded_columns(t), samples = p.tile_columns(t);
+  worker.slots.resize(p.slots_.size());
+  worker.slots[0] = p.x_.data() + t * p.slots_[0] * p.tile_;
+  for (size_t s = 1; s < p.slots_.size(); ++s) {
+    if (cache_[s].size() > 0)
+      worker.slots[s] = cache_[s].data() + t * p.slots_[s] * p.tile_;
+    else
+      worker.slots[s] = p.place_[s] < 0 ? nullptr : arena + p.place_[s] * p.tile_;
+  }
+}
+
+template <typename T>
+void Question<T>::run_ops(size_t first, size_t last, int64_t t, const T* c, const T* weights,
+                          T* arena, Worker& worker) const {
+  const Program<T>& p = program_;
+  const int64_t cols = p.padded_columns(t);
   std::vector<const T*>& slot = worker.slots;
-  double* scratch = worker.scratch.data();
-  slot[0] = p.x_.data() + t * p.slots_[0] * p.tile_;
-  for (size_t s = 1; s < p.slots_.size(); ++s)
-    slot[s] = cache_[s].size() > 0 ? cache_[s].data() + t * p.slots_[s] * p.tile_ : nullptr;
-  for (size_t i = 0; i < p.fused_.size(); ++i) {
+  for (size_t i = first; i < last; ++i) {
     const Op& op = p.fused_[i];
     const Step& step = steps_[i];
     if (step.how == How::kStatic) continue;
-    T* out = worker.arena.data() + p.place_[op.output] * p.tile_;
+    T* out = arena + p.place_[op.output] * p.tile_;
     if (step.how == How::kKernel) {
       apply(op, cols, slot.data(), weights, out);
     } else {
@@ -338,14 +366,21 @@ void Question<T>::run_tile(int64_t t, const T* c, const T* weights, Worker& work
         for (auto& pointer : z) pointer += op.m * cols;
       }
     }
-    slot[op.output] = out;
   }
-  const T* result = slot[p.output_];
+}
+
+template <typename T>
+void Question<T>::finish_tile(int64_t t, Worker& worker, double* loss, double* correct,
+                              T* outputs) const {
+  const Program<T>& p = program_;
+  const int64_t cols = p.padded_columns(t), samples = p.tile_columns(t);
+  double* scratch = worker.scratch.data();
+  const T* result = worker.slots[p.output_];
   if (outputs != nullptr) {
     const int64_t features = p.slots_[p.output_];
     for (int64_t s = 0; s < samples; ++s)
       for (int64_t f = 0; f < features; ++f)
-        outputs[(t * p.tile_ + s) * features + f] = result[f * cols + s];
+        outputs[(p.tile_first_[t] + s) * features + f] = result[f * cols + s];
   }
   cpu::Targets targets;
   const int64_t at = t * p.target_rows_ * p.tile_;
@@ -358,37 +393,50 @@ void Question<T>::run_tile(int64_t t, const T* c, const T* weights, Worker& work
 }
 
 template <typename T>
-bool Question<T>::run_tiles(int64_t g, const T* coordinates, double* loss, double* correct,
-                            T* outputs, const Parallel& parallel, const ShouldStop& stop) const {
-  const Program<T>& p = program_;
+bool Question<T>::run_groups(int64_t g, const T* coordinates, const Parallel& parallel,
+                             const ShouldStop& stop,
+                             const std::function<bool(int64_t, int64_t, const T*)>& body) const {
   const int64_t bytes = std::max<int64_t>(1, weights_size_ * static_cast<int64_t>(sizeof(T)));
   const int64_t group = std::min(g, std::clamp<int64_t>(kGroupBytes / bytes, 1, kMaxGroup));
-  const int64_t parts = points_ ? static_cast<int64_t>(p.uses_.size())
+  const int64_t parts = points_ ? static_cast<int64_t>(program_.uses_.size())
                                 : (weights_size_ + kWeightChunk - 1) / kWeightChunk;
-  int64_t tile_bytes = 0;  // constants that one tile of a point reads
-  for (const Step& step : steps_) tile_bytes += step.z.size() * static_cast<int64_t>(sizeof(T));
-  for (const auto& cache : cache_) tile_bytes += cache.size() * static_cast<int64_t>(sizeof(T));
-  const bool point_major = bytes > tile_bytes / p.tiles_;
-
   Buffer<T> weights(group * weights_size_);
-  std::vector<double> partial(2 * group * p.tiles_);
-  std::vector<Worker> workers(parallel.workers);
-  const int64_t width = points_ ? p.n_ : k_;
   for (int64_t first = 0; first < g; first += group) {
     const int64_t count = std::min(group, g - first);
-    const T* c = coordinates + first * width;
+    const T* c = coordinates + first * (points_ ? program_.n_ : k_);
     if (parts > 0 &&
         !Items(count * parts, parallel, stop).run([&](int, int64_t item) {
           const int64_t point = item / parts;
           fill_weights(point, item % parts, c, weights.data() + point * weights_size_);
         }))
       return false;
+    if (!body(first, count, weights.data())) return false;
+  }
+  return true;
+}
+
+template <typename T>
+bool Question<T>::run_tiles(int64_t g, const T* coordinates, double* loss, double* correct,
+                            T* outputs, const Parallel& parallel, const ShouldStop& stop) const {
+  const Program<T>& p = program_;
+  int64_t tile_bytes = 0;  // constants that one tile of a point reads
+  for (const Step& step : steps_) tile_bytes += step.z.size() * static_cast<int64_t>(sizeof(T));
+  for (const auto& cache : cache_) tile_bytes += cache.size() * static_cast<int64_t>(sizeof(T));
+  const int64_t bytes = std::max<int64_t>(1, weights_size_ * static_cast<int64_t>(sizeof(T)));
+  const bool point_major = bytes > tile_bytes / p.tiles_;
+
+  std::vector<double> partial;
+  std::vector<Worker> workers(parallel.workers);
+  const int64_t width = points_ ? p.n_ : k_;
+  return run_groups(g, coordinates, parallel, stop, [&](int64_t first, int64_t count,
+                                                        const T* weights) {
+    const T* c = coordinates + first * width;
+    partial.resize(2 * count * p.tiles_);
     const bool done = Items(count * p.tiles_, parallel, stop).run([&](int id, int64_t item) {
       Worker& worker = workers[id];
       if (worker.scratch.size() == 0) {
         worker.arena = Buffer<T>(p.arena_rows_ * p.tile_);
         worker.scratch = Buffer<double>(2 * p.tile_);
-        worker.slots.resize(p.slots_.size());
       }
       const int64_t point = point_major ? item / p.tiles_ : item % count;
       const int64_t tile = point_major ? item % p.tiles_ : item / count;
@@ -396,7 +444,7 @@ bool Question<T>::run_tiles(int64_t g, const T* coordinates, double* loss, doubl
       T* out = outputs != nullptr
                    ? outputs + (first + point) * p.samples_ * p.slots_[p.output_]
                    : nullptr;
-      run_tile(tile, c + point * width, weights.data() + point * weights_size_, worker, sums,
+      run_tile(tile, c + point * width, weights + point * weights_size_, worker, sums,
                correct != nullptr ? sums + 1 : nullptr, out);
     });
     if (!done) return false;
@@ -409,8 +457,8 @@ bool Question<T>::run_tiles(int64_t g, const T* coordinates, double* loss, doubl
       loss[first + point] = total;
       if (correct != nullptr) correct[first + point] = hits;
     }
-  }
-  return true;
+    return true;
+  });
 }
 
 // vector_length points at once: every parameter is a vector over the points.
@@ -497,6 +545,8 @@ bool Question<T>::run(int64_t g, const T* coordinates, double* loss, double* cor
   if (g == 0) return true;
   if (program_.lanes_ && outputs == nullptr)
     return run_lanes(g, coordinates, loss, correct, parallel, stop);
+  if (!own_.empty())
+    return run_batches(g, coordinates, loss, correct, outputs, nullptr, parallel, stop);
   return run_tiles(g, coordinates, loss, correct, outputs, parallel, stop);
 }
 
