@@ -8,6 +8,7 @@ the module itself before it is used (engine_native.py).
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,7 +20,12 @@ from torch.nn.utils import parametrize
 from .errors import NotLowered
 
 # Modules whose own Python code fx cannot trace; they stand in the graph as one call.
-_WHOLE = (nn.modules.batchnorm._NormBase, nn.RNNBase, nn.MultiheadAttention)
+_WHOLE = (
+    nn.modules.batchnorm._NormBase,
+    nn.RNNBase,
+    nn.RNNCellBase,
+    nn.MultiheadAttention,
+)
 # The same, but a subclass may have a forward of its own.
 _WHOLE_THEMSELVES = (nn.TransformerEncoderLayer, nn.TransformerEncoder)
 
@@ -85,7 +91,9 @@ def trace(model: nn.Module, example: Tensor, how: str) -> torch.fx.GraphModule:
         try:
             if how == "fx":
                 return torch.fx.GraphModule(model, _Tracer().trace(model))
-            program = torch.export.export(model, (example,), strict=False)
+            with warnings.catch_warnings():  # of the attributes that are restored here
+                warnings.simplefilter("ignore", UserWarning)
+                program = torch.export.export(model, (example,), strict=False)
             return _with_own_tensors(program, model)
         except NotLowered:
             raise

@@ -37,8 +37,9 @@ class Dataset:
     """Batches of (inputs, target), or of anything when they go to an objective.
 
     ``data``: a pair (x, y) of tensors or arrays (one batch), a DataLoader, or any iterable of
-    batches. Tensors must be on ``device`` unless ``move``. Raises InvalidArgument for empty data
-    and for batches that are no pair where pairs are needed.
+    batches. Tensors must be on ``device`` unless ``move``. A batch may have several targets per
+    input, where the model gives as many rows of outputs (tokens). Raises InvalidArgument for empty
+    data and for batches that are no pair where pairs are needed.
     """
 
     def __init__(self, data: Any, *, pairs: bool, device: torch.device, move: bool) -> None:
@@ -107,7 +108,8 @@ def _batch(item: Any, index: int, pairs: bool) -> Batch:
         inputs, target = item
         size = _leading_size(inputs)
         targets = _leading_size(target)
-        if pairs and size is not None and targets is not None and size != targets:
+        # A multiple: targets of tokens, where the model gives (N * T, ...) for N sequences.
+        if pairs and size is not None and targets is not None and targets % max(size, 1):
             raise InvalidArgument(f"data: batch {index} has {size} inputs but {targets} targets")
         return Batch(item, inputs, target, size if size is not None else 1)
     if pairs:

@@ -22,6 +22,7 @@ from . import (  # noqa: F401
     lowering_group_norm,
     lowering_matmul,
     lowering_pool,
+    lowering_sequence,
     lowering_shapes,
 )
 from ._native import core
@@ -30,6 +31,7 @@ from .data import Batch
 from .engine_torch import TorchEngine
 from .errors import NotLowered, UnknownOp
 from .lowering import Lowering
+from .native_loss import Output, counted_targets, set_loss
 from .statistics import is_variance
 
 if TYPE_CHECKING:
@@ -60,7 +62,7 @@ class NativeEngine:
         dtype: torch.dtype,
         loss: KnownLoss,
         targets: Tensor,
-        output_shape: tuple[int, ...],
+        output: Output,
         how: str,
         ops: Sequence[str],
         memory: int,
@@ -69,16 +71,16 @@ class NativeEngine:
         self._dtype = dtype
         self._question = _PROGRAMS[dtype][1]
         self._targets = targets
-        self._output_shape = output_shape
+        self._output = output
         self._memory = memory  # bytes that derivatives may keep at one theta
         self._kept: tuple[Tensor, Any] | None = None  # derivatives at the last theta
         self.how = how
         self.ops = tuple(ops)
-        outputs_shape = (program.samples, *output_shape)
+        outputs_shape = output.module_shape(program.samples)
         mean = loss.reduction == "mean"
         self.mixes: bool = program.mixes  # whether samples depend on their batch
         self._denominator = loss.denominator(targets, outputs_shape) if mean else 1.0
-        self._counted = _counted_targets(loss, targets, outputs_shape)
+        self._counted = counted_targets(loss, targets, outputs_shape)
 
     def prepare(self, theta: Tensor, directions: Tensor, metrics: Sequence[Any]) -> Evaluate:
         """A function of coefficients (g, k) to {metric: (g,)} along directions (k, n)."""
@@ -111,7 +113,7 @@ class NativeEngine:
         return collect
 
     def outputs_at(self, points: Tensor) -> list[Tensor]:
-        """The outputs (samples, ...) at each of the points (p, n)."""
+        """The outputs as the module gives them, at each of the points (p, n)."""
         question = self._question(self._program)
         return [self.outputs(question, p) for p in _rows(points, self._program.n, self._dtype)]
 
@@ -203,12 +205,12 @@ class NativeEngine:
         return values
 
     def outputs(self, question: Any, coordinates: Tensor) -> Tensor:
-        """The network's outputs (samples, ...) at one point."""
-        outputs = torch.empty((self._program.samples, *self._output_shape), dtype=self._dtype)
+        """The network's outputs as the module gives them, at one point."""
+        outputs = torch.empty((self._program.samples, *self._output.rows()), dtype=self._dtype)
         unused = np.empty(1)
         point = coordinates.contiguous()
         question.run(1, point.data_ptr(), unused.ctypes.data, 0, outputs.data_ptr())
-        return outputs
+        return self._output.as_module(outputs)
 
 
 def _rows(coordinates: Any, width: int, dtype: torch.dtype) -> Tensor:
@@ -225,11 +227,15 @@ def _metric_name(metric: Any) -> str:
 
 @dataclass(frozen=True)
 class Data:
-    """All inputs (N, ...) and targets, on the CPU, and how many samples each batch has."""
+    """All inputs (N, ...) and targets, on the CPU, and how many samples each batch has.
+
+    The inputs are of ``dtype``, the program's, or integers.
+    """
 
     inputs: Tensor
     targets: Tensor
     sizes: tuple[int, ...]
+    dtype: torch.dtype
 
     @classmethod
     def of(cls, dataset: Dataset, dtype: torch.dtype) -> Data:
@@ -242,25 +248,32 @@ class Data:
         inputs, targets = tensors
         if dtype not in _PROGRAMS:
             raise NotLowered(f"{dtype} is not a dtype of the native engine")
+        sizes = tuple(batch.size for batch in dataset.batches)
+        inputs = inputs.detach().cpu().contiguous()
+        if inputs.dtype in (torch.int64, torch.int32):
+            return cls(inputs, targets, sizes, dtype)
         if not inputs.is_floating_point():
-            raise NotLowered(f"the inputs are {inputs.dtype}, not floating point")
+            raise NotLowered(f"the inputs are {inputs.dtype}, neither floating point nor int64")
         if torch.finfo(inputs.dtype).eps < torch.finfo(dtype).eps:
             raise NotLowered(f"the inputs are {inputs.dtype}, wider than the {dtype} asked for")
-        sizes = tuple(batch.size for batch in dataset.batches)
-        return cls(inputs.detach().to("cpu", dtype).contiguous(), targets, sizes)
+        return cls(inputs.to(dtype), targets, sizes, dtype)
 
     def first(self, batches: int, samples: int) -> Data:
         """At most so many batches, of at most so many of their samples."""
+        if len(self.targets) != len(self.inputs):
+            raise NotLowered("several targets per sample where samples depend on their batch")
         starts = [sum(self.sizes[:b]) for b in range(min(batches, len(self.sizes)))]
         sizes = tuple(min(samples, self.sizes[b]) for b in range(len(starts)))
         rows = torch.cat([torch.arange(a, a + n) for a, n in zip(starts, sizes, strict=True)])
-        return Data(self.inputs[rows], self.targets[rows], sizes)
+        return Data(self.inputs[rows], self.targets[rows], sizes, self.dtype)
 
 
 def example_of(model: nn.Module, data: Data) -> Tensor:
-    """A few samples to trace the model with, in its own dtype."""
-    own = next((t.dtype for t in model.parameters() if t.is_floating_point()), data.inputs.dtype)
-    return data.inputs[torch.arange(_TRACED_SAMPLES) % len(data.inputs)].to(own)
+    """A few samples to trace the model with, in its own dtype; integers as zeros."""
+    few = data.inputs[torch.arange(_TRACED_SAMPLES) % len(data.inputs)]
+    if not few.is_floating_point():
+        return torch.zeros_like(few)
+    return few.to(next((t.dtype for t in model.parameters() if t.is_floating_point()), few.dtype))
 
 
 def build(
@@ -294,10 +307,12 @@ def build(
                     other = lower(graph, example, model, loss, layout, few, how, memory)
                     check_batches(other, model, loss, layout, theta, few, bn)
                 else:
-                    _check_against_module(engine, model, layout, theta, data.inputs)
+                    _check_against_module(engine, model, layout, theta, data)
             return engine
-        except UnknownOp:
-            raise  # the other tracer would find the same call
+        except UnknownOp as refusal:
+            if not reasons:
+                raise  # the other tracer would find the same call
+            reasons.append(refusal.reason)
         except NotLowered as refusal:
             reasons.append(refusal.reason)
     raise NotLowered("the forward pass could not be captured: " + "; ".join(reasons))
@@ -316,7 +331,7 @@ def lower(
 ) -> NativeEngine:
     """The graph as a program over the data; with ``collect``, one that finds the running
     statistics of its batch norm and keeps them where the layout has them."""
-    dtype = data.inputs.dtype
+    dtype = data.dtype
     constants, sources = _sources(model, layout, dtype)
     program = _PROGRAMS[dtype][0](layout.n, constants.data_ptr(), constants.numel())
     lowering = Lowering(graph, program, sources, collect)
@@ -328,11 +343,13 @@ def lower(
     program.finish(output.id)
     if program.mixes:
         program.set_batches(list(data.sizes))
-    program.set_data(len(data.inputs), data.inputs.data_ptr())
-    _set_loss(program, loss, data.targets, output.shape)
-    return NativeEngine(
-        program, dtype, loss, data.targets, output.shape, how, lowering.names, memory
-    )
+    values = data.inputs.to(dtype)  # of integers, those that an embedding may read are exact
+    program.set_data(len(values), values.data_ptr())
+    order = lowering.order(output)
+    assert order is not None
+    shown = Output(output.shape, order, lowering.merged)
+    set_loss(program, loss, data.targets, shown)
+    return NativeEngine(program, dtype, loss, data.targets, shown, how, lowering.names, memory)
 
 
 def check_tensors(model: nn.Module, dtype: torch.dtype) -> None:
@@ -369,87 +386,23 @@ def _sources(
     return torch.cat(constants), sources
 
 
-def _set_loss(program: Any, loss: KnownLoss, targets: Tensor, shape: tuple[int, ...]) -> None:
-    samples, features = program.samples, 1
-    for size in shape:
-        features *= size
-    weight: list[float] = []
-    pos_weight: list[float] = []
-    index, dense = torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.float64)
-    if loss.kind in ("cross_entropy", "nll"):
-        if not shape:
-            raise NotLowered(f"{loss.kind} of outputs without a class dimension")
-        classes, inner = shape[0], features // max(1, shape[0])
-        weight = [] if loss.weight is None else loss.weight.double().tolist()
-        if targets.is_floating_point():
-            if tuple(targets.shape) != (samples, *shape) or loss.kind == "nll":
-                raise NotLowered(f"{loss.kind} targets of shape {tuple(targets.shape)}")
-            dense = targets.double().reshape(samples, features).contiguous()
-        else:
-            if tuple(targets.shape) != (samples, *shape[1:]):
-                raise NotLowered(f"{loss.kind} targets of shape {tuple(targets.shape)}")
-            index = targets.long().reshape(samples, inner)
-            index = torch.where(index == loss.ignore_index, -1, index).contiguous()
-            if (
-                int(index.max()) >= classes
-                or int(index.min()) < -1
-                or (loss.ignore_index != -1 and bool((targets == -1).any()))
-            ):
-                raise NotLowered(f"a class index outside 0 .. {classes - 1}")
-    else:
-        classes, inner = features, 1
-        if tuple(targets.shape) != (samples, *shape):
-            raise NotLowered(
-                f"{loss.kind} targets of shape {tuple(targets.shape)} for outputs "
-                f"{(samples, *shape)}"
-            )
-        dense = targets.double().reshape(samples, features).contiguous()
-        weight = _per_feature(loss.weight, shape, f"{loss.kind} weight")
-        pos_weight = _per_feature(loss.pos_weight, shape, "pos_weight")
-    program.set_loss(
-        getattr(core.Loss, loss.kind),
-        classes,
-        inner,
-        float(loss.label_smoothing),
-        weight,
-        pos_weight,
-        index.data_ptr() if index.numel() else 0,
-        dense.data_ptr() if dense.numel() else 0,
-    )
-
-
-def _per_feature(weight: Tensor | None, shape: tuple[int, ...], name: str) -> list[float]:
-    if weight is None:
-        return []
-    if weight.dim() > len(shape):
-        raise NotLowered(f"{name} of shape {tuple(weight.shape)}: one weight per sample")
-    return weight.double().expand(shape).reshape(-1).tolist()
-
-
-def _counted_targets(loss: KnownLoss, targets: Tensor, outputs_shape: tuple[int, ...]) -> float:
-    """How many targets accuracy is the share of."""
-    if loss.kind in ("cross_entropy", "nll"):
-        if targets.is_floating_point():
-            return float(targets.numel() // outputs_shape[1])
-        return float((targets != loss.ignore_index).sum())
-    return float(targets.numel())
-
-
 def _check_against_module(
-    engine: NativeEngine, model: nn.Module, layout: ParameterLayout, theta: Tensor, data: Tensor
+    engine: NativeEngine, model: nn.Module, layout: ParameterLayout, theta: Tensor, data: Data
 ) -> None:
     """The program's outputs must be the module's, at theta and at two perturbed thetas."""
-    rows = data[:_CHECKED_SAMPLES]
+    rows = data.inputs[:_CHECKED_SAMPLES]
     fixed = {
-        name: t.detach().to(rows.dtype) if t.is_floating_point() else t.detach().clone()
+        name: t.detach().to(data.dtype) if t.is_floating_point() else t.detach().clone()
         for name, t in (*model.named_parameters(), *model.named_buffers())
     }
     question = engine._question(engine._program)
-    for point in _checked_points(layout, theta.detach().to("cpu", rows.dtype)):
+    for point in _checked_points(layout, theta.detach().to("cpu", data.dtype)):
         with torch.no_grad(), restored_attributes(model):
             state = {**fixed, **layout.unflatten(point)}
             expected = torch.func.functional_call(model, state, (rows,), tie_weights=True)
-        _compare(engine.outputs(question, point)[: len(rows)], expected, len(engine.ops))
+        got = engine.outputs(question, point)
+        few = len(got) * len(rows) // len(data.inputs)
+        _compare(got[:few], expected, len(engine.ops))
 
 
 def check_batches(
@@ -462,7 +415,7 @@ def check_batches(
     bn: str,
 ) -> None:
     """The same where samples depend on their batch, against the torch engine over all ``data``."""
-    dtype = data.inputs.dtype
+    dtype = data.dtype
     pairs = zip(data.inputs.split(data.sizes), data.targets.split(data.sizes), strict=True)
     batches = [Batch((x, y), x, y, len(x)) for x, y in pairs]
     expected: list[Any] = []

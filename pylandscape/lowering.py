@@ -22,6 +22,7 @@ from ._native import core
 from .errors import NotLowered, UnknownOp
 
 Shape = tuple[int, ...]
+Handler = Callable[..., Any]
 FILL = -1  # in an index: a constant, not an element
 
 
@@ -81,6 +82,17 @@ class Unread:
     what: str
 
 
+@dataclass(frozen=True, eq=False)
+class Merged:
+    """A traced tensor in whose first dimension are the samples and the first of ``slot.shape``.
+
+    That is what ``logits.view(-1, classes)`` makes of (samples, tokens, classes). Calls that treat
+    every row alone are lowered as if the dimension were still two.
+    """
+
+    slot: Slot  # its axis is 0
+
+
 class Lowering(torch.fx.Interpreter):
     """Runs the graph and builds the program beside it; ``result`` is the network's result."""
 
@@ -99,7 +111,10 @@ class Lowering(torch.fx.Interpreter):
         self.samples = 0
         self.trace_dtype = torch.float32
         self.inputs = 0
+        self.ids: int | None = None  # the input's slot where that holds integers
+        self.parts: dict[int, list[tuple[int, int, int]]] = {}  # of joined slots: slot, row, rows
         self.result: Slot | None = None
+        self.merged = False  # whether the traced result is that of a Merged
         self.names: list[str] = []
         self._covering: dict[int, tuple[Tensor, bool]] = {}
 
@@ -143,16 +158,21 @@ class Lowering(torch.fx.Interpreter):
             return Known(value)
         if handler is None:
             raise UnknownOp(f"op {name!r} is not in the native engine")
-        call = Call(self, name, value, function)
-        args, kwargs = torch.fx.node.map_aggregate((args, kwargs), self._constants)
+        if handler not in TAKE_KNOWN:
+            args, kwargs = torch.fx.node.map_aggregate((args, kwargs), self._constants)
         try:
-            result = handler(call, *args, **kwargs)
+            lower: Any = partial(_merged, handler) if _has_merged((args, kwargs), name) else handler
+            result = lower(Call(self, name, value, function), *args, **kwargs)
         except NotLowered:
             if known:  # not a view of a buffer
                 return Known(value)
             raise
         except TypeError as error:  # an argument that the handler does not take
             raise NotLowered(f"op {name!r}: unsupported arguments ({error})") from error
+        if self.ids is not None and name != "embedding":
+            given = any(isinstance(a, Slot) and a.id == self.ids for a in _flat((args, kwargs)))
+            if given and not all(isinstance(r, Slot) and r.id == self.ids for r in _flat(result)):
+                raise NotLowered(f"op {name!r} reads the integer input, as only embedding may")
         self._check(name, value, result)
         self.names.append(name)
         return self._rebind(node, result) if _in_place(node, name) else result
@@ -160,7 +180,7 @@ class Lowering(torch.fx.Interpreter):
     def _is_known(self, args: Any) -> bool:
         """Whether a call with these arguments gives the same tensor at every point."""
         return all(
-            not isinstance(a, Slot) and not (isinstance(a, Fixed) and a.source >= 0)
+            not isinstance(a, Slot | Merged) and not (isinstance(a, Fixed) and a.source >= 0)
             for a in _flat(args)
         )
 
@@ -180,16 +200,23 @@ class Lowering(torch.fx.Interpreter):
         self.inputs += 1
         if self.inputs > 1:
             raise NotLowered("the model takes more than one input")
-        if value.dim() < 1 or not value.is_floating_point():
-            raise NotLowered(f"the input is {value.dtype}, not floating point")
-        self.samples, self.trace_dtype = value.shape[0], value.dtype
+        if value.dim() < 1:
+            raise NotLowered("the input has no batch dimension")
+        self.samples = value.shape[0]
         shape = tuple(value.shape[1:])
-        return Slot(self.program.input(prod(shape)), shape)
+        x = Slot(self.program.input(prod(shape)), shape)
+        if value.is_floating_point():
+            self.trace_dtype = value.dtype
+        else:
+            self.ids = x.id
+        return x
 
     def _output(self, result: Any) -> Slot:
+        if isinstance(result, Merged):
+            self.merged, result = True, result.slot
         if not isinstance(result, Slot) or result.axis != 0:
             raise NotLowered("the model does not return one tensor with a row per sample")
-        return self.in_order(result)
+        return result if self.order(result) is not None else self.in_order(result)
 
     def _check(self, name: str, value: Any, result: Any) -> None:
         """The lowered result must have the traced one's shape, with the batch where it says."""
@@ -201,6 +228,10 @@ class Lowering(torch.fx.Interpreter):
         elif isinstance(result, Fixed):
             if tuple(value.shape) != result.shape:
                 raise NotLowered(f"op {name!r} gives shape {tuple(value.shape)}")
+        elif isinstance(result, Merged):
+            if len(value) % self.samples:
+                raise NotLowered(f"op {name!r} gives shape {tuple(value.shape)}")
+            self._check(name, value.unflatten(0, (self.samples, -1)), result.slot)
         elif isinstance(result, Slot):
             shape = (*result.shape[: result.axis], self.samples, *result.shape[result.axis :])
             if tuple(value.shape) != shape:
@@ -208,7 +239,8 @@ class Lowering(torch.fx.Interpreter):
                     f"op {name!r} gives shape {tuple(value.shape)}: it mixes samples, or has no "
                     "batch dimension"
                 )
-            if value.dtype != self.trace_dtype:
+            integer = result.id == self.ids and not value.is_floating_point()
+            if value.dtype != self.trace_dtype and not integer:
                 raise NotLowered(
                     f"op {name!r} gives {value.dtype} where the input is {self.trace_dtype}"
                 )
@@ -285,6 +317,31 @@ class Lowering(torch.fx.Interpreter):
         """x with its elements in rows 0, 1, ... of its slot."""
         return self.gathered(x, self.rows(x).reshape(-1), None)
 
+    def block(self, x: Slot) -> tuple[int, int]:
+        """A slot and its first row from which on x's elements stand in order; copied if need be."""
+        rows = self.rows(x).reshape(-1)
+        first = int(rows[0]) if rows.numel() else 0
+        if not torch.equal(rows, counting(rows.numel()) + first):
+            return self.in_order(x).id, 0
+        for id, row, count in self.parts.get(x.id, []):
+            if first + rows.numel() <= count:
+                return id, row + first
+            if first < count:
+                break  # in several parts
+            first -= count
+        return x.id, int(rows[0]) if rows.numel() else 0
+
+    def rows_from(self, id: int, first: int, count: int) -> Slot:
+        """Some rows of a slot, as a vector per sample."""
+        whole = count == self.program.features(id)
+        return Slot(id, (count,), 0, None if whole else counting(count) + first)
+
+    def join(self, parts: Sequence[tuple[int, int, int]], shape: Shape, axis: int) -> Slot:
+        """Rows of slots (slot, first row, how many), one after the other."""
+        found = self.program.join([p[0] for p in parts], [p[1:] for p in parts])
+        self.parts[found] = list(parts)
+        return Slot(found, shape, axis)
+
     def reordered(self, x: Slot, like: Slot) -> Slot:
         """x with each element in the row where `like`, which covers its slot, has it."""
         if self.same_rows(x, like) and self.covers(x):
@@ -300,8 +357,10 @@ class Lowering(torch.fx.Interpreter):
         found = self.program.gather(x.id, rows.numel(), rows.data_ptr(), float(fill))
         return Slot(found, x.shape, x.axis, index)
 
-    def full(self, x: Slot) -> Tensor:
+    def full(self, x: Slot | Merged) -> Tensor:
         """Row + sample * features of every element of the traced tensor."""
+        if isinstance(x, Merged):
+            return self.full(x.slot).flatten(0, 1)
         size = self.program.features(x.id)
         return torch.stack([self.rows(x) + s * size for s in range(self.samples)], dim=x.axis)
 
@@ -324,6 +383,19 @@ class Lowering(torch.fx.Interpreter):
                 plain = first.numel() == size and torch.equal(first.reshape(-1), counting(size))
                 return Slot(x.id, shape, axis, None if plain else first)
         raise NotLowered("a view that mixes samples")
+
+    def shown(self, x: Slot | Merged, full: Tensor, fill: float = 0.0) -> Slot | Merged:
+        """The same, where the samples may have been merged with a dimension after them."""
+        slot = x.slot if isinstance(x, Merged) else x
+        try:
+            return self.from_full(slot, full, fill)
+        except NotLowered:
+            if full.dim() == 0 or len(full) == 0 or len(full) % self.samples:
+                raise
+            found = self.from_full(slot, full.unflatten(0, (self.samples, -1)), fill)
+            if found.axis != 0:
+                raise
+            return Merged(found)
 
 
 @dataclass(frozen=True)
@@ -427,6 +499,33 @@ def _flat(value: Any) -> Iterator[Any]:
         yield value
 
 
+def _has_merged(values: Any, name: str) -> bool:
+    found = any(isinstance(v, Merged) for v in _flat(values))
+    if found and name not in _OF_ROWS | _VIEWS:
+        raise NotLowered(f"op {name!r} on samples that are merged with another dimension")
+    return found and name in _OF_ROWS
+
+
+def _merged(handler: Handler, call: Call, *args: Any, **kwargs: Any) -> Merged:
+    """The handler's result for the tensors as they were with samples and rows apart."""
+    value = call.value.unflatten(0, (call.lowering.samples, -1))
+    if call.name in _OF_A_DIM:
+        dim = kwargs.pop("dim") if "dim" in kwargs else args[1]
+        dim %= call.value.dim()
+        if dim == 0:
+            raise call.refuse("over the batch dimension")
+        args = (args[0], dim + 1, *args[2:])
+    if any(isinstance(a, Slot) for a in _flat((args, kwargs))):
+        raise call.refuse("samples that are merged with another dimension, and ones that are not")
+    args, kwargs = torch.fx.node.map_aggregate(
+        (args, kwargs), lambda a: a.slot if isinstance(a, Merged) else a
+    )
+    result = handler(Call(call.lowering, call.name, value, call.function), *args, **kwargs)
+    if not isinstance(result, Slot) or result.axis != 0:
+        raise call.refuse("samples that are merged with another dimension")
+    return Merged(result)
+
+
 def _call_method(name: str, x: Any, *args: Any, **kwargs: Any) -> Any:
     return getattr(x, name)(*args, **kwargs)
 
@@ -439,6 +538,13 @@ def _call_name(node: torch.fx.Node) -> str:
     return getattr(node.target, "__name__", str(node.target))
 
 
+# Calls that treat the rows of the last dimension (or that of `dim`) alone.
+_OF_A_DIM = {"softmax", "_softmax", "log_softmax", "_log_softmax"}
+_OF_ROWS = _OF_A_DIM | {
+    "linear", "layer_norm", "dropout", "relu", "leaky_relu", "tanh", "sigmoid", "gelu", "silu",
+    "softplus", "elu", "selu", "add", "sub", "mul", "div", "truediv", "to", "contiguous", "clone",
+}  # fmt: skip
+_VIEWS = {"view", "reshape", "unflatten", "_unsafe_view"}
 _IN_PLACE_OPERATORS = {operator.iadd, operator.isub, operator.imul, operator.itruediv}
 
 
@@ -448,8 +554,8 @@ def _in_place(node: torch.fx.Node, name: str) -> bool:
     )
 
 
-Handler = Callable[..., Any]
 OPS: dict[str, Handler] = {}
+TAKE_KNOWN: set[Handler] = set()  # handlers that want Known tensors as they are
 
 
 def op(*names: str) -> Callable[[Handler], Handler]:

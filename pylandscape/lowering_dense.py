@@ -10,11 +10,12 @@ from .lowering import Call, Slot, op
 
 @op("linear")
 def _linear(call: Call, input: Any, weight: Any, bias: Any = None) -> Slot:
-    x, weight = call.slot(input), call.fixed(weight)
+    x, weight = call.view(input), call.fixed(weight)
     call.dim(x, -1)
     m, k = weight.shape
     *outer, _ = x.shape
-    result = call.program.linear(x.id, prod(outer), k, m, weight.source, call.source(bias))
+    source, (id, first) = call.source(bias), call.lowering.block(x)
+    result = call.program.linear(id, prod(outer), k, m, weight.source, source, first)
     return Slot(result, (*outer, m), x.axis)
 
 

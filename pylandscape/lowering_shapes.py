@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .lowering import FILL, Call, Fixed, Known, Slot, is_number, op
+from .lowering import FILL, Call, Fixed, Known, Merged, Slot, is_number, op
 
 
 def _call_on(call: Call, index: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
@@ -21,11 +21,11 @@ def _call_on(call: Call, index: Tensor, args: Sequence[Any], kwargs: dict[str, A
     return call.function(index, *args, **kwargs)
 
 
-def _shown(call: Call, x: Slot | Fixed, index: Any, fill: float = 0.0) -> Any:
+def _shown(call: Call, x: Slot | Merged | Fixed, index: Any, fill: float = 0.0) -> Any:
     if isinstance(index, list | tuple):
         return tuple(_shown(call, x, i, fill) for i in index)
-    if isinstance(x, Slot):
-        return call.lowering.from_full(x, index, fill)
+    if isinstance(x, Slot | Merged):
+        return call.lowering.shown(x, index, fill)
     return Fixed(x.source, tuple(index.shape), x.size, index)
 
 
@@ -37,7 +37,10 @@ def _shown(call: Call, x: Slot | Fixed, index: Any, fill: float = 0.0) -> Any:
     "pixel_shuffle", "pixel_unshuffle", "channel_shuffle",
 )  # fmt: skip
 def _view(call: Call, input: Any, *args: Any, **kwargs: Any) -> Any:
-    index = input.elements() if isinstance(input, Fixed) else call.lowering.full(call.view(input))
+    if isinstance(input, Fixed):
+        index = input.elements()
+    else:
+        index = call.lowering.full(input if isinstance(input, Merged) else call.view(input))
     return _shown(call, input, _call_on(call, index.contiguous(), args, kwargs))
 
 
@@ -88,8 +91,8 @@ def _interpolate(call: Call, input: Any, *args: Any, **kwargs: Any) -> Slot:
 
 
 @op("contiguous", "clone", "alias", "positive", "detach")
-def _same(call: Call, input: Any, memory_format: Any = None) -> Slot:
-    return call.view(input)
+def _same(call: Call, input: Any, memory_format: Any = None) -> Slot | Fixed:
+    return input if isinstance(input, Fixed) else call.view(input)
 
 
 @op("to", "float", "double", "type_as", "_to_copy")

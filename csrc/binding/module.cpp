@@ -56,12 +56,14 @@ void bind(py::module_& m, const char* program_name, const char* question_name,
       .def("constants",
            [](P& p, int64_t count, Address values) { return p.constants(count, in<double>(values)); })
       .def("linear",
-           [=](P& p, int x, int64_t outer, int64_t k, int64_t m, int64_t weight, Source bias) {
-             return p.linear(x, outer, k, m, weight, address(bias));
-           })
+           [=](P& p, int x, int64_t outer, int64_t k, int64_t m, int64_t weight, Source bias,
+               int64_t first) {
+             return p.linear(x, outer, k, m, weight, address(bias), first);
+           },
+           py::arg(), py::arg(), py::arg(), py::arg(), py::arg(), py::arg(), py::arg("first") = -1)
       .def("linear_transposed",  // weight (k, m)
            [=](P& p, int x, int64_t outer, int64_t k, int64_t m, int64_t weight, Source bias) {
-             return p.linear(x, outer, k, m, weight, address(bias), true);
+             return p.linear(x, outer, k, m, weight, address(bias), -1, true);
            })
       .def("matmul",  // sizes (m, n, k); strides (xi, xk, yk, yj, zi, zj); first rows of each outer
            [](P& p, int x, int y, std::array<int64_t, 3> sizes, std::array<int64_t, 6> strides,
@@ -90,6 +92,14 @@ void bind(py::module_& m, const char* program_name, const char* question_name,
            })
       .def("softmax", &P::softmax)
       .def("concat", &P::concat)
+      .def("join",  // (first row, how many) of each input
+           [](P& p, const std::vector<int>& inputs, const std::vector<Pair>& rows) {
+             std::vector<Rows> parts;
+             for (const auto& [first, count] : rows) parts.push_back({first, count});
+             return p.join(inputs, std::move(parts));
+           })
+      .def("embedding", &P::embedding)
+      .def("cell", &P::cell)
       .def("expand", &P::expand)
       .def("gather",
            [](P& p, int x, int64_t count, Address index, double fill) {
@@ -135,10 +145,12 @@ void bind(py::module_& m, const char* program_name, const char* question_name,
       .def("set_loss",
            [](P& p, cpu::Loss kind, int64_t classes, int64_t inner, double smoothing,
               std::vector<double> weight, std::vector<double> pos_weight, Address index,
-              Address dense) {
+              Address dense, int64_t outer) {
              p.set_loss(kind, classes, inner, smoothing, std::move(weight), std::move(pos_weight),
-                        in<int64_t>(index), in<double>(dense));
-           })
+                        in<int64_t>(index), in<double>(dense), outer);
+           },
+           py::arg(), py::arg(), py::arg(), py::arg(), py::arg(), py::arg(), py::arg(), py::arg(),
+           py::arg("outer") = 1)
       .def_property_readonly("n", &P::n)
       .def_property_readonly("samples", &P::samples)
       .def_property_readonly("tile", &P::tile)
@@ -220,6 +232,7 @@ PYBIND11_MODULE(_C, m) {
   static_assert(sizeof(kBinary) / sizeof(*kBinary) == cpu::kBinaryCount);
   for (int i = 0; i < cpu::kBinaryCount; ++i)
     binary.value(kBinary[i], static_cast<cpu::Binary>(i));
+  py::enum_<cpu::Cell>(m, "Cell").value("lstm", cpu::Cell::kLstm).value("gru", cpu::Cell::kGru);
   py::enum_<cpu::Loss>(m, "Loss")
       .value("cross_entropy", cpu::Loss::kCrossEntropy)
       .value("nll", cpu::Loss::kNll)

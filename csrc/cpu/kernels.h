@@ -30,7 +30,19 @@ constexpr int kUnaryCount = 14;
 enum class Binary : int { kAdd, kSub, kMul, kDiv };
 constexpr int kBinaryCount = 4;
 
-// Targets of a tile, column by column. `index` (inner, cols): the class, or -1 for "does not
+// One step of a recurrent cell. From the products x and h of its input and its last hidden state
+// (biases included, torch's order of gates):
+//   kLstm  i, f, o = sigmoid(x + h), g = tanh(x + h) of gates (i, f, g, o);
+//          y = [o tanh(c); c], c = f state + i g
+//   kGru   r, z = sigmoid(x + h), n = tanh(x + r h) of gates (r, z, n); y = n + z (state - n)
+enum class Cell : int { kLstm, kGru };
+constexpr int64_t cell_gates(Cell kind) { return kind == Cell::kLstm ? 4 : 3; }
+template <typename T>
+struct CellInputs {  // (gates * hidden, cols) twice, (hidden, cols)
+  T *x, *h, *state;
+};
+
+// Targets of a tile, column by column. `index` (outer, inner, cols): the class, or -1 for "does not
 // count" (ignored, or a padding column). `dense` (features, cols): regression targets, class
 // probabilities or labels. Exactly one is set.
 struct Targets {
@@ -42,11 +54,12 @@ enum class Loss : int { kCrossEntropy, kNll, kMse, kBceWithLogits };
 
 struct LossArgs {
   Loss kind;
-  int64_t classes;  // of (classes, inner) features; for elementwise losses classes = features
+  int64_t classes;  // of (outer, classes, inner) features; elementwise losses: classes = features
   int64_t inner;
   double label_smoothing;
   const double* weight;      // (classes,) or null; elementwise losses: (features,) or null
   const double* pos_weight;  // (features,) or null
+  int64_t outer;
 };
 
 // Layer norm: `outer` groups of `size` rows each, one gain for each of the `size`. Group norm
@@ -144,6 +157,11 @@ struct Kernels {
   void (*channel_moments)(int64_t pixels, int64_t channels, int64_t cols, int64_t samples,
                           const T* x, double* mean, double* squares);
 
+  // y (size, cols): column c is row ids[c] of the table (rows, size); zero where that is `padding`.
+  void (*embedding)(int64_t size, int64_t cols, int64_t padding, const T* table, const T* ids, T* y);
+  // y: (2 hidden, cols) of an LSTM, (hidden, cols) of a GRU.
+  void (*cell)(Cell kind, int64_t hidden, int64_t cols, CellInputs<const T> in, T* y);
+
   // loss (cols,): each column's sum of loss terms, in double from the outputs (features, cols).
   // correct (cols,) or null: how many of the column's targets the largest output hits.
   void (*loss)(const LossArgs& args, const Targets& targets, int64_t cols, const T* outputs,
@@ -208,6 +226,17 @@ struct Kernels {
   // sums[c] += sum of (x * scale[c] + shift[c]) * y over pixels and columns.
   void (*channel_dots)(int64_t pixels, int64_t channels, int64_t cols, const T* scale,
                        const T* shift, const T* x, const T* y, double* sums);
+  // table (rows, size): row ids[c] += column c of dy (size, cols), for the first `samples` columns
+  // whose id is not `padding`.
+  void (*embedding_add)(int64_t size, int64_t cols, int64_t samples, int64_t padding, const T* ids,
+                        const T* dy, double* table);
+  void (*cell_tangent)(Cell kind, int64_t hidden, int64_t cols, CellInputs<const T> in,
+                       CellInputs<const T> r, T* ry);
+  void (*cell_reverse)(Cell kind, int64_t hidden, int64_t cols, CellInputs<const T> in, const T* dy,
+                       CellInputs<T> d);
+  void (*cell_reverse_tangent)(Cell kind, int64_t hidden, int64_t cols, CellInputs<const T> in,
+                               CellInputs<const T> r, const T* dy, const T* rdy,
+                               CellInputs<T> rd);
 
   // A few columns of an orthonormal basis Q (rows, stride); sums in double (basis.inl).
   // sums (rows,) += Q w.

@@ -3,6 +3,7 @@
 #include "cpu/kernels.h"
 
 #include <type_traits>
+#include <utility>
 
 #include "cpu/vec.inl"
 #include "cpu/math.inl"
@@ -16,6 +17,7 @@
 #include "cpu/losses.inl"
 #include "cpu/reverse.inl"
 #include "cpu/conv_reverse.inl"
+#include "cpu/sequence.inl"
 #include "cpu/basis.inl"
 
 namespace pylandscape::cpu::PL_ISA_NS {
@@ -25,13 +27,15 @@ namespace pylandscape::cpu::PL_ISA_NS {
     kLanes<T>, kRows, &pack<T>, &linear<T>, &linear_add<T>, &combine<T>, &perturb<T>,          \
         &unary<T>, &unary_derivatives<T>, &binary<T>, &fill_rows<T>, &layer_norm<T>,           \
         &softmax<T>, &pack_conv<T>, &conv<T>, &channel_affine<T>, &channel_moments<T>,         \
-        &loss<T>, &loss_gradient<T>, &loss_hvp<T>, &pack_columns<T>, &pack_transposed<T>,      \
+        &embedding<T>, &cell<T>, &loss<T>, &loss_gradient<T>, &loss_hvp<T>,                    \
+        &pack_columns<T>, &pack_transposed<T>,                                                 \
         &outer_add<T>, &row_sums_add<T>, &product_add<T>, &mask<T>, &scale_columns<T>,         \
         &column_dots<T>, &divide_tangent<T>, &divide_reverse<T>, &divide_reverse_tangent<T>,   \
         &layer_norm_tangent<T>, &layer_norm_reverse<T>, &layer_norm_reverse_tangent<T>,        \
         &softmax_tangent<T>, &softmax_reverse<T>, &softmax_reverse_tangent<T>,                 \
         &pack_conv_transposed<T>, &conv_reverse<T>, &pack_pixels<T>, &conv_outer_add<T>,       \
-        &conv_outer_lanes<T>, &channel_affine_add<T>, &channel_dots<T>, &basis_dots<T>,        \
+        &conv_outer_lanes<T>, &channel_affine_add<T>, &channel_dots<T>, &embedding_add<T>,   \
+        &cell_tangent<T>, &cell_reverse<T>, &cell_reverse_tangent<T>, &basis_dots<T>,          \
         &basis_subtract<T>, &basis_subtract_from<T>, &scale<T>, &dot_double<T>,                \
         &linear_lanes<T>, &perturb_lanes<T>, &pool<T>, &pool_tangent<T>, &pool_reverse<T>,     \
         &matmul<T>, &group_norm<T>                                                             \

@@ -53,6 +53,11 @@ inline VI argmax_of(const double* x, int64_t classes, int64_t stride) {
   return argmax<double>(x, classes, stride);
 }
 
+// The row of class 0 of target j, of features (outer, classes, inner) and targets (outer, inner).
+inline int64_t first_class(const LossArgs& args, int64_t j) {
+  return j / args.inner * args.classes * args.inner + j % args.inner;
+}
+
 // Cross-entropy and nll for class indices: with log-probabilities l_c = x_c - shift (shift = 0 for
 // nll), (1 - s) w_y (-l_y) + s/C sum_c w_c (-l_c).
 template <typename T>
@@ -61,14 +66,15 @@ inline void class_losses(const LossArgs& args, const int32_t* index, int64_t col
   const int64_t stride = args.inner * cols;
   const double smooth = args.label_smoothing;
   constexpr int kStep = kGroups<T> * kD;
-  for (int64_t j = 0; j < args.inner; ++j) {
+  for (int64_t j = 0; j < args.outer * args.inner; ++j) {
+    const T* outputs = x + first_class(args, j) * cols;
     for (int64_t start = 0; start < cols; start += kStep) {
       VD shifts[kGroups<T>] = {};
       if (args.kind == Loss::kCrossEntropy)
-        log_sum_exp<T>(x + j * cols + start, args.classes, stride, shifts);
+        log_sum_exp<T>(outputs + start, args.classes, stride, shifts);
       for (int g = 0; g < kGroups<T>; ++g) {
         const int64_t c = start + g * kD;
-        const T* column = x + j * cols + c;
+        const T* column = outputs + c;
         const VI y = load_index(index + j * cols + c);
         const VD shift = shifts[g];
         VD own{}, own_weight{}, all{};
@@ -102,10 +108,11 @@ inline void soft_losses(const LossArgs& args, const double* target, int64_t cols
   const int64_t stride = args.inner * cols;
   const double smooth = args.label_smoothing, floor = smooth / double(args.classes);
   VD shifts[kGroups<T>];
-  for (int64_t j = 0; j < args.inner; ++j) {
+  for (int64_t j = 0; j < args.outer * args.inner; ++j) {
+    const int64_t first = first_class(args, j) * cols;
     for (int64_t c = 0; c < cols; c += kD) {
-      const T* column = x + j * cols + c;
-      const double* wanted = target + j * cols + c;
+      const T* column = x + first + c;
+      const double* wanted = target + first + c;
       if (c % kLanes<T> == 0) log_sum_exp<T>(column, args.classes, stride, shifts);
       const VD shift = shifts[c / kD % kGroups<T>];
       VD value{};
@@ -129,7 +136,7 @@ template <typename T>
 inline void elementwise_losses(const LossArgs& args, const double* target, int64_t cols,
                                const T* x, double* loss, double* correct) {
   const bool mse = args.kind == Loss::kMse;
-  const int64_t features = args.classes * args.inner;
+  const int64_t features = args.outer * args.classes * args.inner;
   for (int64_t c = 0; c < cols; c += kD) {
     VD sum{}, hits{};
     for (int64_t f = 0; f < features; ++f) {
@@ -175,9 +182,10 @@ struct Coefficients {
   const double* dense;  // at the columns, or null
   VI index{};
   int64_t stride;
-  Coefficients(const LossArgs& a, const Targets& targets, int64_t at, int64_t step)
+  // dense from element `at` on, index at element `own`.
+  Coefficients(const LossArgs& a, const Targets& targets, int64_t at, int64_t step, int64_t own)
       : args(a), dense(targets.dense != nullptr ? targets.dense + at : nullptr), stride(step) {
-    if (targets.index != nullptr) index = load_index(targets.index + at);
+    if (targets.index != nullptr) index = load_index(targets.index + own);
   }
   VD operator()(int64_t k) const {
     const double smooth = args.label_smoothing, floor = smooth / double(args.classes);
@@ -200,19 +208,19 @@ inline void each_class_column(const LossArgs& args, const Targets& targets, int6
                               const T* outputs, F f) {
   const int64_t stride = args.inner * cols;
   VD shifts[kGroups<T>] = {};
-  for (int64_t j = 0; j < args.inner; ++j)
+  for (int64_t j = 0; j < args.outer * args.inner; ++j)
     for (int64_t c = 0; c < cols; c += kD) {
-      const int64_t at = j * cols + c;
+      const int64_t at = first_class(args, j) * cols + c;
       if (c % kLanes<T> == 0 && args.kind == Loss::kCrossEntropy)
         log_sum_exp<T>(outputs + at, args.classes, stride, shifts);
-      f(at, stride, shifts[c / kD % kGroups<T>], Coefficients(args, targets, at, stride));
+      f(at, stride, shifts[c / kD % kGroups<T>], Coefficients(args, targets, at, stride, j * cols + c));
     }
 }
 
 // f(at, weight, positive) for kD columns of one feature at a time.
 template <typename F>
 inline void each_element(const LossArgs& args, int64_t cols, F f) {
-  for (int64_t row = 0; row < args.classes * args.inner; ++row) {
+  for (int64_t row = 0; row < args.outer * args.classes * args.inner; ++row) {
     const double w = args.weight != nullptr ? args.weight[row] : 1.0;
     const double pos = args.pos_weight != nullptr ? args.pos_weight[row] : 1.0;
     for (int64_t c = 0; c < cols; c += kD) f(row * cols + c, w, pos);

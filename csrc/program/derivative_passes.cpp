@@ -14,6 +14,11 @@ cpu::SoftmaxArgs softmax_of(const Op& op) { return {op.log, op.outer, op.k, op.i
 template <typename F>
 void each_part(const Op& op, const std::vector<int64_t>& slots, F f) {
   int64_t offset = 0;
+  for (size_t i = 0; i < op.rows.size(); ++i) {
+    f(op.inputs[i], op.rows[i].first, offset, op.rows[i].count);
+    offset += op.rows[i].count;
+  }
+  if (!op.rows.empty()) return;
   for (int64_t o = 0; o < op.outer; ++o)
     for (const int slot : op.inputs) {
       const int64_t rows = slots[slot] / op.outer;
@@ -127,6 +132,37 @@ cpu::Targets Derivatives<T>::targets(int64_t tile) const {
   return found;
 }
 
+template <typename T>
+cpu::CellInputs<const T> Derivatives<T>::cell_values(int64_t t, const Primal& primal,
+                                                     const Op& op) const {
+  const int64_t at = op.first(2) * program_.padded_columns(t);
+  return {value(t, primal, op.inputs[0]), value(t, primal, op.inputs[1]),
+          value(t, primal, op.inputs[2]) + at};
+}
+template <typename T>
+cpu::CellInputs<T> Derivatives<T>::cell_inputs(const Buffer<T>& rows, const Op& op,
+                                               int64_t cols) const {
+  T* state = at(rows, op.inputs[2]);
+  return {at(rows, op.inputs[0]), at(rows, op.inputs[1]),
+          state == nullptr ? nullptr : state + op.first(2) * cols};
+}
+template <typename T>
+cpu::CellInputs<const T> Derivatives<T>::cell_tangents(const Buffer<T>& rows, const Op& op,
+                                                       int64_t cols) const {
+  const cpu::CellInputs<T> r = cell_inputs(rows, op, cols);
+  return {r.x, r.h, r.state};
+}
+
+// The adjoint of an embedding: the table's rows += those of dy, but for the padding.
+template <typename T>
+void Derivatives<T>::add_to_table(int64_t t, const Op& op, const T* dy, double* dw) const {
+  const int64_t cols = program_.padded_columns(t), samples = program_.tile_columns(t);
+  const T* ids = program_.x_.data() + t * program_.slots_[0] * program_.tile_;
+  for (size_t i = 0; dw != nullptr && i < op.index.size(); ++i, dy += op.k * cols)
+    kernels_.embedding_add(op.k, cols, samples, static_cast<int64_t>(op.b),
+                           ids + op.index[i] * cols, dy, dw);
+}
+
 // A padding column weighs nothing: with a zero seed, all of its adjoints are zero.
 template <typename T>
 void Derivatives<T>::clear_padding(int64_t tile, T* seed) const {
@@ -171,16 +207,17 @@ void Derivatives<T>::forward(int64_t t, Primal& to) const {
     const T* x = op.inputs.empty() ? nullptr : value(t, to, op.inputs[0]);
     const T *w = packed(theta_, op.weight), *b = packed(theta_, op.bias);
     T* y = to.values.data() + start;
+    const int64_t first = op.first(0) * cols;
     switch (op.kind) {
       case OpKind::kLinear:
         for (int64_t o = 0; o < op.outer; ++o)
-          kernels_.linear(op.m, cols, op.k, w, x + o * op.k * cols, b, op.relu,
+          kernels_.linear(op.m, cols, op.k, w, x + first + o * op.k * cols, b, op.relu,
                           y + o * op.m * cols);
         if (columns_at_[i] >= 0) {
           const int64_t width = 2 * kernels_.vector_length;
           const int64_t step = (op.k + width - 1) / width * width * cols;
           for (int64_t o = 0; o < op.outer; ++o)
-            kernels_.pack_columns(op.k, cols, x + o * op.k * cols,
+            kernels_.pack_columns(op.k, cols, x + first + o * op.k * cols,
                                   to.columns.data() + columns_at_[i] + o * step);
         }
         break;
@@ -229,6 +266,15 @@ void Derivatives<T>::forward(int64_t t, Primal& to) const {
         kernels_.matmul(op.matmul(), cols, static_cast<T>(op.a), false, x,
                         value(t, to, op.inputs[1]), y);
         break;
+      case OpKind::kEmbedding:
+        for (size_t i = 0; i < op.index.size(); ++i)
+          kernels_.embedding(op.k, cols, -1, w, x + op.index[i] * cols,
+                             y + static_cast<int64_t>(i) * op.k * cols);
+        break;
+      case OpKind::kLookup: break;  // of the loss alone
+      case OpKind::kCell:
+        kernels_.cell(op.cell, op.k, cols, cell_values(t, to, op), y);
+        break;
     }
   }
 }
@@ -247,6 +293,7 @@ void Derivatives<T>::reverse(int64_t t, const Primal& primal, const Buffer<T>& a
     double* dw = gradient == nullptr ? nullptr : target(op.weight, gradient);
     double* db = gradient == nullptr ? nullptr : target(op.bias, gradient);
     if (op.relu) kernels_.mask(size, value(t, primal, op.output), dy);
+    const int64_t first = op.first(0) * cols;
     switch (op.kind) {
       case OpKind::kLinear: {  // dW = dy x^T, db = dy 1, dx = W^T dy
         WeightSums sums(op, p.uses_[op.weight].transposed(), dw);
@@ -265,7 +312,7 @@ void Derivatives<T>::reverse(int64_t t, const Primal& primal, const Buffer<T>& a
           if (dx != nullptr)
             kernels_.linear_add(op.k, cols, op.m,
                                 theta_.transposed.data() + p.uses_[op.weight].packed, d,
-                                dx + o * op.k * cols);
+                                dx + first + o * op.k * cols);
         }
         sums.finish();
         break;
@@ -337,6 +384,12 @@ void Derivatives<T>::reverse(int64_t t, const Primal& primal, const Buffer<T>& a
           kernels_.matmul(matmul_dy(op), cols, scale, true, value(t, primal, op.inputs[0]), dy, dz);
         break;
       }
+      case OpKind::kEmbedding: add_to_table(t, op, dy, dw); break;
+      case OpKind::kLookup: break;  // of the loss alone
+      case OpKind::kCell:
+        kernels_.cell_reverse(op.cell, op.k, cols, cell_values(t, primal, op), dy,
+                              cell_inputs(adjoints, op, cols));
+        break;
     }
   }
 }
@@ -355,21 +408,22 @@ void Derivatives<T>::tangent_forward(int64_t t, const Primal& primal, const Vect
     const T* rw = in_theta(op.weight) ? packed(v, op.weight) : nullptr;
     const T* rb = in_theta(op.bias) ? packed(v, op.bias) : nullptr;
     T* ry = at(to.values, op.output);
+    const int64_t first = op.first(0) * cols;
     switch (op.kind) {
       case OpKind::kLinear:  // Ry = V x + W Rx + Rb
         for (int64_t o = 0; o < op.outer; ++o) {
           T* out = ry + o * op.m * cols;
           const T* w = packed(theta_, op.weight);
           if (rw != nullptr)
-            kernels_.linear(op.m, cols, op.k, rw, value(t, primal, x) + o * op.k * cols, rb, false,
-                            out);
+            kernels_.linear(op.m, cols, op.k, rw, value(t, primal, x) + first + o * op.k * cols, rb,
+                            false, out);
           if (rx == nullptr && rw == nullptr)
             for (int64_t r = 0; r < op.m; ++r)
               std::fill_n(out + r * cols, cols, rb != nullptr ? rb[r] : T(0));
           if (rx != nullptr && rw != nullptr)
-            kernels_.linear_add(op.m, cols, op.k, w, rx + o * op.k * cols, out);
+            kernels_.linear_add(op.m, cols, op.k, w, rx + first + o * op.k * cols, out);
           if (rx != nullptr && rw == nullptr)
-            kernels_.linear(op.m, cols, op.k, w, rx + o * op.k * cols, rb, false, out);
+            kernels_.linear(op.m, cols, op.k, w, rx + first + o * op.k * cols, rb, false, out);
         }
         break;
       case OpKind::kUnary:
@@ -446,6 +500,17 @@ void Derivatives<T>::tangent_forward(int64_t t, const Primal& primal, const Vect
           kernels_.matmul(op.matmul(), cols, scale, rx != nullptr, value(t, primal, x), rz, ry);
         break;
       }
+      case OpKind::kEmbedding:
+        for (size_t i = 0; i < op.index.size(); ++i)
+          kernels_.embedding(op.k, cols, static_cast<int64_t>(op.b), rw,
+                             value(t, primal, 0) + op.index[i] * cols,
+                             ry + static_cast<int64_t>(i) * op.k * cols);
+        break;
+      case OpKind::kLookup: break;  // of the loss alone
+      case OpKind::kCell:
+        kernels_.cell_tangent(op.cell, op.k, cols, cell_values(t, primal, op),
+                              cell_tangents(to.values, op, cols), ry);
+        break;
     }
     if (op.relu) kernels_.mask(size, value(t, primal, op.output), ry);
   }
@@ -469,6 +534,7 @@ void Derivatives<T>::tangent_reverse(int64_t t, const Primal& primal, const Vect
     T* rdx = x < 0 ? nullptr : at(tangents.adjoints, x);
     double *rdw = target(op.weight, out), *rdb = target(op.bias, out);
     if (op.relu) kernels_.mask(size, value(t, primal, op.output), rdy);  // dy is masked already
+    const int64_t first = op.first(0) * cols;
     switch (op.kind) {
       case OpKind::kLinear: {
         // R(dW) = R(dy) x^T + dy Rx^T; R(dx) = W^T R(dy) + V^T dy.
@@ -483,7 +549,7 @@ void Derivatives<T>::tangent_reverse(int64_t t, const Primal& primal, const Vect
             kernels_.outer_add(op.m, op.k, cols, panels,
                                primal.columns.data() + columns_at_[i] + o * step, sums.data());
             if (rx != nullptr) {
-              kernels_.pack_columns(op.k, cols, rx + o * op.k * cols, columns);
+              kernels_.pack_columns(op.k, cols, rx + first + o * op.k * cols, columns);
               kernels_.outer_add(op.m, op.k, cols,
                                  primal.panels.data() + panels_at_[i] + o * op.m * cols, columns,
                                  sums.data());
@@ -493,10 +559,10 @@ void Derivatives<T>::tangent_reverse(int64_t t, const Primal& primal, const Vect
           if (rdx == nullptr) continue;
           const int64_t at = p.uses_[op.weight].packed;
           kernels_.linear_add(op.k, cols, op.m, theta_.transposed.data() + at, rd,
-                              rdx + o * op.k * cols);
+                              rdx + first + o * op.k * cols);
           if (rdw != nullptr)
             kernels_.linear_add(op.k, cols, op.m, v.transposed.data() + at, d,
-                                rdx + o * op.k * cols);
+                                rdx + first + o * op.k * cols);
         }
         sums.finish();
         break;
@@ -598,6 +664,13 @@ void Derivatives<T>::tangent_reverse(int64_t t, const Primal& primal, const Vect
           kernels_.matmul(matmul_dy(op), cols, scale, true, rx, dy, rdz);
         break;
       }
+      case OpKind::kEmbedding: add_to_table(t, op, rdy, rdw); break;
+      case OpKind::kLookup: break;  // of the loss alone
+      case OpKind::kCell:
+        kernels_.cell_reverse_tangent(op.cell, op.k, cols, cell_values(t, primal, op),
+                                      cell_tangents(tangents.values, op, cols), dy, rdy,
+                                      cell_inputs(tangents.adjoints, op, cols));
+        break;
     }
   }
 }
@@ -683,6 +756,13 @@ void Derivatives<T>::add_sample_gradients(int64_t t, const Primal& primal, T* ou
       if (op.kind == OpKind::kExpand && weight >= 0)
         for (int64_t f = 0; f < p.slots_[op.output]; ++f)
           row[weight + op.index[f]] += dy[f * cols + c];
+      if (op.kind == OpKind::kEmbedding && weight >= 0)
+        for (size_t i = 0; i < op.index.size(); ++i) {
+          const int64_t id = static_cast<int64_t>(x[op.index[i] * cols + c]);
+          if (id == static_cast<int64_t>(op.b)) continue;
+          for (int64_t f = 0; f < op.k; ++f)
+            row[weight + id * op.k + f] += dy[(static_cast<int64_t>(i) * op.k + f) * cols + c];
+        }
       if (op.kind != OpKind::kLinear) continue;
       const bool transposed = p.uses_[op.weight].transposed();
       const int64_t row_step = transposed ? 1 : op.k, step = transposed ? op.m : 1;
@@ -691,7 +771,7 @@ void Derivatives<T>::add_sample_gradients(int64_t t, const Primal& primal, T* ou
           const T d = dy[(o * op.m + r) * cols + c];
           if (bias >= 0) row[bias + r] += d;
           if (weight < 0 || d == T(0)) continue;
-          const T* from = x + o * op.k * cols + c;
+          const T* from = x + (op.first(0) + o * op.k) * cols + c;
           T* to = row + weight + r * row_step;
           for (int64_t f = 0; f < op.k; ++f) to[f * step] += d * from[f * cols];
         }

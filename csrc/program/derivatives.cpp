@@ -88,7 +88,7 @@ void Derivatives<T>::plan() {
       if (columns_at_[j] < 0 || other.kind != op.kind || other.inputs != op.inputs) continue;
       if (conv ? other.conv.in_w == op.conv.in_w &&
                      other.conv.groups * other.conv.channels == op.conv.groups * op.conv.channels
-               : other.outer == op.outer)
+               : other.outer == op.outer && other.k == op.k && other.first(0) == op.first(0))
         columns_at_[i] = columns_at_[j];
     }
     const int64_t width = (conv ? 1 : 2) * kernels_.vector_length;

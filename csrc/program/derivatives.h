@@ -88,6 +88,11 @@ class Derivatives {
   void norm_sums_add(const Op& op, const Channels<T>& a, int64_t cols, const T* x, const T* dy,
                      double* gradient) const;
   cpu::Targets targets(int64_t tile) const;
+  // A cell's inputs at theta, their adjoints, and their tangents; null where they do not move.
+  cpu::CellInputs<const T> cell_values(int64_t tile, const Primal& primal, const Op& op) const;
+  cpu::CellInputs<T> cell_inputs(const Buffer<T>& rows, const Op& op, int64_t cols) const;
+  cpu::CellInputs<const T> cell_tangents(const Buffer<T>& rows, const Op& op, int64_t cols) const;
+  void add_to_table(int64_t tile, const Op& op, const T* dy, double* dw) const;
   const T* value(int64_t tile, const Primal& primal, int slot) const;
   T* at(const Buffer<T>& rows, int slot) const {  // of a slot that depends on theta, else null
     return moves_[slot] ? rows.data() + row_[slot] * program_.tile_ : nullptr;

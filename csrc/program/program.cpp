@@ -1,7 +1,9 @@
 #include "program/program.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
+#include <iterator>
 #include <new>
 #include <numeric>
 #include <stdexcept>
@@ -105,9 +107,12 @@ int64_t Program<T>::constants(int64_t count, const double* values) {
 
 template <typename T>
 int Program<T>::linear(int x, int64_t outer, int64_t k, int64_t m, int64_t weight,
-                       const int64_t* bias, bool transposed) {
-  require(in_features(x) == outer * k, "linear: input features are not outer * k");
+                       const int64_t* bias, int64_t first, bool transposed) {
+  const bool whole = in_features(x) == outer * k;
+  require(first >= 0 || whole, "linear: input features are not outer * k");
+  require(first + outer * k <= in_features(x), "linear: rows that are not in the input");
   Op op(OpKind::kLinear, {x});
+  if (!whole) op.rows = {{first, outer * k}};
   op.outer = outer, op.k = k, op.m = m;
   op.weight =
       use(weight, m, k, transposed ? Use::Packing::kTransposed : Use::Packing::kPanels);
@@ -191,6 +196,53 @@ int Program<T>::concat(const std::vector<int>& inputs, int64_t outer) {
 }
 
 template <typename T>
+int Program<T>::join(const std::vector<int>& inputs, std::vector<Rows> rows) {
+  require(!inputs.empty() && inputs.size() == rows.size(), "join: one range of rows per input");
+  Op op(OpKind::kConcat, inputs);
+  int64_t features = 0;
+  for (size_t i = 0; i < rows.size(); ++i) {
+    require(rows[i].first >= 0 && rows[i].count >= 0 &&
+                rows[i].first + rows[i].count <= in_features(inputs[i]),
+            "join: rows that are not in the input");
+    features += rows[i].count;
+  }
+  op.rows = std::move(rows);
+  op.output = slot(features);
+  ops_.push_back(op);
+  return op.output;
+}
+
+template <typename T>
+int Program<T>::embedding(std::vector<int64_t> rows, int64_t count, int64_t size, int64_t padding,
+                          int64_t weight) {
+  require(count > 0 && size > 0, "embedding: sizes must be positive");
+  require(padding >= -1 && padding < count, "embedding: padding is no row");
+  for (const int64_t r : rows)
+    require(r >= 0 && r < in_features(0), "embedding: a row of the data that is not there");
+  Op op(OpKind::kEmbedding, {0});
+  op.m = count, op.k = size, op.b = static_cast<double>(padding);
+  op.weight = use(weight, count, size);
+  op.index = std::move(rows);
+  op.output = slot(static_cast<int64_t>(op.index.size()) * size);
+  ops_.push_back(op);
+  return op.output;
+}
+
+template <typename T>
+int Program<T>::cell(cpu::Cell kind, int64_t hidden, int x, int h, int state, int64_t first) {
+  const int64_t gates = cpu::cell_gates(kind) * hidden;
+  require(hidden > 0 && in_features(x) == gates && in_features(h) == gates,
+          "cell: the products do not have one row per gate and unit");
+  require(first >= 0 && first + hidden <= in_features(state), "cell: the state is not in its slot");
+  Op op(OpKind::kCell, {x, h, state});
+  op.cell = kind, op.k = hidden;
+  op.rows = {{0, gates}, {0, gates}, {first, hidden}};
+  op.output = slot(kind == cpu::Cell::kLstm ? 2 * hidden : hidden);
+  ops_.push_back(op);
+  return op.output;
+}
+
+template <typename T>
 int Program<T>::expand(int64_t source, int64_t size, std::vector<int64_t> index) {
   Op op(OpKind::kExpand, {});
   op.weight = use(source, 1, size);
@@ -248,6 +300,63 @@ int Program<T>::batch_norm(int x, int64_t outer, int64_t channels, double eps, i
   op.output = slot(in_features(x));
   ops_.push_back(op);
   return op.output;
+}
+
+// Removes the ops whose result reaches no output.
+template <typename T>
+void Program<T>::drop_unread(std::vector<Op>& ops) const {
+  std::vector<bool> read(slots_.size(), false);
+  read[output_] = true;
+  std::vector<Op> kept;
+  for (auto op = ops.rbegin(); op != ops.rend(); ++op) {
+    if (!read[op->output]) continue;
+    for (const int x : op->inputs) read[x] = true;
+    kept.push_back(std::move(*op));
+  }
+  ops.assign(std::make_move_iterator(kept.rbegin()), std::make_move_iterator(kept.rend()));
+}
+
+// A linear op on embedded ids has few different results, one per row of the embedding. Where the
+// data hold more ids than that, the results are computed once per point and then looked up.
+template <typename T>
+void Program<T>::fuse_lookups() {
+  std::vector<const Op*> maker(slots_.size(), nullptr);
+  for (const Op& op : ops_) maker[op.output] = &op;
+  std::vector<Op> found = fused_;
+  std::vector<int64_t> ids;  // that a table serves
+  for (Op& op : found) {
+    const Op* from = op.kind == OpKind::kLinear ? maker[op.inputs[0]] : nullptr;
+    if (from == nullptr || from->kind != OpKind::kEmbedding || op.relu || op.k != from->k ||
+        uses_[op.weight].transposed() || op.first(0) % op.k != 0 || op.m % kernels_.vector_length != 0)
+      continue;
+    const Use embedded = uses_[from->weight], weight = uses_[op.weight];
+    Op lookup(OpKind::kLookup, {0});
+    lookup.outer = embedded.rows, lookup.k = op.k, lookup.m = op.m, lookup.output = op.output;
+    const auto first = from->index.begin() + op.first(0) / op.k;
+    lookup.index.assign(first, first + op.outer);
+    lookup.weight = use(embedded.source, embedded.rows, embedded.cols, Use::Packing::kPanels);
+    lookup.second = use(weight.source, op.m, op.k, Use::Packing::kColumns);
+    lookup.bias = op.bias;
+    const auto same = std::find_if(tables_.begin(), tables_.end(), [&](const Op& table) {
+      return table.weight == lookup.weight && table.second == lookup.second &&
+             table.bias == lookup.bias;
+    });
+    lookup.table = static_cast<int>(same - tables_.begin());
+    if (same == tables_.end()) {
+      tables_.push_back(lookup);
+      ids.push_back(0);
+    }
+    ids[lookup.table] += op.outer;
+    op = std::move(lookup);
+  }
+  const bool fewer = std::all_of(tables_.begin(), tables_.end(), [&](const Op& table) {
+    return 2 * table.outer <= ids[table.table] * samples_;
+  });
+  if (!fewer) tables_.clear();
+  if (tables_.empty()) return;
+  fused_ = std::move(found);
+  drop_unread(fused_);
+  plan_arena();
 }
 
 template <typename T>
@@ -432,6 +541,7 @@ void Program<T>::finish(int output) {
   in_features(output);
   require(output_ < 0, "already finished");
   output_ = output;
+  drop_unread(ops_);
   fuse_relu();
   fuse_epilogues();
   plan_arena();
@@ -496,6 +606,7 @@ void Program<T>::set_data(int64_t samples, const T* x) {
   if (batches_.empty()) batches_ = {samples};
   require(std::accumulate(batches_.begin(), batches_.end(), int64_t{0}) == samples,
           "the batches are not all samples");
+  fuse_lookups();
   plan_tiles();
   const int64_t features = slots_[0];
   x_ = Buffer<T>(tiles_ * features * tile_);
@@ -507,20 +618,29 @@ void Program<T>::set_data(int64_t samples, const T* x) {
       for (int64_t f = 0; f < features; ++f)
         dst[f * stride + c] = x[(tile_first_[t] + std::min(c, cols - 1)) * features + f];
   }
+  for (const Op& op : ops_) {
+    if (op.kind != OpKind::kEmbedding) continue;
+    for (int64_t s = 0; s < samples; ++s)
+      for (const int64_t f : op.index) {
+        const T id = x[s * features + f];
+        require(id >= T(0) && id < static_cast<T>(op.m) && std::trunc(id) == id,
+                "embedding: an id that is no row of the weight");
+      }
+  }
 }
 
 template <typename T>
 void Program<T>::set_loss(cpu::Loss kind, int64_t classes, int64_t inner, double label_smoothing,
                           std::vector<double> weight, std::vector<double> pos_weight,
-                          const int64_t* index, const double* dense) {
+                          const int64_t* index, const double* dense, int64_t outer) {
   require(samples_ > 0, "set_data() comes before the loss");
   require((index != nullptr) != (dense != nullptr), "exactly one of index and dense targets");
-  require(classes > 0 && classes * inner == slots_[output_],
+  require(classes > 0 && outer * classes * inner == slots_[output_],
           "the loss's features are not the output's");
   weight_ = std::move(weight), pos_weight_ = std::move(pos_weight);
   loss_ = {kind, classes, inner, label_smoothing, weight_.empty() ? nullptr : weight_.data(),
-           pos_weight_.empty() ? nullptr : pos_weight_.data()};
-  target_rows_ = index != nullptr ? inner : classes * inner;
+           pos_weight_.empty() ? nullptr : pos_weight_.data(), outer};
+  target_rows_ = outer * (index != nullptr ? inner : classes * inner);
   if (index != nullptr) {
     index_ = Buffer<int32_t>(tiles_ * target_rows_ * tile_);
     std::fill_n(index_.data(), index_.size(), -1);
@@ -557,6 +677,10 @@ void Program<T>::pack(const Use& use, const T* theta, const T* constants, T* dst
     case Use::Packing::kConv: kernels_.pack_conv(use.conv, source, dst); break;
     case Use::Packing::kTransposed:
       kernels_.pack_transposed(use.cols, use.rows, source, dst);
+      break;
+    case Use::Packing::kColumns:
+      for (int64_t c = 0; c < use.cols; ++c)
+        for (int64_t r = 0; r < use.rows; ++r) *dst++ = source[r * use.cols + c];
       break;
   }
 }

@@ -59,6 +59,9 @@ enum class OpKind : int {
   kPool,
   kMatmul,
   kGroupNorm,
+  kEmbedding,
+  kCell,
+  kLookup,  // a linear op on an embedding, read from the table of its products
 };
 
 // Batch norm with given statistics, as uses: (x - mean) / sqrt(variance + eps) * gain + shift; or
@@ -71,23 +74,34 @@ struct Norm {
   bool on() const { return mean >= 0; }
 };
 
+// Some consecutive rows of a slot.
+struct Rows {
+  int64_t first, count;
+};
+
 struct Op {
   Op(OpKind op_kind, std::vector<int> slots) : kind(op_kind), inputs(std::move(slots)) {}
   OpKind kind;
   std::vector<int> inputs;  // slots; of a conv, the second is added to the result
   int output = -1;          // slot
   int weight = -1, bias = -1;  // uses
+  // lookup: the embedding (weight) and a linear op's weight, transposed; which of the tables
+  int second = -1, table = -1;
   cpu::Unary unary{};
   cpu::Binary binary{};
+  cpu::Cell cell{};
   bool relu = false;  // max(., 0) at the end
   bool log = false;   // softmax
   double a = 0, b = 0;
   // linear: (outer, k) -> (outer, m); layer_norm: (outer, k); softmax: (outer, k, inner);
   // group_norm: `outer` groups of k rows at `inner` pixels;
   // concat: outer groups of the inputs' features one after the other.
+  // embedding: a weight (m, k), one row of it for each of index's rows; b = the row that gets no
+  // derivative, or -1. cell: k = hidden size.
   int64_t outer = 1, k = 0, m = 0, inner = 1;
   // expand: feature f is element index[f] of the weight use. gather: feature index[f] of the input,
   // or the constant `a` where that is -1. pool: see cpu::PoolArgs; k channels.
+  // embedding: the rows of the data that hold its ids.
   std::vector<int64_t> index, bounds;
   std::vector<double> factor;
   cpu::Pool pool{};
@@ -99,6 +113,8 @@ struct Op {
     found.x_outer = x_outer.data(), found.y_outer = y_outer.data(), found.z_outer = z_outer.data();
     return found;
   }
+  // linear, concat (of outer = 1), cell: each input's first row, and how many; empty means whole.
+  std::vector<Rows> rows;
   cpu::ConvArgs conv{};
   Norm norm;  // batch_norm over (outer, k); conv: after it
 
@@ -110,9 +126,10 @@ struct Op {
     return {pool,          static_cast<int64_t>(bounds.size()) - 1,          k,
             bounds.data(), index.data(), factor.empty() ? nullptr : factor.data()};
   }
+  int64_t first(size_t input) const { return rows.empty() ? 0 : rows[input].first; }
   template <typename F>
   void each_use(F f) const {
-    for (const int use : {weight, bias, norm.gain, norm.shift, norm.mean, norm.variance})
+    for (const int use : {weight, bias, second, norm.gain, norm.shift, norm.mean, norm.variance})
       if (use >= 0) f(use);
   }
 };
@@ -121,8 +138,9 @@ struct Op {
 // -1 - source in the constants.
 struct Use {
   int64_t source, rows, cols;
-  // kTransposed: as kPanels, but the source holds the transpose (cols, rows).
-  enum class Packing { kPlain, kPanels, kConv, kTransposed } packing;
+  // kTransposed: as kPanels, but the source holds the transpose (cols, rows). kColumns: the
+  // transpose as it stands.
+  enum class Packing { kPlain, kPanels, kConv, kTransposed, kColumns } packing;
   int64_t packed;        // offset in the packed vector, a multiple of 16
   cpu::ConvArgs conv{};  // kConv: of which only groups, channels, rows and kernel count
   int64_t size() const { return rows * cols; }
@@ -154,9 +172,9 @@ class Program {
   int input(int64_t features);
   // More constants; the source of the first.
   int64_t constants(int64_t count, const double* values);
-  // Weight (m, k), or (k, m) where transposed.
+  // Weight (m, k), or (k, m) where transposed. Reads x, or outer * k rows of it from row `first` on.
   int linear(int x, int64_t outer, int64_t k, int64_t m, int64_t weight, const int64_t* bias,
-             bool transposed = false);
+             int64_t first = -1, bool transposed = false);
   int unary(int x, cpu::Unary f, double a, double b);
   int binary(cpu::Binary op, int x, int y);
   int layer_norm(int x, int64_t outer, int64_t size, double eps, const int64_t* gain,
@@ -166,6 +184,8 @@ class Program {
                  const int64_t* gain, const int64_t* shift);
   int softmax(int x, bool log, int64_t outer, int64_t size, int64_t inner);
   int concat(const std::vector<int>& inputs, int64_t outer);
+  // Rows of slots, one after the other.
+  int join(const std::vector<int>& inputs, std::vector<Rows> rows);
   int expand(int64_t source, int64_t size, std::vector<int64_t> index);
   int gather(int x, std::vector<int64_t> index, double fill);
   // Over rows (in_h, in_w, groups * channels); out_h and out_w are found here.
@@ -182,16 +202,26 @@ class Program {
   int batch_norm_own(int x, int64_t outer, int64_t channels, double eps, const int64_t* gain,
                      const int64_t* shift, const int64_t* keep_mean, const int64_t* keep_variance);
 
+  // Of each of `rows` of the data, which hold ids below `count`, its row of the weight (count, size).
+  // Row `padding` (-1: none) moves the loss but gets no derivative, as in torch.
+  int embedding(std::vector<int64_t> rows, int64_t count, int64_t size, int64_t padding,
+                int64_t weight);
+  // One step of a recurrent cell (cpu/kernels.h) over `hidden` units. x and h: slots with the
+  // products of its input and of its last hidden state; state: the slot with its last state, from
+  // row `first` on.
+  int cell(cpu::Cell kind, int64_t hidden, int x, int h, int state, int64_t first);
+
   // Ends the building: `output` is the network's result. weight and pos_weight may be empty.
   void finish(int output);
   // How many samples each batch has, before the data; without it they are one batch.
   void set_batches(std::vector<int64_t> sizes);
   // x (samples, features) row-major.
   void set_data(int64_t samples, const T* x);
-  // index (samples, inner) with -1 where a target does not count, or dense (samples, features).
+  // index (samples, outer, inner) with -1 where a target does not count, or dense (samples,
+  // features); the outputs' features are (outer, classes, inner).
   void set_loss(cpu::Loss kind, int64_t classes, int64_t inner, double label_smoothing,
                 std::vector<double> weight, std::vector<double> pos_weight, const int64_t* index,
-                const double* dense);
+                const double* dense, int64_t outer = 1);
 
   int64_t n() const { return n_; }
   int64_t samples() const { return samples_; }
@@ -213,6 +243,8 @@ class Program {
   int use(int64_t source, int64_t rows, int64_t cols,
           Use::Packing packing = Use::Packing::kPlain, const cpu::ConvArgs& conv = {});
   int64_t in_features(int s) const;
+  void drop_unread(std::vector<Op>& ops) const;
+  void fuse_lookups();
   std::vector<int> readers() const;  // by slot
   void fuse_relu();
   void fuse_epilogues();
@@ -230,7 +262,8 @@ class Program {
   std::vector<int64_t> slots_;  // features of each slot
   std::vector<int64_t> place_;  // arena row of each slot, -1 for the input
   std::vector<Op> ops_;
-  std::vector<Op> fused_;  // the same with batch norm and sums moved into convolutions
+  std::vector<Op> fused_;  // the same with batch norm and sums moved into convolutions, and lookups
+  std::vector<Op> tables_;  // one of the lookups of each table (m columns for each of `outer` ids)
   std::vector<Use> uses_;
   int output_ = -1;
   bool lanes_ = false;
@@ -241,7 +274,7 @@ class Program {
   cpu::LossArgs loss_{};
   std::vector<double> weight_, pos_weight_;
   int64_t target_rows_ = 0;
-  Buffer<int32_t> index_;  // (tiles, inner, tile)
+  Buffer<int32_t> index_;  // (tiles, outer * inner, tile)
   Buffer<double> dense_;   // (tiles, features, tile)
 };
 
@@ -296,6 +329,8 @@ class Question {
   void place_weights(const T* directions);
   void compute_static(const T* directions, const Parallel& parallel);
   void expand_lanes();
+  int64_t table_size(const Op& op) const;
+  void fill_table(const Op& op, T* weights, T* table) const;
   void fill_weights(int64_t point, int64_t part, const T* coordinates, T* weights) const;
   void run_tile(int64_t tile, const T* c, const T* weights, Worker& worker, double* loss,
                 double* correct, T* outputs) const;
@@ -332,9 +367,12 @@ class Question {
   bool points_;
   std::vector<bool> moved_;            // by use
   std::vector<int64_t> weight_place_;  // offset in a point's weights; -1: no kernel reads it there
+  std::vector<int64_t> table_place_;   // by table; -1: no point changes it
+  int64_t perturbed_size_ = 0;         // the uses of a point, before its tables
   int64_t weights_size_ = 0;
   Buffer<T> base_;        // packed theta
-  Buffer<T> moved_base_;  // (weights_size,), directions likewise
+  Buffer<T> moved_base_;  // (perturbed_size,), directions likewise
+  std::vector<Buffer<T>> tables_;  // by table, where no point changes it
   std::vector<Buffer<T>> moved_directions_;
   std::vector<Step> steps_;       // by op
   std::vector<size_t> own_;       // ops that take the statistics of the batch

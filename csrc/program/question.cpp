@@ -135,9 +135,19 @@ void Question<T>::place_weights(const T* directions) {
     if (steps_[i].how == How::kKernel) op.each_use(place);
     if (steps_[i].how == How::kCombine && op.bias >= 0) place(op.bias);
   }
+  perturbed_size_ = weights_size_;
+  table_place_.assign(p.tables_.size(), -1);
+  tables_.resize(p.tables_.size());
+  for (const Op& op : p.tables_) {
+    bool moved = false;
+    op.each_use([&](int use) { moved = moved || moved_[use]; });
+    if (moved) table_place_[op.table] = weights_size_, weights_size_ += table_size(op);
+    else tables_[op.table] = Buffer<T>(table_size(op));
+    if (!moved) fill_table(op, nullptr, tables_[op.table].data());
+  }
   if (points_) return;
-  moved_base_ = Buffer<T>(weights_size_);
-  for (int64_t j = 0; j < k_; ++j) moved_directions_.emplace_back(weights_size_);
+  moved_base_ = Buffer<T>(perturbed_size_);
+  for (int64_t j = 0; j < k_; ++j) moved_directions_.emplace_back(perturbed_size_);
   for (size_t u = 0; u < p.uses_.size(); ++u) {
     if (weight_place_[u] < 0) continue;
     const Use& use = p.uses_[u];
@@ -205,7 +215,8 @@ void Question<T>::compute_static(const T* directions, const Parallel& parallel) 
           const T* bias = keep_bias ? base_.data() + p.uses_[op.bias].packed : nullptr;
           T* z = step.z.data() + (t * terms + j) * rows * p.tile_;
           for (int64_t o = 0; o < op.outer; ++o)
-            kernels.linear(op.m, cols, op.k, w, slots[op.inputs[0]] + o * op.k * cols, bias, false,
+            kernels.linear(op.m, cols, op.k, w,
+                           slots[op.inputs[0]] + (op.first(0) + o * op.k) * cols, bias, false,
                            z + o * op.m * cols);
         }
       }
@@ -217,6 +228,23 @@ template <typename T>
 const T* Question<T>::use_data(int use, const T* weights) const {
   if (use < 0) return nullptr;
   return moved_[use] ? weights + weight_place_[use] : base_.data() + program_.uses_[use].packed;
+}
+
+template <typename T>
+int64_t Question<T>::table_size(const Op& op) const {
+  return (op.outer * op.m + 15) / 16 * 16;
+}
+
+// Row id = the linear op's result for that row of the embedding: what `linear` computes, in the
+// same order.
+template <typename T>
+void Question<T>::fill_table(const Op& op, T* weights, T* table) const {
+  const T *w = use_data(op.weight, weights), *x = use_data(op.second, weights);
+  const T* bias = use_data(op.bias, weights);
+  if (bias == nullptr)
+    return program_.kernels_.linear(op.outer, op.m, op.k, w, x, nullptr, false, table);
+  for (int64_t row = 0; row < op.outer; ++row) std::copy_n(bias, op.m, table + row * op.m);
+  program_.kernels_.linear_add(op.outer, op.m, op.k, w, x, table);
 }
 
 // Scale, then shift of every channel: of the batch norm, and of the convolution's bias before it.
@@ -249,7 +277,8 @@ void Question<T>::apply(const Op& op, int64_t cols, const T* const* slots, const
   switch (op.kind) {
     case OpKind::kLinear:
       for (int64_t o = 0; o < op.outer; ++o)
-        kernels.linear(op.m, cols, op.k, w, x + o * op.k * cols, b, op.relu, out + o * op.m * cols);
+        kernels.linear(op.m, cols, op.k, w, x + (op.first(0) + o * op.k) * cols, b, op.relu,
+                       out + o * op.m * cols);
       break;
     case OpKind::kUnary: kernels.unary(op.unary, op.a, op.b, size, x, out); break;
     case OpKind::kBinary:
@@ -261,6 +290,10 @@ void Question<T>::apply(const Op& op, int64_t cols, const T* const* slots, const
       kernels.softmax(op.log, op.outer, op.k, op.inner, cols, x, out);
       break;
     case OpKind::kConcat:
+      for (size_t i = 0; i < op.rows.size(); ++i)
+        out = std::copy_n(slots[op.inputs[i]] + op.rows[i].first * cols, op.rows[i].count * cols,
+                          out);
+      if (!op.rows.empty()) break;
       for (int64_t o = 0; o < op.outer; ++o)
         for (const int s : op.inputs) {
           const int64_t part = program_.slots_[s] / op.outer * cols;
@@ -295,6 +328,23 @@ void Question<T>::apply(const Op& op, int64_t cols, const T* const* slots, const
       kernels.group_norm(op.norm_args(), cols, w, b, op.relu, x, out);
       break;
     case OpKind::kPool: kernels.pool(op.pool_args(), cols, x, out); break;
+    case OpKind::kEmbedding:
+      for (size_t i = 0; i < op.index.size(); ++i)
+        kernels.embedding(op.k, cols, -1, w, x + op.index[i] * cols,
+                          out + static_cast<int64_t>(i) * op.k * cols);
+      break;
+    case OpKind::kLookup: {
+      const T* table = table_place_[op.table] >= 0 ? weights + table_place_[op.table]
+                                                   : tables_[op.table].data();
+      for (size_t i = 0; i < op.index.size(); ++i)
+        kernels.embedding(op.m, cols, -1, table, x + op.index[i] * cols,
+                          out + static_cast<int64_t>(i) * op.m * cols);
+      break;
+    }
+    case OpKind::kCell:
+      kernels.cell(op.cell, op.k, cols,
+                   {x, slots[op.inputs[1]], slots[op.inputs[2]] + op.first(2) * cols}, out);
+      break;
   }
 }
 
@@ -309,7 +359,7 @@ void Question<T>::fill_weights(int64_t point, int64_t part, const T* coordinates
     return;
   }
   const int64_t first = part * kWeightChunk;
-  const int64_t count = std::min(kWeightChunk, weights_size_ - first);
+  const int64_t count = std::min(kWeightChunk, perturbed_size_ - first);
   std::vector<const T*> d;
   for (const auto& direction : moved_directions_) d.push_back(direction.data() + first);
   p.kernels_.perturb(count, k_, moved_base_.data() + first, d.data(), coordinates + point * k_,
@@ -399,7 +449,7 @@ bool Question<T>::run_groups(int64_t g, const T* coordinates, const Parallel& pa
   const int64_t bytes = std::max<int64_t>(1, weights_size_ * static_cast<int64_t>(sizeof(T)));
   const int64_t group = std::min(g, std::clamp<int64_t>(kGroupBytes / bytes, 1, kMaxGroup));
   const int64_t parts = points_ ? static_cast<int64_t>(program_.uses_.size())
-                                : (weights_size_ + kWeightChunk - 1) / kWeightChunk;
+                                : (perturbed_size_ + kWeightChunk - 1) / kWeightChunk;
   Buffer<T> weights(group * weights_size_);
   for (int64_t first = 0; first < g; first += group) {
     const int64_t count = std::min(group, g - first);
@@ -408,6 +458,12 @@ bool Question<T>::run_groups(int64_t g, const T* coordinates, const Parallel& pa
         !Items(count * parts, parallel, stop).run([&](int, int64_t item) {
           const int64_t point = item / parts;
           fill_weights(point, item % parts, c, weights.data() + point * weights_size_);
+        }))
+      return false;
+    if (!program_.tables_.empty() && !Items(count, parallel, stop).run([&](int, int64_t point) {
+          T* own = weights.data() + point * weights_size_;
+          for (const Op& op : program_.tables_)
+            if (table_place_[op.table] >= 0) fill_table(op, own, own + table_place_[op.table]);
         }))
       return false;
     if (!body(first, count, weights.data())) return false;
@@ -494,7 +550,8 @@ void Question<T>::run_block(int64_t first, int64_t count, const T* coordinates, 
     if (op.kind == OpKind::kLinear) {
       for (int64_t o = 0; o < op.outer; ++o)
         kernels.linear_lanes(op.m, p.samples_, op.k, parameter(op.weight),
-                             read(op.inputs[0]) + o * op.k * cols, parameter(op.bias), op.relu,
+                             read(op.inputs[0]) + (op.first(0) + o * op.k) * cols,
+                             parameter(op.bias), op.relu,
                              out + o * op.m * cols);
     } else {
       for (const int s : op.inputs) slots[s] = read(s);
@@ -555,6 +612,7 @@ int64_t Question<T>::bytes() const {
   int64_t count = base_.size() + moved_base_.size() * (1 + (points_ ? 0 : k_));
   for (const Step& step : steps_) count += step.z.size();
   for (const auto& cache : cache_) count += cache.size();
+  for (const auto& table : tables_) count += table.size();
   return count * static_cast<int64_t>(sizeof(T));
 }
 
