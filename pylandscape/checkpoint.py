@@ -16,7 +16,7 @@ import h5py
 import numpy as np
 
 from . import files
-from .errors import ResumeMismatch
+from .errors import FileFormatError, ResumeMismatch
 from .hdf5 import member, open_hdf5
 from .request import differences, jsonable, listing, to_json
 
@@ -103,6 +103,8 @@ def resumable(
     if there is None:
         try:
             there = run(checkpoint)
+        except (FileFormatError, ResumeMismatch):  # of what is kept: it cannot be continued
+            raise
         except BaseException as error:
             kept = checkpoint.path is not None and checkpoint.path.exists()
             if kept:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,8 @@ LEAST_ROWS, ROWS_PER_PAIR = 60, 4  # of the default basis
 CHECKED_STEPS = 64  # up to here the Ritz values are looked at after every step, then
 CHECK_EVERY = 5  # steps apart
 ROUNDING = 10  # residuals of ROUNDING eps ||A|| are as small as the dtype allows
+INVARIANT = 100  # eps ||A||: products round by as much, and beta is then noise
+CLEAR = 1e-3  # residual, relative to ||A||, at which a Ritz value is known roughly
 COLUMNS = 1 << 16  # of the basis that are rotated at once
 
 
@@ -69,7 +71,7 @@ def eigenpairs(
     Returns:
         EigenPairs, sorted as `which` says; `converged` goes by the residuals. A matrix that has an
         eigenvalue several times may show it fewer times: one start sees one vector of each
-        eigenspace until its Krylov space is exhausted.
+        eigenspace until its Krylov space is exhausted; a random one goes on from there.
 
     Raises:
         InvalidArgument: k, which, tol, basis or start do not fit; the first product is not finite.
@@ -87,7 +89,9 @@ def eigenpairs(
     }  # fmt: skip
 
     def run(checkpoint: Checkpoint) -> EigenPairs:
-        iteration = _Iteration(op, k, which, tol, rows, most, first, seed, measure, checkpoint)
+        iteration = _Iteration(
+            op, k, which, tol, rows, most, first, seed, measure, checkpoint, start is None
+        )
         return iteration.run(progress)
 
     return resumable(path, request, run)
@@ -108,11 +112,14 @@ class _Iteration:
         seed: int,
         measure: bool,
         checkpoint: Checkpoint,
+        random: bool,
     ) -> None:
         self.measure = measure
         self.op, self.k, self.which, self.tol, self.most = op, k, which, tol, most
         self.checkpoint = checkpoint
         self.before, self.restarts = op.products, 0
+        self.broken = False  # whether the space was invariant before the last restart
+        self.random = random  # the start is
         self.lanczos = Lanczos(op, first[None], rows, fresh=True, seed=seed)
         found = checkpoint.load()
         if found is not None:
@@ -151,11 +158,57 @@ class _Iteration:
             return False
         values, _, bounds = self.lanczos.ritz()
         found = wanted(values, self.k, self.which)
-        return bool((bounds[found] <= allowed(self.op, self.tol, values, found, 1.0)).all())
+        small = bounds[found] <= allowed(self.op, self.tol, values, found, 1.0)
+        return bool(small.all()) and self._nothing_left(values)
+
+    def _breaks(self) -> np.ndarray:
+        """Rows of T after which its Krylov space was invariant, up to rounding."""
+        alpha, beta, spikes, _ = self.lanczos.state()
+        scale = max(float(np.abs(part).max(initial=0.0)) for part in (alpha, beta, spikes))
+        tiny = beta[len(spikes) :] <= INVARIANT * torch.finfo(self.op.dtype).eps * scale
+        return len(spikes) + np.flatnonzero(tiny)
+
+    def _nothing_left(self, values: Array) -> bool:
+        """Whether no wanted value is orthogonal to all rows so far, as far as can be told.
+
+        Where the space was invariant, a random vector went on, and bounds of 0 say nothing about
+        what it finds. The wanted are complete once such a vector's own space, whole, has nothing
+        better than the last of them; or has its best value converged or clearly worse.
+        """
+        breaks = self._breaks()
+        if not len(breaks) and not self.broken:
+            return True
+        t, beta = self.lanczos.tridiagonal()
+        spikes = self.lanczos.state()[2]
+        first = np.r_[0, breaks + 1]  # row of each block
+        rounding = ROUNDING * torch.finfo(self.op.dtype).eps * float(np.abs(values).max())
+        newest = np.arange(first[-1], len(t))
+        if not len(breaks):  # of the kept rows those that are not invariant on their own
+            newest = newest[np.r_[np.abs(spikes) > rounding, np.ones(len(t) - len(spikes), bool)]]
+        whole = np.arange(first[-2], first[-1]) if len(breaks) else newest[:0]
+        if len(breaks) == 1 and not self.broken and not self.random:
+            whole = whole[:0]  # of a start that may have been chosen inside it
+        for size, count in _ends(self.which, self.k):
+            least = np.sort(size(values))[-count]
+            if len(whole):
+                best = size(np.linalg.eigvalsh(t[np.ix_(whole, whole)])).max()
+                if best <= least + rounding:
+                    continue
+            if not len(newest):
+                return False
+            own, turn = np.linalg.eigh(t[np.ix_(newest, newest)])
+            at = int(np.argmax(size(own)))
+            bound, value = beta * abs(turn[-1, at]), size(own)[at]
+            known = bound <= max(self.tol * abs(own[at]), rounding)
+            scale = float(np.abs(values).max())
+            if not known and not (bound <= CLEAR * scale and value + bound < least):
+                return False
+        return True
 
     def _restart(self) -> None:
         """Rows 0 .. l-1 become the best Ritz vectors, row l the residual's direction."""
         lanczos = self.lanczos
+        broken = self.broken or len(self._breaks()) > 0
         values, vectors, _ = lanczos.ritz()
         beta = lanczos.tridiagonal()[1]
         m = len(values)
@@ -167,6 +220,7 @@ class _Iteration:
             basis[: len(kept), c : c + COLUMNS] = turn @ basis[:m, c : c + COLUMNS]
         basis[len(kept)] = basis[m]
         lanczos.load(0, values[kept], np.zeros(len(kept)), beta * vectors[-1, kept])
+        self.broken = broken
         self.restarts += 1
 
     def _result(self, seconds: float) -> EigenPairs:
@@ -192,11 +246,12 @@ class _Iteration:
     def _arrays(self) -> Arrays:
         alpha, beta, spikes, outcome = self.lanczos.state()
         rows = self.lanczos.basis[0, : len(alpha) + 1].numpy()
-        counts = np.array([self.products, self.restarts, int(outcome)])
+        counts = np.array([self.products, self.restarts, int(outcome), int(self.broken)])
         return {"alpha": alpha, "beta": beta, "spikes": spikes, "basis": rows, "counts": counts}
 
     def _take_up(self, found: Arrays) -> None:
-        products, self.restarts, outcome = (int(c) for c in found["counts"])
+        products, self.restarts, outcome, broken = (int(c) for c in found["counts"])
+        self.broken = bool(broken)
         rows = torch.as_tensor(found["basis"])
         self.lanczos.basis[0, : len(rows)] = rows
         if len(found["alpha"]):
@@ -273,6 +328,14 @@ def wanted(values: Array, k: int, which: str) -> np.ndarray:
         return np.argsort(-np.abs(values), kind="stable")[:k]
     top, low = (k + 1) // 2, k // 2
     return np.concatenate([np.arange(n)[::-1][:top], np.arange(low)[::-1]])
+
+
+def _ends(which: str, k: int) -> list[tuple[Callable[[Array], Array], int]]:
+    """What is large where it is wanted, and how many: of each end of the spectrum."""
+    if which == "BE":
+        both = [(np.positive, (k + 1) // 2), (np.negative, k // 2)]
+        return [(size, count) for size, count in both if count]
+    return [({"LA": np.positive, "SA": np.negative, "LM": np.abs}[which], k)]
 
 
 def _checked(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from scipy.sparse import issparse
 from torch import Tensor
 
 from .errors import InvalidArgument
@@ -62,7 +63,12 @@ class SymmetricOperator:
     def __call__(self, v: Tensor) -> Tensor:
         if v.dim() != 2 or v.shape[1] != self.n:
             raise InvalidArgument(f"v: expected rows (k, {self.n}), got {tuple(v.shape)}")
-        found = self._product(v.to(self.device, self.dtype)).to("cpu", torch.float64)
+        found = self._product(v.to(self.device, self.dtype))
+        if not isinstance(found, Tensor):
+            raise InvalidArgument(
+                f"operator: expected products as a tensor, got {type(found).__name__}"
+            )
+        found = found.to("cpu", torch.float64)
         self.products += len(v)
         return found
 
@@ -82,7 +88,9 @@ def as_operator(
 
     Args:
         a: a Landscape; a SymmetricOperator, which is returned; a scipy LinearOperator or sparse
-            matrix, or a dense array or tensor, all (n, n) and taken to be symmetric.
+            matrix, or a dense array or tensor, all (n, n), real and taken to be symmetric. A
+            function makes one by ``SymmetricOperator(n, function)``. Files know a LinearOperator
+            by its type and order, a function by ``about``: use another path for another matrix.
         matrix: of a landscape: "hessian", "gauss_newton" (J^T H_out J) or "covariance" (of the
             per-sample gradients, uncentred).
         theta: of a landscape: where; default its own parameters.
@@ -100,7 +108,7 @@ def as_operator(
     if isinstance(a, SymmetricOperator):
         return a
     if isinstance(a, Tensor | np.ndarray | list | tuple):
-        dense = torch.as_tensor(np.asarray(a) if not isinstance(a, Tensor) else a).detach()
+        dense = _dense(a)
         _check_square(tuple(dense.shape))
         dense = dense if dense.dtype in (torch.float32, torch.float64) else dense.double()
         about = {"digest": digest(dense)}
@@ -113,11 +121,29 @@ def as_operator(
             f"symmetric matrix, got {type(a).__name__}"
         )
     _check_square(tuple(a.shape))
+    if np.dtype(getattr(a, "dtype", None)).kind == "c":
+        raise InvalidArgument(f"operator: expected real numbers, got dtype {a.dtype}")
 
     def product(v: Tensor) -> Tensor:
         return torch.as_tensor(np.ascontiguousarray(np.asarray(a.dot(v.numpy().T)).T))
 
-    return SymmetricOperator(a.shape[0], product, about={"type": type(a).__name__})
+    about = {"type": type(a).__name__}
+    if issparse(a):
+        rows = a.tocoo()
+        about["digest"] = digest(np.stack([rows.row, rows.col, rows.data.astype(np.float64)]))
+    return SymmetricOperator(a.shape[0], product, about=about)
+
+
+def _dense(a: Any) -> Tensor:
+    try:
+        dense = torch.as_tensor(a if isinstance(a, Tensor) else np.asarray(a)).detach()
+    except (TypeError, ValueError) as error:
+        raise InvalidArgument(
+            f"operator: expected a matrix of real numbers, got {type(a).__name__}: {error}"
+        ) from error
+    if dense.is_complex():
+        raise InvalidArgument(f"operator: expected real numbers, got {dense.dtype}")
+    return dense
 
 
 def _check_square(shape: tuple[int, ...]) -> None:

@@ -339,7 +339,13 @@ def covariance_spectrum(
 
 def _values(values: ArrayLike) -> Array:
     """The eigenvalues that are there, (k,) float64, k >= 1."""
-    found = np.asarray(values, dtype=np.float64).ravel()
+    given = values.detach().cpu() if isinstance(values, Tensor) else values
+    try:
+        found = np.asarray(given, dtype=np.float64).ravel()
+    except (TypeError, ValueError) as error:
+        raise InvalidArgument(
+            f"values: expected eigenvalues, got {type(values).__name__}: {error}"
+        ) from error
     found = found[~np.isnan(found)]
     if not found.size:
         raise InvalidArgument("values: expected at least one eigenvalue, got none")

@@ -25,13 +25,14 @@ from .errors import InvalidArgument
 from .grids import Path
 from .lanczos import RECHECK, REORTHOGONALIZE, Lanczos, outcome_of, random_starts, watched
 from .operators import SymmetricOperator, as_operator
-from .request import FORMAT
-from .spectral_results import EigenPairs, Spectrum
+from .request import FORMAT, digest
+from .spectral_results import EigenPairs, Spectrum, _check_sigma2
 
 if TYPE_CHECKING:
     from .landscape import Landscape
 
 MEMORY_SHARE = 0.5  # of the free memory that bases may take
+PAIRS_TOL = 1e-6  # of the eigenpairs
 TOGETHER = 16  # probes at most whose products are one block
 
 
@@ -93,13 +94,16 @@ def spectrum(
             f"reorthogonalize: expected one of {', '.join(REORTHOGONALIZE)}, "
             f"got {reorthogonalize!r}"
         )
+    if dtype is not None and dtype not in (torch.float32, torch.float64):
+        raise InvalidArgument(f"dtype: expected torch.float32 or torch.float64, got {dtype!r}")
+    sigma2 = _check_sigma2(sigma2)
     dtype = dtype or op.dtype
     given = random_starts(op.n, probes, seed, dtype) if starts is None else _starts(starts, op.n)
     request = {
         "format": FORMAT, "kind": "spectrum", "operator": op.describe(), "probes": len(given),
         "steps": steps, "sigma2": sigma2, "relative_sigma2": relative_sigma2, "vectors": vectors,
         "seed": seed if starts is None else None, "basis": str(dtype).removeprefix("torch."),
-        "reorthogonalize": reorthogonalize,
+        "reorthogonalize": reorthogonalize, "starts": None if starts is None else digest(given),
     }  # fmt: skip
 
     def run(checkpoint: Checkpoint) -> Spectrum:
@@ -121,7 +125,8 @@ def spectrum(
 def layer_spectra(land: Landscape, *args: Any, **options: Any) -> dict[str, Spectrum]:
     """The spectrum of every layer's diagonal block of the Hessian, {module name: Spectrum}.
 
-    A layer is a module with parameters of its own (weight and bias together). The arguments are
+    A layer is a module with parameters of its own (weight and bias together); each parameter of
+    the model itself, which is in no module, is one too. The arguments are
     those of `spectrum`; `params` chooses among the layers; `path` is not taken.
     """
     if options.pop("path", None) is not None:
@@ -222,7 +227,7 @@ class _Quadrature:
     def _pairs(self, lanczos: Lanczos) -> EigenPairs:
         from .eigen import pairs_of
 
-        return pairs_of(lanczos, self.vectors, "LA", 1e-6)
+        return pairs_of(lanczos, self.vectors, "LA", PAIRS_TOL)
 
     def _together(self) -> int:
         """Probes whose bases fit into the free memory; 0: not even one."""
@@ -264,7 +269,7 @@ class _Quadrature:
         if "pair_values" in found:
             self.pairs = EigenPairs(
                 found["pair_values"], torch.as_tensor(found["pair_vectors"]),
-                found["pair_residuals"], found["pair_converged"] != 0,
+                found["pair_residuals"], found["pair_converged"] != 0, products=1, tol=PAIRS_TOL,
             )  # fmt: skip
 
     def _load(self, lanczos: Lanczos, found: Arrays) -> None:
@@ -285,7 +290,10 @@ _NAMES = ["complete", "breakdown", "exhausted", "not finite", "stopped"]
 
 
 def _starts(starts: Any, n: int) -> torch.Tensor:
-    given = torch.as_tensor(starts).detach().to("cpu", torch.float64)
+    try:
+        given = torch.as_tensor(starts).detach().to("cpu", torch.float64)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InvalidArgument(f"starts: expected numbers of shape (k, {n}): {error}") from error
     if given.dim() != 2 or given.shape[1] != n or not len(given):
         raise InvalidArgument(f"starts: expected shape (k, {n}), got {tuple(given.shape)}")
     return given

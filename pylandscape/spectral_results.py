@@ -212,13 +212,12 @@ class Spectrum(_SpectralResult):
             raise InvalidArgument(f"nodes: expected at least one probe and step, got {shape}")
         self.weights = _numbers(self.weights, "weights", 2, shape)
         self.bounds = _numbers(self.bounds, "bounds", 2, shape)
-        self.n, self.sigma2 = int(self.n), float(self.sigma2)
+        self.n, self.sigma2 = int(self.n), _check_sigma2(self.sigma2)
         self.relative_sigma2 = bool(self.relative_sigma2)
         self.outcomes = tuple(self.outcomes)
         self.info = {} if self.info is None else dict(self.info)
         if self.n < 1:
             raise InvalidArgument(f"n: expected at least 1, got {self.n}")
-        _check_sigma2(self.sigma2)
         if len(self.outcomes) != shape[0] or not set(self.outcomes) <= set(OUTCOMES):
             raise InvalidArgument(
                 f"outcomes: expected {shape[0]} of {', '.join(OUTCOMES)}, got {self.outcomes}"
@@ -456,8 +455,9 @@ def _numbers(given: Any, name: str, dims: int, shape: tuple[int, ...] | None = N
     return np.array(found, dtype=np.float64)
 
 
-def _check_sigma2(sigma2: float) -> float:
-    if not (np.isfinite(sigma2) and sigma2 > 0.0):
+def _check_sigma2(sigma2: Any) -> float:
+    number = isinstance(sigma2, int | float | np.number)
+    if not (number and np.isfinite(sigma2) and sigma2 > 0.0):
         raise InvalidArgument(f"sigma2: expected a positive variance, got {sigma2!r}")
     return float(sigma2)
 

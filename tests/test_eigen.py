@@ -249,3 +249,34 @@ def test_what_is_no_matrix_is_named() -> None:
         eigenpairs(np.zeros((2, 3)), progress=False)
     with pytest.raises(InvalidArgument, match="matrix: expected one of hessian"):
         eigenpairs(small_land(), matrix="fisher", progress=False)
+
+
+@pytest.mark.parametrize("which", ["LA", "SA", "LM", "BE"])
+@pytest.mark.parametrize("k", [6, 10])
+def test_wanted_values_in_no_krylov_space_so_far_are_looked_for(which: str, k: int) -> None:
+    values = np.r_[5.0, 4.0, 3.0, -2.0, -1.0, np.zeros(295)]
+    q = np.linalg.qr(np.random.default_rng(0).normal(size=(300, 300)))[0]
+    a = (q * values) @ q.T
+    found = pl.eigenpairs((a + a.T) / 2, k, which, progress=False)
+    ascending = np.sort(values)
+    exact = {
+        "LA": ascending[::-1][:k],
+        "SA": ascending[:k],
+        "LM": values[np.argsort(-np.abs(values), kind="stable")][:k],
+        "BE": np.r_[ascending[::-1][: k // 2], ascending[: k // 2][::-1]],
+    }[which]
+    assert found.converged.all()
+    assert found.products < 20
+    np.testing.assert_allclose(found.values, exact, atol=1e-12)
+
+
+def test_a_start_inside_an_invariant_space_does_not_hide_the_rest() -> None:
+    a = np.diag(np.arange(1.0, 51.0))
+    found = pl.eigenpairs(a, 1, start=np.eye(50)[5], progress=False)
+    assert found.converged.all()
+    assert abs(found.values[0] - 50.0) < 1e-9
+
+
+def test_plus_and_minus_one_are_told_apart() -> None:
+    a = np.diag(np.r_[np.ones(100), -np.ones(100)])
+    np.testing.assert_allclose(pl.eigenpairs(a, 6, progress=False).values, 1.0)

@@ -402,3 +402,9 @@ def test_directions_that_span_too_little_are_refused(d):
 def test_directions_of_another_length_are_refused():
     with pytest.raises(LayoutMismatch, match="directions"):
         sharpness(quadratic([1.0, 2.0, 3.0]), np.zeros(4), **QUIET)
+
+
+def test_condition_numbers_take_tensors_and_refuse_what_is_no_number() -> None:
+    assert condition_number(torch.tensor([1.0, 2.0], requires_grad=True)).full == 2.0
+    with pytest.raises(InvalidArgument, match="values: expected eigenvalues, got list"):
+        condition_number(["a"])

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.sparse import csr_array
 from spectral_support import hilbert, with_spectrum
 from torch import nn
 
@@ -263,3 +264,62 @@ def test_the_density_of_the_784_20_10_network_is_within_the_headline_error() -> 
     ours = headline(quick=False)[0]
     assert ours["met"]
     assert max(ours["l1"]) < 0.005
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ({"starts": np.eye(9)[:2]}, {"starts": np.eye(9)[2:4]}),
+        ({"a": csr_array(np.diag(np.arange(9.0)))}, {"a": csr_array(np.eye(9))}),
+    ],
+)
+def test_a_file_of_other_starts_or_another_sparse_matrix_is_refused(
+    tmp_path: Path, first: dict[str, Any], second: dict[str, Any]
+) -> None:
+    options = {"a": np.diag(np.arange(9.0)), "probes": 2, "steps": 3, "progress": False}
+    options["path"] = tmp_path / "s.h5"
+    pl.spectrum(**{**options, **first})
+    with pytest.raises(pl.ResumeMismatch, match=r"starts|digest"):
+        pl.spectrum(**{**options, **second})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sigma2": -1.0}, "sigma2: expected a positive variance"),
+        ({"sigma2": "x"}, "sigma2: expected a positive variance"),
+        ({"dtype": "float32"}, "dtype: expected torch.float32 or torch.float64"),
+        ({"starts": [["a"]]}, "starts: expected numbers"),
+    ],
+)
+def test_bad_options_are_refused_before_the_first_product(
+    options: dict[str, Any], message: str
+) -> None:
+    op = pl.SymmetricOperator(5, lambda v: v)
+    with pytest.raises(pl.InvalidArgument, match=message):
+        pl.spectrum(op, 2, 3, progress=False, **options)
+    assert op.products == 0
+
+
+@pytest.mark.parametrize(
+    ("a", "message"),
+    [
+        (np.eye(3) * 1j, "real numbers"),
+        (csr_array(np.eye(3) * 1j), "real numbers"),
+        ([["a", "b"], ["c", "d"]], "real numbers"),
+        ([[1.0, 2.0], [3.0]], "real numbers"),
+        (pl.SymmetricOperator(3, lambda v: v.numpy()), "products as a tensor, got ndarray"),
+    ],
+)
+def test_matrices_that_are_not_real_numbers_are_refused(a: Any, message: str) -> None:
+    with pytest.raises(pl.InvalidArgument, match=message):
+        pl.spectrum(a, 2, 2, progress=False)
+
+
+def test_an_unfinished_run_that_cannot_be_read_is_not_called_continuable(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "s.h5.lanczos").write_text("no HDF5")
+    with pytest.raises(pl.FileFormatError):
+        pl.spectrum(np.eye(5), 2, 3, path=tmp_path / "s.h5", progress=False)
+    assert "continues" not in caplog.text

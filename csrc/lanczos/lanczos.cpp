@@ -14,6 +14,12 @@ constexpr double kRounding = 4;     // ||Q w|| <= kRounding eps ||w|| is orthogo
 template <typename B>
 constexpr double kEps = std::numeric_limits<B>::epsilon();
 
+// Where a breakdown is followed by a fresh vector, beta of so many eps ||T|| is the rounding of the
+// products: going on with it would show no eigenspace a second time. In float32 that much may
+// couple to eigenvalues that are wanted.
+template <typename B>
+constexpr double kNoise = sizeof(B) == sizeof(double) ? 100 : 4;
+
 double norm(const std::vector<double>& v) {
   double sum = 0;
   for (const double x : v) sum += x * x;
@@ -229,7 +235,7 @@ bool Lanczos<B>::run(int64_t steps, const Product& product, const Parallel& para
         s.beta[j] = 0;
         continue;
       }
-      if (job.norm <= kEps<B> * norm_of(s)) {  // job.w is rounding
+      if (job.norm <= (fresh_ ? kNoise<B> : 1) * kEps<B> * norm_of(s)) {  // job.w is rounding
         s.beta[j] = 0;
         if (!fresh_ || j + 1 >= capacity_ || !fresh_row(running[a], j + 1, parallel))
           s.outcome = Outcome::kBreakdown;

@@ -23,7 +23,7 @@ enum class Reorthogonalize : int {
 
 enum class Outcome : int {
   kRunning,
-  kBreakdown,  // beta <= eps ||T||: the Krylov space is invariant, T is exact on it
+  kBreakdown,  // beta is rounding (eps ||T||): the Krylov space is invariant, T is exact on it
   kExhausted,  // the rows span everything (m = n)
   kNotFinite,  // a product with a NaN or an infinity: that step is not in T
 };
