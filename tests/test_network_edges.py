@@ -225,7 +225,6 @@ WHY_NOT = {  # what a reason must say
     "spectral_norm": "parametrised",
     "orthogonal": "parametrised",
     "spectral_norm by hooks": "hooks",
-    "statistics of the batch": "batch_norm",
     "mean over the samples": "mean",
     "size of the batch": "differ",
     "flip of the samples": "mixes samples",
