@@ -25,9 +25,9 @@ from .networks import ResNet
 
 OUT = Path(__file__).parent / "results" / "skip_connections.png"
 SIDE = 16  # pixels: the digits are 8 x 8
-BATCH = 128
+BATCH = 32
 # Li et al. (2018), appendix A: SGD with Nesterov momentum and weight decay; here a cosine schedule.
-RATE, MOMENTUM, DECAY = 0.1, 0.9, 5e-4
+RATE, MOMENTUM, DECAY = 0.02, 0.9, 5e-4
 SEED = 0
 # Of the figure, in inches, and of its panels, as shares of its width.
 WIDTH, HEIGHT = 6.9, 6.1
@@ -81,7 +81,11 @@ def draw(surfaces: Sequence[tuple[str, Surface]], path: Path) -> None:
 
     values = np.stack([s.values for _, s in surfaces])
     scale = Scale.of(values, log=True)
-    levels = scale.levels(values, None)
+    levels = marked = scale.levels(values, None)
+    decades = np.arange(np.ceil(np.log10(scale.vmin)), np.ceil(np.log10(scale.vmax)))
+    if decades.size > 3:
+        marked = 10**decades
+        levels = np.sort(np.concatenate([marked, 3 * marked[:-1]]))
     shared: dict[str, Any] = {"log": True, "vmin": scale.vmin, "vmax": scale.vmax}
     with matplotlib.rc_context(STYLE):
         import matplotlib.pyplot as plt
@@ -94,7 +98,7 @@ def draw(surfaces: Sequence[tuple[str, Surface]], path: Path) -> None:
             solid.patch.set_visible(False)  # it would hide the neighbour's labels
             names = {"xlabel": "$d_1$", "ylabel": "$d_2$"}
             plot_surface(found, "surface", solid, **names, **shared)
-            figure.text(middle, 0.97, title, ha="center", va="top", fontsize=9)
+            figure.text(middle, 0.97, title, ha="center", va="top")
             ax = figure.add_axes((middle - PANEL / 2, 0.075, PANEL, PANEL * WIDTH / HEIGHT))
             plot_surface(found, "filled", ax, levels=levels, colorbar=False, **shared)
             flat.append(ax)
@@ -102,7 +106,7 @@ def draw(surfaces: Sequence[tuple[str, Surface]], path: Path) -> None:
         right = LEFT + 2 * PANEL + GAP + 0.02
         bar = figure.add_axes((right, 0.075, 0.02, PANEL * WIDTH / HEIGHT))
         drawn = figure.colorbar(flat[0].collections[0], cax=bar, spacing="uniform")
-        drawn.set_ticks(scale.forward(levels), labels=format_levels(levels))
+        drawn.set_ticks(scale.forward(marked), labels=format_levels(marked))
         drawn.ax.minorticks_off()
         drawn.set_label(scale.label("loss"))
         drawn.outline.set_linewidth(0.5)
@@ -115,7 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--depth", type=int, default=56, help="6 n + 2 (%(default)s)")
     parser.add_argument("--width", type=int, default=8, help="of the first stage (%(default)s)")
     parser.add_argument("--epochs", type=int, default=30, help="%(default)s")
-    parser.add_argument("--points", type=int, default=41, help="along each axis (%(default)s)")
+    parser.add_argument("--points", type=int, default=51, help="along each axis (%(default)s)")
     parser.add_argument("--images", type=int, default=500, help="of a surface (%(default)s)")
     parser.add_argument("--out", type=Path, default=OUT, help="picture (%(default)s)")
     options = parser.parse_args(arguments)
@@ -133,13 +137,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         accuracy = float((outputs.argmax(1) == y).double().mean())
         loss = float(F.cross_entropy(outputs, y))
         title = f"ResNet-{options.depth} {name}"
-        print(
-            f"{title}: trained in {time.perf_counter() - start:.0f} s, loss {loss:.3g}, "
-            f"accuracy {accuracy:.4f}",
-            flush=True,
-        )
+        reached = f"loss {loss:.2g}, accuracy {accuracy:.1%}"
+        seconds = time.perf_counter() - start
+        print(f"{title}: {reached}, trained in {seconds:.0f} s", flush=True)
         start = time.perf_counter()
-        found.append((title, surface(model, few_x, few_y, options.points)))
+        found.append((f"{title}\n{reached}", surface(model, few_x, few_y, options.points)))
         low, high = found[-1][1].values.min(), found[-1][1].values.max()
         print(
             f"  {options.points} x {options.points} points over {len(few_x)} images in "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +20,6 @@ sys.path.append(str(Path(__file__).parent.parent))  # behind an installed packag
 from bench import networks
 from bench.workloads import reference
 
-ENGINE = os.environ.get("NETWORK_ENGINE", "native")
 CLASSES = 5
 FAR = 1e6  # the loss that the far points reach
 
@@ -99,7 +97,7 @@ def member(name: str, trained: bool, dtype: torch.dtype) -> tuple[nn.Module, Ten
     return model.to(dtype).eval(), x, y
 
 
-def landscape(model: nn.Module, x: Tensor, y: Tensor, engine: str = ENGINE) -> pl.Landscape:
+def landscape(model: nn.Module, x: Tensor, y: Tensor, engine: str = "native") -> pl.Landscape:
     return pl.Landscape(model, "cross_entropy", (x, y), engine=engine)
 
 

@@ -9,7 +9,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from network_support import (
     CLASSES,
-    ENGINE,
     FAMILIES,
     FAR,
     grid,
@@ -38,7 +37,7 @@ def test_a_family_lowers_completely_and_has_the_exact_losses_over_a_plane(
 ) -> None:
     model, x, y = member(name, trained, dtype)
     land = landscape(model, x, y)
-    assert land.engine_report().engine == ENGINE
+    assert land.engine_report().engine == "native"
     d = plane(land)
     c = grid(land, x, y, d)
     want = losses_at(land, x, y, c, d)
