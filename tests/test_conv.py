@@ -202,7 +202,6 @@ def test_bits_do_not_depend_on_threads_or_company(threads: int) -> None:
     [
         (nn.ConvTranspose2d(3, 4, 3), "conv_transpose2d"),
         (nn.Conv3d(1, 2, 1), "conv3d"),
-        (nn.BatchNorm2d(3, track_running_stats=False), "statistics of the batch"),
     ],
 )
 def test_what_is_not_there_runs_on_torch_with_the_reason(model: nn.Module, reason: str) -> None:
