@@ -73,7 +73,9 @@ class Landscape:
             the running means and variances along with the parameters: on lines to other models
             (`target_direction`, `interpolate`) they go linearly from one model's to the other's,
             along other directions they stay. Beyond the models a variance can become negative; all
-            metrics of such a point are NaN.
+            metrics of such a point are NaN. "recompute" and "batch" hold the activations of one
+            whole batch (in each thread, while these take less than 1 GiB together). Derivatives
+            hold the statistics fixed, but for "batch" and layers that track none.
         device: where to compute; default the model's. Given, the data are moved there.
         dtype: the dtype to compute in; default the model's own.
         engine: "auto" (native where it can), "native" (or an error that says why not), "torch".

@@ -3,8 +3,12 @@
 A point is then (theta, s): the n parameters, followed by the m elements of the running means and
 variances of the batch-norm layers, in the order of ``Landscape.moved``. Where nothing but theta
 moves, m = 0 and a point is theta. Between two models every element of s is on the straight line
-between theirs, as with loss-landscape's ``--dir_type states`` (Li et al. 2018); what random
-directions do there with the usual ``ignore=biasbn``, they do here always: they leave s alone.
+between theirs, as with loss-landscape's ``--dir_type states`` (Li et al. 2018). Random directions
+leave s where it is, as theirs do with ``ignore=biasbn``; without it, theirs move every tensor of
+one dimension, statistics too, along itself, which we do not copy.
+
+Beyond the models a variance can become negative. With epsilon added some of these would still give
+a number, so every metric is NaN wherever one is negative.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ import torch
 from pylandscape import cli
 from pylandscape.cli_inputs import parse_axis, parse_names, read_state
 from pylandscape.errors import InvalidArgument
+from pylandscape.files import load
 
 MODULE = """
 import torch
@@ -169,6 +170,27 @@ def test_interpolate_between_checkpoints(folder, monkeypatch, capsys, others, ax
     assert ("barrier" in out) == (kind == "interpolation")
     assert "sanity: OK" in out
     assert (folder / "i.png").stat().st_size > 2000
+
+
+@pytest.mark.parametrize("bn", ["recompute", "interpolate"])
+def test_interpolate_between_checkpoints_with_batch_norm(folder, monkeypatch, capsys, bn):
+    namespace: dict = {}
+    exec(MODULE, namespace)
+    other, (x, y) = namespace["normed"]().eval(), namespace["data"]()
+    with torch.no_grad():
+        for p in other.parameters():
+            p += 0.1
+    other[1].running_mean += 1
+    torch.save(other.state_dict(), folder / "other.pt")
+    code, out, err = in_process(
+        folder, monkeypatch, capsys, "interpolate", "--model", "mine:normed", "--data", "mine:data",
+        "--no-progress", "--to", "other.pt", "--x", "0:1:3", "--out", "bn.h5", "--bn", bn,
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+    assert "native" in out
+    found = load(folder / "bn.h5")
+    own = torch.nn.functional.cross_entropy(other(x), y).item()
+    assert (abs(found.values[2] - own) < 1e-6) == (bn == "interpolate")
 
 
 def test_objectives_and_parameter_subsets(folder, monkeypatch, capsys):

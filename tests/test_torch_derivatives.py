@@ -449,7 +449,7 @@ MATH = r"scaled_dot_product_attention runs on its math backend.*the numbers are 
 @pytest.mark.parametrize("kind", ["plain", "module", "layer"])
 def test_attention_has_second_derivatives_and_says_once_how(kind: str) -> None:
     model, data = attention(kind)
-    land = pl.Landscape(model, "cross_entropy", data)
+    land = pl.Landscape(model, "cross_entropy", data, engine="torch")
     before = backends()
     with pytest.warns(UserWarning, match=MATH) as record:
         hv = land.hvp(rows(land))
@@ -467,7 +467,7 @@ def test_attention_has_second_derivatives_and_says_once_how(kind: str) -> None:
     g = land.per_sample_gradients()
     close(g.mean(0), land.gradient())
     close(land.covariance_product(v), v @ g.T @ g / 8)
-    other = pl.Landscape(model, "cross_entropy", data)
+    other = pl.Landscape(model, "cross_entropy", data, engine="torch")
     other.gradient()  # needs no second derivative
     with pytest.warns(UserWarning, match=MATH):
         other.gauss_newton_product(v)
@@ -579,7 +579,8 @@ def test_failures_and_interrupts_leave_everything_as_it_was(
 
     model, x, y = Failing().train(), inputs(), classes()
     model.double()
-    land = pl.Landscape(model, "cross_entropy", [(x[:8], y[:8]), (x[8:], y[8:])], bn="recompute")
+    batches = [(x[:8], y[:8]), (x[8:], y[8:])]
+    land = pl.Landscape(model, "cross_entropy", batches, bn="recompute", engine="torch")
 
     def ask(theta: Tensor | None = None) -> Tensor:
         with warnings.catch_warnings():
