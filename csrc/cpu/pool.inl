@@ -28,8 +28,8 @@ inline void each_piece(const PoolArgs& a, int64_t cols, F f) {
   }
 }
 
-// The larger, or NaN where either is: the two comparisons disagree only there, and one of the
-// results has all the bits of the NaN.
+// The larger, or NaN where either is: only there (and for zeros of both signs, whose maximum is -0)
+// do the two selections differ, and then one of them is the NaN, whose bits survive the or.
 template <typename T>
 inline Vec<T> larger(Vec<T> a, Vec<T> b) {
   const Vec<T> one = a > b ? a : b, other = b > a ? b : a;
