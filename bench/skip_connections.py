@@ -26,7 +26,7 @@ from .networks import ResNet
 OUT = Path(__file__).parent / "results" / "skip_connections.png"
 SIDE = 16  # pixels: the digits are 8 x 8
 BATCH = 32
-# As Li et al. (2018), appendix A, but for a smaller rate, at which both learn, on a cosine schedule.
+# As Li et al. (2018), appendix A, but for a smaller rate, at which both learn, and its schedule.
 RATE, MOMENTUM, DECAY = 0.01, 0.9, 5e-4
 SEED = 0
 # Of the figure, in inches, and of its panels, as shares of its width.
