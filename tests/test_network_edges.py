@@ -324,6 +324,7 @@ FALLS_BACK = {  # what the reason must say
     "Mish": "mish",
     "Threshold": "threshold",
     "LSTM along the samples": "batch_first",
+    "LSTM projected": "proj_size",
     "multi-head along the samples": "(batch, length, features)",
     "multi-head, more keys": "bias_k",
     "multi-head, zero key": "add_zero_attn",
