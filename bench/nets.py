@@ -111,7 +111,9 @@ def _table(workload: Workload, quick: bool, repetitions: int) -> list[Row]:
     except InvalidArgument as refusal:
         field.miss(OURS, str(refusal))
     else:
-        note = f"all of the call; {flops / 1e9:.4g} GFLOP a point"
+        note = "all of the call"
+        if workload.share is not None:
+            note += f"; {flops / 1e9:.4g} GFLOP a point"
 
         def ours() -> np.ndarray:
             axis = (-1, 1, side)
