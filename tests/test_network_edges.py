@@ -329,7 +329,6 @@ FALLS_BACK = {  # what the reason must say
     "multi-head, more keys": "bias_k",
     "multi-head, zero key": "add_zero_attn",
     "cumsum": "cumsum",
-    "LSTM projected": "proj_size",
     "spread": "std",
     "logsumexp": "logsumexp",
     "unit vectors": "normalize",
