@@ -158,11 +158,12 @@ def test_ctrl_c_stops_a_run_of_native_products() -> None:
     land = pl.Landscape(model, "cross_entropy", data, engine="native")
     op = as_operator(land)
     lanczos = Lanczos(op, random_starts(op.n, 4, 0, op.dtype), 300)
+    lanczos.run(2)  # the values at theta are there
     timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()
     with pytest.raises(KeyboardInterrupt):
         lanczos.run()
-    assert 0 < lanczos.steps() < 300
+    assert 2 <= lanczos.steps() < 300
     assert loss_of_orthogonality(lanczos) <= ORTHOGONAL
 
 
