@@ -12,45 +12,18 @@ from torch import Tensor, nn
 from .lowering import FILL, Call, Slot, op
 
 
-@op("conv2d")
-def _conv2d(
-    call: Call,
-    input: Any,
-    weight: Any,
-    bias: Any = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
-    groups: int = 1,
-) -> Slot:
-    return _conv(call, 2, input, weight, bias, stride, padding, dilation, groups)
-
-
-@op("conv1d")
-def _conv1d(
-    call: Call,
-    input: Any,
-    weight: Any,
-    bias: Any = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
-    groups: int = 1,
-) -> Slot:
-    return _conv(call, 1, input, weight, bias, stride, padding, dilation, groups)
-
-
+@op("conv1d", "conv2d")
 def _conv(
     call: Call,
-    dims: int,
     input: Any,
     weight: Any,
-    bias: Any,
-    stride: Any,
-    padding: Any,
-    dilation: Any,
-    groups: int,
+    bias: Any = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
 ) -> Slot:
+    dims = 1 if call.name == "conv1d" else 2
     x, weight = _image(call, input, dims), call.fixed(weight)
     out, channels, *kernel = weight.shape
     stride, dilation = _tuple(stride, dims), _tuple(dilation, dims)
