@@ -6,6 +6,7 @@
 
 #include "binding/direction_ops.h"
 #include "binding/pool.h"
+#include "binding/schemas.h"
 #include "cpu/directions.h"
 #include "program/directions.h"
 
@@ -68,18 +69,6 @@ struct Meta {
 }  // namespace
 }  // namespace pylandscape
 
-STABLE_TORCH_LIBRARY(pylandscape, m) {
-  m.def("random_direction(Tensor theta, Tensor segments, str mode, int seed, int stream) -> "
-        "Tensor");
-  m.def("random_direction.out(Tensor theta, Tensor segments, str mode, int seed, int stream, *, "
-        "Tensor(a!) out) -> Tensor(a!)");
-  m.def("normalize_direction(Tensor direction, Tensor theta, Tensor segments, str mode) -> Tensor");
-  m.def("normalize_direction.out(Tensor direction, Tensor theta, Tensor segments, str mode, *, "
-        "Tensor(a!) out) -> Tensor(a!)");
-  m.def("gaussian.out(int seed, int stream, int first, *, Tensor(a!) out) -> Tensor(a!)");
-  m.def("perturb(Tensor theta, Tensor coefficients, Tensor directions) -> Tensor");
-  m.def("perturb.out(Tensor theta, Tensor coefficients, Tensor directions, *, Tensor(a!) out) -> "
-        "Tensor(a!)");
-}
+STABLE_TORCH_LIBRARY(pylandscape, m) { pylandscape::define_ops(m); }
 STABLE_TORCH_LIBRARY_IMPL(pylandscape, CPU, m) { pylandscape::implement<pylandscape::Cpu>(m); }
 STABLE_TORCH_LIBRARY_IMPL(pylandscape, Meta, m) { pylandscape::implement<pylandscape::Meta>(m); }

@@ -6,6 +6,7 @@
 #include "cuda/directions.h"
 
 #include "common/gaussian.h"
+#include "cuda/launch.h"
 #include "cuda/shape.h"
 
 namespace pylandscape::cuda {
@@ -189,25 +190,26 @@ cudaError_t make_direction(const DirectionArgs<T>& args, const Plan& plan, const
   const int64_t chunks = plan.count(Plan::kChunk), owners = plan.count(Plan::kOwner);
   const int64_t zeros = plan.count(Plan::kZero);
   if (warps > 0)
-    whole_segments<T, kWarpThreads>
-        <<<blocks(warps, kBlockThreads / kWarpThreads), kBlockThreads, 0, stream>>>(
-            args, of(Plan::kWarp), warps);
+    launch(&whole_segments<T, kWarpThreads>, blocks(warps, kBlockThreads / kWarpThreads),
+           kBlockThreads, 0, stream, args, of(Plan::kWarp), warps);
   if (whole > 0)
-    whole_segments<T, kBlockThreads>
-        <<<blocks(whole, 1), kBlockThreads, 0, stream>>>(args, of(Plan::kBlock), whole);
+    launch(&whole_segments<T, kBlockThreads>, blocks(whole, 1), kBlockThreads, 0, stream, args,
+           of(Plan::kBlock), whole);
   if (chunks > 0) {
     double* factors = nullptr;
     if (args.mode.has_norm()) {
       Sums* sums = reinterpret_cast<Sums*>(work);
       factors = work + 2 * chunks;
-      measure_chunks<<<blocks(chunks, 1), kBlockThreads, 0, stream>>>(args, of(Plan::kChunk), sums);
-      find_factors<<<blocks(owners, 1), kBlockThreads, 0, stream>>>(args.mode.target,
-                                                                    of(Plan::kOwner), sums, factors);
+      launch(&measure_chunks<T>, blocks(chunks, 1), kBlockThreads, 0, stream, args,
+             of(Plan::kChunk), sums);
+      launch(&find_factors, blocks(owners, 1), kBlockThreads, 0, stream, args.mode.target,
+             of(Plan::kOwner), sums, factors);
     }
-    scale_chunks<<<blocks(chunks, 1), kBlockThreads, 0, stream>>>(args, of(Plan::kChunk), factors);
+    launch(&scale_chunks<T>, blocks(chunks, 1), kBlockThreads, 0, stream, args, of(Plan::kChunk),
+           factors);
   }
   if (zeros > 0)
-    zero_ranges<<<blocks(zeros, 1), kBlockThreads, 0, stream>>>(args.out, of(Plan::kZero));
+    launch(&zero_ranges<T>, blocks(zeros, 1), kBlockThreads, 0, stream, args.out, of(Plan::kZero));
   return cudaGetLastError();
 }
 
@@ -217,8 +219,8 @@ cudaError_t gaussian(uint64_t seed, uint64_t stream_number, int64_t first, int64
   const Range range{first, first + n, 0};
   const int64_t threads =
       ((range.end - 1) / gaussian::kGroup - first / gaussian::kGroup + 1) * gaussian::kBlocks;
-  draw_range<<<blocks(threads, kBlockThreads), kBlockThreads, 0, stream>>>(seed, stream_number,
-                                                                         range, out);
+  launch(&draw_range, blocks(threads, kBlockThreads), kBlockThreads, 0, stream, seed,
+         stream_number, range, out);
   return cudaGetLastError();
 }
 

@@ -2,6 +2,7 @@
 #include <type_traits>
 
 #include "cuda/directions.h"
+#include "cuda/launch.h"
 #include "cuda/shape.h"
 
 namespace pylandscape::cuda {
@@ -49,8 +50,8 @@ __global__ void __launch_bounds__(kBlockThreads)
 }
 
 template <typename T, int kWidth>
-void launch(int64_t g, int64_t k, int64_t n, const T* theta, const T* c, const T* d, T* out,
-            cudaStream_t stream) {
+void launch_points(int64_t g, int64_t k, int64_t n, const T* theta, const T* c, const T* d,
+                   T* out, cudaStream_t stream) {
   const int64_t elements = int64_t{kBlockThreads} * kWidth;
   const dim3 grid(static_cast<unsigned>((n + elements - 1) / elements),
                   static_cast<unsigned>((g + kPoints - 1) / kPoints));
@@ -58,7 +59,7 @@ void launch(int64_t g, int64_t k, int64_t n, const T* theta, const T* c, const T
                       : k == 2 ? &perturb_points<T, kWidth, 2>
                       : k == 3 ? &perturb_points<T, kWidth, 3>
                                : &perturb_points<T, kWidth, 0>;
-  kernel<<<grid, kBlockThreads, 0, stream>>>(g, k, n, theta, c, d, out);
+  launch(kernel, grid, kBlockThreads, 0, stream, g, k, n, theta, c, d, out);
 }
 
 }  // namespace
@@ -72,7 +73,7 @@ cudaError_t perturb(int64_t g, int64_t k, int64_t n, const T* theta, const T* c,
   const bool wide = n % kWide == 0 && aligned(theta) && aligned(d) && aligned(out);
   for (int64_t first = 0; first < g && n > 0; first += kMostPoints) {
     const int64_t count = g - first < kMostPoints ? g - first : kMostPoints;
-    const auto run = wide ? &launch<T, kWide> : &launch<T, 1>;
+    const auto run = wide ? &launch_points<T, kWide> : &launch_points<T, 1>;
     run(count, k, n, theta, c + first * k, d, out + first * n, stream);
   }
   return cudaGetLastError();

@@ -232,12 +232,16 @@ class Program {
   bool mixes() const;  // whether a sample's outputs depend on its batch
   int output() const { return output_; }
   const std::vector<Op>& ops() const { return ops_; }
+  const std::vector<Use>& uses() const { return uses_; }
+  const std::vector<T>& constants() const { return constants_; }
 
  private:
   template <typename>
   friend class Question;
   template <typename>
   friend class Derivatives;
+  template <typename>
+  friend class ResidentPlanner;
 
   int slot(int64_t features);
   int use(int64_t source, int64_t rows, int64_t cols,

@@ -1,0 +1,76 @@
+// Elementary functions of one element, in float or double. The CPU's formulas (cpu/elementwise.inl)
+// over CUDA's exp, log1p, erfc and tanh; no fast-math.
+#pragma once
+#include "cpu/kernels.h"
+#include "cuda/launch.h"
+
+namespace pylandscape::cuda {
+
+// exp(x - top) for x <= top; what a float32 difference loses to rounding is put back.
+__device__ inline double exp_difference(double x, double top) { return exp(x - top); }
+__device__ inline float exp_difference(float x, float top) {
+  const double d = static_cast<double>(x) - static_cast<double>(top);
+  const float near = static_cast<float>(d), e = expf(near);
+  return near > -100.0f ? e + e * static_cast<float>(d - near) : e;
+}
+
+template <typename T>
+__device__ T sigmoid(T x) {
+  const T e = exp(x < T(0) ? x : -x);  // in (0, 1]
+  return (x < T(0) ? e : T(1)) / (e + T(1));
+}
+
+// log(1 + exp(x)).
+template <typename T>
+__device__ T softplus(T x) {
+  return (x < T(0) ? T(0) : x) + log1p(exp(x < T(0) ? x : -x));
+}
+
+template <typename T>
+__device__ T relu(T x) {
+  return x < T(0) ? T(0) : x;  // NaN stays
+}
+
+// f(function of one element): the choice is made once, outside of the loop that f holds.
+template <typename T, typename F>
+__device__ void with_unary(cpu::Unary function, double a, double b, F f) {
+  using cpu::Unary;
+  const T ta = static_cast<T>(a), tb = static_cast<T>(b);
+  switch (function) {
+    case Unary::kAffine: return f([=](T v) { return v * ta + tb; });
+    case Unary::kRelu: return f([](T v) { return relu(v); });
+    case Unary::kLeakyRelu: return f([=](T v) { return v < T(0) ? v * ta : v; });
+    case Unary::kTanh: return f([](T v) { return tanh(v); });
+    case Unary::kSigmoid: return f([](T v) { return sigmoid(v); });
+    case Unary::kGelu: return f([](T v) { return v * (T(0.5) * erfc(v * T(-0.70710678118654752))); });
+    case Unary::kGeluTanh:
+      return f([](T v) {
+        const T inner = T(0.79788456080286536) * (v + T(0.044715) * v * v * v);
+        return v * sigmoid(inner + inner);  // (1 + tanh(u)) / 2 = sigmoid(2u)
+      });
+    case Unary::kSilu: return f([](T v) { return v * sigmoid(v); });
+    case Unary::kSoftplus:
+      return f([=](T v) { return v * ta > tb ? v : softplus(v * ta) / ta; });
+    case Unary::kElu: return f([=](T v) { return v > T(0) ? v * tb : tb * ta * expm1(v); });
+    case Unary::kClamp:
+      return f([=](T v) {
+        const T low = v < ta ? ta : v;
+        return low > tb ? tb : low;
+      });
+    case Unary::kSquare: return f([](T v) { return v * v; });
+    case Unary::kAbs: return f([](T v) { return fabs(v); });
+    case Unary::kExp: return f([](T v) { return exp(v); });
+  }
+}
+
+template <typename T, typename F>
+__device__ void with_binary(cpu::Binary function, F f) {
+  switch (function) {
+    case cpu::Binary::kAdd: return f([](T x, T y) { return x + y; });
+    case cpu::Binary::kSub: return f([](T x, T y) { return x - y; });
+    case cpu::Binary::kMul: return f([](T x, T y) { return x * y; });
+    case cpu::Binary::kDiv: return f([](T x, T y) { return x / y; });
+  }
+}
+
+}  // namespace pylandscape::cuda
