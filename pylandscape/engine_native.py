@@ -25,7 +25,7 @@ from . import (  # noqa: F401
     lowering_sequence,
     lowering_shapes,
 )
-from ._native import core
+from ._native import core, cpu_capability
 from .capture import check_traceable, restored_attributes, trace
 from .data import Batch
 from .engine_torch import TorchEngine
@@ -55,6 +55,10 @@ class NativeEngine:
     """Answers questions about L from a compiled program (csrc/program)."""
 
     name = "native"
+
+    @property
+    def instruction_set(self) -> str:
+        return cpu_capability()
 
     def __init__(
         self,
@@ -190,18 +194,18 @@ class NativeEngine:
                     values["accuracy"] = correct / self._counted
             if callables:
                 values |= self._call_metrics(question, c, callables)
-            return {_metric_name(m): values[_metric_name(m)] for m in metrics}
+            return {metric_name(m): values[metric_name(m)] for m in metrics}
 
         return evaluate
 
     def _call_metrics(
         self, question: Any, coordinates: Tensor, metrics: Sequence[Callable[..., Any]]
     ) -> dict[str, np.ndarray]:
-        values = {_metric_name(m): np.empty(len(coordinates)) for m in metrics}
+        values = {metric_name(m): np.empty(len(coordinates)) for m in metrics}
         for i in range(len(coordinates)):
             outputs = self.outputs(question, coordinates[i])
             for metric in metrics:
-                values[_metric_name(metric)][i] = float(metric(outputs, self._targets))
+                values[metric_name(metric)][i] = float(metric(outputs, self._targets))
         return values
 
     def outputs(self, question: Any, coordinates: Tensor) -> Tensor:
@@ -221,7 +225,7 @@ def _rows(coordinates: Any, width: int, dtype: torch.dtype) -> Tensor:
     return c
 
 
-def _metric_name(metric: Any) -> str:
+def metric_name(metric: Any) -> str:
     return metric if isinstance(metric, str) else str(metric.__name__)
 
 
@@ -249,7 +253,7 @@ class Data:
         if dtype not in _PROGRAMS:
             raise NotLowered(f"{dtype} is not a dtype of the native engine")
         sizes = tuple(batch.size for batch in dataset.batches)
-        inputs = inputs.detach().cpu().contiguous()
+        inputs, targets = inputs.detach().cpu().contiguous(), targets.cpu()
         if inputs.dtype in (torch.int64, torch.int32):
             return cls(inputs, targets, sizes, dtype)
         if not inputs.is_floating_point():
@@ -307,7 +311,7 @@ def build(
                     other = lower(graph, example, model, loss, layout, few, how, memory)
                     check_batches(other, model, loss, layout, theta, few, bn)
                 else:
-                    _check_against_module(engine, model, layout, theta, data)
+                    check_outputs(engine, model, layout, theta, data)
             return engine
         except UnknownOp as refusal:
             if not reasons:
@@ -386,23 +390,22 @@ def _sources(
     return torch.cat(constants), sources
 
 
-def _check_against_module(
-    engine: NativeEngine, model: nn.Module, layout: ParameterLayout, theta: Tensor, data: Data
+def check_outputs(
+    engine: Any, model: nn.Module, layout: ParameterLayout, theta: Tensor, data: Data
 ) -> None:
-    """The program's outputs must be the module's, at theta and at two perturbed thetas."""
+    """The engine's outputs must be the module's, at theta and at two perturbed thetas."""
     rows = data.inputs[:_CHECKED_SAMPLES]
     fixed = {
         name: t.detach().to(data.dtype) if t.is_floating_point() else t.detach().clone()
         for name, t in (*model.named_parameters(), *model.named_buffers())
     }
-    question = engine._question(engine._program)
     for point in _checked_points(layout, theta.detach().to("cpu", data.dtype)):
+        got = engine.outputs_at(point[None])[0]
         with torch.no_grad(), restored_attributes(model):
             state = {**fixed, **layout.unflatten(point)}
             expected = torch.func.functional_call(model, state, (rows,), tie_weights=True)
-        got = engine.outputs(question, point)
         few = len(got) * len(rows) // len(data.inputs)
-        _compare(got[:few], expected, len(engine.ops))
+        _compare(got[:few].cpu(), expected, len(engine.ops))
 
 
 def check_batches(

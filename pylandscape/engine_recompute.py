@@ -38,7 +38,7 @@ class RecomputeEngine:
     def __init__(self, collector: NativeEngine, fixed: NativeEngine, n: int, extended: int) -> None:
         self._collector, self._fixed = collector, fixed
         self._n, self._more = n, extended - n
-        self.how, self.ops = fixed.how, fixed.ops
+        self.how, self.ops, self.instruction_set = fixed.how, fixed.ops, fixed.instruction_set
 
     def prepare(self, theta: Tensor, directions: Tensor, metrics: Sequence[Any]) -> Evaluate:
         """A function of coefficients (g, k) to {metric: (g,)} along directions (k, n)."""

@@ -15,8 +15,7 @@ from scipy.sparse.linalg import LinearOperator
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from . import engine_native, engine_recompute, statistics
-from ._native import cpu_capability
+from . import engine_cuda, engine_native, engine_recompute, statistics
 from .data import Dataset, untouched_random_state
 from .engine_torch import Objective, TorchEngine, call_model, eval_mode
 from .errors import InvalidArgument, NotLowered
@@ -43,13 +42,14 @@ class EngineReport:
     seconds: float
     capture: str | None = None
     ops: tuple[str, ...] = ()
+    instruction_set: str | None = None
 
     def __str__(self) -> str:
         if self.reason is not None:
             return f"torch ({self.reason})"
         ops = ", ".join(dict.fromkeys(self.ops))
         return (
-            f"native ({cpu_capability()}; captured by {self.capture} in "
+            f"native ({self.instruction_set}; captured by {self.capture} in "
             f"{self.seconds * 1e3:.0f} ms; ops: {ops})"
         )
 
@@ -331,7 +331,7 @@ class Landscape:
         """What determines the numbers, JSON-able: engine, versions, dtype, digests, loss."""
         return {
             "engine": self.engine,
-            "instruction_set": cpu_capability() if self.engine == "native" else None,
+            "instruction_set": self._report.instruction_set,
             "versions": {"pylandscape": _own_version(), "torch": torch.__version__},
             "dtype": str(self.dtype).removeprefix("torch."),
             "n_params": self.n_params,
@@ -430,14 +430,18 @@ class Landscape:
                 ) from refusal
             return None, EngineReport("torch", refusal.reason, time.perf_counter() - start)
         seconds = time.perf_counter() - start
-        return native, EngineReport("native", None, seconds, native.how, native.ops)
+        return native, EngineReport(
+            "native", None, seconds, native.how, native.ops, native.instruction_set
+        )
 
-    def _lower(self, bn: str) -> engine_native.NativeEngine | engine_recompute.RecomputeEngine:
+    def _lower(self, bn: str) -> Any:
         if not isinstance(self.loss_spec, KnownLoss):
             raise NotLowered(f"the loss {self.loss_spec.name!r} is free Python code")
-        if self.device.type != "cpu":
-            raise NotLowered(f"the landscape is on {self.device}")
         build: Any = engine_recompute.build if bn == "recompute" else engine_native.build
+        if self.device.type == "cuda":
+            build = engine_cuda.build
+        elif self.device.type != "cpu":
+            raise NotLowered(f"the landscape is on {self.device}")
         with eval_mode(self.model, bn == "batch"), untouched_random_state():
             return build(
                 self.model,

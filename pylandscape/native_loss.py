@@ -51,8 +51,25 @@ class Output:
         return target.permute(0, *moved).reshape(samples, -1).contiguous()
 
 
-def set_loss(program: Any, loss: KnownLoss, targets: Tensor, output: Output) -> None:
-    samples, shape = program.samples, output.shape
+@dataclass(frozen=True)
+class LossTensors:
+    """A known loss over rows (outer, classes, inner): ``index`` (samples, outer * inner) with -1
+    where a target does not count, or ``dense`` (samples, rows); the other is empty."""
+
+    kind: str
+    classes: int
+    inner: int
+    outer: int
+    label_smoothing: float
+    weight: list[float]
+    pos_weight: list[float]
+    index: Tensor
+    dense: Tensor
+
+
+def loss_tensors(loss: KnownLoss, targets: Tensor, output: Output, samples: int) -> LossTensors:
+    """Raises NotLowered for targets that do not fit the outputs."""
+    shape = output.shape
     expected = output.module_shape(samples)
     classes, inner, outer = prod(shape), 1, 1
     weight: list[float] = []
@@ -88,16 +105,24 @@ def set_loss(program: Any, loss: KnownLoss, targets: Tensor, output: Output) -> 
         dense = output.as_rows(targets.double(), samples)
         weight = _per_feature(loss.weight, output, f"{loss.kind} weight")
         pos_weight = _per_feature(loss.pos_weight, output, "pos_weight")
+    smoothing = float(loss.label_smoothing)
+    return LossTensors(
+        loss.kind, classes, inner, outer, smoothing, weight, pos_weight, index, dense
+    )
+
+
+def set_loss(program: Any, loss: KnownLoss, targets: Tensor, output: Output) -> None:
+    found = loss_tensors(loss, targets, output, program.samples)
     program.set_loss(
-        getattr(core.Loss, loss.kind),
-        classes,
-        inner,
-        float(loss.label_smoothing),
-        weight,
-        pos_weight,
-        index.data_ptr() if index.numel() else 0,
-        dense.data_ptr() if dense.numel() else 0,
-        outer=outer,
+        getattr(core.Loss, found.kind),
+        found.classes,
+        found.inner,
+        found.label_smoothing,
+        found.weight,
+        found.pos_weight,
+        found.index.data_ptr() if found.index.numel() else 0,
+        found.dense.data_ptr() if found.dense.numel() else 0,
+        outer=found.outer,
     )
 
 

@@ -87,7 +87,7 @@ py::tuple resident_plan(const Program<T>& p, int64_t directions,
   about["columns"] = program.columns, about["groups"] = program.groups;
   about["points"] = program.points, about["weights"] = program.weights;
   about["arena_rows"] = program.arena_rows, about["external_rows"] = program.external_rows;
-  about["steps"] = program.steps;
+  about["steps"] = program.steps, about["fixed"] = plan.fixed;
   return py::make_tuple(plan.reason,
                         py::bytes(reinterpret_cast<const char*>(&program), sizeof(program)),
                         py::bytes(reinterpret_cast<const char*>(plan.list.data()),

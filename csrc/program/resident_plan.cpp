@@ -101,6 +101,7 @@ class ResidentPlanner {
       if (how == How::kKernel)
         for (const int x : op.inputs) needed_[x] = needed_[x] || !dynamic_[x];
       how_.push_back(how);
+      found_.fixed.push_back(how == How::kStatic);
     }
     needed_[p_.output_] = needed_[p_.output_] || !dynamic_[p_.output_];
   }

@@ -25,6 +25,7 @@ struct ResidentPlan {
   resident::Program program{};
   std::vector<int32_t> list;  // resident::Program::index_size
   std::vector<ExternalRows> external;
+  std::vector<bool> fixed;  // by op: whether no point changes its result
 };
 
 // moves[u]: the directions, of `directions`, that move use u. Without `moves`, the points are free

@@ -256,6 +256,7 @@ inline unsigned __ballot_sync(unsigned mask, int predicate, int line = __builtin
   emulation::block->part(warp);
   return found;
 }
+inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __any_sync(unsigned mask, int predicate, int line = __builtin_LINE()) {
   return __ballot_sync(mask, predicate, line) != 0;
 }

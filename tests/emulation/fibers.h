@@ -5,6 +5,7 @@
 #include <sys/mman.h>
 #include <ucontext.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -13,6 +14,7 @@
 #include <vector>
 
 #if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
 #if defined(__SANITIZE_THREAD__)
@@ -127,7 +129,7 @@ class Fibers {
     ucontext_t context{};
     void* stack = nullptr;
     State state = State::kDone;
-    void* sanitizer = nullptr;  // its fake stack, or its thread
+    void* sanitizer = nullptr;  // its thread
   };
 
   std::unique_ptr<Fiber> make() {
@@ -151,7 +153,7 @@ class Fibers {
                 static_cast<unsigned>(address >> 32), static_cast<unsigned>(address));
     fiber.state = State::kReady;
 #if defined(__SANITIZE_ADDRESS__)
-    fiber.sanitizer = nullptr;
+    __asan_unpoison_memory_region(fiber.stack, kStack);  // of a run that failed
 #endif
   }
 

@@ -1,0 +1,391 @@
+"""The native engine on a GPU: the compiled program of a model whose parameters are there.
+
+The model is captured, lowered and checked on the CPU, from a copy of it. Its program then runs on
+the device: where the network of a point fits a block's shared memory as one kernel
+(csrc/cuda/resident.cu), else by torch's matrix products over many points (torch_program.py).
+Derivatives are the torch engine's.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from . import engine_native
+from ._native import cuda_problem, ops
+from .capture import check_traceable
+from .engine_native import Data, Evaluate, NativeEngine, check_outputs, metric_name
+from .errors import NotLowered
+from .native_loss import loss_tensors
+from .torch_program import TorchProgram, values_per_sample
+
+if TYPE_CHECKING:
+    from .data import Dataset
+    from .layout import ParameterLayout
+    from .losses import KnownLoss
+
+_PARTS_BYTES = 64 << 20  # partial sums of the points of one launch
+_WIDE_BYTES = 512 << 20  # weights and values of the points that torch multiplies at once
+_FILL = -(2**31)  # resident::kFill
+_KINDS = (
+    "linear",
+    "unary",
+    "binary",
+    "layer_norm",
+    "softmax",
+    "concat",
+    "expand",
+    "gather",
+)
+
+Moves = list[list[int]] | None
+
+
+class CudaEngine:
+    """Answers questions about L from a compiled program, on ``device``.
+
+    ``kernels`` holds the ops of csrc/binding/program_ops.h; ``shared_limit`` is how many bytes of
+    shared memory a block may have.
+    """
+
+    name = "native"
+    mixes = False
+
+    def __init__(
+        self,
+        native: NativeEngine,
+        loss: KnownLoss,
+        data: Data,
+        device: torch.device,
+        *,
+        kernels: Any = ops,
+        shared_limit: int,
+        instruction_set: str,
+    ) -> None:
+        self.how, self.ops, self.instruction_set = native.how, native.ops, instruction_set
+        self.program, self.dtype, self.device = native._program, data.dtype, device
+        self.kernels, self.shared_limit = kernels, shared_limit
+        self.output = native._output
+        self.torch_program = TorchProgram(self.program, kernels, device)
+        unknown = [op.kind for op in self.torch_program.ops if op.kind not in _KINDS]
+        if unknown:
+            raise NotLowered(f"{unknown[0]} has no CUDA kernel in the native engine")
+        self.data_targets = data.targets.to(device)
+        self.denominator, self.counted = native._denominator, native._counted
+        self.x = data.inputs.to(device, data.dtype).reshape(1, self.program.samples, -1)
+        values = self.program.constant_values()
+        self.constants = torch.tensor(values, dtype=data.dtype, device=device)
+        found = loss_tensors(loss, data.targets, native._output, self.program.samples)
+        classes = found.index.numel() > 0
+        targets = found.index.to(torch.int32) if classes else found.dense
+        self.targets = targets.T.contiguous().to(device)  # (rows, samples)
+        weights = [*found.weight, *found.pos_weight]
+        self.loss_weights = torch.tensor(weights, dtype=torch.float64, device=device)
+
+    def prepare(self, theta: Tensor, directions: Tensor, metrics: Sequence[Any]) -> Evaluate:
+        """A function of coefficients (g, k) to {metric: (g,)} along directions (k, n)."""
+        return self._evaluator(self.ask(theta, directions), metrics)
+
+    def prepare_points(self, metrics: Sequence[Any]) -> Callable[[Tensor], dict[str, np.ndarray]]:
+        """The same for arbitrary points (p, n)."""
+        return self._evaluator(self.ask(None, None), metrics)
+
+    def outputs_at(self, points: Tensor) -> list[Tensor]:
+        """The outputs as the module gives them, at each of the points (p, n)."""
+        question = self.ask(None, None)
+        return [self.output.as_module(question.outputs(p[None])[0]) for p in points]
+
+    def ask(self, theta: Tensor | None, directions: Tensor | None) -> Question:
+        """Theta (n,) and directions (k, n), or free points without them."""
+        if theta is not None and directions is not None:
+            theta = theta.detach().to(self.device, self.dtype).contiguous()
+            directions = directions.detach().to(self.device, self.dtype).contiguous()
+        return Question(self, theta, directions)
+
+    def gradient(self, theta: Tensor) -> Tensor:
+        """Not there: raises NotLowered, as the other derivatives."""
+        raise NotLowered("the native engine has no derivatives on CUDA")
+
+    def product(self, matrix: str, theta: Tensor, vectors: Tensor) -> Tensor:
+        raise NotLowered("the native engine has no derivatives on CUDA")
+
+    def product_into(self, matrix: str, theta: Tensor) -> None:
+        return
+
+    def per_sample_gradients(self, theta: Tensor) -> Tensor:
+        raise NotLowered("the native engine has no derivatives on CUDA")
+
+    def _evaluator(self, question: Question, metrics: Sequence[Any]) -> Any:
+        wants_accuracy = "accuracy" in metrics
+        callables = [metric for metric in metrics if callable(metric)]
+
+        def evaluate(coordinates: Any) -> dict[str, np.ndarray]:
+            sums = question.sums(coordinates, hits=wants_accuracy).cpu().numpy()
+            with np.errstate(divide="ignore", invalid="ignore"):
+                values = {"loss": sums[0] / self.denominator}
+                if wants_accuracy:
+                    values["accuracy"] = sums[1] / self.counted
+            for metric in callables:
+                values[metric_name(metric)] = np.empty(len(coordinates))
+            for i in range(len(coordinates) if callables else 0):
+                outputs = self.output.as_module(question.outputs(coordinates[i : i + 1])[0])
+                for metric in callables:
+                    values[metric_name(metric)][i] = float(metric(outputs, self.data_targets))
+            return {metric_name(m): values[metric_name(m)] for m in metrics}
+
+        return evaluate
+
+
+class Question:
+    """One theta with its directions, or free points. What no point changes is computed here, once;
+    then `sums` and `outputs` put their work on torch's current stream and wait for nothing."""
+
+    def __init__(self, engine: CudaEngine, theta: Tensor | None, directions: Tensor | None) -> None:
+        self._e, self._theta, self._d = engine, theta, directions
+        moves = self._moves()
+        k = 0 if directions is None else len(directions)
+        reason, plan, entries, external, about = engine.program.resident_plan(
+            k, moves, engine.shared_limit
+        )
+        self.reason: str = reason  # why the network does not fit a block, or ""
+        self.about: dict[str, Any] = about
+        self._plan = torch.frombuffer(bytearray(plan), dtype=torch.uint8)
+        self._todo = [i for i, fixed in enumerate(about["fixed"]) if not fixed]
+        fixed = self._fixed_values([i for i, f in enumerate(about["fixed"]) if f])
+        terms = {
+            op: (engine.torch_program.products(
+                engine.torch_program.ops[op], fixed[slot], self._origin,
+                [self._along(j) for j in moved], bias,
+            ), moved, bias)
+            for slot, op, bias, moved in external
+            if op >= 0
+        }  # fmt: skip
+        if reason:
+            self._fixed, self._terms = fixed, terms
+            return
+        rows = [
+            fixed[slot][0].T if op < 0 else terms[op][0].permute(0, 2, 1).flatten(0, 1)
+            for slot, op, _, _ in external
+        ]
+        none = engine.x.new_empty(0, engine.program.samples)
+        self._external = torch.cat([none, *rows]).contiguous()
+        where = torch.frombuffer(bytearray(entries), dtype=torch.int32) if entries else None
+        listed = torch.empty(0, dtype=torch.int32) if where is None else where
+        self._list = listed.to(engine.device)
+        packed = listed[: about["weights"]].long().to(engine.device)
+        self._base = self._pack(packed, theta, engine.constants)
+        zeros = torch.zeros_like(engine.constants)
+        parts = [self._pack(packed, d, zeros) for d in (() if directions is None else directions)]
+        self._directions = torch.stack(parts) if parts else engine.x.new_empty(0)
+
+    def sums(self, coordinates: Any, hits: bool = False) -> Tensor:
+        """(2, g) float64 on the device: the sums of the loss terms and, if asked for, of hits, at
+        coefficients (g, k) or points (g, n)."""
+        c = self._coordinates(coordinates)
+        step = max(1, _PARTS_BYTES // (16 * -(-self._e.program.samples // 32)))
+        ask = self._wide_sums if self.reason else self._resident_sums
+        if len(c) <= step:
+            return ask(c, hits)
+        return torch.cat([ask(part, hits) for part in c.split(step)], 1)
+
+    def outputs(self, coordinates: Any) -> Tensor:
+        """(g, samples, *rows): the program's outputs."""
+        c = self._coordinates(coordinates)
+        shape = (len(c), self._e.program.samples, *self._e.output.rows())
+        if self.reason:
+            values = self._run_wide(c, 0, self._e.program.samples)
+            return values.expand(len(c), shape[1], -1).reshape(shape)
+        found = self._e.kernels.resident_outputs(*self._resident(), c)
+        return torch.as_tensor(found).view(shape)
+
+    def _coordinates(self, coordinates: Any) -> Tensor:
+        """On the device; those of `perturb` on the CPU, where it wants them."""
+        width = self._e.program.n if self._d is None else len(self._d)
+        where = "cpu" if self.reason and self._d is not None else self._e.device
+        c = torch.as_tensor(coordinates).detach().to(where, self._e.dtype).contiguous()
+        if c.dim() != 2 or c.shape[1] != width:
+            raise ValueError(f"coordinates: expected (g, {width}), got {tuple(c.shape)}")
+        return c
+
+    def _moves(self) -> Moves:
+        """By use, the directions that move it; None for free points."""
+        if self._d is None:
+            return None
+        uses = self._e.program.uses()
+        none = torch.zeros(len(self._d), dtype=torch.bool, device=self._e.device)
+        moved = [
+            (self._d[:, at : at + size] != 0).any(1) if at >= 0 else none for at, size in uses
+        ]
+        table = torch.stack(moved).cpu().tolist() if moved else []
+        return [[j for j, moves in enumerate(row) if moves] for row in table]
+
+    def _fixed_values(self, todo: list[int]) -> dict[int, Tensor]:
+        """By slot (1, samples, features), all that no point changes."""
+        values = {0: self._e.x}
+        for i in todo:  # one by one: every value is kept
+            found = dict(values)
+            self._e.torch_program.run([i], found, self._origin)
+            op = self._e.torch_program.ops[i]
+            values[op.output] = found[op.output].expand(1, self._e.program.samples, -1)
+        return values
+
+    def _origin(self, use: tuple[int, int]) -> Tensor:
+        return self._parameters(use, None if self._theta is None else self._theta[None])
+
+    def _along(self, j: int) -> Callable[[tuple[int, int]], Tensor]:
+        def parameters(use: tuple[int, int]) -> Tensor:
+            assert self._d is not None
+            return self._d[j : j + 1, use[0] : use[0] + use[1]]
+
+        return parameters
+
+    def _parameters(self, use: tuple[int, int], thetas: Tensor | None) -> Tensor:
+        """(g, elements) of thetas (g, n), or (1, elements) of the constants."""
+        at, size = use
+        if at < 0:
+            return self._e.constants[None, -1 - at : -1 - at + size]
+        assert thetas is not None
+        return thetas[:, at : at + size]
+
+    def _pack(self, where: Tensor, theta: Tensor | None, constants: Tensor) -> Tensor:
+        """The packed weights of theta (n,), in the order of the plan; without it, zeros."""
+        own = constants.new_zeros(self._e.program.n) if theta is None else theta
+        source = torch.cat([own, constants, constants.new_zeros(1)])
+        n = self._e.program.n
+        place = torch.where(where >= 0, where, n - 1 - where)
+        return source[torch.where(where == _FILL, len(source) - 1, place)]
+
+    def _resident(self) -> tuple[Tensor, ...]:
+        e = self._e
+        return (self._plan, self._external, self._list, e.targets, e.loss_weights, self._base,
+                self._directions)  # fmt: skip
+
+    def _resident_sums(self, c: Tensor, hits: bool) -> Tensor:
+        return torch.as_tensor(self._e.kernels.resident_losses(*self._resident(), c, hits))
+
+    def _wide_sums(self, c: Tensor, hits: bool) -> Tensor:
+        e, samples = self._e, self._e.program.samples
+        size = self._e.x.element_size()
+        each = size * values_per_sample(e.torch_program, e.program.features)
+        tile = min(samples, max(32, _WIDE_BYTES // each // 32 * 32))
+        step = min(65535, max(1, _WIDE_BYTES // (each * tile + size * e.program.n)))
+        sums = []
+        for own in c.split(step):
+            shape = (len(own), -(-samples // 32), 2)
+            parts = torch.empty(shape, dtype=torch.float64, device=e.device)
+            for first in range(0, samples, tile):
+                count = min(tile, samples - first)
+                outputs = self._run_wide(own, first, count).expand(len(own), count, -1)
+                e.kernels.output_losses_(
+                    self._plan, outputs.contiguous(), first, e.targets, e.loss_weights, parts, hits
+                )
+            sums.append(torch.as_tensor(e.kernels.sum_parts(parts)))
+        return torch.cat(sums, 1)
+
+    def _run_wide(self, c: Tensor, first: int, count: int) -> Tensor:
+        """The outputs (g or 1, count, features) of some samples."""
+        program = self._e.torch_program
+        thetas, c = self._thetas(c), c.to(self._e.device)
+        last = first + count
+        values = {slot: value[:, first:last] for slot, value in self._fixed.items()}
+        todo = []
+        for i in self._todo:
+            if i not in self._terms:
+                todo.append(i)
+                continue
+            terms, moved, bias = self._terms[i]
+            op = program.ops[i]
+            own = None
+            if op.bias is not None and not bias:
+                own = self._parameters(op.bias, thetas).expand(len(c), -1)
+            values[op.output] = program.combine(op, terms[:, first:last].contiguous(), c[:, moved],
+                                                own)  # fmt: skip
+        program.run(todo, values, lambda use: self._parameters(use, thetas))
+        return values[program.output]
+
+    def _thetas(self, c: Tensor) -> Tensor:
+        """(g, n) at coefficients c."""
+        if self._theta is None:
+            return c
+        found = self._e.kernels.perturb(self._theta, c.double(), self._d)
+        return torch.as_tensor(found)
+
+
+def build(
+    model: nn.Module,
+    loss: KnownLoss,
+    dataset: Dataset,
+    layout: ParameterLayout,
+    theta: Tensor,
+    *,
+    dtype: torch.dtype,
+    memory: int,
+    bn: str = "eval",
+) -> CudaEngine:
+    """Captures, lowers and checks the model; raises NotLowered with the reason where it cannot."""
+    problem = cuda_problem()
+    if problem is not None:
+        raise NotLowered(problem)
+    device = theta.device
+    properties = torch.cuda.get_device_properties(device)
+    return lower(
+        model,
+        loss,
+        dataset,
+        layout,
+        theta,
+        dtype=dtype,
+        memory=memory,
+        bn=bn,
+        device=device,
+        kernels=ops,
+        shared_limit=int(properties.shared_memory_per_block_optin),
+        instruction_set=f"cuda sm_{properties.major}{properties.minor}",
+    )
+
+
+def lower(
+    model: nn.Module,
+    loss: KnownLoss,
+    dataset: Dataset,
+    layout: ParameterLayout,
+    theta: Tensor,
+    *,
+    dtype: torch.dtype,
+    memory: int,
+    bn: str,
+    device: torch.device,
+    kernels: Any,
+    shared_limit: int,
+    instruction_set: str,
+) -> CudaEngine:
+    """`build` for given kernels."""
+    if bn in ("recompute", "batch"):
+        raise NotLowered(f'bn="{bn}" runs on the CPU\'s native engine only')
+    check_traceable(model)
+    try:
+        own = copy.deepcopy(model).cpu()
+    except Exception as error:
+        raise NotLowered(
+            f"the model could not be copied to the CPU: {type(error).__name__}: {error}"
+        ) from error
+    native = engine_native.build(
+        own, loss, dataset, layout, theta.cpu(), dtype=dtype, memory=memory, bn=bn
+    )
+    data = Data.of(dataset, dtype)
+    engine = CudaEngine(
+        native,
+        loss,
+        data,
+        device,
+        kernels=kernels,
+        shared_limit=shared_limit,
+        instruction_set=instruction_set,
+    )
+    check_outputs(engine, own, layout, theta, data)
+    return engine

@@ -1,0 +1,63 @@
+"""The CUDA kernels wherever they can run: on a GPU, and on the CPU by emulation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from emulation_support import SHARED_LIMIT, emulated_ops
+
+import pylandscape as pl
+from pylandscape import engine_cuda
+from pylandscape._native import cuda_problem, ops
+from pylandscape.engine_cuda import CudaEngine
+
+PROBLEM = cuda_problem()
+on_gpu = pytest.mark.skipif(PROBLEM is not None, reason=PROBLEM or "")
+emulated = pytest.param("emulated", id="emulated")
+BACKENDS = (emulated, pytest.param("cuda", marks=on_gpu, id="cuda"))
+
+
+@dataclass(frozen=True)
+class Backend:
+    """Ops that take tensors on ``device``."""
+
+    ops: Any
+    device: torch.device
+
+    @property
+    def is_gpu(self) -> bool:
+        return self.device.type == "cuda"
+
+    def engine(
+        self,
+        model: torch.nn.Module,
+        land: pl.Landscape,
+        *,
+        bn: str = "eval",
+        shared_limit: int = SHARED_LIMIT,
+    ) -> CudaEngine:
+        """The CUDA engine for the model of a landscape on the CPU."""
+        return engine_cuda.lower(
+            model,
+            land.loss_spec,
+            land.dataset,
+            land.moved,
+            land.origin,
+            dtype=land.dtype,
+            memory=1 << 30,
+            bn=bn,
+            device=self.device,
+            kernels=self.ops,
+            shared_limit=shared_limit,
+            instruction_set="emulated",
+        )
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: Any) -> Backend:
+    if request.param == "cuda":
+        return Backend(ops, torch.device("cuda"))
+    return Backend(emulated_ops(), torch.device("cpu"))
