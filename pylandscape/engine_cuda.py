@@ -188,6 +188,8 @@ class Question:
         coefficients (g, k) or points (g, n)."""
         c = self._coordinates(coordinates)
         step = max(1, _PARTS_BYTES // (16 * -(-self._e.program.samples // 32)))
+        if len(c) == 0:
+            return torch.zeros(2, 0, dtype=torch.float64, device=self._e.device)
         ask = self._wide_sums if self.reason else self._resident_sums
         if len(c) <= step:
             return ask(c, hits)
@@ -218,9 +220,7 @@ class Question:
             return None
         uses = self._e.program.uses()
         none = torch.zeros(len(self._d), dtype=torch.bool, device=self._e.device)
-        moved = [
-            (self._d[:, at : at + size] != 0).any(1) if at >= 0 else none for at, size in uses
-        ]
+        moved = [(self._d[:, at : at + size] != 0).any(1) if at >= 0 else none for at, size in uses]
         table = torch.stack(moved).cpu().tolist() if moved else []
         return [[j for j, moves in enumerate(row) if moves] for row in table]
 

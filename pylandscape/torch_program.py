@@ -208,4 +208,3 @@ def values_per_sample(program: TorchProgram, features: Callable[[int], int]) -> 
     """How many numbers a sample's values take at most, at one point."""
     widths = [features(op.output) + sum(features(x) for x in op.inputs) for op in program.ops]
     return max(widths, default=1) * 2
-

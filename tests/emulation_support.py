@@ -27,10 +27,11 @@ SOURCES = (
 )
 ORDERS = ("forward", "reversed", "shuffled")
 SHARED_LIMIT = 163 * 1024  # of sm_80
-FLAGS = (
-    "-std=gnu++17 -O1 -fPIC -Wall -Wextra -Werror -Wno-unknown-pragmas -Wno-psabi "
-    "-ffp-contract=off -DTORCH_TARGET_VERSION=0x020b000000000000ULL"
-).split()
+FLAGS = [
+    *("-std=gnu++17", "-O1", "-fPIC", "-ffp-contract=off"),
+    *("-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-Wno-psabi"),
+    "-DTORCH_TARGET_VERSION=0x020b000000000000ULL",
+]
 
 
 def compiler() -> str | None:

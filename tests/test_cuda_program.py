@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from cuda_support import Backend, backend  # noqa: F401
-from emulation_support import SHARED_LIMIT, device_of, scheduled
+from emulation_support import SHARED_LIMIT, device_of, emulated_ops, scheduled
 from torch import Tensor, nn
 
 import pylandscape as pl
@@ -29,7 +31,8 @@ class Branches(nn.Module):
         self.norm, self.out = nn.LayerNorm(8), nn.Linear(8, 4)
 
     def forward(self, x: Tensor) -> Tensor:
-        left = torch.softmax(self.left(x) * 2 - self.shift, dim=1) / (1.5 + self.shift**2)
+        left = self.left(x)
+        left = torch.softmax(left * 2 - self.shift, dim=1) / torch.sigmoid(left)
         h = torch.cat([left, self.right(x.flip(1))], dim=1)
         h = self.norm(h) + torch.cat([h[:, 3:], h[:, :3]], dim=1)
         return torch.log_softmax(self.out(h), dim=1)
@@ -50,7 +53,7 @@ class Tokens(nn.Module):
 
 def mlp(*dims: int, activation: type[nn.Module] = nn.Tanh) -> nn.Sequential:
     layers: list[nn.Module] = []
-    for a, b in zip(dims, dims[1:], strict=False):
+    for a, b in pairwise(dims):
         layers += [nn.Linear(a, b), activation()]
     return nn.Sequential(*layers[:-1])
 
@@ -69,8 +72,6 @@ def landscapes(model: nn.Module, loss: Any, data: tuple[Tensor, Tensor], dtype: 
     land = pl.Landscape(model.to(dtype), loss, (x.to(dtype), y))
     if dtype == torch.float64:
         return land, land
-    import copy
-
     wide = copy.deepcopy(model).double()
     return land, pl.Landscape(wide, loss, (x.to(dtype).double(), y))
 
@@ -260,8 +261,6 @@ def test_few_samples_share_a_block_with_other_points(backend: Backend) -> None: 
 @pytest.mark.parametrize("limit", LIMITS)
 @pytest.mark.parametrize("case", ["few samples", "a tile", "groups"])
 def test_bits_depend_on_no_order_and_no_chunk(case: str, limit: int) -> None:
-    from emulation_support import emulated_ops
-
     on_cpu = Backend(emulated_ops(), torch.device("cpu"))
     dims, samples = {
         "few samples": ((3, 4, 2), 5),
@@ -319,7 +318,9 @@ def test_no_points_give_no_losses(backend: Backend, limit: int) -> None:  # noqa
     model = mlp(4, 5, 3)
     land = pl.Landscape(model, "cross_entropy", classes(40, 4, 3))
     engine = backend.engine(model, land, shared_limit=limit)
-    assert engine.prepare(land.theta, spread(land, 2), ("loss",))(np.empty((0, 2)))["loss"].size == 0
+    assert (
+        engine.prepare(land.theta, spread(land, 2), ("loss",))(np.empty((0, 2)))["loss"].size == 0
+    )
 
 
 def test_ops_without_a_kernel_are_refused_with_their_name(backend: Backend) -> None:  # noqa: F811

@@ -12,7 +12,10 @@ from torch import Tensor
 
 def _run(which: int, n: int, x: Tensor, out: Tensor) -> str:
     ask = library().emulation_fault
-    ask.restype, ask.argtypes = ctypes.c_char_p, [ctypes.c_int, ctypes.c_int, *[ctypes.c_void_p] * 2]
+    ask.restype, ask.argtypes = (
+        ctypes.c_char_p,
+        [ctypes.c_int, ctypes.c_int, *[ctypes.c_void_p] * 2],
+    )
     return str(ask(which, n, x.data_ptr(), out.data_ptr()).decode())
 
 

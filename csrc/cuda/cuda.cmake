@@ -10,8 +10,9 @@ set_target_properties(_C_cuda PROPERTIES PREFIX "" CUDA_RUNTIME_LIBRARY Static)
 target_include_directories(_C_cuda PRIVATE csrc)
 set_source_files_properties(csrc/cuda/directions.cu csrc/cuda/perturb.cu PROPERTIES
   COMPILE_OPTIONS "--fmad=false")
-if(PYLANDSCAPE_WERROR)
-  target_compile_options(_C_cuda PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:--Werror=all-warnings>)
+if(PYLANDSCAPE_WERROR) # a spill is a warning too
+  target_compile_options(_C_cuda PRIVATE
+    "$<$<COMPILE_LANGUAGE:CUDA>:--Werror=all-warnings;SHELL:-Xptxas --warn-on-spills>")
 endif()
 target_link_options(_C_cuda PRIVATE LINKER:--exclude-libs,ALL)
 target_link_libraries(_C_cuda PRIVATE torch_stable pl_flags CUDA::cudart_static ${CMAKE_DL_LIBS})

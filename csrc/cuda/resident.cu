@@ -18,7 +18,8 @@ using resident::Panels;
 using resident::Program;
 using resident::Step;
 
-constexpr int kWide = 4;  // weights that are read in one access
+constexpr int kWide = 4;    // weights that are read in one access
+constexpr int kBlocks = 2;  // of a multiprocessor at least, as shared memory is planned: 128 registers
 
 template <typename T>
 struct alignas(sizeof(T) * kWide <= 16 ? sizeof(T) * kWide : 16) Wide {
@@ -219,7 +220,7 @@ __device__ T point_weight(const Program& program, const ResidentArgs<T>& a, int6
 
 // Block: tile blockIdx.x % tiles, and `chunk` points from (blockIdx.x / tiles) * chunk on.
 template <typename T, bool kOnePoint>
-__global__ void __launch_bounds__(resident::kMaxThreads)
+__global__ void __launch_bounds__(resident::kMaxThreads, kBlocks)
     resident_network(const __grid_constant__ Program program,
                      const __grid_constant__ ResidentArgs<T> a, int64_t chunk) {
   const int32_t points = kOnePoint ? 1 : program.points, columns = program.columns;
