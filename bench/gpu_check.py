@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import gpu_curvature
 import torch
 from torch import Tensor
 
@@ -232,11 +233,14 @@ def measure(width: int) -> tuple[float, list[Row]]:
         for k in (1, 2, 3, 6):
             bench.perturb(k)
         rows += bench.rows
+    rows += [Row(*values) for values in gpu_curvature.measure(bandwidth, median_ms)]
     return bandwidth / 1e6, rows
 
 
 def allowed_error(name: str) -> float:
     """Same bits, but for sums of another order: a few eps of the factor."""
+    if name in gpu_curvature.ALLOWED:
+        return gpu_curvature.ALLOWED[name]
     if "direction" not in name:
         return 0.0
     return 24 * torch.finfo(torch.float64 if "float64" in name else torch.float32).eps

@@ -3,6 +3,7 @@
 
 #include "binding/cuda_ops.h"
 #include "binding/program_ops.h"
+#include "binding/spectral_ops.h"
 
 namespace pylandscape {
 namespace {
@@ -21,6 +22,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(pylandscape, m) { m.def("cuda_status() -> (bool, i
 STABLE_TORCH_LIBRARY_IMPL(pylandscape, CUDA, m) {
   pylandscape::implement<pylandscape::Cuda>(m);
   pylandscape::implement_programs(m);
+  pylandscape::implement_spectral(m);
 }
 STABLE_TORCH_LIBRARY_IMPL(pylandscape, CompositeExplicitAutograd, m) {
   m.impl("cuda_status", TORCH_BOX(&pylandscape::cuda_status));

@@ -28,6 +28,8 @@ inline void define_ops(torch::stable::detail::StableLibrary& m) {
   m.def("output_losses_(Tensor program, Tensor outputs, int first, Tensor targets, "
         "Tensor loss_weights, Tensor(a!) parts, bool hits) -> Tensor(a!)");
   m.def("sum_parts(Tensor parts) -> Tensor");
+  // Only on a GPU (spectral_ops.h).
+  m.def("basis_pass_(Tensor basis, Tensor source, Tensor coefficients, Tensor(a!) w) -> Tensor");
 }
 
 }  // namespace pylandscape

@@ -5,12 +5,14 @@
 #include "binding/cuda_ops.h"
 #include "binding/program_ops.h"
 #include "binding/schemas.h"
+#include "binding/spectral_ops.h"
 #include "cuda_emulation.h"
 
 STABLE_TORCH_LIBRARY(pylandscape_emulated, m) { pylandscape::define_ops(m); }
 STABLE_TORCH_LIBRARY_IMPL(pylandscape_emulated, CPU, m) {
   pylandscape::implement<pylandscape::Cuda>(m);
   pylandscape::implement_programs(m);
+  pylandscape::implement_spectral(m);
 }
 
 extern "C" {
