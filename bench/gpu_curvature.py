@@ -20,6 +20,15 @@ def measure(bandwidth: float, median_ms: Callable[[Run, int], float]) -> Iterato
     for dtype in (torch.float32, torch.float64):
         for rows, n in ((64, 10_000_000), (64, 9_999_999), (200, 2_000_000), (600, 500_000)):
             yield _orthogonalize(rows, n, dtype, bandwidth, median_ms)
+    for count, n in (
+        (100_000, 10),
+        (20_000, 32),
+        (10_000, 33),
+        (5_000, 64),
+        (2_000, 105),
+        (500, 200),
+    ):
+        yield _eigenvalues(count, n, bandwidth, median_ms)
 
 
 def _orthogonalize(
@@ -57,6 +66,25 @@ def _orthogonalize(
     name = f"reorth {rows} x {n:,} {str(dtype).removeprefix('torch.')}"
     ALLOWED[name] = 8 * eps
     return name, took, floor, floor / took, median_ms(plain, 1), error
+
+
+def _eigenvalues(
+    count: int, n: int, bandwidth: float, median_ms: Callable[[Run, int], float]
+) -> Values:
+    """Matrices (count, n, n) read and values written; torch's eigvalsh."""
+    from pylandscape._native import ops
+
+    a = torch.randn(count, n, n, dtype=torch.float64, device="cuda")
+    a = a + a.mT
+    want = torch.linalg.eigvalsh(a[:200].cpu())
+    got = ops.small_eigenvalues(a)[:200].cpu()
+    error = float(((got - want).abs().amax(1) / want.abs().amax(1)).max())
+    took = median_ms(lambda _: ops.small_eigenvalues(a), 1)
+    floor = (a.nbytes + count * n * 8) / bandwidth
+    name = f"eigenvalues {count:,} of order {n}"
+    ALLOWED[name] = (10 + 3 * n**0.5) * torch.finfo(torch.float64).eps
+    plain = median_ms(lambda _: torch.linalg.eigvalsh(a), 1)
+    return name, took, floor, floor / took, plain, error
 
 
 def _orthonormal(rows: int, n: int, dtype: torch.dtype) -> Tensor:

@@ -30,6 +30,7 @@ inline void define_ops(torch::stable::detail::StableLibrary& m) {
   m.def("sum_parts(Tensor parts) -> Tensor");
   // Only on a GPU (spectral_ops.h).
   m.def("basis_pass_(Tensor basis, Tensor source, Tensor coefficients, Tensor(a!) w) -> Tensor");
+  m.def("small_eigenvalues(Tensor matrices) -> Tensor");
 }
 
 }  // namespace pylandscape

@@ -1,4 +1,5 @@
-// Curvature on a GPU, as tensor ops: passes over a Lanczos basis. Nothing here waits for the device.
+// Curvature on a GPU, as tensor ops: passes over a Lanczos basis, eigenvalues of
+// small matrices. Nothing here waits for the device.
 #pragma once
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -7,6 +8,7 @@
 #include "binding/cuda_launch.h"
 #include "binding/direction_ops.h"
 #include "cuda/basis.h"
+#include "cuda/eigenvalues.h"
 
 namespace pylandscape {
 
@@ -63,8 +65,27 @@ inline Tensor basis_pass_(const Tensor& basis, const Tensor& source, const Tenso
                                    : run_basis_pass<double>(basis, source, coefficients, w);
 }
 
+// matrices (count, n, n) float64, of which the lower triangles are read -> (count, n), ascending.
+inline Tensor small_eigenvalues(const Tensor& matrices) {
+  expect(matrices.scalar_type() == ScalarType::Double, "matrices: expected float64");
+  expect(matrices.dim() == 3 && matrices.size(1) == matrices.size(2) &&
+             matrices.size(1) <= cuda::kMostOrder,
+         "matrices: expected shape (count, n, n), n <= ", cuda::kMostOrder, ", got ",
+         shape_of(matrices));
+  const Launch launch(matrices);
+  const Tensor given = dense(matrices);
+  const int64_t count = given.size(0), n = given.size(1);
+  Tensor out = torch::stable::new_empty(given, {count, n});
+  Tensor work = torch::stable::new_empty(given, {cuda::eigenvalue_work(count, n)});
+  check(cuda::eigenvalues(count, n, given.const_data_ptr<double>(),
+                          work.mutable_data_ptr<double>(), out.mutable_data_ptr<double>(),
+                          launch.stream()));
+  return out;
+}
+
 inline void implement_spectral(torch::stable::detail::StableLibrary& m) {
   m.impl("basis_pass_", TORCH_BOX(&basis_pass_));
+  m.impl("small_eigenvalues", TORCH_BOX(&small_eigenvalues));
 }
 
 }  // namespace pylandscape
