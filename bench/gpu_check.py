@@ -1,10 +1,18 @@
-"""``python bench/gpu_check.py [--json FILE] [--architectures 90]``: the CUDA half on this machine.
+"""``python bench/gpu_check.py [--parts ...] [--json FILE]``: the CUDA half on this machine.
 
 Builds the extension with CUDA from this checkout (no network; needs nvcc, cmake, ninja, pybind11
-and torch), runs tests/test_cuda.py, compares each kernel with the CPU's result and times it
-against its floor: the bytes that it must move over the bandwidth of a device-to-device copy,
-measured in the same run. The table comes last. JSON goes to --json, else to $OUT/gpu_check.json
-where OUT is set. Exit status 1 when a part fails or there is no GPU (the build is checked anyway).
+and torch), then, in this order:
+
+    tests     those of TESTS, on the GPU only
+    kernels   directions and perturbation: against the CPU's result and, timed, against their floor:
+              the bytes that they must move over the bandwidth of a copy, measured in the same run
+    programs  losses of many points: against float64, their floor and torch (gpu_programs.py)
+    curvature  reorthogonalisation and small eigenvalues, likewise (gpu_curvature.py)
+    memory    compute-sanitizer's memcheck and racecheck over the tests of programs; not by default
+
+The tables come last. JSON goes to --json, else to $OUT/gpu_check.json where OUT is set. Exit status
+1 when a part fails or there is no GPU (the build is checked anyway). Parts that do not start within
+--minutes are left out and named.
 """
 
 from __future__ import annotations
@@ -23,7 +31,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import gpu_curvature
 import torch
 from torch import Tensor
 
@@ -72,12 +79,21 @@ def _not_source(folder: str, names: list[str]) -> set[str]:
     return {name for name in names if name == "__pycache__" or name.endswith(".so")}
 
 
-def test(tree: Path) -> tuple[bool, str]:
-    """Whether tests/test_cuda.py passes on the package in `tree`, and pytest's last line."""
+TESTS = (
+    "test_cuda.py",
+    "test_cuda_program.py",
+    "test_cuda_basis.py",
+    "test_cuda_eigenvalues.py",
+)
+
+
+def test(tree: Path, tool: tuple[str, ...], *more: str) -> tuple[bool, str]:
+    """Whether the GPU's tests pass on the package in `tree`, and pytest's last line."""
     env = {**os.environ, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", os.devnull]
+    command = [*tool, sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    command += ["-c", os.devnull, "-k", "not emulated and not order", *more]
     done = subprocess.run(
-        [*command, "--rootdir", str(ROOT / "tests"), str(ROOT / "tests" / "test_cuda.py")],
+        [*command, "--rootdir", str(ROOT / "tests"), *(str(ROOT / "tests" / t) for t in TESTS)],
         env=env,
         cwd=tree,
         capture_output=True,
@@ -87,6 +103,16 @@ def test(tree: Path) -> tuple[bool, str]:
     if done.returncode != 0:
         print((done.stdout + done.stderr)[-6000:])
     return done.returncode == 0, lines[-1]
+
+
+def check_memory(tree: Path) -> tuple[bool, str]:
+    """memcheck and racecheck over a few programs; every launch is slow under them."""
+    found = []
+    for check in ("memcheck", "racecheck"):
+        tool = ("compute-sanitizer", "--tool", check, "--error-exitcode", "9")
+        passed, summary = test(tree, tool, "-k", "cuda and (other_ops or groups or few_samples)")
+        found.append((passed, f"{check}: {summary}"))
+    return all(passed for passed, _ in found), "; ".join(text for _, text in found)
 
 
 def median_ms(run: Run, sets: int, repetitions: int = 25) -> float:
@@ -220,9 +246,8 @@ class Bench:
         )
 
 
-def measure(width: int) -> tuple[float, list[Row]]:
-    """The copy bandwidth (GB/s) and a row for each kernel."""
-    bandwidth = copy_bandwidth()
+def measure(width: int, bandwidth: float) -> list[Row]:
+    """A row for each kernel of directions; bandwidth in bytes per millisecond."""
     rows: list[Row] = []
     for dtype in (torch.float32, torch.float64):
         bench = Bench(width, dtype, bandwidth)
@@ -233,12 +258,19 @@ def measure(width: int) -> tuple[float, list[Row]]:
         for k in (1, 2, 3, 6):
             bench.perturb(k)
         rows += bench.rows
-    rows += [Row(*values) for values in gpu_curvature.measure(bandwidth, median_ms)]
-    return bandwidth / 1e6, rows
+    return rows
+
+
+def measure_curvature(bandwidth: float) -> list[Row]:
+    import gpu_curvature
+
+    return [Row(*values) for values in gpu_curvature.measure(bandwidth, median_ms)]
 
 
 def allowed_error(name: str) -> float:
     """Same bits, but for sums of another order: a few eps of the factor."""
+    import gpu_curvature
+
     if name in gpu_curvature.ALLOWED:
         return gpu_curvature.ALLOWED[name]
     if "direction" not in name:
@@ -246,21 +278,94 @@ def allowed_error(name: str) -> float:
     return 24 * torch.finfo(torch.float64 if "float64" in name else torch.float32).eps
 
 
+PARTS = ("tests", "kernels", "programs", "curvature", "memory")
+
+
+def measure_programs(bandwidth: float, compile_too: bool) -> list[Any]:
+    import gpu_programs
+
+    from pylandscape import engine_cuda
+    from pylandscape._native import ops
+
+    device = torch.device("cuda", torch.cuda.current_device())
+
+    def engine_of(model: Any, land: Any) -> Any:
+        return engine_cuda.lower(
+            model,
+            land.loss_spec,
+            land.dataset,
+            land.moved,
+            land.origin,
+            dtype=land.dtype,
+            memory=1 << 30,
+            bn="eval",
+            device=device,
+            kernels=ops,
+            shared_limit=int(ops.cuda_shared_limit(device.index)),
+            instruction_set="cuda",
+        )
+
+    return [
+        gpu_programs.measure(case, engine_of, median_ms, bandwidth, compile_too)
+        for case in gpu_programs.CASES
+    ]
+
+
+def print_kernels(rows: list[Row], bandwidth: float, width: int) -> None:
+    n = resnet_segments(width)[0]
+    print(
+        f"copy {bandwidth / 1e6:.0f} GB/s; ResNet-18 of width {width}: {n / 1e6:.1f} M numbers\n"
+        f"{'kernel':<36}{'ms':>9}{'floor':>9}{'share':>8}{'torch ms':>10}  error"
+    )
+    for row in rows:
+        other = "" if row.torch is None else f"{row.torch:.3f}"
+        wrong = "" if row.error <= allowed_error(row.name) else "  WRONG"
+        print(
+            f"{row.name:<36}{row.milliseconds:>9.3f}{row.floor:>9.3f}{row.share:>8.0%}{other:>10}"
+            f"  {row.error:.1e}{wrong}"
+        )
+
+
+PROGRAM_ERROR = 200 * torch.finfo(torch.float32).eps  # as in tests/test_cuda_program.py
+
+
+def print_programs(rows: list[Any]) -> None:
+    print(f"{'losses of points':<36}{'how':<10}{'ms':>9}{'floor':>9}  best peer      ratio  error")
+    for row in rows:
+        best = min(row.peers, key=row.peers.__getitem__, default="none")
+        other = f"{best} {row.peers.get(best, float('nan')):.2f} ms"
+        wrong = "" if row.error <= PROGRAM_ERROR else "  WRONG"
+        print(
+            f"{row.name:<36}{row.how:<10}{row.milliseconds:>9.3f}{row.floor:>9.3f}  {other}"
+            f"  {row.ratio or float('nan'):.1f}x  {row.error:.1e}{wrong}"
+        )
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--architectures", help="CMAKE_CUDA_ARCHITECTURES, e.g. 90")
+    parser.add_argument("--architectures", default="native", help="CMAKE_CUDA_ARCHITECTURES")
     parser.add_argument("--width", type=int, default=128, help="ResNet-18's; 64: 11.7 M parameters")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS[:-1])
+    parser.add_argument("--compile", action="store_true", help="torch.compile among the peers")
+    parser.add_argument("--minutes", type=float, default=8, help="when to start no further part")
     options = parser.parse_args()
     target = options.json
     if target is None and os.environ.get("OUT"):
         target = Path(os.environ["OUT"]) / "gpu_check.json"
+    start = time.perf_counter()
+    # Without a GPU there is no "native": both that are shipped.
+    native = options.architectures == "native"
+    architectures = None if native and not torch.cuda.is_available() else options.architectures
+    report: dict[str, Any] = {"passed": True, "left_out": []}
+    kernels: list[Row] = []
+    programs: list[Any] = []
+    bandwidth = 0.0
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder) / "tree"
-        start = time.perf_counter()
-        build(tree, options.architectures)
-        built = time.perf_counter() - start
-        print(f"built with warnings as errors in {built:.0f} s", flush=True)
+        build(tree, architectures)
+        report["build_seconds"] = time.perf_counter() - start
+        print(f"built with warnings as errors in {report['build_seconds']:.0f} s", flush=True)
         sys.path.insert(0, str(tree))
         from pylandscape._native import cuda_problem
 
@@ -268,37 +373,44 @@ def main() -> int:
         if problem is not None:
             print(f"the CUDA library builds and loads, but nothing can run on it here: {problem}")
             return 1
-        passed, summary = test(tree)
-        print(f"tests/test_cuda.py: {summary}", flush=True)
-        bandwidth, rows = measure(options.width)
-    exact = [row.error <= allowed_error(row.name) for row in rows]
-    n = resnet_segments(options.width)[0]
-    print(
-        f"{torch.cuda.get_device_name()}, torch {torch.__version__}, CUDA {torch.version.cuda}; "
-        f"copy {bandwidth:.0f} GB/s; ResNet-18 of width {options.width}: {n / 1e6:.1f} M numbers\n"
-        f"{'kernel':<36}{'ms':>9}{'floor':>9}{'share':>8}{'torch ms':>10}  error"
-    )
-    for row, ok in zip(rows, exact, strict=True):
-        other = "" if row.torch is None else f"{row.torch:.3f}"
-        print(
-            f"{row.name:<36}{row.milliseconds:>9.3f}{row.floor:>9.3f}{row.share:>8.0%}{other:>10}"
-            f"  {row.error:.1e}{'' if ok else '  WRONG'}"
-        )
-    good = passed and all(exact)
-    print("all checks passed" if good else "FAILED")
+        report["device"] = torch.cuda.get_device_name()
+        report["versions"] = {"torch": torch.__version__, "cuda": torch.version.cuda}
+        for part in options.parts:
+            if time.perf_counter() - start > 60 * options.minutes:
+                report["left_out"].append(part)
+                continue
+            if part in ("kernels", "programs", "curvature") and not bandwidth:
+                bandwidth = report["copy_bytes_per_ms"] = copy_bandwidth()
+            if part == "tests":
+                passed, report["tests"] = test(tree, ())
+                print(f"tests: {report['tests']}", flush=True)
+                report["passed"] &= passed
+            elif part == "kernels":
+                kernels += measure(options.width, bandwidth)
+            elif part == "curvature":
+                kernels += measure_curvature(bandwidth)
+            elif part == "programs":
+                programs = measure_programs(bandwidth, options.compile)
+            else:
+                passed, report["memory"] = check_memory(tree)
+                print(f"memory: {report['memory']}", flush=True)
+                report["passed"] &= passed
+            report[f"{part}_done_after"] = time.perf_counter() - start
+    report["passed"] &= all(row.error <= allowed_error(row.name) for row in kernels)
+    report["passed"] &= all(row.error <= PROGRAM_ERROR for row in programs)
+    report["kernels"] = [asdict(row) for row in kernels]
+    report["programs"] = [{**asdict(row), "ratio": row.ratio} for row in programs]
+    print(f"{report['device']}, torch {torch.__version__}, CUDA {torch.version.cuda}")
+    if kernels:
+        print_kernels(kernels, bandwidth, options.width)
+    if programs:
+        print_programs(programs)
+    for part in report["left_out"]:
+        print(f"left out for time: {part}")
+    print("all checks passed" if report["passed"] else "FAILED")
     if target is not None:
-        report = {
-            "device": torch.cuda.get_device_name(),
-            "versions": {"torch": torch.__version__, "cuda": torch.version.cuda},
-            "build_seconds": built,
-            "tests": summary,
-            "passed": good,
-            "copy_gb_per_s": bandwidth,
-            "numbers": n,
-            "rows": [asdict(row) for row in rows],
-        }
         target.write_text(json.dumps(report, indent=1) + "\n")
-    return 0 if good else 1
+    return 0 if report["passed"] else 1
 
 
 if __name__ == "__main__":

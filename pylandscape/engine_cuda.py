@@ -344,7 +344,7 @@ def build(
         bn=bn,
         device=device,
         kernels=ops,
-        shared_limit=int(properties.shared_memory_per_block_optin),
+        shared_limit=int(ops.cuda_shared_limit(device.index)),
         instruction_set=f"cuda sm_{properties.major}{properties.minor}",
     )
 

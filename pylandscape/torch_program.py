@@ -145,8 +145,9 @@ class TorchProgram:
             return self._layer_norm(op, inputs[0], p)
         if op.kind == "softmax":
             x = inputs[0]
-            call = torch.log_softmax if op.log else torch.softmax
-            return call(x.reshape(*x.shape[:2], op.outer, op.k, op.inner), 3).view(x.shape)
+            groups = x.reshape(*x.shape[:2], op.outer, op.k, op.inner)
+            found = torch.log_softmax(groups, 3) if op.log else torch.softmax(groups, 3)
+            return found.view(x.shape)
         if op.kind == "concat":
             return self._concat(op, inputs)
         if op.kind == "expand":

@@ -20,7 +20,7 @@ import torch
 ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT))  # behind an installed package, which the checkout must not hide
 
-from bench import skip_connections  # noqa: E402
+from bench import gpu_programs, skip_connections  # noqa: E402
 from bench.curvature import Field, Problem, check_rows  # noqa: E402
 from bench.curvature_peers import torch_lanczos  # noqa: E402
 from bench.harness import Arm, absent, as_markdown, fastest, interleave, rows  # noqa: E402
@@ -48,6 +48,22 @@ OURS = {
     "eigen": "pylandscape.eigen:eigenpairs",
     "headline": "pylandscape.spectra:spectrum",
 }
+
+
+@pytest.mark.parametrize("shared_limit", [64, 163 << 10])
+def test_programs_of_the_gpu_check_are_right_at_toy_size(shared_limit: int) -> None:
+    from cuda_support import Backend
+    from emulation_support import emulated_ops
+
+    on_cpu = Backend(emulated_ops(), torch.device("cpu"))
+    case = gpu_programs.Case("toy", (7, 5, 3), "cross_entropy", 40, 6)
+    row, question, _ = gpu_programs.check(
+        case, lambda model, land: on_cpu.engine(model, land, shared_limit=shared_limit)
+    )
+    assert row.how == ("wide" if question.reason else "resident")
+    assert row.how == ("wide" if shared_limit == 64 else "resident")
+    assert row.error < 1e-5
+    assert case.multiply_adds() == 2 * 5 + 5 * 3
 
 
 @pytest.mark.parametrize("name", ARMS)

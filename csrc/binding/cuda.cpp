@@ -15,10 +15,21 @@ std::tuple<bool, int64_t, int64_t> cuda_status() {
   return {torch_get_stream() != nullptr, static_cast<int64_t>(error), int64_t{count}};
 }
 
+// Bytes of shared memory that a block may have there.
+int64_t cuda_shared_limit(int64_t device) {
+  int bytes = 0;
+  check(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin,
+                               static_cast<int>(device)));
+  return bytes;
+}
+
 }  // namespace
 }  // namespace pylandscape
 
-STABLE_TORCH_LIBRARY_FRAGMENT(pylandscape, m) { m.def("cuda_status() -> (bool, int, int)"); }
+STABLE_TORCH_LIBRARY_FRAGMENT(pylandscape, m) {
+  m.def("cuda_status() -> (bool, int, int)");
+  m.def("cuda_shared_limit(int device) -> int");
+}
 STABLE_TORCH_LIBRARY_IMPL(pylandscape, CUDA, m) {
   pylandscape::implement<pylandscape::Cuda>(m);
   pylandscape::implement_programs(m);
@@ -26,4 +37,5 @@ STABLE_TORCH_LIBRARY_IMPL(pylandscape, CUDA, m) {
 }
 STABLE_TORCH_LIBRARY_IMPL(pylandscape, CompositeExplicitAutograd, m) {
   m.impl("cuda_status", TORCH_BOX(&pylandscape::cuda_status));
+  m.impl("cuda_shared_limit", TORCH_BOX(&pylandscape::cuda_shared_limit));
 }

@@ -8,6 +8,7 @@ namespace pylandscape::cuda {
 namespace {
 
 constexpr int kThreads = 256;
+constexpr int kBlocks = 2;  // of a multiprocessor at least: up to 128 registers
 constexpr int kPoints = 16;  // points of one block: terms are read once for so many
 
 unsigned blocks(int64_t count, int64_t per_block) {
@@ -17,7 +18,7 @@ unsigned blocks(int64_t count, int64_t per_block) {
 // Thread: one element of kPoints points. kMoves directions are held in registers; 0 stands for any
 // number, read again for every point.
 template <typename T, int kMoves>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks)
     combine_elements(const __grid_constant__ CombineArgs<T> a) {
   const int64_t count = a.rows * a.m, e = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (e >= count) return;
@@ -44,7 +45,7 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks)
     activate_elements(const __grid_constant__ ActivateArgs<T> a) {
   const int64_t count = a.rows * a.m, all = a.g * count;
   const int64_t step = int64_t{gridDim.x} * kThreads;
@@ -59,7 +60,7 @@ __global__ void __launch_bounds__(kThreads)
 
 // Warp: 32 samples of point blockIdx.y.
 template <typename T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks)
     output_terms(const __grid_constant__ OutputLossArgs<T> a) {
   const int64_t own = int64_t{blockIdx.x} * kThreads + threadIdx.x, point = blockIdx.y;
   const DeviceTargets targets{a.index, a.dense, a.samples};
