@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -39,6 +40,7 @@ class _Finder(MetaPathFinder):
 
     def __init__(self, peers: Sequence[str]) -> None:
         self.peers = frozenset(peers)
+        self.aliases: list[str] = []
 
     def find_spec(
         self,
@@ -48,17 +50,20 @@ class _Finder(MetaPathFinder):
     ) -> ModuleSpec | None:
         if fullname.partition(".")[0] not in self.peers:
             return None
-        found = find_spec(f"{OURS}.{fullname}")
+        ours = f"{OURS}.{fullname}"
+        found = sys.modules[ours].__spec__ if ours in sys.modules else find_spec(ours)
         if found is None:
             raise ModuleNotFoundError(
                 f"No module named {fullname!r} in {OURS}, which stands in for "
                 f"{fullname.partition('.')[0]!r}",
                 name=fullname,
             )
+        self.aliases.append(fullname)
         whole = found.submodule_search_locations is not None
-        return ModuleSpec(fullname, _Alias(found.name), is_package=whole)
+        return ModuleSpec(fullname, _Alias(ours), is_package=whole)
 
 
+@cache
 def available() -> tuple[str, ...]:
     """The peers that this build stands in for."""
     return tuple(peer for peer in PEERS if find_spec(f"{OURS}.{peer}") is not None)
@@ -91,11 +96,13 @@ def patched(*peers: str, compat: Mapping[str, str] | None = None) -> Iterator[No
             yield
     finally:
         sys.meta_path.remove(finder)
-        _taken(chosen)
+        for alias in finder.aliases:
+            sys.modules.pop(alias, None)
         sys.modules.update(originals)
 
 
 def _taken(peers: Sequence[str]) -> dict[str, ModuleType]:
     """The peers' modules, taken out of sys.modules."""
-    names = [name for name in sys.modules if name.partition(".")[0] in peers]
+    prefixes = tuple(f"{peer}." for peer in peers)
+    names = [name for name in sys.modules if name in peers or name.startswith(prefixes)]
     return {name: sys.modules.pop(name) for name in names}

@@ -11,7 +11,7 @@ function takes, or `patched(compat={"loss_landscapes": "3.0.6"})` give the origi
 | a bias, filter normalisation | becomes its own magnitudes | is one filter | original |
 | model normalisation | factor changes on the way | one factor | original |
 | the directions of `random_plane` | orthogonal, then normalised | orthogonal | original |
-| `distance` | divides theta's norm | multiplies it (later source) | original |
+| `distance` | divides theta's norm; later multiplies it | divides it | original |
 | a filter of theta that is zero | ZeroDivisionError | its part is zero | its part is zero |
 | the model, `deepcopy_model=False` | moved, `requires_grad` off | as it was | original |
 | `ModelWrapper.parameters()` | gives iterators | gives parameters | gives parameters |

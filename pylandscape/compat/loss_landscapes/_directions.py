@@ -24,6 +24,10 @@ from .model_interface.model_parameters import (
 )
 
 NORMALIZATIONS = ("filter", "layer", "model", None)
+ALL_ZERO = (
+    "model: expected parameters that are not all zero, whose norms give the random directions "
+    "theirs, or normalization=None"
+)
 
 
 class UnsupportedNormalization(InvalidArgument, AttributeError):
@@ -75,10 +79,7 @@ def drawn(start: ModelParameters, count: int, normalization: str | None) -> list
     for direction in found:
         length = float(torch.linalg.vector_norm(direction.vector, dtype=torch.float64))
         if length == 0.0:
-            raise InvalidArgument(
-                "model: expected parameters that are not all zero, whose norms give the random "
-                "directions theirs (or normalization=None)"
-            )
+            raise InvalidArgument(ALL_ZERO)
         vector = direction.vector * (norm / length)
         parts = layout.unflatten(vector).values()
         moved = [v.to(p.device, p.dtype) for v, p in zip(parts, start, strict=True)]
@@ -108,12 +109,11 @@ def scale_as_3_0_6(
 ) -> None:
     """The direction becomes one step: steps of them are |theta| / distance long.
 
-    Raises InvalidArgument for a distance or a direction of zero.
+    Raises InvalidArgument for a direction of zero.
     """
     norm = direction.model_norm()
-    if distance == 0 or norm == 0:
-        what = "distance" if distance == 0 else "model"
-        raise InvalidArgument(f"{what}: expected something that is not zero, got zero")
+    if norm == 0:
+        raise InvalidArgument(ALL_ZERO)
     direction.mul_(((start.model_norm() / distance) / steps) / norm)
 
 

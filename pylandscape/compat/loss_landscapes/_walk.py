@@ -1,8 +1,8 @@
 """Evaluating metrics at theta + C D for coefficients C (G, k) on a grid and directions D.
 
 What can be lowered goes to the compiled engine. For the rest the model itself is moved from point
-to point and the metric called, as in the original, but each point is computed from theta, so that
-no rounding adds up; under ``compat`` step by step, along the original's path.
+to point and the metric called, as in the original, but anew from theta every few points, so that no
+rounding adds up; under ``compat`` step by step, along the original's path.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ from .metrics.sl_metrics import Loss
 from .model_interface.model_parameters import ModelParameters
 from .model_interface.model_wrapper import SimpleModelWrapper, is_wrapper
 
-Parts = Sequence[Tensor]  # shaped as the parameters
+Parts = list[Tensor]  # shaped as the parameters
+
+ANCHOR = 16  # points: over fewer steps, rounding does not add up to anything
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,8 @@ def values_on(grid: Grid, wrapper: Any, metric: Any) -> np.ndarray:
         for i, column in zip(rest, found, strict=True):
             columns[i] = column
     elif grid.stepwise:
-        place(grid.directions, grid.end, start, wrapper)
+        live = wrapper.get_module_parameters().parameters
+        _place(live, start, [d.parameters for d in grid.directions], grid.end.tolist())
     flat = list(zip(*columns, strict=True)) if together else columns[0]
     if len(grid.shape) == 1:
         return np.array(flat)
@@ -151,22 +154,20 @@ def _called(grid: Grid, wrapper: Any, metrics: Sequence[Any], start: Parts) -> l
 
 
 def _points(grid: Grid, live: Parts, start: Parts) -> Iterator[int]:
-    """Moves the live parameters to every point in turn; row by row, from theta."""
+    """Moves the live parameters to every point in turn, row by row.
+
+    Every `ANCHOR`-th point is computed from theta, the others by a step from the one before.
+    """
     *outer, inner = (d.parameters for d in grid.directions)
     *rows, steps = (axis.tolist() for axis in grid.axes)
-    row, index = start, 0
-    if outer:
-        row = [torch.empty_like(p) for p in start]
-    moves = list(zip(row, inner, live, strict=True))
-    for i in range(len(rows[0]) if rows else 1):
-        with torch.no_grad():
-            for d in outer:  # row <- theta + c1 d1
-                for p, v, out in zip(start, d, row, strict=True):
-                    torch.add(p, v, alpha=rows[0][i], out=out)
-        for c in steps:
-            with torch.no_grad():
-                for p, v, out in moves:  # theta <- row + c2 d2
-                    torch.add(p, v, alpha=c, out=out)
+    spacing = steps[1] - steps[0] if len(steps) > 1 else 0.0
+    index = 0
+    for c1 in rows[0] if rows else [0.0]:
+        for j, c2 in enumerate(steps):
+            if j % ANCHOR:
+                _add(live, inner, spacing)
+            else:
+                _place(live, start, [*outer, inner], [c1, c2][-len(grid.axes) :])
             yield index
             index += 1
 
@@ -193,16 +194,13 @@ def _path(grid: Grid, live: Parts) -> Iterator[int]:
 
 
 @torch.no_grad()
-def place(
-    directions: Sequence[ModelParameters], at: np.ndarray, start: Parts, wrapper: Any
-) -> None:
-    """The wrapper's parameters <- start + sum_i at[i] d_i."""
-    live = wrapper.get_module_parameters().parameters
-    torch._foreach_copy_(live, list(start))
-    for d, c in zip(directions, at.tolist(), strict=True):
-        _add(live, d.parameters, c)
+def _place(live: Parts, start: Parts, directions: Sequence[Parts], at: Sequence[float]) -> None:
+    """live <- start + sum_i at[i] d_i."""
+    torch._foreach_copy_(live, start)
+    for d, c in zip(directions, at, strict=True):
+        _add(live, d, c)
 
 
-@torch.no_grad()
 def _add(live: Parts, step: Parts, alpha: float) -> None:
-    torch._foreach_add_(list(live), list(step), alpha=alpha)
+    with torch.no_grad():  # at every point: cheaper than the decorator
+        torch._foreach_add_(live, step, alpha=alpha)

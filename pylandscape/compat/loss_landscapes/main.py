@@ -86,7 +86,7 @@ def random_line(
     """The metric at theta + t d, t = 1/steps, ..., 1, for a random direction d.
 
     Args:
-        distance: |d| in units of |theta|; with ``compat`` its inverse.
+        distance: |d| is |theta| / distance, as in 3.0.6 (whose later source multiplies); not 0.
         normalization: what of d gets the norm of what of theta: every "filter", "layer", the whole
             "model", or None.
         The others are those of `linear_interpolation`.
@@ -96,13 +96,13 @@ def random_line(
         normalization.
     """
     version = version_of(_NAME, compat, _KNOWN)
-    count, reach = _count(steps), _distance(distance)
+    count, divisor = _count(steps), _distance(distance)
     _check_metric(metric)
     check_normalization(normalization)
     with borrowed(model_start, deepcopy_model, version is None) as wrapper:
-        directions = _random(wrapper, 1, normalization, reach, count, version)
+        directions = _random(wrapper, 1, normalization, divisor, count, version)
         axis = np.arange(1.0, count + 1)
-        grid = _grid("random_line", directions, [axis], count, version, reach)
+        grid = _grid("random_line", directions, [axis], count, version, divisor)
         return values_on(grid, wrapper, metric)
 
 
@@ -149,13 +149,13 @@ def random_plane(
     steps. Arguments, Raises: as `random_line`. Returns (steps, steps, ...).
     """
     version = version_of(_NAME, compat, _KNOWN)
-    count, reach = _count(steps), _distance(distance)
+    count, divisor = _count(steps), _distance(distance)
     _check_metric(metric)
     check_normalization(normalization)
     with borrowed(model, deepcopy_model, version is None) as wrapper:
-        directions = _random(wrapper, 2, normalization, reach, count, version)
+        directions = _random(wrapper, 2, normalization, divisor, count, version)
         axes = [np.arange(0.0, count) - count / 2] * 2
-        grid = _grid("random_plane", directions, axes, count, version, reach)
+        grid = _grid("random_plane", directions, axes, count, version, divisor)
         return values_on(grid, wrapper, metric)
 
 
@@ -165,12 +165,12 @@ def _grid(
     axes: Sequence[np.ndarray],
     steps: int,
     version: str | None,
-    reach: float = 1.0,
+    distance: float = 1.0,
 ) -> Grid:
     """``axes`` are in steps; correct directions are whole ones, the original's single steps."""
     label = f"{_NAME}.{name}"
     if version is None:
-        return Grid(label, directions, [axis / steps * reach for axis in axes])
+        return Grid(label, directions, [axis / steps / distance for axis in axes])
     return Grid(label, directions, axes, stepwise=True)
 
 
@@ -227,8 +227,8 @@ def _count(steps: Any) -> int:
 
 def _distance(distance: Any) -> float:
     value = float(distance)
-    if not math.isfinite(value):
-        raise InvalidArgument(f"distance: expected a finite number, got {distance!r}")
+    if value == 0 or math.isnan(value):
+        raise InvalidArgument(f"distance: expected a number other than 0, got {distance!r}")
     return value
 
 
