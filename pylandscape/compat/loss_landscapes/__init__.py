@@ -21,6 +21,7 @@ function takes, or `patched(compat={"loss_landscapes": "3.0.6"})` give the origi
 
 Seeds: all draws follow from `torch.manual_seed`. The model's own mode (train or eval) counts, as
 in the original: with batch norm in train mode, the loss is that of the batch's statistics.
+The stale modules of its wheel (contrib, evaluators, common, ...), which do not run, are not here.
 `linear_interpolation` and `random_line` sample 1/steps, ..., 1 of the way, as the original.
 """
 
