@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import InvalidArgument
 from ..landscape import Landscape
 from ..spectral_results import EigenPairs
+from ._options import version_of
 from ._report import report
+
+VERSIONS = {"pyhessian": ("0.1",), "hessian_eigenthings": ("1.0.0a5", "0.0.2")}
 
 
 class ConvergenceWarning(UserWarning):
@@ -92,9 +94,9 @@ def split_like(vector: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
     ]
 
 
-def check_version(compat: str | None, known: Sequence[str]) -> str | None:
-    """None, or one of the versions whose numbers can be had."""
-    if compat is not None and compat not in known:
-        listed = " or ".join(map(repr, known))
-        raise InvalidArgument(f"compat: expected None or {listed}, got {compat!r}")
-    return compat
+def version(peer: str, given: str | None, own: Sequence[str]) -> str | None:
+    """``given``, or what `patched` chose for the peer if that is one of these versions."""
+    if given is not None:
+        return version_of(peer, given, own)
+    chosen = version_of(peer, None, VERSIONS[peer])
+    return chosen if chosen in own else None

@@ -30,8 +30,9 @@
                                                 |   with a warning naming residuals   |
     use_gpu=True without CUDA raises            | warns and uses the CPU              | ours
 
-The last column is what ``compat="1.0.0a5"`` or ``"0.0.2"`` gives. `compat` is an argument of the operators, for what concerns the matrix, and of the algorithms. The
-compiled engine runs `supervised_loss`, `supervised_forward` with `supervised_loss_of_output`, and
+The last column is what ``compat="1.0.0a5"`` or ``"0.0.2"`` gives. `compat` is an argument of the
+operators, for what concerns the matrix, and of the algorithms. The compiled engine runs
+`supervised_loss`, `supervised_forward` with `supervised_loss_of_output`, and
 `supervised_per_sample_loss` of the losses that it knows; other functions run on torch.
 Import path: ``from pylandscape.compat import hessian_eigenthings``.
 """

@@ -55,13 +55,14 @@ def compute_hessian_eigenthings(
         fp16: not taken: half precision has no place in second derivatives here.
         max_possible_gpu_samples: not needed; batches are cut as memory asks for.
         compat: "0.0.2" for the original's deflated power iteration and mean over batches.
-        kwargs: the mode's own, as in the original (to_numpy=False gives tensors). power_iter_steps, or max_steps and
-            num_lanczos_vectors, bound the products where they are given.
+        kwargs: the mode's own, as in the original (to_numpy=False gives tensors).
+            power_iter_steps, or max_steps and num_lanczos_vectors, bound the products where they
+            are given.
 
     Raises:
         InvalidArgument (a ValueError): an unknown mode or option, k beyond 1 .. n.
     """
-    current.check_version(compat, VERSIONS)
+    compat = current.version("hessian_eigenthings", compat, VERSIONS)
     given = _options(mode, kwargs)
     if fp16:
         raise InvalidArgument("fp16: expected False (products are at least float32), got True")

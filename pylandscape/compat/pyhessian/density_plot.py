@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from ...errors import InvalidArgument
 from ...plot_view import edges as cell_edges
 from ...smoothing import masses
-from .._current import check_version
+from .._current import version
 
 Array = NDArray[np.float64]
 
@@ -56,7 +56,7 @@ def density_generate(
     the original takes the Gaussians at the bins' centres, from a grid that ends where the mean of
     the runs' extremes does.
     """
-    check_version(compat, ("0.1",))
+    compat = version("pyhessian", compat, ("0.1",))
     nodes, shares = (
         _matrix(a, name) for a, name in ((eigenvalues, "eigenvalues"), (weights, "weights"))
     )

@@ -69,7 +69,7 @@ class hessian:  # the original's name
         if (data is None) == (dataloader is None):
             got = "neither" if data is None else "both"
             raise InvalidRequest(f"data, dataloader: expected exactly one of them, got {got}")
-        self.compat = current.check_version(compat, VERSIONS)
+        self.compat = current.version("pyhessian", compat, VERSIONS)
         self.model, self.criterion = model, criterion
         self.full_dataset = data is None
         self.data = data if data is not None else dataloader

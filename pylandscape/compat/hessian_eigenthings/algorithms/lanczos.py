@@ -12,7 +12,7 @@ from ....eigen import eigenpairs, wanted
 from ....errors import InvalidArgument
 from ....lanczos import Lanczos
 from ....operators import SymmetricOperator
-from ..._current import check_version
+from ..._current import version
 from ..linalg.backend import check_backend
 from ..operators.base import VERSIONS
 from ._common import check_least, driven, generator, note
@@ -65,7 +65,7 @@ def lanczos(
     Raises:
         InvalidArgument (a ValueError): k, max_iter or which do not fit.
     """
-    check_version(compat, VERSIONS)
+    compat = version("hessian_eigenthings", compat, VERSIONS)
     check_backend(backend)
     op = driven(operator)
     if not 1 <= k <= op.n:

@@ -13,7 +13,7 @@ from ....eigen import eigenpairs
 from ....errors import InvalidArgument
 from ....operators import SymmetricOperator
 from ....spectral_results import EigenPairs
-from ..._current import check_version
+from ..._current import version
 from ..linalg.backend import check_backend
 from ..operators.base import VERSIONS
 from ._common import check_least, driven, generator, note
@@ -42,7 +42,7 @@ def power_iteration_one(
         init: start (n,).
         The others are those of `lanczos`.
     """
-    check_version(compat, VERSIONS)
+    compat = version("hessian_eigenthings", compat, VERSIONS)
     check_backend(backend)
     check_least(max_iter, "max_iter")
     op = driven(operator)
@@ -73,7 +73,7 @@ def deflated_power_iteration(
     compat: str | None = None,
 ) -> EigenResult:
     """The k eigenpairs of largest magnitude, with at most max_iter products for each."""
-    check_version(compat, VERSIONS)
+    compat = version("hessian_eigenthings", compat, VERSIONS)
     check_backend(backend)
     check_least(max_iter, "max_iter")
     op = driven(operator)

@@ -14,7 +14,7 @@ from ....plot_view import edges as cell_edges
 from ....smoothing import masses
 from ....spectra import spectrum
 from ....spectral_results import Spectrum
-from ..._current import check_version
+from ..._current import version
 from ..linalg.backend import check_backend
 from ..operators.base import VERSIONS
 from ._common import check_least, driven, note, signs
@@ -60,7 +60,7 @@ def spectral_density(
 
     Probes run together, in blocks. `pylandscape.spectrum` gives error bars as well.
     """
-    check_version(compat, VERSIONS)
+    compat = version("hessian_eigenthings", compat, VERSIONS)
     check_backend(backend)
     check_least(num_runs, "num_runs")
     check_least(lanczos_steps, "lanczos_steps")

@@ -13,7 +13,7 @@ from ....data import _leading_size
 from ....errors import InvalidArgument
 from ....landscape import Landscape
 from ....operators import SymmetricOperator, as_operator
-from ..._current import LiveLandscape, check_version, count, literal
+from ..._current import LiveLandscape, count, literal
 from ..batching import iterate_batches
 from ..linalg.backend import check_backend
 from ..param_utils import ParamFilter, select_parameters, total_size
