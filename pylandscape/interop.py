@@ -11,7 +11,7 @@ Vectors come as tensors, numpy arrays or anything with ``__dlpack__``, and go ba
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -281,6 +281,7 @@ class _Parameters(nn.Module):
 
     def __init__(self, params: Mapping[str, Any]) -> None:
         super().__init__()
+        self._order: list[tuple[str, nn.Module, str]] = []
         for name, value in params.items():
             tensor = as_tensor(value, f"params[{name!r}]").clone()
             if not tensor.is_floating_point():
@@ -299,3 +300,9 @@ class _Parameters(nn.Module):
                 raise InvalidArgument(
                     f"params: expected names that a module can have side by side, got {name!r}"
                 ) from error
+            self._order.append((str(name), module, leaf))
+
+    def named_parameters(self, prefix: str = "", *_: Any, **__: Any) -> Iterator[Any]:
+        """In the order of the dict, which nested modules would not keep."""
+        for name, module, leaf in self._order:
+            yield f"{prefix}.{name}" if prefix else name, module._parameters[leaf]

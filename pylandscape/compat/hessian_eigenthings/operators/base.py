@@ -13,7 +13,7 @@ from ....data import _leading_size
 from ....errors import InvalidArgument
 from ....landscape import Landscape
 from ....operators import SymmetricOperator, as_operator
-from ..._current import LiveLandscape, count, literal
+from ..._current import LiveLandscape, count, literal, version
 from ..batching import iterate_batches
 from ..linalg.backend import check_backend
 from ..param_utils import ParamFilter, select_parameters, total_size
@@ -105,7 +105,7 @@ class LandscapeOperator(CurvatureOperator):
         check_backend(backend)
         self.model, self.dataloader = model, dataloader
         self.full_dataset, self.num_batches = full_dataset, num_batches
-        self.compat = check_version(compat, VERSIONS)
+        self.compat = version("hessian_eigenthings", compat, VERSIONS)
         params = select_parameters(model, param_filter)
         self._names, self._parameters = list(params), list(params.values())
         self._size = total_size(params)
