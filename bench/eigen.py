@@ -88,7 +88,7 @@ def resnet_case(images: int, k: int) -> Case:
     x, y = x.repeat(1, 3, 1, 1), y[:images]
     model = settle(ResNet(20), x)
     problem = Problem(model, x, y)
-    land = pl.Landscape(model, "cross_entropy", (x, y), engine="torch")
+    land = pl.Landscape(model, "cross_entropy", (x, y), engine="native")
     return Case(f"ResNet-20, {images} images", problem, land, k, in_parts(problem.double()))
 
 

@@ -28,7 +28,7 @@ from .peers import Case
 from .workloads import digits, grid, reference, spread
 
 RTOL = 1e-4  # of the loss, in float32
-HVP_RTOL = 1e-4  # of a product's norm, in float32
+HVP_RTOL = 1e-3  # of a product's norm, in float32; ReLUs near 0 flip: autograd's own error is 3e-4
 SHARE = 0.65  # of the sgemm peak, to reach
 OURS = "pylandscape plane()"
 
