@@ -8,7 +8,7 @@
     (JSON);
                      attributes format, kind, names (JSON), digest (sha256 of all of these);
                      of eigenpairs and spectra: see `spectral_files.py`; of walks and
-                     clouds: `array_files.py`
+                     critical points: `array_files.py`
 
 A file is built in memory, written beside its target, synced and renamed over it: the target is the
 old file or the whole new one. Loading executes nothing and follows no link out of the file. Files
@@ -30,6 +30,7 @@ import h5py
 import numpy as np
 
 from . import array_files, foreign, spectral_files
+from .critical_results import CriticalPoints
 from .errors import FileFormatError, InvalidArgument, ResumeMismatch
 from .hdf5 import array, as_path, member, not_matching, open_hdf5
 from .request import FORMAT, differences, listing, to_json
@@ -39,9 +40,9 @@ from .walk_results import Walks
 
 GROUP = "pylandscape"
 
-ARRAY_RESULTS: dict[str, type[Any]] = {kind.CONTENT: kind for kind in (Walks,)}
+ARRAY_RESULTS: dict[str, type[Any]] = {kind.CONTENT: kind for kind in (CriticalPoints, Walks)}
 
-Result = Curve | Surface | EigenPairs | Spectrum | Walks
+Result = Curve | Surface | EigenPairs | Spectrum | CriticalPoints | Walks
 
 
 def save(result: Result, path: str | os.PathLike[str]) -> None:
