@@ -22,6 +22,7 @@ from .errors import InvalidArgument
 from .hessians import as_points, eigenvalues, iterate_hessians
 from .journal import SUFFIX, Journal
 from .lanczos_class import LanczosClassifier
+from .question import _drop_stale as drop_stale
 from .request import FORMAT, digest, jsonable
 from .results import Array
 from .sweep import sweep
@@ -33,6 +34,7 @@ __all__ = ["CriticalPoints", "classes_of", "classify"]
 
 METHODS = ("auto", "exact", "lanczos")
 EXACT = 2000  # "auto" is exact up to this n, where a Hessian is 32 MiB
+KINK_POINTS = 4  # of large models, where the notice about kinks looks
 KEPT = 1 << 25  # eigenvalues kept unless asked otherwise: 256 MiB
 BASIC = (
     "loss", "gradient_norm", "low", "low_most", "high_least", "high", "near", "near_most",
@@ -96,6 +98,8 @@ def classify(
     beside = target.with_name(target.name + SUFFIX)
     there: CriticalPoints | None = files.finished(target, asked.request)
     if there is not None:
+        if beside.exists():
+            drop_stale(beside, asked.request, asked.names, len(asked.points))
         return there
     with Journal(beside, asked.request, asked.names, len(asked.points)) as journal:
         there = files.finished(target, asked.request)  # another process may have been faster
@@ -177,7 +181,8 @@ class _Question:
             "request": self.request, "seconds": time.perf_counter() - started, "resumed": resumed,
             "engine": self.land.engine, "notes": [],
         }  # fmt: skip
-        found = kinks.notice(self.land, self.points)
+        most = kinks.POINTS if self.method == "exact" else KINK_POINTS
+        found = kinks.notice(self.land, self.points, most=most)
         if found is not None:
             info["kinks"] = found
             info["notes"].append(kinks.sentence(found))

@@ -91,7 +91,7 @@ class CriticalPoints:
         shape = np.shape(self.bounds)
         if len(shape) != 3 or shape[1:] != (3, 2):
             raise InvalidArgument(f"bounds: expected shape (P, 3, 2), got {shape}")
-        wanted = {name: shape[:1] for name in self.ARRAYS[1:-1]}
+        wanted: dict[str, tuple[int, ...]] = dict.fromkeys(self.ARRAYS[1:-1], shape[:1])
         if self.eigenvalues is not None:
             wanted["eigenvalues"] = (shape[0], self.n)
         for name, each in wanted.items():

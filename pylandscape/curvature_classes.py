@@ -10,6 +10,7 @@ for exact eigenvalues the two are equal.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -133,7 +134,7 @@ def _scales(bounds: Array) -> tuple[Array, Array]:
     return np.maximum(least, bounds[:, 2, 0]), np.abs(ends).max(axis=(1, 2))
 
 
-def _chosen(conditions: list[np.ndarray], names: list[str], otherwise: str) -> np.ndarray:
+def _chosen(conditions: Sequence[Any], names: Sequence[str], otherwise: str) -> np.ndarray:
     return np.select(conditions, [np.array(name) for name in names], np.array(otherwise))
 
 

@@ -8,7 +8,7 @@
     (JSON);
                      attributes format, kind, names (JSON), digest (sha256 of all of these);
                      of eigenpairs and spectra: see `spectral_files.py`; of walks and
-                     clouds: `array_files.py`
+                     critical points: `array_files.py`
 
 A file is built in memory, written beside its target, synced and renamed over it: the target is the
 old file or the whole new one. Loading executes nothing and follows no link out of the file. Files

@@ -8,6 +8,7 @@ input.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,16 +22,18 @@ if TYPE_CHECKING:
     from .landscape import Landscape
 
 DISTANCE = 1e-3
-POINTS = 64  # at most, spread over those that are classified
+POINTS = 64  # at most, of those that are classified
 
 Places = Callable[[tuple[Any, ...], Mapping[str, Any]], tuple[float, ...]]
 
 
-def notice(land: Landscape, points: Array, distance: float = DISTANCE) -> dict[str, Any] | None:
+def notice(
+    land: Landscape, points: Array, distance: float = DISTANCE, most: int = POINTS
+) -> dict[str, Any] | None:
     """What a classification says about kinks, JSON-able; None where the model has none.
 
     Args:
-        points: (P, n); `POINTS` of them are looked at.
+        points: (P, n); at most `most` of them are looked at, evenly spread.
         distance: from a kink, in units of the function's input.
 
     Returns:
@@ -38,7 +41,7 @@ def notice(land: Landscape, points: Array, distance: float = DISTANCE) -> dict[s
         None if it cannot be told (ties of max pooling), "points": how many were looked at}.
     """
     finite = points[np.isfinite(points).all(axis=1)]
-    step = max(1, -(-len(finite) // POINTS))
+    step = max(1, -(-len(finite) // most))
     chosen = finite[::step]
     if not len(chosen):
         return None
@@ -51,7 +54,7 @@ def notice(land: Landscape, points: Array, distance: float = DISTANCE) -> dict[s
             state = engine.state(land._point(point))
             for index, batch in enumerate(engine.batches):
                 with _Watch(batch.size, distance) as watch:
-                    engine.run(state, lambda model, i=index: engine.batch_loss(model, i))
+                    engine.run(state, partial(engine.batch_loss, index=index))
                 names += [name for name in watch.names if name not in names]
                 known &= watch.known
                 near += int(watch.near.sum())
@@ -93,10 +96,9 @@ class _Watch(TorchFunctionMode):
         name = getattr(func, "__name__", "").rstrip("_")
         if name in _PLACES:
             self._note(name, _PLACES[name](args, options), args, options)
-        elif name in _TIES and isinstance(x := args[0] if args else None, Tensor):
-            if x.is_floating_point():
-                self.names += [name] if name not in self.names else []
-                self.known = False
+        elif name in _TIES and args and isinstance(args[0], Tensor) and args[0].is_floating_point():
+            self.names += [name] if name not in self.names else []
+            self.known = False
         return func(*args, **options)
 
     def _note(

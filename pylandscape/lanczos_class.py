@@ -70,9 +70,9 @@ class LanczosClassifier:
         bounds = self._bounds(op, found)
         row[2:8] = bounds.reshape(6)
         tau = self.rtol * float(np.abs(bounds[:2]).max())
-        for at, inside in ((8, lambda t: t < -tau), (9, lambda t: np.abs(t) <= tau)):
-            mean, error = found.mean(lambda t, inside=inside: inside(t).astype(np.float64))
-            row[at], row[at + 2] = op.n * mean, op.n * error
+        below = found.mean(lambda t: np.where(t < -tau, 1.0, 0.0))
+        zero = found.mean(lambda t: np.where(np.abs(t) <= tau, 1.0, 0.0))
+        row[8:] = op.n * np.array([below[0], zero[0], below[1], zero[1]])
         return row
 
     def _bounds(self, op: SymmetricOperator, found: Spectrum) -> Array:
