@@ -34,7 +34,7 @@ DIVERGING = ("#0072B2", "#c9c9c9", "#D55E00")  # concave, flat, convex: no dot i
 SEQUENTIAL = "viridis"
 OUTER = 0.005  # share of the values beyond each end of a colour bar, which gets an arrow
 STEEP = 30.0  # values that span more than this factor get a logarithmic colour bar
-INK = 25_000.0  # points^2 that the dots of a cloud cover at most
+INK = 14_000.0  # points^2 that the dots of a cloud cover at most
 DOT_SIZES = (1.0, 14.0)  # points^2
 
 

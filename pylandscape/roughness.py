@@ -96,9 +96,9 @@ def ruggedness(
 
 
 def mean_absolute_form(spectra: Any) -> Array:
-    """R (P,) of matrices with the eigenvalues (P, n); see the module. NaN where they are not finite.
+    """R (P,) of matrices with the eigenvalues (P, n); NaN where they are not finite.
 
-    Relative error below 1e-9.
+    See the module. Relative error below 1e-9.
     """
     values = torch.as_tensor(np.asarray(spectra, dtype=np.float64))
     found = torch.empty(len(values), dtype=torch.float64)
