@@ -20,7 +20,7 @@ _MAX_POINTS = 512
 
 
 class TorchPoints:
-    """A landscape's L, its gradient and its Hessian at points (p, n), by a float64 copy of its model.
+    """L, gradient and Hessian of a landscape at points (p, n), by a float64 copy of its model.
 
     Points are vectorised by torch.func where the model allows it; otherwise they run one by one
     through double backward. Batch norm as in ``Landscape.gradient``.
