@@ -19,7 +19,7 @@ from . import files, kinks
 from .critical_results import EPS, CriticalPoints
 from .curvature_classes import checked_rtol, classes_of, exact_bounds, inertia_of
 from .errors import InvalidArgument
-from .hessians import as_points, eigenvalues, iterate_hessians
+from .hessians import as_points, check_memory, eigenvalues, iterate_hessians
 from .journal import SUFFIX, Journal
 from .lanczos_class import LanczosClassifier
 from .question import _drop_stale as drop_stale
@@ -63,9 +63,9 @@ def classify(
     Args:
         points: (P, n), tensor or array, or walks. A point that is not finite is "invalid"; the
             others are answered.
-        rtol: |lambda| <= rtol max |lambda| is a zero. Default n eps of the dtype that the Hessian is
-            evaluated in: float64 on the exact path, the landscape's by Lanczos. For the published
-            tables of ReLU networks 1e-6, the noise of float32.
+        rtol: |lambda| <= rtol max |lambda| is a zero. Default n eps of the dtype of evaluation:
+            float64 on the exact path, the landscape's by Lanczos. For the published tables of ReLU
+            networks 1e-6, the noise of float32.
         blocks: classify the diagonal blocks of the Hessian, one for each parameter tensor, instead
             of all of it. With rtol=0 that is what the code behind published tables of such classes
             does (in float32); a matrix whose blocks are definite can be a saddle.
@@ -140,6 +140,8 @@ class _Question:
                 f"blocks: expected False by Lanczos (n = {self.n:,}), got True; method='exact' "
                 f"needs {self.n**2 * 8 / 2**30:.3g} GiB for a Hessian"
             )
+        if exact:
+            check_memory(1, self.n, None)
         self.blocks, self.density = bool(blocks), density
         eps = EPS if exact else float(torch.finfo(land.dtype).eps)
         self.rtol = checked_rtol(min(self.n * eps, 0.5) if rtol is None else rtol)
@@ -212,7 +214,7 @@ class _Question:
             assert found.matrices is not None
             values = self._spectra(found.matrices)
             good = np.isfinite(found.losses) & np.isfinite(found.gradients).all(axis=1)
-            good &= np.isfinite(values).all(axis=1)
+            good &= np.isfinite(values).all(axis=1) & np.isfinite(points[part]).all(axis=1)
             values[~good] = np.nan
             index, nullity = inertia_of(values, self.rtol)
             chunk = rows[part]
@@ -222,6 +224,7 @@ class _Question:
             if self.keep:
                 chunk[:, len(BASIC) :] = values
             chunk[~good, 2:] = np.nan
+            chunk[~np.isfinite(points[part]).all(axis=1)] = np.nan
         return rows
 
     def _spectra(self, matrices: Array) -> Array:

@@ -52,8 +52,9 @@ class CriticalPoints:
         index, nullity: (P,) int64: eigenvalues below -rtol max |lambda|, and those that are zero
             by the tolerance; -1 for invalid points. By Lanczos: estimates from the spectral
             density, rounded.
-        index_error, nullity_error: (P,) float64: their standard errors over the probes, before
-            rounding; 0 on the exact path, NaN for invalid points and for a single probe.
+        index_error, nullity_error: (P,) float64: how far off these can be, before rounding: the
+            standard error over the probes, and half of what the nodes' bounds leave open; 0 on the
+            exact path, NaN for invalid points and for a single probe.
         losses, gradient_norms: (P,) float64.
         rtol: |lambda| <= rtol max |lambda| is a zero.
         n: order of the Hessian.

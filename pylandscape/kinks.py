@@ -93,7 +93,7 @@ class _Watch(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         options = kwargs or {}
-        name = getattr(func, "__name__", "").rstrip("_")
+        name = getattr(func, "__name__", "").strip("_")
         if name in _PLACES:
             self._note(name, _PLACES[name](args, options), args, options)
         elif name in _TIES and args and isinstance(args[0], Tensor) and args[0].is_floating_point():

@@ -69,10 +69,7 @@ class LanczosClassifier:
             return row
         bounds = self._bounds(op, found)
         row[2:8] = bounds.reshape(6)
-        tau = self.rtol * float(np.abs(bounds[:2]).max())
-        below = found.mean(lambda t: np.where(t < -tau, 1.0, 0.0))
-        zero = found.mean(lambda t: np.where(np.abs(t) <= tau, 1.0, 0.0))
-        row[8:] = op.n * np.array([below[0], zero[0], below[1], zero[1]])
+        row[8:] = op.n * _inertia_shares(found, self.rtol * float(np.abs(bounds[:2]).max()))
         return row
 
     def _bounds(self, op: SymmetricOperator, found: Spectrum) -> Array:
@@ -114,6 +111,25 @@ class LanczosClassifier:
             return False
         tau = self.rtol * float(np.abs(bounds[:2]).max())
         return not (bounds[0, 1] < -tau and bounds[1, 0] > tau)
+
+
+def _inertia_shares(found: Spectrum, tau: float) -> Array:
+    """(4,) shares of eigenvalues below -tau and within tau, and how far off these can be.
+
+    The weight of nodes whose bounds reach across a border counts half, and its other half goes to
+    the error, beside the standard error over the probes (NaN for one).
+    """
+    low, high = found.nodes - found.bounds, found.nodes + found.bounds  # NaN where there is none
+    sure = (high < -tau, (low >= -tau) & (high <= tau))
+    possible = (low < -tau, (low <= tau) & (high >= -tau))
+    shares, errors = [], []
+    for certain, maybe in zip(sure, possible, strict=True):
+        least, most = ((found.weights * inside).sum(axis=1) for inside in (certain, maybe))
+        middle = (least + most) / 2.0
+        scatter = middle.std(ddof=1) / len(middle) ** 0.5 if len(middle) > 1 else np.nan
+        shares.append(middle.mean())
+        errors.append(scatter + float((most - least).mean()) / 2.0)
+    return np.array([*shares, *errors])
 
 
 def null_residual(op: SymmetricOperator, seed: int = 0) -> float:
