@@ -297,8 +297,8 @@ def describe(result: Result, path: str) -> str:
     for k, direction in enumerate(facts.get("directions") or []):
         shown = {n: v for n, v in direction.items() if n not in ("digest", "layout")}
         lines.append(f"  {f'direction {k + 1}':<18}{_short(shown)}")
-    if not isinstance(result, EigenPairs | Spectrum):
-        lines.append(str(result.check()))
+    if check := getattr(result, "check", None):
+        lines.append(str(check()))
     return "\n".join(lines)
 
 
