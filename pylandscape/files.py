@@ -30,6 +30,7 @@ import h5py
 import numpy as np
 
 from . import array_files, foreign, spectral_files
+from .critical_set import CriticalSet
 from .errors import FileFormatError, InvalidArgument, ResumeMismatch
 from .hdf5 import array, as_path, member, not_matching, open_hdf5
 from .request import FORMAT, differences, listing, to_json
@@ -39,9 +40,9 @@ from .walk_results import Walks
 
 GROUP = "pylandscape"
 
-ARRAY_RESULTS: dict[str, type[Any]] = {kind.CONTENT: kind for kind in (Walks,)}
+ARRAY_RESULTS: dict[str, type[Any]] = {kind.CONTENT: kind for kind in (Walks, CriticalSet)}
 
-Result = Curve | Surface | EigenPairs | Spectrum | Walks
+Result = Curve | Surface | EigenPairs | Spectrum | Walks | CriticalSet
 
 
 def save(result: Result, path: str | os.PathLike[str]) -> None:
