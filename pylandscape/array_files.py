@@ -22,7 +22,6 @@ from .errors import FileFormatError, InvalidArgument
 from .hdf5 import array, not_matching
 from .request import digest, to_json
 
-
 Kind = TypeVar("Kind")
 
 

@@ -16,7 +16,7 @@ TIES = ("plus", "random", "stay")
 HELD = 1 << 22  # random numbers at once
 RECHECK = 1e-3  # relative difference of a recomputed loss that is taken for the same landscape
 
-Bools = np.ndarray
+Gradients = Callable[[Array], tuple[Array, Array]]
 
 
 @dataclass(frozen=True)
@@ -108,12 +108,12 @@ class Advance:
 
     Args:
         found: filled as the walks go; NaN elsewhere.
-        gradients: a function from points (P, n) to their losses and gradients.
+        gradients: a function from points (P, n) to losses (P,) and gradients (P, n).
         starts: (W, n), or None for random ones.
     """
 
     def __init__(
-        self, rule: Rule, found: Walks, gradients: Callable[[Array], Any], starts: Array | None
+        self, rule: Rule, found: Walks, gradients: Gradients, starts: Array | None
     ) -> None:
         self.rule, self.found, self.gradients, self.starts = rule, found, gradients, starts
         self.walks, self.steps, self.n = found.points.shape
@@ -169,10 +169,10 @@ class Advance:
     def _evaluate(self, at: slice) -> Array:
         """Losses and gradient norms of points[:, at]; their gradients (W * steps, n)."""
         found = self.found
-        answer = self.gradients(np.ascontiguousarray(found.points[:, at]).reshape(-1, self.n))
-        g: Array = answer.gradients
+        block = np.ascontiguousarray(found.points[:, at]).reshape(-1, self.n)
+        losses, g = self.gradients(block)
         norms = np.sqrt(np.einsum("pj,pj->p", g, g))
-        found.losses[:, at] = answer.losses.reshape(self.walks, -1)
+        found.losses[:, at] = losses.reshape(self.walks, -1)
         found.gradient_norms[:, at] = norms.reshape(self.walks, -1)
         return g
 

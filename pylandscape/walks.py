@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from .checkpoint import Checkpoint, resumable
 from .errors import InvalidArgument
-from .hessians import PointEvaluator
+from .hessians import _evaluator
 from .request import FORMAT, digest
 from .results import Array
 from .sweep import BAR_DELAY
@@ -189,7 +189,7 @@ class _Sampler:
             np.full((*shape, self.land.n_params), np.nan), np.full(shape, np.nan),
             np.full(shape, np.nan), self.rule.kind,
         )  # fmt: skip
-        advance = Advance(self.rule, found, PointEvaluator(self.land).gradients, self.starts)
+        advance = Advance(self.rule, found, _evaluator(self.land).gradients, self.starts)
         before = kept.load()
         if before is not None:
             advance.take_up(before)
