@@ -30,7 +30,7 @@ def canonical_forms(layers: Layers, flips: Sequence[bool], points: Array) -> Arr
             in_order = np.take_along_axis(keys, order[:, :, None], axis=1)
             tied |= (in_order[:, 1:] == in_order[:, :-1]).all(axis=2).any(axis=1)
             if flip:
-                tied |= (~keys.any(axis=2)).any(axis=1)
+                tied |= np.any(~keys.any(axis=2), axis=1)
     for p in np.flatnonzero(tied):
         found[p] = _largest(layers, flips, points[p] + 0.0)
     return found

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from .curvature_classes import classes_of
 from .hessians import gradients, hessians
 from .results import Array
 
@@ -75,19 +76,12 @@ def certify(
             h <= 0.5, 2.0 * eta / (1.0 + np.sqrt(np.maximum(0.0, 1.0 - 2.0 * h))), np.nan
         )
     names = np.where(np.isfinite(radius), np.where(nullity == 0, "isolated", "range"), "none")
+    kinds = classes_of(np.where(zero, 0.0, values), 0.0)
     return Certificate(
-        found.losses, found.norms, kinds_of(values, tau), (values < -tau[:, None]).sum(axis=1),
-        nullity, values, values[:, [0, -1]],
+        found.losses, found.norms, kinds, (values < -tau[:, None]).sum(axis=1), nullity,
+        values, values[:, [0, -1]],
         np.sqrt((_over(c**2, sizes, ~zero)).sum(axis=1)), beta, eta, lipschitz, radius, names,
     )  # fmt: skip
-
-
-def kinds_of(values: Array, tau: Array) -> NDArray[np.str_]:
-    """The classes of eigenvalues (K, n) whose zeros reach up to tau (K,)."""
-    singular = (np.abs(values) <= tau[:, None]).any(axis=1)
-    kinds = np.where((values > 0.0).all(axis=1), "convex", "saddle")
-    kinds = np.where((values < 0.0).all(axis=1), "concave", kinds)
-    return np.where(singular, "singular", kinds)
 
 
 def certify_by_products(land: Landscape, points: Array, seed: int = 0) -> Certificate:

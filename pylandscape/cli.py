@@ -69,6 +69,7 @@ def _joined(arguments: Sequence[str]) -> list[str]:
 
 
 def parser() -> argparse.ArgumentParser:
+    from . import cli_theory
     from .cli_curvature import add_commands
 
     top = argparse.ArgumentParser(
@@ -114,6 +115,7 @@ def parser() -> argparse.ArgumentParser:
     between.add_argument("--y", metavar="MIN:MAX:N", help="default 0:1:25")
 
     add_commands(command)
+    cli_theory.add_commands(command)
 
     plot = command(
         "plot", _plot, "draw a saved result; several curves or spectra go into one picture"

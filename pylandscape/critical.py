@@ -104,7 +104,7 @@ def find_critical_points(
     group = _group_of(land, dedupe)
     exact = solver == "exact" or (solver == "auto" and land.n_params <= EXACT_N)
     request = {
-        **land.describe(), "format": FORMAT, "kind": "critical points", "starts": digest(points),
+        **land.describe(), "format": FORMAT, "kind": "critical set", "starts": digest(points),
         "method": method, "tol": tol, "max_iter": max_iter, "bound": bound,
         "dedupe": repr(group) if group else bool(dedupe), "merge": merge, "rtol": rtol,
         "samples": samples, "exact": exact, "seed": seed,

@@ -60,7 +60,7 @@ class CriticalSet:
         info: provenance, JSON-able.
     """
 
-    CONTENT: ClassVar[str] = "critical points"
+    CONTENT: ClassVar[str] = "critical set"
     ARRAYS: ClassVar[tuple[str, ...]] = ("points", "eigenvalues", *_PER_POINT, *_PER_START)
 
     points: Array
