@@ -27,6 +27,7 @@ CHECKED = 512  # losses along a segment before it is taken
 CHECKS = 20  # segments that are looked at so closely before a try is given up
 REACHES = (0.02, 0.2, 1.0)  # lengths of these segments, times that of the direction
 RANDOM = 12  # random directions of each kind in a try
+WANDER = 5  # random moves before the descent of each further try, times its number
 SLOW = 1e-4  # relative decrease of a move below which a random one is taken for its length
 
 
@@ -118,8 +119,9 @@ def monotone_path(
         start: (n,).
         target: a loss.
         max_moves: gives up after so many.
-        tries: then begins anew with other random directions; the lowest path is returned. That
-            none reached the target proves nothing: a path may exist.
+        tries: then begins anew, with ever more random moves before the descent, which greed led
+            onto a plateau; the lowest path is returned. That none reached the target proves
+            nothing: a path may exist.
         bound: |theta_j| stay below it, or below the start's own: far out, networks that saturate
             are constant up to rounding.
         seed: of the random directions.
@@ -147,7 +149,8 @@ def monotone_path(
     found: list[MonotonePath] = []
     for number in range(tries):
         rng = np.random.default_rng([seed, number])
-        found.append(_walked(land, point, first, float(target), max_moves, reach, rng))
+        wander = WANDER * number
+        found.append(_walked(land, point, first, float(target), max_moves, reach, wander, rng))
         if found[-1].reached:
             break
     return min(found, key=lambda path: float(path.losses[-1]))
@@ -160,13 +163,15 @@ def _walked(
     target: float,
     max_moves: int,
     bound: float,
+    wander: int,
     rng: np.random.Generator,
 ) -> MonotonePath:
     points, losses, moves = [point], [loss], []
     for _ in range(max_moves):
         if losses[-1] <= target:
             break
-        taken = _move(land, points[-1], losses[-1], bound, rng)
+        random = len(moves) < wander
+        taken = _move(land, points[-1], losses[-1], bound, random, rng)
         if taken is not None:
             name, point, loss = taken
             moves.append(name)
@@ -176,7 +181,12 @@ def _walked(
 
 
 def _move(
-    land: Landscape, point: Array, loss: float, bound: float, rng: np.random.Generator
+    land: Landscape,
+    point: Array,
+    loss: float,
+    bound: float,
+    wander: bool,
+    rng: np.random.Generator,
 ) -> tuple[str, Array, float] | None:
     """A move from a point: its name, where it ends, the loss there. None: none was found."""
     names, directions = _directions(land, point, rng)
@@ -185,7 +195,7 @@ def _move(
     far, ends = _falling(land, point, loss, steps, SAMPLES, bound)
     rows = np.flatnonzero(far > 0.0)
     rows = rows[np.argsort(ends[rows], kind="stable")]
-    if rows.size and loss - ends[rows[0]] < SLOW * loss:
+    if rows.size and (wander or loss - ends[rows[0]] < SLOW * loss):
         moving = np.linalg.norm(steps[rows], axis=1) > 0.0
         random = rows[(kinds[rows] == "random") & moving]
         if random.size:
