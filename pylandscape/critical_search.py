@@ -33,10 +33,11 @@ if TYPE_CHECKING:
 
 EPS = float(np.finfo(np.float64).eps)
 ATTEMPTS = 12  # shorter steps, or more damping, before a start counts as stalled
-ARMIJO = 1e-4  # of the predicted decrease of phi
+ARMIJO = 0.1  # of the predicted decrease of phi; less lets steps zigzag where H g = 0
 LONG_STEP = 0.5  # longest step, times 1 + ‖theta‖
 POLISHES = 3  # further steps once the gradient is below tol
 FLAT_STEP = 1e-3  # Newton's step below tol that is no longer that of a critical point, same units
+STALLED_SLOPE = 1e-10  # ‖H g‖ / (‖g‖ max|lambda|) at which phi has no descent left
 KRYLOV = 200  # products of one step
 RUNNING, CONVERGED, FLAT, STALLED, EXHAUSTED, FAR, NOT_FINITE = range(len(OUTCOMES))
 STATE = ("points", "losses", "norms", "damping", "growth", "iterations", "polished", "codes")
@@ -168,6 +169,8 @@ class DenseSearch(Search):
         c = np.einsum("pij,pi->pj", vectors, g)
         size, norms = np.abs(values).max(axis=1), self.norms[at]
         below = norms <= self.tol
+        turned = np.linalg.norm(values * c, axis=1) <= STALLED_SLOPE * size * norms
+        self.codes[at[turned & ~below & (size > 0.0)]] = STALLED
         damping = np.maximum(norms, 100.0 * EPS * size)
         least = _damped(values, c, damping**2)
         self._below(at[below], np.linalg.norm(least[below], axis=1), size[below])

@@ -166,7 +166,8 @@ def _walked(
     wander: int,
     rng: np.random.Generator,
 ) -> MonotonePath:
-    points, losses, moves = [point], [loss], []
+    points, losses = [point], [loss]
+    moves: list[str] = []
     for _ in range(max_moves):
         if losses[-1] <= target:
             break

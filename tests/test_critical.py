@@ -50,7 +50,8 @@ def grid(points: int = 7) -> np.ndarray:
 @pytest.mark.parametrize("method", ["newton", "gradient_norm"])
 @pytest.mark.parametrize("solver", ["exact", "products"])
 def test_every_critical_point_of_a_polynomial_is_found(method, solver):
-    found = find_critical_points(polynomial(), grid(), method, solver=solver, **QUIET)
+    starts = grid(7 if solver == "exact" else 5)
+    found = find_critical_points(polynomial(), starts, method, solver=solver, **QUIET)
 
     wanted = [(a, b) for a in (-1.0, 0.0, 1.0) for b in (-np.sqrt(10.0), 0.0, np.sqrt(10.0))]
     assert len(found) == 9
@@ -153,7 +154,7 @@ def test_coinciding_points_are_merged_and_counted():
 
 def test_xor_has_its_two_levels_and_runaways_are_flat_not_critical():
     land = xor_landscape()
-    starts = 2.0 * np.random.default_rng(1).standard_normal((25, 9))
+    starts = 2.0 * np.random.default_rng(1).standard_normal((12, 9))
 
     found = find_critical_points(
         land, np.concatenate([starts, [XOR_UPPER], np.zeros((1, 9))]), rtol=1e-9, **QUIET
