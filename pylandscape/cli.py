@@ -69,7 +69,7 @@ def _joined(arguments: Sequence[str]) -> list[str]:
 
 
 def parser() -> argparse.ArgumentParser:
-    from . import cli_clouds, cli_critical
+    from . import cli_clouds, cli_critical, cli_theory
     from .cli_curvature import add_commands
 
     top = argparse.ArgumentParser(
@@ -117,6 +117,7 @@ def parser() -> argparse.ArgumentParser:
     add_commands(command)
     cli_critical.add_commands(command)
     cli_clouds.add_commands(command)
+    cli_theory.add_commands(command)
 
     plot = command(
         "plot", _plot, "draw a saved result; several curves or spectra go into one picture"

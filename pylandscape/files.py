@@ -32,6 +32,7 @@ import numpy as np
 from . import array_files, foreign, spectral_files
 from .cloud_results import Cloud
 from .critical_results import CriticalPoints
+from .critical_set import CriticalSet
 from .errors import FileFormatError, InvalidArgument, ResumeMismatch
 from .hdf5 import array, as_path, member, not_matching, open_hdf5
 from .request import FORMAT, differences, listing, to_json
@@ -42,10 +43,10 @@ from .walk_results import Walks
 GROUP = "pylandscape"
 
 ARRAY_RESULTS: dict[str, type[Any]] = {
-    kind.CONTENT: kind for kind in (Walks, CriticalPoints, Cloud)
+    kind.CONTENT: kind for kind in (Walks, CriticalPoints, CriticalSet, Cloud)
 }
 
-Result = Curve | Surface | EigenPairs | Spectrum | Walks | CriticalPoints | Cloud
+Result = Curve | Surface | EigenPairs | Spectrum | Walks | CriticalPoints | CriticalSet | Cloud
 
 
 def save(result: Result, path: str | os.PathLike[str]) -> None:
