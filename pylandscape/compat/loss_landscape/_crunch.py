@@ -55,10 +55,8 @@ def _check(f: h5py.File, axes: Mapping[str, Array], dir_file: str) -> None:
     for name in ("xcoordinates", "ycoordinates"):
         found = array(f, name) if name in f else None
         wanted = axes.get(name)
-        if found is None or wanted is None:
-            same = found is wanted
-        else:
-            same = np.array_equal(found, wanted)
+        both = found is not None and wanted is not None
+        same = np.array_equal(found, wanted) if both else found is wanted  # type: ignore[arg-type]
         if not same:
             raise ResumeMismatch(
                 f"surf_file: {f.filename} has other {name} than asked for: "
@@ -111,8 +109,8 @@ class Record:
         rows = differences(json.loads(str(recorded)), self._request) if self.exact else []
         if rows and self.done.any():
             raise ResumeMismatch(
-                f"surf_file: {self.path} holds {self._keys[0]} of another request; remove it or use "
-                f"another surf_file. What differs:{listing(rows)}"
+                f"surf_file: {self.path} holds {self._keys[0]} of another request; remove it or "
+                f"use another surf_file. What differs:{listing(rows)}"
             )
 
     def _column(self, f: h5py.File, key: str) -> Array:

@@ -16,7 +16,7 @@ from ...errors import InvalidArgument
 
 @contextmanager
 def replacing(path: Path, fresh: bool = False) -> Iterator[h5py.File]:
-    """A copy of the file to write to (an empty file if ``fresh``), which takes its place at the end.
+    """A copy of the file to write to (if ``fresh`` an empty one), which takes its place at the end.
 
     No locks: readers see the old file or the new one.
 

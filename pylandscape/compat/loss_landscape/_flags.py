@@ -41,7 +41,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     add("--model_file2", default="", help="x goes from model_file to this one")
     add("--model_file3", default="", help="y goes from model_file to this one")
     add("--loss_name", "-l", default="crossentropy", metavar="NAME|PKG.MOD:FN",
-        help="crossentropy, mse, nll, bce_with_logits, or a function (default: %(default)s)")  # fmt: skip
+        help="crossentropy (default), mse, nll, bce_with_logits, or a function")  # fmt: skip
 
     direction = top.add_argument_group("directions and surface")
     add = direction.add_argument

@@ -14,7 +14,7 @@ from ...engine_torch import eval_mode
 from ...errors import InvalidArgument, LayoutMismatch
 from ...landscape import Landscape
 from ...losses import KnownLoss, resolve_loss
-from .evaluation import accuracy, is_classes, one_hot
+from ._accuracy import accuracy, is_classes, one_hot
 
 CLASSIFIES = ("cross_entropy", "nll", "bce_with_logits")
 

@@ -55,7 +55,7 @@ def _pair(first: str, second: str) -> str:
     (folder, base), (other, last) = _split(first), _split(second)
     if folder == other:
         return f"{first}_{last}"
-    shared = commonprefix([first, second]).rpartition("/")[0]
+    shared = commonprefix([first, second]).rpartition("/")[0]  # noqa: RUF071 - cut at a "/" here
     rest = other[len(shared) + 1 :].replace("/", "_")
     start = f"{folder}_{base}" if folder else base
     return f"{start}_{rest}_{last}"

@@ -79,4 +79,4 @@ def normalize_all(
 
 def _norms(tensor: Tensor, rows: int) -> Tensor:
     """(rows,) float64."""
-    return torch.linalg.vector_norm(tensor.detach().reshape(rows, -1), dim=1, dtype=torch.float64)
+    return torch.linalg.vector_norm(tensor.detach().double().reshape(rows, -1), dim=1)

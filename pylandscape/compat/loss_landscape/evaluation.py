@@ -13,12 +13,17 @@ from ...engine_torch import eval_mode
 from ...errors import InvalidArgument
 from ...losses import FreeLoss, KnownLoss, as_scalar, resolve_loss
 from .._report import report
+from ._accuracy import correct, is_classes, one_hot
+from ._kept import compiled
 
 
 def eval_loss(
     net: nn.Module, criterion: Any, loader: Iterable[Any], use_cuda: bool = False
 ) -> tuple[float, Tensor]:
     """The loss of the loader's data as a whole, and the accuracy in percent.
+
+    From the third call on with the same network and unchanged data in memory (a list of batches,
+    or a DataLoader of a TensorDataset that does not shuffle), on the compiled engine.
 
     Args:
         net: evaluated in eval mode, and left in its own.
@@ -33,12 +38,18 @@ def eval_loss(
     Raises:
         InvalidArgument: no data, or ``use_cuda`` without CUDA.
 
-    Numerics: known losses are summed in float64.
+    Numerics: known losses are summed in float64. Engines agree to rounding.
     """
     if use_cuda and not torch.cuda.is_available():
         raise InvalidArgument("use_cuda: expected a torch that sees a CUDA device, got none")
     if use_cuda:
         net.cuda()
+    ask, reason = compiled(net, criterion, loader)
+    if ask is not None:
+        theta = torch.cat([p.detach().reshape(-1) for p in net.parameters()])
+        point = ask(theta[None])
+        report.add("loss_landscape.eval_loss", "native", 1)
+        return float(point["loss"][0]), torch.tensor(100.0 * float(point["accuracy"][0]))
     spec = resolve_loss(criterion)
     total = denominator = hits = counted = 0.0
     with eval_mode(net), torch.no_grad():
@@ -54,47 +65,11 @@ def eval_loss(
             hits, counted = hits + found, counted + of
     if denominator == 0:
         raise InvalidArgument("loader: expected at least one sample, got none")
-    report.add("loss_landscape.eval_loss", "torch", 1, "one point at a time")
+    report.add("loss_landscape.eval_loss", "torch", 1, reason)
     if isinstance(spec, KnownLoss) and spec.reduction == "sum":
         denominator = 1.0
     percent = 100.0 * hits / counted if counted else float("nan")
     return total / denominator, torch.tensor(percent)
-
-
-def accuracy(outputs: Tensor, target: Tensor) -> float:
-    """The share of rows whose largest output is the target's: of class numbers or one-hot rows."""
-    found, of = correct(FreeLoss(F.mse_loss), outputs, target)
-    return found / of if of else float("nan")
-
-
-def correct(spec: KnownLoss | FreeLoss, outputs: Any, target: Any) -> tuple[float, float]:
-    """How many targets the outputs hit, and of how many; (0, 0) where these are no classes."""
-    if isinstance(spec, KnownLoss) and spec.kind != "mse":
-        hit, of = spec.correct(outputs, target)
-        return float(hit), float(of)
-    rows = isinstance(outputs, Tensor) and isinstance(target, Tensor) and outputs.dim() == 2
-    if rows and is_classes(target) and target.numel() == len(outputs):
-        return float((outputs.argmax(1) == target.reshape(-1)).sum()), float(len(outputs))
-    if rows and target.shape == outputs.shape and outputs.shape[1] > 1 and _is_one_hot(target):
-        return float((outputs.argmax(1) == target.argmax(1)).sum()), float(len(outputs))
-    return 0.0, 0.0
-
-
-def is_classes(target: Any) -> bool:
-    """Whether targets are numbers of classes, one per sample."""
-    if not isinstance(target, Tensor) or target.is_floating_point() or target.dtype == torch.bool:
-        return False
-    return target.dim() == 1 or (target.dim() == 2 and target.shape[1] == 1)
-
-
-def one_hot(target: Tensor, classes: int) -> Tensor:
-    """(n, classes) float32 rows."""
-    return F.one_hot(target.reshape(-1).long(), classes).float()
-
-
-def _is_one_hot(target: Tensor) -> bool:
-    ones = (target == 1).sum(1) == 1
-    return bool(ones.all()) and bool(((target == 0).sum(1) == target.shape[1] - 1).all())
 
 
 def _batch_loss(spec: KnownLoss | FreeLoss, outputs: Any, target: Any) -> tuple[float, float]:
