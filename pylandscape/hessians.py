@@ -13,8 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .errors import InvalidArgument
+from .errors import InvalidArgument, NotLowered
 from .point_reference import TorchPoints
+from .points_native import NativePoints
+from .points_native import eigenvalues as native_eigenvalues
 
 if TYPE_CHECKING:
     from .landscape import Landscape
@@ -52,23 +54,60 @@ class PointHessians(PointGradients):
 class PointEvaluator:
     """Loss, gradient and Hessian at blocks of points, for loops that ask many times.
 
-    ``land``'s model and data are compiled once, in float64. Calls take contiguous float64 arrays
-    (p, n) and check nothing.
+    Made once: the model and its data are compiled in float64, or, where the core cannot, copied
+    for torch (``reason`` says why). Calls take contiguous float64 arrays (p, n) and check nothing.
     """
 
     def __init__(self, land: Landscape) -> None:
         self.n = land.n_params
-        self._torch = TorchPoints(land)
+        self.reason: str | None = None
+        self._native: NativePoints | None = None
+        self._torch: TorchPoints | None = None
+        try:
+            self._native = NativePoints(land)
+        except NotLowered as refusal:
+            self.reason = refusal.reason
+            self._torch = TorchPoints(land)
 
     def gradients(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Losses (p,) and gradients (p, n)."""
-        losses, gradients = self._torch.gradients(torch.as_tensor(points))
-        return losses.numpy(), gradients.numpy()
+        if self._native is not None:
+            return self._native.gradients(points)
+        losses, gradients = self._by_torch(points, "gradients")
+        return losses, gradients
 
     def hessians(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Losses (p,), gradients (p, n) and Hessians (p, n, n)."""
-        losses, gradients, matrices = self._torch.hessians(torch.as_tensor(points))
-        return losses.numpy(), gradients.numpy(), matrices.numpy()
+        if self._native is not None:
+            return self._native.hessians(points)
+        losses, gradients, matrices = self._by_torch(points, "hessians")
+        return losses, gradients, matrices
+
+    def spectra(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Losses (p,), gradients (p, n) and the Hessians' eigenvalues (p, n), ascending.
+
+        Holds few Hessians at a time.
+        """
+        if self._native is not None:
+            found = self._native.spectra(points)
+            if found is not None:
+                return found
+        size = block_size(self.n)
+        parts = []
+        for first in range(0, max(len(points), 1), size):
+            losses, gradients, matrices = self.hessians(points[first : first + size])
+            parts.append((losses, gradients, eigenvalues(matrices)))
+        losses, gradients, values = (np.concatenate(column) for column in zip(*parts, strict=True))
+        return losses, gradients, values
+
+    def _by_torch(self, points: np.ndarray, what: str) -> list[np.ndarray]:
+        assert self._torch is not None
+        found = [t.numpy() for t in getattr(self._torch, what)(torch.from_numpy(points))]
+        bad = ~(np.isfinite(points).all(axis=1) & np.isfinite(found[0]))
+        found[0][np.isnan(points).any(axis=1)] = np.nan
+        for result in found[1:]:
+            result[bad] = np.nan
+        return found
 
 
 def gradients(land: Landscape, points: Any) -> PointGradients:
@@ -120,7 +159,7 @@ def iterate_hessians(
     """
     p = as_points(land, points)
     evaluator = _evaluator(land)
-    size = block or max(1, _BLOCK_BYTES // (8 * land.n_params**2))
+    size = block or block_size(land.n_params)
     for first in range(0, len(p), size):
         part = slice(first, min(first + size, len(p)))
         yield part, PointHessians(*evaluator.hessians(p[part]))
@@ -131,13 +170,11 @@ def eigenvalues(matrices: Any) -> np.ndarray:
 
     Only the lower triangles are read. A matrix that is not finite has NaN.
     """
-    a = torch.as_tensor(matrices).detach().to("cpu", torch.float64)
-    if a.dim() != 3 or a.shape[1] != a.shape[2]:
-        raise InvalidArgument(f"matrices: expected shape (P, n, n), got {tuple(a.shape)}")
-    finite = torch.isfinite(a).all(-1).all(-1)
-    found = torch.full(a.shape[:2], torch.nan, dtype=torch.float64)
-    found[finite] = torch.linalg.eigvalsh(a[finite])
-    return found.numpy()
+    a = matrices.detach().cpu() if isinstance(matrices, Tensor) else matrices
+    a = np.ascontiguousarray(a, dtype=np.float64)
+    if a.ndim != 3 or a.shape[1] != a.shape[2]:
+        raise InvalidArgument(f"matrices: expected shape (P, n, n), got {a.shape}")
+    return native_eigenvalues(a)
 
 
 def as_points(land: Landscape, points: Any) -> np.ndarray:
@@ -152,6 +189,11 @@ def as_points(land: Landscape, points: Any) -> np.ndarray:
     if found.ndim != 2 or found.shape[1] != land.n_params:
         raise InvalidArgument(f"points: expected shape (P, {land.n_params}), got {found.shape}")
     return found
+
+
+def block_size(n: int) -> int:
+    """How many Hessians of order n one block holds."""
+    return max(1, _BLOCK_BYTES // (8 * n**2))
 
 
 def check_memory(count: int, n: int, memory: int | None) -> None:

@@ -238,6 +238,7 @@ class Program {
   friend class Question;
   template <typename>
   friend class Derivatives;
+  friend class Points;
 
   int slot(int64_t features);
   int use(int64_t source, int64_t rows, int64_t cols,
