@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from grid_support import run_python
 
 from pylandscape import compat
 from pylandscape.compat import patched
@@ -42,8 +43,7 @@ sys.meta_path.insert(0, Block())
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "pylandscape.compat", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+    return run_python("-m", "pylandscape.compat", *arguments)
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def test_the_original_need_not_be_installed() -> None:
         "    import loss_landscapes.metrics\n"
         "print(loss_landscapes.metrics.Loss.__module__)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    done = run_python("-c", code)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("pylandscape.compat.loss_landscapes.metrics")
 

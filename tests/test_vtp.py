@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
+from grid_support import run_python
 from tg_support import written_by_the_original
 
 import pylandscape as pl
@@ -150,9 +148,6 @@ def test_the_command_converts_and_says_what_is_wrong_in_one_line(tmp_path, capsy
 
 @pytest.mark.parametrize("module", ["plot_surface", "loss_landscape.h52vtp"])
 def test_the_programs_start_as_modules(module):
-    from grid_support import child_environment
-
-    words = [sys.executable, "-m", f"pylandscape.compat.{module}", "--help"]
-    done = subprocess.run(words, capture_output=True, text=True, env=child_environment())
+    done = run_python("-m", f"pylandscape.compat.{module}", "--help")
     assert done.returncode == 0
     assert "usage" in done.stdout
