@@ -19,7 +19,7 @@ from . import files, kinks
 from .critical_results import EPS, CriticalPoints
 from .curvature_classes import checked_rtol, classes_of, exact_bounds, inertia_of
 from .errors import InvalidArgument
-from .hessians import as_points, check_memory, eigenvalues, iterate_hessians
+from .hessians import PointEvaluator, as_points, block_size, check_memory, eigenvalues
 from .journal import SUFFIX, Journal
 from .lanczos_class import LanczosClassifier
 from .question import _drop_stale as drop_stale
@@ -199,7 +199,10 @@ class _Question:
     def _evaluate(self) -> Callable[[Array], dict[str, Array]]:
         """A function from points (g, n) to their columns."""
         if self.method == "exact":
-            return lambda points: dict(zip(self.names, self._exact(points).T, strict=True))
+            evaluator = PointEvaluator(self.land)
+            return lambda points: dict(
+                zip(self.names, self._exact(evaluator, points).T, strict=True)
+            )
         lanczos = LanczosClassifier(self.land, self.rtol, *self.density)
 
         def each(points: Array) -> dict[str, Array]:
@@ -207,33 +210,33 @@ class _Question:
 
         return each
 
-    def _exact(self, points: Array) -> Array:
+    def _exact(self, evaluator: PointEvaluator, points: Array) -> Array:
         """(g, columns)"""
+        spectra = self._block_spectra if self.blocks else PointEvaluator.spectra
+        losses, gradients, values = spectra(evaluator, points)
+        given = np.isfinite(points).all(axis=1)
+        good = given & np.isfinite(losses) & np.isfinite(gradients).all(axis=1)
+        good &= np.isfinite(values).all(axis=1)
         rows = np.full((len(points), len(self.names)), np.nan)
-        for part, found in iterate_hessians(self.land, points):
-            assert found.matrices is not None
-            values = self._spectra(found.matrices)
-            good = np.isfinite(found.losses) & np.isfinite(found.gradients).all(axis=1)
-            good &= np.isfinite(values).all(axis=1) & np.isfinite(points[part]).all(axis=1)
-            values[~good] = np.nan
-            index, nullity = inertia_of(values, self.rtol)
-            chunk = rows[part]
-            chunk[:, 0], chunk[:, 1] = found.losses, np.linalg.norm(found.gradients, axis=1)
-            chunk[:, 2:8] = exact_bounds(values).reshape(-1, 6)
-            chunk[:, 8], chunk[:, 9], chunk[:, 10:12] = index, nullity, 0.0
-            if self.keep:
-                chunk[:, len(BASIC) :] = values
-            chunk[~good, 2:] = np.nan
-            chunk[~np.isfinite(points[part]).all(axis=1)] = np.nan
+        rows[given, 0] = losses[given]
+        rows[given, 1] = np.linalg.norm(gradients[given], axis=1)
+        values = values[good]
+        rows[good, 2:8] = exact_bounds(values).reshape(-1, 6)
+        rows[good, 8:10] = np.stack(inertia_of(values, self.rtol), axis=1)
+        rows[good, 10:12] = 0.0
+        if self.keep:
+            rows[good, len(BASIC) :] = values
         return rows
 
-    def _spectra(self, matrices: Array) -> Array:
-        """(p, n) ascending: of the matrices, or of all their diagonal blocks together."""
-        if not self.blocks:
-            return eigenvalues(matrices)
-        parts = [
-            eigenvalues(np.ascontiguousarray(matrices[:, at : at + size, at : at + size]))
-            for at, size in ((e.offset, e.numel) for e in self.land.layout.entries)
-            if size
-        ]
-        return np.sort(np.concatenate(parts, axis=1), axis=1)
+    def _block_spectra(
+        self, evaluator: PointEvaluator, points: Array
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """As `PointEvaluator.spectra`, of all diagonal blocks together, ascending."""
+        entries = [(e.offset, e.offset + e.numel) for e in self.land.layout.entries if e.numel]
+        size, parts = block_size(self.n), []
+        for first in range(0, len(points), size):
+            losses, gradients, h = evaluator.hessians(points[first : first + size])
+            found = [eigenvalues(np.ascontiguousarray(h[:, a:b, a:b])) for a, b in entries]
+            parts.append((losses, gradients, np.sort(np.concatenate(found, axis=1), axis=1)))
+        losses, gradients, values = (np.concatenate(column) for column in zip(*parts, strict=True))
+        return losses, gradients, values

@@ -17,13 +17,19 @@ if TYPE_CHECKING:
 
 _BYTES = 256 << 20  # of the Hessians of the points that are vectorised together
 _MAX_POINTS = 512
+_ASYMMETRY = 1e-9  # of a Hessian's largest entry, beyond which torch.func is wrong
+
+
+class _NotSymmetricError(Exception):
+    pass
 
 
 class TorchPoints:
     """L, gradient and Hessian of a landscape at points (p, n), by a float64 copy of its model.
 
-    Points are vectorised by torch.func where the model allows it; otherwise they run one by one
-    through double backward. Batch norm as in ``Landscape.gradient``.
+    Points are vectorised by torch.func where the model allows it, otherwise they run one by one
+    through double backward; so for layer norm, of which torch.func (2.13) misses mixed second
+    derivatives: its Hessian is not symmetric then. Batch norm as in ``Landscape.gradient``.
     """
 
     def __init__(self, land: Landscape) -> None:
@@ -59,7 +65,11 @@ class TorchPoints:
 
         def all_three(p: Tensor) -> tuple[Tensor, ...]:
             gradient, loss = torch.func.vmap(value)(p)
-            return loss, gradient, torch.func.vmap(hessian)(p)
+            matrices = torch.func.vmap(hessian)(p)
+            apart = (matrices - matrices.mT).abs().amax((1, 2))
+            if bool((apart > _ASYMMETRY * matrices.abs().amax((1, 2))).any()):
+                raise _NotSymmetricError
+            return loss, gradient, matrices
 
         losses, rows, matrices = self._each(points, self.n, all_three, self._hessian)
         return losses, rows, (matrices + matrices.mT) / 2

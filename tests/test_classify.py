@@ -8,11 +8,11 @@ import torch
 from grid_support import Point, classifier, quadratic, scalar_landscape
 from torch import nn
 
-import pylandscape.classify as module
 from pylandscape.classify import classify
 from pylandscape.critical_results import EPS, CriticalPoints
 from pylandscape.errors import FileFormatError, InvalidArgument, ResumeMismatch
 from pylandscape.files import load
+from pylandscape.hessians import PointEvaluator
 from pylandscape.landscape import Landscape
 
 QUIET = {"progress": False}
@@ -171,15 +171,15 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path, monkeypatch):
     land, path = quartic(), tmp_path / "c.h5"
     points = np.random.default_rng(0).normal(size=(200, 3))
     whole = classify(land, points, **QUIET)
-    blocks, seen = module.iterate_hessians, []
+    honest, seen, limit = PointEvaluator.spectra, [], [20]
 
-    def counted(land, points, limit=20):
-        if len(seen) > limit:
+    def counted(evaluator, points):
+        if len(seen) > limit[0]:
             raise KeyboardInterrupt
         seen.extend(points)
-        yield from blocks(land, points)
+        return honest(evaluator, points)
 
-    monkeypatch.setattr(module, "iterate_hessians", counted)
+    monkeypatch.setattr(PointEvaluator, "spectra", counted)
     monkeypatch.setattr("pylandscape.sweep.next_size", lambda size, seconds: 7)
     with pytest.raises(KeyboardInterrupt):
         classify(land, points, path=path, **QUIET)
@@ -188,7 +188,7 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path, monkeypatch):
     assert not path.exists()
     with pytest.raises(ResumeMismatch, match="rtol"):
         classify(land, points, path=path, rtol=1e-3, **QUIET)
-    monkeypatch.setattr(module, "iterate_hessians", lambda *a: counted(*a, limit=1000))
+    limit[0] = 1000
     found = classify(land, points, path=path, **QUIET)
     assert len(seen) == 200 + 1  # one that is there is checked
     assert found.info["resumed"] == kept
