@@ -27,6 +27,7 @@ from . import (
     w1,
     w2,
     w3,
+    walks,
 )
 from .harness import Row
 
@@ -42,6 +43,7 @@ _TIMED = {
     "reorth": reorth.reorth,
     "eigen": eigen.eigen,
     "dropin": dropin.dropin,
+    "walks": walks.walks,
 }
 
 

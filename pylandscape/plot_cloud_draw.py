@@ -17,12 +17,13 @@ from .results import Array
 INSET = 0.4  # of the axes' width and height
 MARGIN = 0.04  # of the range, on each side
 BOX = "0.1"
+NEAR, CORNER = 0.03, 0.1  # of a 3-D axis, without ticks at its ends: they would meet the next one's
 TICK_SPACE = 0.07  # of a colour bar, between its ticks
 AXES = ("x", "y", "z")
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 # Of a 3-D figure: its labels lie outside the box that a layout knows.
-PANEL_HEIGHT, SOLID_HEIGHT, TOP = 0.8, 0.8, 0.4  # shares of a panel's width; inches for legends
-SOLID_RISE = 0.05  # of a 3-D panel's height: its labels are below, nothing is above
+PANEL_HEIGHT, SOLID_HEIGHT = 0.8, 0.72  # of a panel, as shares of its width
+TOP, BOTTOM = 0.46, 0.3  # inches for legends, and for the labels below a 3-D panel
 RARE = 1.6  # how much larger than the others the dots of a rare class are, at most
 LETTER_PLACES = ((14, 6), (6, 16), (-14, 8), (16, -8), (-6, 18), (20, 2))  # points from a window
 
@@ -95,9 +96,7 @@ def dots(ax: Any, cloud: Cloud, look: Look, frame: Frame) -> tuple[Any, list[Any
     from matplotlib.lines import Line2D
 
     places, shown, lost, zero = frame.places(cloud)
-    texts = [f"not finite ({lost:,} dots)"] * bool(lost) + [f"0, no log ({zero:,} dots)"] * bool(
-        zero
-    )
+    texts = [f"not finite: {lost:,}"] * bool(lost) + [f"0, no logarithm: {zero:,}"] * bool(zero)
     notes = [Line2D([], [], linestyle="none", label=text) for text in texts]
     style: dict[str, Any] = {"rasterized": True, "gid": "dots"}
     if frame.solid:
@@ -126,8 +125,6 @@ def dots(ax: Any, cloud: Cloud, look: Look, frame: Frame) -> tuple[Any, list[Any
 
 def finish(ax: Any, frame: Frame, view: tuple[float, float]) -> None:
     """Scales, ranges, labels, view."""
-    from matplotlib.ticker import MaxNLocator
-
     for axis, name, span in zip(AXES, frame.names, frame.ranges, strict=False):
         if axis in frame.log and not frame.solid:
             getattr(ax, f"set_{axis}scale")("log")
@@ -143,7 +140,8 @@ def finish(ax: Any, frame: Frame, view: tuple[float, float]) -> None:
     ax.patch.set_visible(False)  # of a panel, it would lie over its neighbour's labels
     for letter, axis in zip(AXES, (ax.xaxis, ax.yaxis, ax.zaxis), strict=True):
         if letter not in frame.log:  # no tick at an end, where two axes meet
-            axis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10], prune="both"))
+            low, high = axis.get_view_interval()
+            axis.set_ticks(_inner_ticks(low, high, last=letter == "z"))
         axis.set_tick_params(pad=-3 if letter != "z" else -1)
         axis.labelpad = -7
         axis.pane.set_facecolor("white")
@@ -268,13 +266,13 @@ def grid(
             spare.remove()
         found = list(panels[:count])
     else:
-        tall = each * SOLID_HEIGHT
+        tall = each * SOLID_HEIGHT + BOTTOM
         height = rows * tall + TOP
         figure = plt.figure(figsize=(width, height))
         found = []
         for k in range(count):
             row, column = divmod(k, columns)
-            bottom = height - TOP - (row + 1 - SOLID_RISE) * tall
+            bottom = height - TOP - (row + 1) * tall + 0.4 * BOTTOM
             place = (column / columns, bottom / height, 0.97 / columns, tall / height)
             found.append(figure.add_axes(place, projection="3d"))
     for axes in found:
@@ -294,6 +292,16 @@ def _range(values: Array, log: bool, name: str) -> Range:
         return low / room, high * room
     room = MARGIN * ((high - low) or abs(high) or 1.0)
     return low - room, high + room
+
+
+def _inner_ticks(low: float, high: float, last: bool) -> Array:
+    """Round numbers away from the ends of a range: more so from the upper end, where the next axis
+    begins, unless it is the last one."""
+    from matplotlib.ticker import MaxNLocator
+
+    room, above = NEAR * (high - low), (NEAR if last else CORNER) * (high - low)
+    found = np.asarray(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high))
+    return found[(found > low + room) & (found < high - above)]
 
 
 def _log_ticks(low: float, high: float) -> Array:

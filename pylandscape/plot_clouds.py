@@ -125,7 +125,7 @@ def plot_clouds(
     Args:
         clouds: one for each panel; the keys of a mapping are its labels.
         labels: texts above the panels; under them each panel's own class counts.
-        columns: panels in a row; default up to 2 (3 where they fill three columns).
+        columns: panels in a row; default 2, or 3 flat ones where they fill the rows.
         share: the same ranges for all panels, without which they cannot be compared by eye.
         boxes: windows to outline in every panel.
 
@@ -153,7 +153,7 @@ def plot_clouds(
     look = Look.of(clouds, color or clouds[0].color, vmin, vmax, cmap)
     limits, windows = checked_box(xlim, ylim, zlim), as_boxes(boxes)
     logged = checked_log(log, solid)
-    wide = columns or (3 if len(clouds) % 3 == 0 and len(clouds) != 6 else min(2, len(clouds)))
+    wide = (2 if solid or len(clouds) % 3 else 3) if columns is None else columns
     if not isinstance(wide, int) or wide < 1:
         raise InvalidArgument(f"columns: expected at least 1, got {columns!r}")
     wide = min(wide, len(clouds))
@@ -200,7 +200,7 @@ def _with_panels(
 ) -> Axes:
     """The cloud, and beside it a panel for each window."""
     solid, count = cloud.height is not None, 1 + len(windows)
-    wide = count if count <= 3 else 2
+    wide = count if count <= (2 if solid else 3) else 2
     rows = -(-count // wide)
     width = COLUMN_WIDTH if wide == 1 else PAGE_WIDTH
     figure, panels = draw.grid(rows, wide, solid, count, False, width)

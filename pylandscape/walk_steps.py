@@ -14,6 +14,7 @@ from .walk_results import Walks
 
 TIES = ("plus", "random", "stay")
 HELD = 1 << 22  # random numbers at once
+COUNTER = 4  # numbers that one value of Philox's counter gives
 RECHECK = 1e-3  # relative difference of a recomputed loss that is taken for the same landscape
 
 Gradients = Callable[[Array], tuple[Array, Array]]
@@ -78,29 +79,30 @@ class Rule:
 class Streams:
     """Uniform numbers in [0, 1): walk i draws rows of n from stream i of the seed.
 
-    Philox4x64 with the key (seed, i). `second`: streams independent of the first ones. `skip`: rows
-    already used.
+    Philox4x64 with the key (seed, i). Row r begins at the counter r ceil(n / 4), so that a run can
+    go on anywhere. `second`: streams independent of the first ones. `done`: rows already used.
     """
 
-    def __init__(self, seed: int, walks: int, n: int, skip: int = 0, second: bool = False) -> None:
-        self.n = n
-        counter = np.array([0, 0, 0, int(second)], dtype=np.uint64)
-        self.generators = [
-            np.random.Generator(
-                np.random.Philox(key=np.array([seed, i], dtype=np.uint64), counter=counter)
-            )
-            for i in range(walks)
-        ]
-        block = max(1, HELD // (walks * n))
-        for at in range(0, skip, block):
-            self.next(min(block, skip - at))
+    def __init__(self, seed: int, walks: int, n: int, done: int = 0, second: bool = False) -> None:
+        self.walks, self.n, self.done = walks, n, done
+        self.counters = -(-n // COUNTER)  # of a row
+        self.bits = np.random.Philox(0)
+        self.state: Any = self.bits.state
+        self.state["state"]["key"][:] = seed, 0
+        self.state["state"]["counter"][:] = 0, 0, 0, int(second)
+        self.state["buffer_pos"] = COUNTER  # nothing is left of the counter before
 
     def next(self, rows: int) -> Array:
-        """(rows, W, n)."""
-        found = np.empty((rows, len(self.generators), self.n))
-        for i, generator in enumerate(self.generators):
-            found[:, i] = generator.random((rows, self.n))
-        return found
+        """(rows, W, n), a view."""
+        found = np.empty((self.walks, rows, COUNTER * self.counters))
+        generator = np.random.Generator(self.bits)
+        self.state["state"]["counter"][0] = self.done * self.counters
+        for i in range(self.walks):
+            self.state["state"]["key"][1] = i
+            self.bits.state = self.state
+            generator.random(out=found[i])
+        self.done += rows
+        return found[:, :, : self.n].transpose(1, 0, 2)
 
 
 class Advance:

@@ -38,6 +38,7 @@ ARMS = {
     "reorth": {"pylandscape", "torch CGS2", "read"},
     "eigen": {"pylandscape", "scipy eigsh", "PyHessian"},
     "dropin": {"pylandscape.compat", "loss-landscapes"},
+    "walks": {"pylandscape", "torch.func.vmap"},
     "headline": {"pylandscape", "torch Lanczos"},
     "memory": set(),
     "kernels": {"sgemm", "linear", "tanh", "cross_entropy", "gaussian", "normalize_direction"},

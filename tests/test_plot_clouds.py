@@ -128,8 +128,8 @@ def test_logarithmic_axes_leave_out_zeros_and_say_so() -> None:
     ax = plot_cloud(given, log="xy")
     assert ax.get_xscale() == ax.get_yscale() == "log"
     texts = [t.get_text() for t in ax.get_legend().get_texts()]
-    assert "0, no log (3 dots)" in texts
-    assert "not finite (1 dots)" in texts
+    assert "0, no logarithm: 3" in texts
+    assert "not finite: 1" in texts
     assert count(ax) == 196
     assert overlapping(ax.figure) == []
 
