@@ -17,6 +17,7 @@ from . import (
     eigen,
     harness,
     headline,
+    hessians,
     hvp,
     kernels,
     memory,
@@ -44,6 +45,7 @@ _TIMED = {
     "eigen": eigen.eigen,
     "dropin": dropin.dropin,
     "walks": walks.walks,
+    "hessians": hessians.hessians,
 }
 
 
