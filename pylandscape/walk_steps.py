@@ -143,8 +143,10 @@ class Advance:
         coins = None
         if self.rule.tie == "random":
             coins = Streams(self.rule.seed, self.walks, self.n, self.done, second=True)
-        gradients = self._again() if downhill and self.done else None
         points = self.found.points
+        # Points of one step, contiguous; in `points` each lies on a page of its own.
+        theta = np.ascontiguousarray(points[:, max(self.done - 1, 0)])
+        gradients = self._again(theta) if downhill and self.done else None
         block = max(1, HELD // (self.walks * self.n))
         while self.done < self.steps:
             first, size = self.done, min(block, self.steps - self.done)
@@ -154,35 +156,33 @@ class Advance:
             for t in range(first, first + size):
                 u = uniform[t - first]
                 if t == 0:
-                    points[:, 0] = self.rule.start(u) if self.starts is None else self.starts
+                    theta = self.rule.start(u) if self.starts is None else self.starts
                 else:
-                    theta = points[:, t - 1]
-                    step = self.rule.step(theta, u, gradients, signs, heads[t - first])
-                    np.add(theta, step, out=points[:, t])
+                    theta = theta + self.rule.step(theta, u, gradients, signs, heads[t - first])
+                points[:, t] = theta
                 if downhill:
-                    gradients = self._evaluate(slice(t, t + 1))
+                    gradients = self._evaluate(theta, slice(t, t + 1))
                     self.done = t + 1
                     yield self.done
             if not downhill:
-                self._evaluate(slice(first, first + size))
+                at = slice(first, first + size)
+                self._evaluate(np.ascontiguousarray(points[:, at]).reshape(-1, self.n), at)
                 self.signs, self.done = signs, first + size
                 yield self.done
 
-    def _evaluate(self, at: slice) -> Array:
-        """Losses and gradient norms of points[:, at]; their gradients (W * steps, n)."""
-        found = self.found
-        block = np.ascontiguousarray(found.points[:, at]).reshape(-1, self.n)
-        losses, g = self.gradients(block)
+    def _evaluate(self, block: Array, at: slice) -> Array:
+        """Losses and gradient norms of points[:, at], walk after walk in `block`; the gradients."""
+        losses, g = self.gradients(np.ascontiguousarray(block))
         norms = np.sqrt(np.einsum("pj,pj->p", g, g))
-        found.losses[:, at] = losses.reshape(self.walks, -1)
-        found.gradient_norms[:, at] = norms.reshape(self.walks, -1)
+        self.found.losses[:, at] = losses.reshape(self.walks, -1)
+        self.found.gradient_norms[:, at] = norms.reshape(self.walks, -1)
         return g
 
-    def _again(self) -> Array:
+    def _again(self, theta: Array) -> Array:
         """The gradients at the last points, which are not kept; a check of the landscape too."""
         last = slice(self.done - 1, self.done)
         before = self.found.losses[:, last].copy()
-        gradients = self._evaluate(last)
+        gradients = self._evaluate(theta, last)
         now = self.found.losses[:, last]
         if not np.allclose(now, before, rtol=RECHECK, atol=0.0, equal_nan=True):
             raise ResumeMismatch(
