@@ -12,7 +12,22 @@ from pathlib import Path
 
 import torch
 
-from . import eigen, harness, headline, hvp, kernels, memory, nets, reorth, slq, vectors, w1, w2, w3
+from . import (
+    eigen,
+    harness,
+    headline,
+    hvp,
+    kernels,
+    memory,
+    nets,
+    reorth,
+    slq,
+    vectors,
+    w1,
+    w2,
+    w3,
+    walks,
+)
 from .harness import Row
 
 _TIMED = {
@@ -26,6 +41,7 @@ _TIMED = {
     "SLQ": slq.slq,
     "reorth": reorth.reorth,
     "eigen": eigen.eigen,
+    "walks": walks.walks,
 }
 
 

@@ -69,7 +69,7 @@ def _joined(arguments: Sequence[str]) -> list[str]:
 
 
 def parser() -> argparse.ArgumentParser:
-    from . import cli_critical
+    from . import cli_clouds, cli_critical
     from .cli_curvature import add_commands
 
     top = argparse.ArgumentParser(
@@ -116,6 +116,7 @@ def parser() -> argparse.ArgumentParser:
 
     add_commands(command)
     cli_critical.add_commands(command)
+    cli_clouds.add_commands(command)
 
     plot = command(
         "plot", _plot, "draw a saved result; several curves or spectra go into one picture"
@@ -238,6 +239,12 @@ def _plot(options: argparse.Namespace) -> None:
     from .spectral_results import EigenPairs, Spectrum
 
     results: list[Any] = [load(path) for path in options.files]
+    for result in results:
+        if hasattr(result, "CONTENT"):
+            raise InvalidArgument(
+                f"FILE: expected curves, a surface or spectra, got a {type(result).__name__}; "
+                "`pylandscape cloud FILE --plot` draws clouds"
+            )
     labels = [Path(path).stem for path in options.files] if len(results) > 1 else []
     if any(isinstance(r, EigenPairs | Spectrum) for r in results):
         axes = cli_curvature.draw(results, options, labels)

@@ -30,6 +30,7 @@ import h5py
 import numpy as np
 
 from . import array_files, foreign, spectral_files
+from .cloud_results import Cloud
 from .critical_results import CriticalPoints
 from .errors import FileFormatError, InvalidArgument, ResumeMismatch
 from .hdf5 import array, as_path, member, not_matching, open_hdf5
@@ -40,9 +41,11 @@ from .walk_results import Walks
 
 GROUP = "pylandscape"
 
-ARRAY_RESULTS: dict[str, type[Any]] = {kind.CONTENT: kind for kind in (CriticalPoints, Walks)}
+ARRAY_RESULTS: dict[str, type[Any]] = {
+    kind.CONTENT: kind for kind in (Walks, CriticalPoints, Cloud)
+}
 
-Result = Curve | Surface | EigenPairs | Spectrum | CriticalPoints | Walks
+Result = Curve | Surface | EigenPairs | Spectrum | Walks | CriticalPoints | Cloud
 
 
 def save(result: Result, path: str | os.PathLike[str]) -> None:

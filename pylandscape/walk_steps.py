@@ -14,6 +14,7 @@ from .walk_results import Walks
 
 TIES = ("plus", "random", "stay")
 HELD = 1 << 22  # random numbers at once
+COUNTER = 4  # numbers that one value of Philox's counter gives
 RECHECK = 1e-3  # relative difference of a recomputed loss that is taken for the same landscape
 
 Gradients = Callable[[Array], tuple[Array, Array]]
@@ -78,29 +79,30 @@ class Rule:
 class Streams:
     """Uniform numbers in [0, 1): walk i draws rows of n from stream i of the seed.
 
-    Philox4x64 with the key (seed, i). `second`: streams independent of the first ones. `skip`: rows
-    already used.
+    Philox4x64 with the key (seed, i). Row r begins at the counter r ceil(n / 4), so that a run can
+    go on anywhere. `second`: streams independent of the first ones. `done`: rows already used.
     """
 
-    def __init__(self, seed: int, walks: int, n: int, skip: int = 0, second: bool = False) -> None:
-        self.n = n
-        counter = np.array([0, 0, 0, int(second)], dtype=np.uint64)
-        self.generators = [
-            np.random.Generator(
-                np.random.Philox(key=np.array([seed, i], dtype=np.uint64), counter=counter)
-            )
-            for i in range(walks)
-        ]
-        block = max(1, HELD // (walks * n))
-        for at in range(0, skip, block):
-            self.next(min(block, skip - at))
+    def __init__(self, seed: int, walks: int, n: int, done: int = 0, second: bool = False) -> None:
+        self.walks, self.n, self.done = walks, n, done
+        self.counters = -(-n // COUNTER)  # of a row
+        self.bits = np.random.Philox(0)
+        self.state: Any = self.bits.state
+        self.state["state"]["key"][:] = seed, 0
+        self.state["state"]["counter"][:] = 0, 0, 0, int(second)
+        self.state["buffer_pos"] = COUNTER  # nothing is left of the counter before
 
     def next(self, rows: int) -> Array:
-        """(rows, W, n)."""
-        found = np.empty((rows, len(self.generators), self.n))
-        for i, generator in enumerate(self.generators):
-            found[:, i] = generator.random((rows, self.n))
-        return found
+        """(rows, W, n), a view."""
+        found = np.empty((self.walks, rows, COUNTER * self.counters))
+        generator = np.random.Generator(self.bits)
+        self.state["state"]["counter"][0] = self.done * self.counters
+        for i in range(self.walks):
+            self.state["state"]["key"][1] = i
+            self.bits.state = self.state
+            generator.random(out=found[i])
+        self.done += rows
+        return found[:, :, : self.n].transpose(1, 0, 2)
 
 
 class Advance:
@@ -141,8 +143,10 @@ class Advance:
         coins = None
         if self.rule.tie == "random":
             coins = Streams(self.rule.seed, self.walks, self.n, self.done, second=True)
-        gradients = self._again() if downhill and self.done else None
         points = self.found.points
+        # Points of one step, contiguous; in `points` each lies on a page of its own.
+        theta = np.ascontiguousarray(points[:, max(self.done - 1, 0)])
+        gradients = self._again(theta) if downhill and self.done else None
         block = max(1, HELD // (self.walks * self.n))
         while self.done < self.steps:
             first, size = self.done, min(block, self.steps - self.done)
@@ -152,35 +156,33 @@ class Advance:
             for t in range(first, first + size):
                 u = uniform[t - first]
                 if t == 0:
-                    points[:, 0] = self.rule.start(u) if self.starts is None else self.starts
+                    theta = self.rule.start(u) if self.starts is None else self.starts
                 else:
-                    theta = points[:, t - 1]
-                    step = self.rule.step(theta, u, gradients, signs, heads[t - first])
-                    np.add(theta, step, out=points[:, t])
+                    theta = theta + self.rule.step(theta, u, gradients, signs, heads[t - first])
+                points[:, t] = theta
                 if downhill:
-                    gradients = self._evaluate(slice(t, t + 1))
+                    gradients = self._evaluate(theta, slice(t, t + 1))
                     self.done = t + 1
                     yield self.done
             if not downhill:
-                self._evaluate(slice(first, first + size))
+                at = slice(first, first + size)
+                self._evaluate(np.ascontiguousarray(points[:, at]).reshape(-1, self.n), at)
                 self.signs, self.done = signs, first + size
                 yield self.done
 
-    def _evaluate(self, at: slice) -> Array:
-        """Losses and gradient norms of points[:, at]; their gradients (W * steps, n)."""
-        found = self.found
-        block = np.ascontiguousarray(found.points[:, at]).reshape(-1, self.n)
-        losses, g = self.gradients(block)
+    def _evaluate(self, block: Array, at: slice) -> Array:
+        """Losses and gradient norms of points[:, at], walk after walk in `block`; the gradients."""
+        losses, g = self.gradients(np.ascontiguousarray(block))
         norms = np.sqrt(np.einsum("pj,pj->p", g, g))
-        found.losses[:, at] = losses.reshape(self.walks, -1)
-        found.gradient_norms[:, at] = norms.reshape(self.walks, -1)
+        self.found.losses[:, at] = losses.reshape(self.walks, -1)
+        self.found.gradient_norms[:, at] = norms.reshape(self.walks, -1)
         return g
 
-    def _again(self) -> Array:
+    def _again(self, theta: Array) -> Array:
         """The gradients at the last points, which are not kept; a check of the landscape too."""
         last = slice(self.done - 1, self.done)
         before = self.found.losses[:, last].copy()
-        gradients = self._evaluate(last)
+        gradients = self._evaluate(theta, last)
         now = self.found.losses[:, last]
         if not np.allclose(now, before, rtol=RECHECK, atol=0.0, equal_nan=True):
             raise ResumeMismatch(

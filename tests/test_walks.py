@@ -182,12 +182,12 @@ def test_an_interrupted_walk_goes_on_to_the_same_points(
     evaluate = walk_steps.Advance._evaluate
     calls = 0
 
-    def stopping(self: Any, when: slice) -> Any:
+    def stopping(self: Any, block: Any, at_: slice) -> Any:
         nonlocal calls
         calls += 1
         if calls == (at if "bounded" in kind else 2):
             raise KeyboardInterrupt
-        return evaluate(self, when)
+        return evaluate(self, block, at_)
 
     with monkeypatch.context() as patch:
         patch.setattr(walk_steps.Advance, "_evaluate", stopping)
