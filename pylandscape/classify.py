@@ -216,6 +216,8 @@ class _Question:
         losses, gradients, values = spectra(evaluator, points)
         given = np.isfinite(points).all(axis=1)
         good = given & np.isfinite(losses) & np.isfinite(gradients).all(axis=1)
+        for at in np.flatnonzero(good & ~np.isfinite(values).all(axis=1)):
+            values[at] = self._last_resort(evaluator, points[at : at + 1])
         good &= np.isfinite(values).all(axis=1)
         rows = np.full((len(points), len(self.names)), np.nan)
         rows[given, 0] = losses[given]
@@ -228,12 +230,23 @@ class _Question:
             rows[good, len(BASIC) :] = values
         return rows
 
+    def _last_resort(self, evaluator: PointEvaluator, point: Array) -> Array:
+        """(n,) eigenvalues by LAPACK: an iteration that failed must not make a point invalid."""
+        h = evaluator.hessians(point)[2][0]
+        if not np.isfinite(h).all():
+            return np.full(self.n, np.nan)
+        parts = self._parts() if self.blocks else [(0, self.n)]
+        return np.sort(np.concatenate([np.linalg.eigvalsh(h[a:b, a:b]) for a, b in parts]))
+
+    def _parts(self) -> list[tuple[int, int]]:
+        """Where the parameter tensors begin and end."""
+        return [(e.offset, e.offset + e.numel) for e in self.land.layout.entries if e.numel]
+
     def _block_spectra(
         self, evaluator: PointEvaluator, points: Array
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """As `PointEvaluator.spectra`, of all diagonal blocks together, ascending."""
-        entries = [(e.offset, e.offset + e.numel) for e in self.land.layout.entries if e.numel]
-        size, parts = block_size(self.n), []
+        entries, size, parts = self._parts(), block_size(self.n), []
         for first in range(0, len(points), size):
             losses, gradients, h = evaluator.hessians(points[first : first + size])
             found = [eigenvalues(np.ascontiguousarray(h[:, a:b, a:b])) for a, b in entries]

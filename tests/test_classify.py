@@ -73,6 +73,25 @@ def test_a_point_that_is_not_finite_leaves_the_others_alone():
     assert np.isnan(found.bounds[2]).all()
 
 
+def test_an_iteration_that_fails_makes_no_point_invalid(monkeypatch):
+    points = np.random.default_rng(0).normal(size=(5, 51))
+    points[3, 0] = np.nan
+    clean, honest = classify(classifier(), points, **QUIET), PointEvaluator.spectra
+
+    def failing(evaluator, points):
+        losses, gradients, values = honest(evaluator, points)
+        return losses, gradients, np.full_like(values, np.nan)
+
+    monkeypatch.setattr(PointEvaluator, "spectra", failing)
+    found = classify(classifier(), points, **QUIET)
+    assert (
+        found.kinds.tolist() == clean.kinds.tolist() == [*["singular"] * 3, "invalid", "singular"]
+    )
+    good = [0, 1, 2, 4]
+    scale = np.abs(clean.eigenvalues[good]).max()
+    assert np.abs(found.eigenvalues[good] - clean.eigenvalues[good]).max() <= 51 * EPS * scale
+
+
 def test_the_default_tolerance_is_n_eps_of_float64_even_for_a_float32_model():
     land = classifier()
     assert land.dtype == torch.float32
