@@ -37,6 +37,7 @@ ARMS = {
     "SLQ": {"pylandscape", "torch Lanczos", "PyHessian", "hessian-eigenthings"},
     "reorth": {"pylandscape", "torch CGS2", "read"},
     "eigen": {"pylandscape", "scipy eigsh", "PyHessian"},
+    "hessians": {"pylandscape", "torch vmap", "torch, point by point", "torch, vmapped"},
     "headline": {"pylandscape", "torch Lanczos"},
     "memory": set(),
     "kernels": {"sgemm", "linear", "tanh", "cross_entropy", "gaussian", "normalize_direction"},
