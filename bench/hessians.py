@@ -1,4 +1,4 @@
-"""hessians: exact Hessians with eigenvalues of many points, and gradient walks.
+"""hessians: exact Hessians with eigenvalues of many points.
 
 The networks of the critical-point tables: as wide as their input, relu, one-hot or scalar targets.
 """
@@ -20,8 +20,7 @@ from .curvature import Field
 from .harness import Arm, Row
 from .workloads import mlp, split
 
-RTOL = 1e-12  # of a point's largest eigenvalue, or of a walk's largest loss
-STEP = 0.2  # of a walk, in each coordinate at most
+RTOL = 1e-12  # of a point's largest eigenvalue
 
 
 @dataclass
@@ -55,9 +54,7 @@ class Case:
 
 
 def hessians(quick: bool, repetitions: int) -> list[Row]:
-    found = _cases(quick)
-    table = [row for case in found for row in _spectra(case, quick, repetitions)]
-    return table + [row for case in found[:2] for row in _walks(case, quick, repetitions)]
+    return [row for case in _cases(quick) for row in _spectra(case, quick, repetitions)]
 
 
 def _cases(quick: bool) -> list[Case]:
@@ -132,42 +129,3 @@ def _spectra(case: Case, quick: bool, repetitions: int) -> list[Row]:
 
 def _hessian(loss: Callable[[Tensor], Tensor], point: Tensor) -> Tensor:
     return torch.autograd.functional.hessian(loss, point)
-
-
-def _walks(case: Case, quick: bool, repetitions: int) -> list[Row]:
-    """Progressive gradient walks: every coordinate steps against the gradient's sign."""
-    walks, steps = (4, 3) if quick else (100, 100)
-    start = case.at[:walks] if len(case.at) >= walks else case.at
-    sizes = np.random.default_rng(0).uniform(0, STEP, (steps, *start.shape))
-
-    def mine() -> np.ndarray:
-        p, losses = start.numpy().copy(), np.empty((steps, len(start)))
-        for t, size in enumerate(sizes):
-            losses[t], gradient = case.evaluator.gradients(p)
-            p -= np.where(gradient > 0, size, -size)
-        return losses
-
-    both = torch.func.vmap(torch.func.grad_and_value(case.loss))
-    torch_sizes = torch.as_tensor(sizes)
-
-    def theirs() -> np.ndarray:
-        p, losses = start.clone(), torch.empty(steps, len(start), dtype=torch.float64)
-        for t, size in enumerate(torch_sizes):
-            gradient, losses[t] = both(p)
-            p -= torch.where(gradient > 0, size, -size)
-        return losses.detach().numpy()
-
-    want = theirs()
-
-    def check(arm: Arm, got: np.ndarray) -> None:
-        # A gradient of rounding size may have either sign: walks that part there are left out.
-        same = np.abs(got - want).max(axis=0) <= RTOL * np.abs(want).max()
-        assert same.mean() >= 0.9, (arm.name, same.mean())
-        arm.error = float(np.abs(got - want)[:, same].max() / np.abs(want).max())
-
-    field = Field(f"{len(start)} walks x {steps} steps, {case.name}", "step")
-    field.add_ours(Arm("pylandscape", mine, steps), check)
-    make: Callable[[], Callable[[], np.ndarray]] = lambda: theirs  # noqa: E731
-    field.add("torch, vmapped", {"": make}, check, units=steps, target=20)
-    field.measure(repetitions)
-    return field.rows()

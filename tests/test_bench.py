@@ -39,6 +39,7 @@ ARMS = {
     "eigen": {"pylandscape", "scipy eigsh", "PyHessian"},
     "dropin": {"pylandscape.compat", "loss-landscapes"},
     "walks": {"pylandscape", "torch.func.vmap"},
+    "hessians": {"pylandscape", "torch vmap", "torch, point by point"},
     "headline": {"pylandscape", "torch Lanczos"},
     "memory": set(),
     "kernels": {"sgemm", "linear", "tanh", "cross_entropy", "gaussian", "normalize_direction"},

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from pylandscape._native import core
 from pylandscape.errors import InvalidArgument
 from pylandscape.hessians import eigenvalues
 
@@ -58,6 +59,20 @@ def test_clustered_and_rank_deficient_spectra(n: int) -> None:
     for seed, values in enumerate((few, clusters, wide, np.ones(n))):
         got = eigenvalues(symmetric(values, seed)[None])[0]
         assert_spectrum(got, values, 4 * n)  # the matrix itself was rounded
+
+
+@pytest.mark.parametrize("n", [15, 130])
+@pytest.mark.parametrize("size", [1e-60, 1e-140, 1e-155, 1e-161, 1e-162, 1e-170, 1e-320])
+def test_rows_whose_squares_underflow_are_zero_rows(n: int, size: float) -> None:
+    """Reflections leave such rows of a matrix of low rank: rounding of rounding of rounding."""
+    a = size * np.random.default_rng(0).normal(size=(9, n, n))
+    a = a + a.transpose(0, 2, 1)
+    a[:, n - 2 :, :] = a[:, :, n - 2 :] = 0
+    a[:, n - 1, n - 1], a[:, n - 2, n - 1], a[:, n - 1, n - 2] = 1, 0.5, 0.5
+    found = np.empty((9, n))
+    core.eigenvalues(9, n, a.ctypes.data, found.ctypes.data)  # LAPACK takes over nothing
+    for got, matrix in zip(found, a, strict=True):
+        assert_spectrum(got, np.linalg.eigvalsh(matrix), n)
 
 
 @pytest.mark.parametrize("n", [4, 15, 130])

@@ -24,6 +24,7 @@ from pylandscape.point_reference import TorchPoints
 
 TOLERANCE = 2000 * np.finfo(np.float64).eps  # of the largest element; 1 to 400 are typical
 WIDTH, POINTS = 3, 11
+CHECKED = [0, 7, 8, 10]  # of them, by double backward
 
 
 class Residual(nn.Module):
@@ -160,16 +161,16 @@ def test_every_supported_op_gives_the_hessian_of_double_backward(name: str, loss
     losses, slopes, matrices = evaluator.hessians(points)
     reference = TorchPoints(land)
     reference._vectorised = False  # torch.func misses terms of layer norm
-    want = [t.numpy() for t in reference.hessians(torch.from_numpy(points))]
+    want = [t.numpy() for t in reference.hessians(torch.from_numpy(points[CHECKED]))]
     assert evaluator.reason is None
     assert evaluator._native is not None
     assert (evaluator._native.reason is None) == (name in LANES)
     for got, expected in zip((losses, slopes, matrices), want, strict=True):
-        assert_close(got, expected)
+        assert_close(got[CHECKED], expected)
     assert np.array_equal(matrices, matrices.transpose(0, 2, 1))
     assert np.array_equal(losses, evaluator.gradients(points)[0])
     spectra = evaluator.spectra(points)[2]
-    assert_close(spectra, np.linalg.eigvalsh(want[2]))
+    assert_close(spectra, np.linalg.eigvalsh(matrices))
 
 
 @pytest.mark.parametrize("samples", [1, 4, 333])
@@ -250,7 +251,7 @@ def test_frozen_parameters_are_no_coordinates() -> None:
     data = torch.randn(7, 3), torch.randn(7, 2)
     patterns = ["0.bias", "1.*", "3.weight"]
     land = pl.Landscape(model, "mse", data, params=patterns)
-    points = points_of(land)
+    points = points_of(land, 3)
     reference = TorchPoints(land)
     reference._vectorised = False
     want = reference.hessians(torch.from_numpy(points))[2].numpy()

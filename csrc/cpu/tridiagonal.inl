@@ -8,6 +8,9 @@
 namespace pylandscape::cpu {
 namespace {
 
+// A row whose squares sum to less is clear, as far as a matrix with entries of 1 can tell; 1 / H
+// does not overflow.
+constexpr double kClear = 1e-100;
 constexpr int kMostSweeps = 80;  // per eigenvalue; 2 are usual
 
 inline V root(V x) {
@@ -39,7 +42,7 @@ struct Reflection {
 inline Reflection reflect(V tail, V f, V& last) {
   const V h = tail + f * f, size = root(h);
   const V g = f > 0 ? -size : size;
-  const VI some = tail > 0;
+  const VI some = tail > kClear;
   last = some ? f - g : V{};
   return {some ? 1.0 / (some ? h - f * g : all(1.0)) : V{}, h};
 }
