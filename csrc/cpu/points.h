@@ -26,9 +26,9 @@ struct PointKernels {
   void (*linear)(int64_t m, int64_t samples, int64_t k, const double* w, int64_t row, int64_t col,
                  const double* x, const double* bias, bool relu, bool add, double* y);
   void (*outer_add)(const OuterArgs& args);
-  // g[at_q] += sum_s d x_q.
-  void (*dots_add)(int64_t samples, int64_t cols, const double* d, const double* const* x,
-                   const int64_t* at, double* g);
+  // g[at[r * cols + q]] += sum_s d_r x_q; d (rows, samples, lanes).
+  void (*dots_add)(int64_t samples, int64_t rows, int64_t cols, const double* d,
+                   const double* const* x, const int64_t* at, double* g);
   // y (lanes,) += the sum over samples of x (samples, lanes).
   void (*sum_add)(int64_t samples, const double* x, double* y);
   // h (n, n, lanes) symmetric: of each pair i, j the one in row i where rank[i] <= rank[j].

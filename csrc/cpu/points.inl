@@ -5,6 +5,10 @@
 #include <cmath>
 #include <type_traits>
 
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
 #include "cpu/vec.inl"
 
 namespace pylandscape::cpu {
@@ -138,18 +142,29 @@ void outer_add(const OuterArgs& p) {
   });
 }
 
-void dots_add(int64_t samples, int64_t cols, const double* d, const double* const* x,
-              const int64_t* to, double* g) {
-  in_pieces<4>(cols, [&](auto width, int64_t q0) {
-    constexpr int Q = decltype(width)::value;
-    V acc[Q] = {};
-    const double* rows[Q];
-    for (int q = 0; q < Q; ++q) rows[q] = x[q0 + q];
-    for (int64_t s = 0; s < samples * kL; s += kL) {
-      const V dv = at(d + s);
-      for (int q = 0; q < Q; ++q) acc[q] += dv * at(rows[q] + s);
-    }
-    for (int q = 0; q < Q; ++q) put(g + to[q0 + q], at(g + to[q0 + q]) + acc[q]);
+void dots_add(int64_t samples, int64_t rows, int64_t cols, const double* d,
+              const double* const* x, const int64_t* to, double* g) {
+  const int64_t size = samples * kL;
+  in_pieces<kTile>(rows, [&](auto height, int64_t r0) {
+    in_pieces<kTile>(cols, [&](auto width, int64_t q0) {
+      constexpr int R = decltype(height)::value, Q = decltype(width)::value;
+      V acc[R][Q] = {};
+      const double* xs[Q];
+      for (int q = 0; q < Q; ++q) xs[q] = x[q0 + q];
+      for (int64_t s = 0; s < size; s += kL) {
+        V xv[Q];
+        for (int q = 0; q < Q; ++q) xv[q] = at(xs[q] + s);
+        for (int r = 0; r < R; ++r) {
+          const V dv = at(d + (r0 + r) * size + s);
+          for (int q = 0; q < Q; ++q) acc[r][q] += dv * xv[q];
+        }
+      }
+      for (int r = 0; r < R; ++r)
+        for (int q = 0; q < Q; ++q) {
+          double* sum = g + to[(r0 + r) * cols + q0 + q];
+          put(sum, at(sum) + acc[r][q]);
+        }
+    });
   });
 }
 

@@ -17,10 +17,16 @@ inline V root(V x) {
   for (int l = 0; l < kL; ++l) x[l] = __builtin_sqrt(x[l]);
   return x;
 }
-inline bool any(VI mask) {
+inline bool any(VI mask) {  // of all-zeros and all-ones lanes
+#if defined(__AVX512F__)
+  return _mm512_test_epi64_mask(reinterpret_cast<__m512i>(mask), reinterpret_cast<__m512i>(mask)) != 0;
+#elif defined(__AVX2__)
+  return _mm256_movemask_pd(reinterpret_cast<__m256d>(mask)) != 0;
+#else
   int64_t found = 0;
   for (int l = 0; l < kL; ++l) found |= mask[l];
   return found != 0;
+#endif
 }
 inline double total(V x) {
   double sum = 0;
@@ -227,10 +233,11 @@ unsigned tridiagonal_eigenvalues(int64_t n, double* d, double* e) {
     top = top < off ? off : top;
   }
   const V floor = (0.5 * kEps * top) * (0.5 * kEps * top);
-  const auto negligible = [&](int64_t i) -> VI {
+  const auto negligible = [&](int64_t i) __attribute__((always_inline)) {
     const V v = at(e + i * kL), product = at(d + i * kL) * at(d + (i + 1) * kL);
     const V size = product < 0 ? -product : product;
-    return (v <= floor) | (v <= kEps * kEps * size);
+    const VI found = (v <= floor) | (v <= kEps * kEps * size);
+    return found;
   };
   VI failed{};
   for (int64_t l = 0; l + 1 < n; ++l) {
@@ -260,13 +267,14 @@ unsigned tridiagonal_eigenvalues(int64_t n, double* d, double* e) {
         const V below = at(d + (i + 1) * kL) - sigma;
         c = start ? all(1.0) : c, s = start ? V{} : s;
         gamma = start ? below : gamma, p = start ? below * below : p;
-        const V bb = at(e + i * kL), sum = run ? p + bb : all(1.0);
+        const V bb = at(e + i * kL), sum = p + bb;  // lanes that do not run may hold anything
         put(e + (i + 1) * kL, (run & ~start) ? s * sum : at(e + (i + 1) * kL));
         const V old_c = c, old_gamma = gamma, alpha = at(d + i * kL);
-        c = p / sum, s = bb / sum;
+        c = p / sum, s = bb / sum;  // divided, not multiplied by 1 / sum, so that c + s = 1 to eps
         gamma = c * (alpha - sigma) - s * old_gamma;
         put(d + (i + 1) * kL, run ? old_gamma + (alpha - gamma) : at(d + (i + 1) * kL));
-        p = c == 0.0 ? old_c * bb : gamma * gamma / (c == 0.0 ? all(1.0) : c);
+        const V next = gamma * gamma / c;
+        p = c == 0.0 ? old_c * bb : next;
       }
       put(e + l * kL, active ? s * p : at(e + l * kL));
       put(d + l * kL, active ? sigma + gamma : dl);

@@ -350,12 +350,14 @@ void Points::gradient_add(const Step& step, const Block& b, Worker& w) const {
   const double* x = step.inputs.empty() ? nullptr : value(w, b, step.inputs[0]);
   const double* dy = at(w.rows.adjoints, b, step.output);
   const int64_t group = step.kind == OpKind::kLinear ? step.op->m : 1;
-  for (int64_t r = 0; r < features_[step.output]; ++r) {
-    if (r % group == 0) find_inputs(step, r, b, x, w.ones.data(), w.inputs);
+  for (int64_t first = 0; first < features_[step.output]; first += group) {
+    find_inputs(step, first, b, x, w.ones.data(), w.inputs);
     const int64_t cols = static_cast<int64_t>(w.inputs.size());
-    w.at.resize(cols);
-    for (int64_t q = 0; q < cols; ++q) w.at[q] = parameter(step, r, q) * lanes_;
-    points_.dots_add(b.samples, cols, dy + r * b.cols, w.inputs.data(), w.at.data(),
+    w.at.resize(group * cols);
+    for (int64_t r = 0; r < group; ++r)
+      for (int64_t q = 0; q < cols; ++q)
+        w.at[r * cols + q] = parameter(step, first + r, q) * lanes_;
+    points_.dots_add(b.samples, group, cols, dy + first * b.cols, w.inputs.data(), w.at.data(),
                      w.gradient.data());
   }
 }

@@ -293,6 +293,18 @@ void Points::load_block(int64_t number, const Block& b, Worker& w) const {
   }
 }
 
+// scale x (size, lanes) -> out (count, size); NaN where the lane is not finite.
+void Points::write(int64_t count, int64_t size, double scale, const double* x, const bool* finite,
+                   double* out) const {
+  if (count == lanes_)
+    points_.to_points(size, scale, x, out, size);
+  else
+    for (int64_t l = 0; l < count; ++l)
+      for (int64_t i = 0; i < size; ++i) out[l * size + i] = scale * x[i * lanes_ + l];
+  for (int64_t l = 0; l < count; ++l)
+    if (!finite[l]) std::fill_n(out + l * size, size, kNaN);
+}
+
 void Points::group(int64_t count, const double* points, double denominator, double* losses,
                    double* gradients, double* hessians, double* eigenvalues, Worker& w) const {
   const Program<double>& p = program_;
@@ -327,22 +339,11 @@ void Points::group(int64_t count, const double* points, double denominator, doub
     finite[l] = std::isfinite(losses[l]) &&
                 std::all_of(point, point + n_, [](double v) { return std::isfinite(v); });
     if (!std::all_of(point, point + n_, [](double v) { return !std::isnan(v); })) losses[l] = kNaN;
-    for (int64_t i = 0; gradients != nullptr && i < n_; ++i)
-      gradients[l * n_ + i] = finite[l] ? w.gradient.data()[i * lanes_ + l] / denominator : kNaN;
   }
+  if (gradients != nullptr) write(count, n_, scale, w.gradient.data(), finite, gradients);
   if (!second) return;
   points_.mirror(n_, rank_.data(), w.hessian.data());
-  if (hessians != nullptr) {
-    if (count == lanes_) {
-      points_.to_points(n_ * n_, scale, w.hessian.data(), hessians, n_ * n_);
-    } else {
-      for (int64_t l = 0; l < count; ++l)
-        for (int64_t i = 0; i < n_ * n_; ++i)
-          hessians[l * n_ * n_ + i] = scale * w.hessian.data()[i * lanes_ + l];
-    }
-    for (int64_t l = 0; l < count; ++l)
-      if (!finite[l]) std::fill_n(hessians + l * n_ * n_, n_ * n_, kNaN);
-  }
+  if (hessians != nullptr) write(count, n_ * n_, scale, w.hessian.data(), finite, hessians);
   if (eigenvalues == nullptr) return;
   if (!w.eigen) w.eigen.emplace(n_);
   w.eigen->from_lanes(w.hessian.data(), count, eigenvalues);

@@ -87,6 +87,8 @@ class Points {
   Worker& ready(Worker& worker, bool hessian) const;
   void group(int64_t count, const double* points, double denominator, double* losses,
              double* gradients, double* hessians, double* eigenvalues, Worker& worker) const;
+  void write(int64_t count, int64_t size, double scale, const double* x, const bool* finite,
+             double* out) const;
   void load_points(int64_t count, const double* points, Worker& worker) const;
   void load_block(int64_t number, const Block& block, Worker& worker) const;
 
