@@ -12,7 +12,24 @@ from pathlib import Path
 
 import torch
 
-from . import eigen, harness, headline, hvp, kernels, memory, nets, reorth, slq, vectors, w1, w2, w3
+from . import (
+    dropin,
+    eigen,
+    harness,
+    headline,
+    hessians,
+    hvp,
+    kernels,
+    memory,
+    nets,
+    reorth,
+    slq,
+    vectors,
+    w1,
+    w2,
+    w3,
+    walks,
+)
 from .harness import Row
 
 _TIMED = {
@@ -26,6 +43,9 @@ _TIMED = {
     "SLQ": slq.slq,
     "reorth": reorth.reorth,
     "eigen": eigen.eigen,
+    "dropin": dropin.dropin,
+    "walks": walks.walks,
+    "hessians": hessians.hessians,
 }
 
 

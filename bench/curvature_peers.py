@@ -69,7 +69,7 @@ def pyhessian_density(problem: Problem, steps: int) -> Callable[[int], Quadratur
     hessian = _pyhessian(problem)
 
     def run(seed: int) -> Quadrature:
-        with _torch_eig():
+        with torch_eig():
             torch.manual_seed(seed)
             nodes, weights = hessian.density(iter=steps, n_v=1)
         torch.manual_seed(seed)
@@ -131,7 +131,7 @@ def _pyhessian(problem: Problem) -> Any:
 
 
 @contextmanager
-def _torch_eig() -> Iterator[None]:
+def torch_eig() -> Iterator[None]:
     """``torch.eig``, which torch no longer has: eigenvalues (n, 2) as real and imaginary parts,
     eigenvectors (n, n) in columns, real where the eigenvalues are (here: of symmetric matrices).
     """

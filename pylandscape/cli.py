@@ -69,6 +69,7 @@ def _joined(arguments: Sequence[str]) -> list[str]:
 
 
 def parser() -> argparse.ArgumentParser:
+    from . import cli_clouds, cli_critical, cli_theory
     from .cli_curvature import add_commands
 
     top = argparse.ArgumentParser(
@@ -114,6 +115,9 @@ def parser() -> argparse.ArgumentParser:
     between.add_argument("--y", metavar="MIN:MAX:N", help="default 0:1:25")
 
     add_commands(command)
+    cli_critical.add_commands(command)
+    cli_clouds.add_commands(command)
+    cli_theory.add_commands(command)
 
     plot = command(
         "plot", _plot, "draw a saved result; several curves or spectra go into one picture"
@@ -236,6 +240,12 @@ def _plot(options: argparse.Namespace) -> None:
     from .spectral_results import EigenPairs, Spectrum
 
     results: list[Any] = [load(path) for path in options.files]
+    for result in results:
+        if hasattr(result, "CONTENT"):
+            raise InvalidArgument(
+                f"FILE: expected curves, a surface or spectra, got a {type(result).__name__}; "
+                "`pylandscape cloud FILE --plot` draws clouds"
+            )
     labels = [Path(path).stem for path in options.files] if len(results) > 1 else []
     if any(isinstance(r, EigenPairs | Spectrum) for r in results):
         axes = cli_curvature.draw(results, options, labels)
@@ -297,8 +307,8 @@ def describe(result: Result, path: str) -> str:
     for k, direction in enumerate(facts.get("directions") or []):
         shown = {n: v for n, v in direction.items() if n not in ("digest", "layout")}
         lines.append(f"  {f'direction {k + 1}':<18}{_short(shown)}")
-    if not isinstance(result, EigenPairs | Spectrum):
-        lines.append(str(result.check()))
+    if check := getattr(result, "check", None):
+        lines.append(str(check()))
     return "\n".join(lines)
 
 

@@ -149,6 +149,10 @@ class NativeEngine:
 
         return into
 
+    def sums(self) -> tuple[Any, float]:
+        """The program, whose losses are sums over the samples, and what L divides them by."""
+        return self._program, self._denominator
+
     def product_scale(self, matrix: str) -> float:
         """What turns the program's sums over samples into L's matrix."""
         if matrix == "covariance":  # (1/N) sum_i g_i g_i^T with g_i = (N/D) grad l_i

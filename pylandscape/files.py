@@ -7,7 +7,8 @@
     /pylandscape     what `load` reads: x, y, metrics (m, nx[, ny]) in the order of names, info
     (JSON);
                      attributes format, kind, names (JSON), digest (sha256 of all of these);
-                     of eigenpairs and spectra: see `spectral_files.py`
+                     of eigenpairs and spectra: see `spectral_files.py`; of walks and
+                     critical points: `array_files.py`
 
 A file is built in memory, written beside its target, synced and renamed over it: the target is the
 old file or the whole new one. Loading executes nothing and follows no link out of the file. Files
@@ -28,16 +29,24 @@ from typing import Any
 import h5py
 import numpy as np
 
-from . import foreign, spectral_files
+from . import array_files, foreign, spectral_files
+from .cloud_results import Cloud
+from .critical_results import CriticalPoints
+from .critical_set import CriticalSet
 from .errors import FileFormatError, InvalidArgument, ResumeMismatch
 from .hdf5 import array, as_path, member, not_matching, open_hdf5
 from .request import FORMAT, differences, listing, to_json
 from .results import Curve, Surface
 from .spectral_results import EigenPairs, Spectrum
+from .walk_results import Walks
 
 GROUP = "pylandscape"
 
-Result = Curve | Surface | EigenPairs | Spectrum
+ARRAY_RESULTS: dict[str, type[Any]] = {
+    kind.CONTENT: kind for kind in (Walks, CriticalPoints, CriticalSet, Cloud)
+}
+
+Result = Curve | Surface | EigenPairs | Spectrum | Walks | CriticalPoints | CriticalSet | Cloud
 
 
 def save(result: Result, path: str | os.PathLike[str]) -> None:
@@ -138,8 +147,10 @@ def _image(result: Result) -> bytes:
         group.attrs["format"] = FORMAT
         if isinstance(result, EigenPairs | Spectrum):
             spectral_files.write(group, result)
-        else:
+        elif isinstance(result, Curve | Surface):
             _write(file, group, result)
+        else:
+            array_files.write(group, result)
         file.flush()
         return bytes(file.id.get_file_image())
 
@@ -170,6 +181,8 @@ def _read(file: h5py.File) -> Result:
             f"{where}: expected a file of format {FORMAT}, got format {version}; read it with the "
             "pylandscape that wrote it"
         )
+    if (content := str(group.attrs.get("content"))) in ARRAY_RESULTS:
+        return array_files.read(group, ARRAY_RESULTS[content])
     if "content" in group.attrs:
         return spectral_files.read(group)
     axes = [array(group, name) for name in ("x", "y") if name in group]

@@ -57,7 +57,7 @@ def read(file: h5py.File) -> Curve | Surface:
     metrics = {name: values[increasing] for name, values in metrics.items()}
     info["nonfinite"] = int((~np.isfinite(metrics["loss"])).sum())
     if "dir_file" in found:
-        info["dir_file"] = _text(file, "dir_file")
+        info["dir_file"] = text(file, "dir_file")
     if len(axes) == 1:
         return Curve(axes[0][0], metrics=metrics, info=info)
     return Surface(axes[0][0], axes[1][0], metrics=metrics, info=info)
@@ -119,7 +119,8 @@ def _blank_unfilled(metrics: dict[str, Array], info: dict[str, Any]) -> None:
             metrics[name] = np.where(unfilled, np.nan, metrics[name])
 
 
-def _text(file: h5py.File, name: str) -> str:
+def text(file: h5py.File, name: str) -> str:
+    """A dataset that holds one text."""
     dataset = member(file, name, h5py.Dataset)
     if h5py.check_string_dtype(dataset.dtype) is None or dataset.shape != ():
         raise FileFormatError(f"{file.filename}: expected a text {name!r}, got {dataset.dtype}")

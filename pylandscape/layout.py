@@ -139,8 +139,10 @@ class ParameterLayout:
             value = dict(value.named_parameters(remove_duplicate=False))
         if isinstance(value, Mapping):
             vector = self._from_mapping(value, name, dtype, device)
-        elif isinstance(value, Tensor | np.ndarray):
-            vector = torch.as_tensor(value).detach().to(device=device, dtype=dtype)
+        elif isinstance(value, Tensor | np.ndarray) or hasattr(value, "__dlpack__"):
+            own = isinstance(value, Tensor | np.ndarray)
+            tensor = torch.as_tensor(value) if own else torch.from_dlpack(value)
+            vector = tensor.detach().to(device=device, dtype=dtype)
             if vector.shape != (self.n,):
                 raise LayoutMismatch(
                     f"{name}: expected shape ({self.n},) (the model's parameters), "

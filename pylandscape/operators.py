@@ -88,9 +88,11 @@ def as_operator(
 
     Args:
         a: a Landscape; a SymmetricOperator, which is returned; a scipy LinearOperator or sparse
-            matrix, or a dense array or tensor, all (n, n), real and taken to be symmetric. A
-            function makes one by ``SymmetricOperator(n, function)``. Files know a LinearOperator
-            by its type and order, a function by ``about``: use another path for another matrix.
+            matrix, or a dense array or tensor, all (n, n), real and taken to be symmetric;
+            another package's operator on tensors (curvlinops, hessian-eigenthings). A function
+            makes one by ``SymmetricOperator(n, function)`` or ``interop.from_product``. Files know
+            a LinearOperator by its type and order, a function by ``about``: use another path for
+            another matrix.
         matrix: of a landscape: "hessian", "gauss_newton" (J^T H_out J) or "covariance" (of the
             per-sample gradients, uncentred).
         theta: of a landscape: where; default its own parameters.
@@ -99,6 +101,7 @@ def as_operator(
     Raises:
         InvalidArgument: anything else, a matrix that is not square, an unknown `matrix`.
     """
+    from . import interop
     from .landscape import Landscape
 
     if isinstance(a, Landscape):
@@ -115,10 +118,13 @@ def as_operator(
         return SymmetricOperator(
             len(dense), lambda v: v @ dense.T, dtype=dense.dtype, device=dense.device, about=about
         )
+    foreign = interop.on_tensors(a)
+    if foreign is not None:
+        return foreign
     if not hasattr(a, "shape") or not hasattr(a, "dot"):
         raise InvalidArgument(
-            "operator: expected a Landscape, a SymmetricOperator, a scipy LinearOperator, or a "
-            f"symmetric matrix, got {type(a).__name__}"
+            "operator: expected a Landscape, a SymmetricOperator, a scipy or curvlinops operator, "
+            f"or a symmetric matrix, got {type(a).__name__}"
         )
     _check_square(tuple(a.shape))
     if np.dtype(getattr(a, "dtype", None)).kind == "c":

@@ -9,12 +9,13 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from tqdm import tqdm
 
 from .errors import ResumeMismatch
-from .journal import Journal
 from .results import Array
 
 CHUNK_SECONDS = 0.2
@@ -26,12 +27,22 @@ log = logging.getLogger("pylandscape")
 Evaluate = Callable[[Array], dict[str, Array]]
 
 
+class Recorded(Protocol):
+    """What a sweep needs of a journal: values (G, m) where done (G,), and taking further ones."""
+
+    path: Path
+    values: Array
+    done: np.ndarray
+
+    def append(self, start: int, block: Array, /) -> None: ...
+
+
 def sweep(
     coefficients: Array,
     names: Sequence[str],
     prepare: Callable[[], Evaluate],
     *,
-    journal: Journal | None = None,
+    journal: Recorded | None = None,
     progress: bool = True,
     label: str = "",
     exact: bool = True,
@@ -107,7 +118,7 @@ def missing(done: np.ndarray) -> Iterator[tuple[int, int]]:
     yield from zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True)
 
 
-def _recheck(journal: Journal, coefficients: Array, evaluate: Evaluate, exact: bool) -> None:
+def _recheck(journal: Recorded, coefficients: Array, evaluate: Evaluate, exact: bool) -> None:
     """Evaluate one recorded point again: a request cannot tell of everything, code for example."""
     k = int(np.argmax(journal.done))
     recorded = float(journal.values[k, 0])

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -60,3 +63,15 @@ def child_environment() -> dict[str, str]:
     folders = [str(Path(pylandscape.__file__).parents[1]), str(Path(__file__).parent)]
     before = os.environ.get("PYTHONPATH")
     return {**os.environ, "PYTHONPATH": os.pathsep.join([*folders, *([before] if before else [])])}
+
+
+def run_python(*words: str) -> subprocess.CompletedProcess[str]:
+    """``python words...`` away from a checkout, whose folder would hide an installed package."""
+    return subprocess.run(
+        [sys.executable, *words],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=child_environment(),
+        cwd=tempfile.gettempdir(),
+    )

@@ -10,6 +10,7 @@
 
 #include "binding/module.h"
 #include "binding/pool.h"
+#include "binding/stop.h"
 #include "cpu/isa.h"
 #include "program/derivatives.h"
 #include "program/program.h"
@@ -19,24 +20,6 @@ namespace py = pybind11;
 using namespace pylandscape;
 
 namespace {
-
-// Ctrl-C: asks Python whether a signal handler raised. Only does anything on the main thread.
-bool interrupted() {
-  py::gil_scoped_acquire gil;
-  return PyErr_CheckSignals() != 0;
-}
-
-// Runs work(pool) without the GIL; where it was stopped, raises what the signal handler raised.
-template <typename F>
-void finish(F work) {
-  const Parallel pool = torch_pool();
-  bool done = false;
-  {
-    py::gil_scoped_release release;
-    done = work(pool);
-  }
-  if (!done) throw py::error_already_set();
-}
 
 // (source, elements) of a use; None where there is none.
 template <typename T>
@@ -323,4 +306,5 @@ PYBIND11_MODULE(_C, m) {
   bind<float>(m, "ProgramF32", "QuestionF32", "DerivativesF32");
   bind<double>(m, "ProgramF64", "QuestionF64", "DerivativesF64");
   bind_lanczos(m);
+  bind_points(m);
 }

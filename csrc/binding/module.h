@@ -13,5 +13,6 @@ template <typename T>
 T* out(Address a) { return reinterpret_cast<T*>(a); }
 
 void bind_lanczos(pybind11::module_& m);
+void bind_points(pybind11::module_& m);  // after the programs
 
 }  // namespace pylandscape

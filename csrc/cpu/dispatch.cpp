@@ -5,6 +5,7 @@
 #include "cpu/directions.h"
 #include "cpu/isa.h"
 #include "cpu/kernels.h"
+#include "cpu/points.h"
 
 namespace pylandscape::cpu {
 namespace {
@@ -72,6 +73,11 @@ const DirectionKernels<float>& direction_kernels<float>() {
 template <>
 const DirectionKernels<double>& direction_kernels<double>() {
   static const DirectionKernels<double>& table = PL_PICK(directions_f64);
+  return table;
+}
+
+const PointKernels& point_kernels() {
+  static const PointKernels& table = PL_PICK(points);
   return table;
 }
 

@@ -4,37 +4,10 @@
 #include <numeric>
 
 #include "program/derivatives.h"
+#include "program/op_parts.h"
 
 namespace pylandscape {
 namespace {
-
-cpu::SoftmaxArgs softmax_of(const Op& op) { return {op.log, op.outer, op.k, op.inner}; }
-
-// f(part, offset in the output, rows) for the parts of a concatenation, in order.
-template <typename F>
-void each_part(const Op& op, const std::vector<int64_t>& slots, F f) {
-  int64_t offset = 0;
-  for (size_t i = 0; i < op.rows.size(); ++i) {
-    f(op.inputs[i], op.rows[i].first, offset, op.rows[i].count);
-    offset += op.rows[i].count;
-  }
-  if (!op.rows.empty()) return;
-  for (int64_t o = 0; o < op.outer; ++o)
-    for (const int slot : op.inputs) {
-      const int64_t rows = slots[slot] / op.outer;
-      f(slot, o * rows, offset, rows);
-      offset += rows;
-    }
-}
-
-// The adjoint of a gather: dx row index[f] += dy row f.
-template <typename T>
-void scatter_add(const Op& op, const cpu::Kernels<T>& kernels, int64_t cols, const T* dy, T* dx) {
-  each_run(op.index, [&](int64_t first, int64_t from, int64_t count) {
-    if (from >= 0)
-      kernels.product_add(count * cols, T(1), dy + first * cols, nullptr, dx + from * cols);
-  });
-}
 
 // db[m] += the sums over pixels and columns of dy.
 template <typename T>
@@ -61,18 +34,6 @@ class WeightSums {
   double* to_;
   std::vector<double> own_;
 };
-
-// Adjoints of z = x y are products again: dx (m, k) += dz y^T, dy (k, n) += x^T dz.
-cpu::MatmulArgs matmul_dx(const Op& op) {
-  const cpu::MatmulArgs a = op.matmul();
-  return {a.outer, a.m, a.k, a.n, a.zi, a.zj, a.yj, a.yk, a.xi, a.xk, a.z_outer, a.y_outer,
-          a.x_outer};
-}
-cpu::MatmulArgs matmul_dy(const Op& op) {
-  const cpu::MatmulArgs a = op.matmul();
-  return {a.outer, a.k, a.n, a.m, a.xk, a.xi, a.zi, a.zj, a.yk, a.yj, a.x_outer, a.z_outer,
-          a.y_outer};
-}
 
 }  // namespace
 

@@ -242,6 +242,7 @@ class Program {
   friend class Derivatives;
   template <typename>
   friend class ResidentPlanner;
+  friend class Points;
 
   int slot(int64_t features);
   int use(int64_t source, int64_t rows, int64_t cols,

@@ -1,0 +1,27 @@
+// Work that Ctrl-C stops.
+#pragma once
+#include <pybind11/pybind11.h>
+
+#include "binding/pool.h"
+
+namespace pylandscape {
+
+// Ctrl-C: asks Python whether a signal handler raised. Only does anything on the main thread.
+inline bool interrupted() {
+  pybind11::gil_scoped_acquire gil;
+  return PyErr_CheckSignals() != 0;
+}
+
+// Runs work(pool) without the GIL; where it was stopped, raises what the signal handler raised.
+template <typename F>
+void finish(F work) {
+  const Parallel pool = torch_pool();
+  bool done = false;
+  {
+    pybind11::gil_scoped_release release;
+    done = work(pool);
+  }
+  if (!done) throw pybind11::error_already_set();
+}
+
+}  // namespace pylandscape

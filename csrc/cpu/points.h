@@ -1,0 +1,65 @@
+// Kernels of batched points and of batched symmetric matrices, in double: one table per instruction
+// set. `lanes` points (or matrices) are the lanes of a vector, so that no result depends on which
+// others are computed with it. A row is (samples, lanes); buffers are 64-byte aligned.
+#pragma once
+#include <cstdint>
+
+namespace pylandscape::cpu {
+
+// h_j[at_q] += sum_s a_j (rd x_q + d rx_q) for j < rows, q < cols: rows of (samples, lanes), h and
+// at in elements. rx (and d) may be null.
+struct OuterArgs {
+  int64_t samples, rows, cols;
+  const double* const* a;
+  const double* const* x;
+  const double* const* rx;
+  const double *rd, *d;
+  double* const* h;
+  const int64_t* at;
+  double* scratch;  // (4, samples, lanes)
+};
+
+struct PointKernels {
+  int lanes;
+  // y (m, samples, lanes) = W x + bias, or += W x where `add`; then max(., 0) when relu. Element
+  // (r, i) of W is the vector at w + (r * row + i * col) * lanes; bias (m, lanes) or null.
+  void (*linear)(int64_t m, int64_t samples, int64_t k, const double* w, int64_t row, int64_t col,
+                 const double* x, const double* bias, bool relu, bool add, double* y);
+  void (*outer_add)(const OuterArgs& args);
+  // g[at[r * cols + q]] += sum_s d_r x_q; d (rows, samples, lanes).
+  void (*dots_add)(int64_t samples, int64_t rows, int64_t cols, const double* d,
+                   const double* const* x, const int64_t* at, double* g);
+  // y (lanes,) += the sum over samples of x (samples, lanes).
+  void (*sum_add)(int64_t samples, const double* x, double* y);
+  // h (n, n, lanes) symmetric: of each pair i, j the one in row i where rank[i] <= rank[j].
+  void (*mirror)(int64_t n, const int32_t* rank, double* h);
+  // y[l * step + i] = scale x (count, lanes)[i][l].
+  void (*to_points)(int64_t count, double scale, const double* x, double* y, int64_t step);
+
+  // Householder reduction of symmetric matrices whose lower triangles stand in h (n, n, lanes),
+  // which is destroyed: diagonals d (n, lanes) and squared off-diagonals e (n, lanes), the last 0.
+  // work: (4, n, lanes). Scaled to entries of at most 1 by scale (lanes,), a power of two; what is
+  // not finite becomes zero with scale NaN.
+  void (*tridiagonal_lanes)(int64_t n, double* h, double* d, double* e, double* scale,
+                            double* work);
+  // The same for one matrix: h (n rounded up to lanes, `stride`), zero beyond n; d and e (n,) with
+  // `lanes` from one element to the next. work: (4, stride).
+  void (*tridiagonal_one)(int64_t n, int64_t stride, double* h, double* d, double* e,
+                          double* scale, double* work);
+  // Eigenvalues of the tridiagonal matrices, unordered, in place of d (n, lanes); e is destroyed.
+  // Bit l of the result: matrix l did not converge.
+  unsigned (*tridiagonal_eigenvalues)(int64_t n, double* d, double* e);
+};
+
+const PointKernels& point_kernels();
+
+#define PL_DECLARE_POINTS(isa) \
+  namespace isa {              \
+  extern const PointKernels points; \
+  }
+PL_DECLARE_POINTS(baseline)
+PL_DECLARE_POINTS(avx2)
+PL_DECLARE_POINTS(avx512)
+#undef PL_DECLARE_POINTS
+
+}  // namespace pylandscape::cpu

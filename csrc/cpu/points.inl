@@ -1,0 +1,222 @@
+// Products and sums whose lanes are points; see points.h. Compiled once per instruction set.
+#include "cpu/points.h"
+
+#include <algorithm>
+#include <cmath>
+#include <type_traits>
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+#include "cpu/vec.inl"
+
+namespace pylandscape::cpu {
+namespace {
+
+constexpr int kL = kLanes<double>;
+using V = Vec<double, kL>;
+using VI = IVec<double, kL>;
+
+inline V at(const double* p) { return load<double, kL>(p); }
+inline void put(double* p, V v) { store<double, kL>(p, v); }
+inline V all(double x) { return splat<double, kL>(x); }
+
+template <int W>
+using Size = std::integral_constant<int, W>;
+
+// f(Size<W>, first) over 0 .. count - 1 in pieces of at most Most, evenly dealt out.
+template <int Most, typename F>
+inline void in_pieces(int64_t count, F f) {
+  const int64_t pieces = (count + Most - 1) / Most;
+  for (int64_t p = 0, first = 0; p < pieces; ++p) {
+    const int64_t width = (count - first) / (pieces - p);
+    if constexpr (Most >= 4)
+      if (width == 4) f(Size<4>{}, first);
+    if (width == 3) f(Size<3>{}, first);
+    if (width == 2) f(Size<2>{}, first);
+    if (width == 1) f(Size<1>{}, first);
+    first += width;
+  }
+}
+
+void linear(int64_t m, int64_t samples, int64_t k, const double* w, int64_t row, int64_t col,
+            const double* x, const double* bias, bool relu, bool add, double* y) {
+  constexpr int kSamples = 4;
+  const auto block = [&](auto rows, auto width, int64_t r0, int64_t s) {
+    constexpr int R = decltype(rows)::value, W = decltype(width)::value;
+    V acc[R][W];
+    for (int r = 0; r < R; ++r)
+      for (int j = 0; j < W; ++j)
+        acc[r][j] = add               ? at(y + ((r0 + r) * samples + s + j) * kL)
+                    : bias != nullptr ? at(bias + (r0 + r) * kL)
+                                      : V{};
+    for (int64_t i = 0; i < k; ++i) {
+      V xv[W];
+      for (int j = 0; j < W; ++j) xv[j] = at(x + (i * samples + s + j) * kL);
+      for (int r = 0; r < R; ++r) {
+        const V wv = at(w + ((r0 + r) * row + i * col) * kL);
+        for (int j = 0; j < W; ++j) acc[r][j] += wv * xv[j];
+      }
+    }
+    for (int r = 0; r < R; ++r)
+      for (int j = 0; j < W; ++j)
+        put(y + ((r0 + r) * samples + s + j) * kL, relu ? vmax(acc[r][j], V{}) : acc[r][j]);
+  };
+  in_pieces<4>(m, [&](auto rows, int64_t r0) {
+    int64_t s = 0;
+    for (; s + kSamples <= samples; s += kSamples) block(rows, Size<kSamples>{}, r0, s);
+    for (; s < samples; ++s) block(rows, Size<1>{}, r0, s);
+  });
+}
+
+constexpr int kTile = kRegisters == 32 ? 4 : 3;  // rows and columns of an outer product at once
+
+template <int J, int Q, bool Tangent>
+inline void outer_tile(const OuterArgs& p, int64_t j0, int64_t q0) {
+  V acc[J][Q] = {};
+  const double *a[J], *x[Q], *rx[Q];
+  for (int j = 0; j < J; ++j) a[j] = p.a[j0 + j];
+  for (int q = 0; q < Q; ++q) x[q] = p.x[q0 + q], rx[q] = Tangent ? p.rx[q0 + q] : nullptr;
+  for (int64_t s = 0; s < p.samples * kL; s += kL) {
+    const V rd = at(p.rd + s);
+    V b[Q];
+    for (int q = 0; q < Q; ++q) b[q] = rd * at(x[q] + s);
+    if constexpr (Tangent) {
+      const V d = at(p.d + s);
+      for (int q = 0; q < Q; ++q) b[q] += d * at(rx[q] + s);
+    }
+    for (int j = 0; j < J; ++j) {
+      const V aj = at(a[j] + s);
+      for (int q = 0; q < Q; ++q) acc[j][q] += aj * b[q];
+    }
+  }
+  for (int j = 0; j < J; ++j)
+    for (int q = 0; q < Q; ++q) {
+      double* to = p.h[j0 + j] + p.at[q0 + q];
+      put(to, at(to) + acc[j][q]);
+    }
+}
+
+// The same from b (Q, samples, lanes) = rd x + d rx in scratch.
+template <int J, int Q>
+inline void outer_from(const OuterArgs& p, int64_t j0, int64_t q0) {
+  V acc[J][Q] = {};
+  const double* a[J];
+  for (int j = 0; j < J; ++j) a[j] = p.a[j0 + j];
+  const int64_t size = p.samples * kL;
+  for (int64_t s = 0; s < size; s += kL) {
+    V b[Q];
+    for (int q = 0; q < Q; ++q) b[q] = at(p.scratch + q * size + s);
+    for (int j = 0; j < J; ++j) {
+      const V aj = at(a[j] + s);
+      for (int q = 0; q < Q; ++q) acc[j][q] += aj * b[q];
+    }
+  }
+  for (int j = 0; j < J; ++j)
+    for (int q = 0; q < Q; ++q) {
+      double* to = p.h[j0 + j] + p.at[q0 + q];
+      put(to, at(to) + acc[j][q]);
+    }
+}
+
+void outer_add(const OuterArgs& p) {
+  const int64_t size = p.samples * kL;
+  in_pieces<kTile>(p.cols, [&](auto cols, int64_t q0) {
+    constexpr int Q = decltype(cols)::value;
+    if (p.rows > kTile)
+      for (int64_t s = 0; s < size; s += kL) {
+        const V rd = at(p.rd + s), d = p.rx != nullptr ? at(p.d + s) : V{};
+        for (int q = 0; q < Q; ++q) {
+          V b = rd * at(p.x[q0 + q] + s);
+          if (p.rx != nullptr) b += d * at(p.rx[q0 + q] + s);
+          put(p.scratch + q * size + s, b);
+        }
+      }
+    in_pieces<kTile>(p.rows, [&](auto rows, int64_t j0) {
+      constexpr int J = decltype(rows)::value;
+      if (p.rows > kTile) outer_from<J, Q>(p, j0, q0);
+      else if (p.rx != nullptr) outer_tile<J, Q, true>(p, j0, q0);
+      else outer_tile<J, Q, false>(p, j0, q0);
+    });
+  });
+}
+
+void dots_add(int64_t samples, int64_t rows, int64_t cols, const double* d,
+              const double* const* x, const int64_t* to, double* g) {
+  const int64_t size = samples * kL;
+  in_pieces<kTile>(rows, [&](auto height, int64_t r0) {
+    in_pieces<kTile>(cols, [&](auto width, int64_t q0) {
+      constexpr int R = decltype(height)::value, Q = decltype(width)::value;
+      V acc[R][Q] = {};
+      const double* xs[Q];
+      for (int q = 0; q < Q; ++q) xs[q] = x[q0 + q];
+      for (int64_t s = 0; s < size; s += kL) {
+        V xv[Q];
+        for (int q = 0; q < Q; ++q) xv[q] = at(xs[q] + s);
+        for (int r = 0; r < R; ++r) {
+          const V dv = at(d + (r0 + r) * size + s);
+          for (int q = 0; q < Q; ++q) acc[r][q] += dv * xv[q];
+        }
+      }
+      for (int r = 0; r < R; ++r)
+        for (int q = 0; q < Q; ++q) {
+          double* sum = g + to[(r0 + r) * cols + q0 + q];
+          put(sum, at(sum) + acc[r][q]);
+        }
+    });
+  });
+}
+
+void sum_add(int64_t samples, const double* x, double* y) {
+  V sum{};
+  for (int64_t s = 0; s < samples * kL; s += kL) sum += at(x + s);
+  put(y, at(y) + sum);
+}
+
+void mirror(int64_t n, const int32_t* rank, double* h) {
+  constexpr int64_t kBlock = 8;
+  for (int64_t i0 = 0; i0 < n; i0 += kBlock)
+    for (int64_t j0 = 0; j0 <= i0; j0 += kBlock)
+      for (int64_t i = i0; i < std::min(n, i0 + kBlock); ++i)
+        for (int64_t j = j0; j < std::min(i, j0 + kBlock); ++j) {
+          double *lower = h + (i * n + j) * kL, *upper = h + (j * n + i) * kL;
+          if (rank[j] <= rank[i]) put(lower, at(upper));
+          else put(upper, at(lower));
+        }
+}
+
+void to_points(int64_t count, double scale, const double* x, double* y, int64_t step) {
+  int64_t i = 0;
+  for (; i + kL <= count; i += kL) {
+    alignas(64) double block[kL][kL];
+    for (int r = 0; r < kL; ++r) {
+      alignas(64) double row[kL];
+      put(row, at(x + (i + r) * kL) * scale);
+      for (int l = 0; l < kL; ++l) block[l][r] = row[l];
+    }
+    for (int l = 0; l < kL; ++l) put(y + l * step + i, at(block[l]));
+  }
+  for (; i < count; ++i)
+    for (int l = 0; l < kL; ++l) y[l * step + i] = scale * x[i * kL + l];
+}
+
+}  // namespace
+}  // namespace pylandscape::cpu
+
+#include "cpu/tridiagonal.inl"
+
+namespace pylandscape::cpu::PL_ISA_NS {
+
+const PointKernels points = {kL,
+                             &linear,
+                             &outer_add,
+                             &dots_add,
+                             &sum_add,
+                             &mirror,
+                             &to_points,
+                             &tridiagonal_lanes,
+                             &tridiagonal_one,
+                             &tridiagonal_eigenvalues};
+
+}  // namespace pylandscape::cpu::PL_ISA_NS

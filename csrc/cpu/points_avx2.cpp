@@ -1,0 +1,2 @@
+#define PL_ISA_NS avx2
+#include "cpu/points.inl"

@@ -1,0 +1,2 @@
+#define PL_ISA_NS baseline
+#include "cpu/points.inl"

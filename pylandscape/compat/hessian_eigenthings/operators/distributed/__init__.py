@@ -1,0 +1,5 @@
+"""Operators over several processes."""
+
+from .ddp import DDPHessianOperator
+
+__all__ = ["DDPHessianOperator"]

@@ -1,0 +1,41 @@
+"""Writing HDF5 files in the original's layout, each change whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import h5py
+
+from ...errors import InvalidArgument
+
+
+@contextmanager
+def replacing(path: Path, fresh: bool = False) -> Iterator[h5py.File]:
+    """A copy of the file to write to (if ``fresh`` an empty one), which takes its place at the end.
+
+    No locks: readers see the old file or the new one.
+
+    Raises:
+        InvalidArgument: there is no such folder. Whatever is raised inside leaves the old file.
+    """
+    target = Path(os.path.realpath(path))
+    if not target.parent.is_dir():
+        raise InvalidArgument(f"{path}: expected an existing folder, got {target.parent}")
+    temporary = target.with_name(f".{secrets.token_hex(8)}.tmp")  # names are near 255 bytes already
+    try:
+        if not fresh:
+            shutil.copyfile(target, temporary)
+        with h5py.File(temporary, "w" if fresh else "r+", locking=False) as file:
+            yield file
+        with open(temporary, "rb") as done:
+            os.fsync(done.fileno())
+        os.replace(temporary, target)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,1 @@
+"""Models as vectors: `model_wrapper` and `model_parameters`."""

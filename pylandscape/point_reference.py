@@ -1,0 +1,125 @@
+"""Loss, gradient and Hessian of many points by torch alone, in float64: works for every model."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .engine_torch import TorchEngine
+from .statistics import KIND
+
+if TYPE_CHECKING:
+    from .landscape import Landscape
+
+_BYTES = 256 << 20  # of the Hessians of the points that are vectorised together
+_MAX_POINTS = 512
+_ASYMMETRY = 1e-9  # of a Hessian's largest entry, beyond which torch.func is wrong
+
+
+class _NotSymmetricError(Exception):
+    pass
+
+
+class TorchPoints:
+    """L, gradient and Hessian of a landscape at points (p, n), by a float64 copy of its model.
+
+    Points are vectorised by torch.func where the model allows it, otherwise they run one by one
+    through double backward; so for layer norm, of which torch.func (2.13) misses mixed second
+    derivatives: its Hessian is not symmetric then. Batch norm as in ``Landscape.gradient``.
+    """
+
+    def __init__(self, land: Landscape) -> None:
+        self.n, self.device = land.n_params, land.device
+        bn = land.bn if land.has_batchnorm else "eval"
+        self._engine = TorchEngine(
+            copy.deepcopy(land.model).to(land.device).double(),
+            land.loss_spec,
+            land.dataset.batches,
+            land.layout,
+            dtype=torch.float64,
+            device=land.device,
+            bn="eval" if bn == "interpolate" else bn,
+        )
+        assert all(entry.kind != KIND for entry in land.layout.entries)
+        self._vectorised = bn in ("eval", "interpolate")
+
+    def gradients(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Losses (p,) and gradients (p, n) of points (p, n), float64 on the CPU."""
+        value = torch.func.grad_and_value(self._loss)
+
+        def both(p: Tensor) -> tuple[Tensor, ...]:
+            gradient, loss = torch.func.vmap(value)(p)
+            return loss, gradient
+
+        losses, rows = self._each(points, 1, both, self._gradient)
+        return losses, rows
+
+    def hessians(self, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The same, and Hessians (p, n, n), exactly symmetric."""
+        value = torch.func.grad_and_value(self._loss)
+        hessian = torch.func.hessian(self._loss)
+
+        def all_three(p: Tensor) -> tuple[Tensor, ...]:
+            gradient, loss = torch.func.vmap(value)(p)
+            matrices = torch.func.vmap(hessian)(p)
+            apart = (matrices - matrices.mT).abs().amax((1, 2))
+            if bool((apart > _ASYMMETRY * matrices.abs().amax((1, 2))).any()):
+                raise _NotSymmetricError
+            return loss, gradient, matrices
+
+        losses, rows, matrices = self._each(points, self.n, all_three, self._hessian)
+        return losses, rows, (matrices + matrices.mT) / 2
+
+    def _each(
+        self,
+        points: Tensor,
+        width: int,
+        vectorised: Callable[[Tensor], tuple[Tensor, ...]],
+        single: Callable[[Tensor], tuple[Tensor, ...]],
+    ) -> tuple[Tensor, ...]:
+        """The results of chunks of points, concatenated."""
+        p = points.to(self.device, torch.float64)
+        size = max(1, min(_MAX_POINTS, _BYTES // (16 * self.n * width)))
+        parts: list[tuple[Tensor, ...]] = []
+        for chunk in p.split(size) if len(p) else (p[:0],):
+            if self._vectorised and len(chunk):
+                try:
+                    with self._engine.session():
+                        parts.append(tuple(t.detach().cpu() for t in vectorised(chunk)))
+                    continue
+                except Exception:  # what torch.func cannot follow runs point by point
+                    self._vectorised = False
+            rows = [single(point) for point in chunk]
+            shapes = ((), (self.n,), (self.n, self.n))[: 2 + (width > 1)]
+            parts.append(
+                tuple(torch.stack(column).cpu() for column in zip(*rows, strict=True))
+                if rows
+                else tuple(torch.empty(0, *s, dtype=torch.float64) for s in shapes)
+            )
+        return tuple(torch.cat(column) for column in zip(*parts, strict=True))
+
+    def _loss(self, theta: Tensor) -> Tensor:
+        state = self._engine.state(theta)
+        total: Any = 0.0
+        denominator = 0.0
+        for index in range(len(self._engine.batches)):
+
+            def value(model: Any, index: int = index) -> tuple[Tensor, float]:
+                return self._engine.batch_loss(model, index)[:2]
+
+            share, weight = self._engine.run(state, value)
+            total, denominator = total + share, denominator + weight
+        result: Tensor = total / denominator
+        return result
+
+    def _gradient(self, point: Tensor) -> tuple[Tensor, ...]:
+        loss = self._engine.prepare_points(("loss",))(point[None])["loss"]
+        return torch.tensor(loss[0], dtype=torch.float64), self._engine.gradient(point)
+
+    def _hessian(self, point: Tensor) -> tuple[Tensor, ...]:
+        identity = torch.eye(self.n, dtype=torch.float64, device=self.device)
+        return *self._gradient(point), self._engine.product("hessian", point, identity)
