@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -34,8 +35,9 @@ FLAGS = [
 ]
 
 
-def compiler() -> str | None:
-    return os.environ.get("CXX") or shutil.which("g++")
+def compiler() -> list[str]:
+    """The command of the host's C++ compiler."""
+    return shlex.split(os.environ.get("CXX", "g++"))
 
 
 def compile_objects(sources: tuple[Path, ...], flags: list[str], folder: Path) -> list[str]:
@@ -45,7 +47,7 @@ def compile_objects(sources: tuple[Path, ...], flags: list[str], folder: Path) -
 
     def one(source: Path) -> str:
         target = folder / f"{source.name}.o"
-        command = [str(compiler()), *flags, "-x", "c++", "-c", str(source), "-o", str(target)]
+        command = [*compiler(), *flags, "-x", "c++", "-c", str(source), "-o", str(target)]
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, f"{' '.join(command)}\n{done.stderr[-5000:]}"
         return str(target)
@@ -74,7 +76,7 @@ def _sanitized() -> list[str]:
 @lru_cache(maxsize=1)
 def library() -> ctypes.CDLL:
     """The emulated ops, loaded: torch.ops.pylandscape_emulated."""
-    if compiler() is None:
+    if shutil.which(compiler()[0]) is None:
         pytest.skip("no C++ compiler to build the emulated kernels with")
     kept = Path(tempfile.gettempdir()) / f"pylandscape-emulation-{os.getuid()}"
     kept.mkdir(exist_ok=True, mode=0o700)
@@ -85,7 +87,7 @@ def library() -> ctypes.CDLL:
             objects = compile_objects(SOURCES, flags, Path(folder))
             torch_cpu = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
             linked = Path(folder) / "linked.so"
-            link = [str(compiler()), "-shared", *_sanitized(), *objects, str(torch_cpu)]
+            link = [*compiler(), "-shared", *_sanitized(), *objects, str(torch_cpu)]
             subprocess.run([*link, "-o", str(linked)], check=True)
             linked.rename(target)
     torch.ops.load_library(str(target))
