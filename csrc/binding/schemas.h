@@ -31,6 +31,10 @@ inline void define_ops(torch::stable::detail::StableLibrary& m) {
   // Only on a GPU (spectral_ops.h).
   m.def("basis_pass_(Tensor basis, Tensor source, Tensor coefficients, Tensor(a!) w) -> Tensor");
   m.def("small_eigenvalues(Tensor matrices) -> Tensor");
+  // Only on a GPU (point_ops.h).
+  m.def("point_hessians_(Tensor program, Tensor list, Tensor constants, Tensor x, Tensor targets, "
+        "Tensor loss_weights, Tensor points, float denominator, Tensor(a!) losses, "
+        "Tensor(b!) gradients, Tensor(c!) hessians) -> ()");
 }
 
 }  // namespace pylandscape
