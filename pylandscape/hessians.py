@@ -211,7 +211,7 @@ def check_memory(count: int, n: int, memory: int | None) -> None:
 
 
 def _native_points(land: Landscape) -> NativePoints | PointsCuda:
-    """The kernels of the landscape's device; raises NotLowered with the reason where they cannot."""
+    """The kernels of the landscape's device; raises NotLowered where they cannot."""
     if land.device.type == "cuda":
         return points_cuda.build(land, float64_engine(land))
     if land.device.type != "cpu":

@@ -1,4 +1,4 @@
-"""Loss, gradient, Hessian and eigenvalues of many points on a GPU, in float64 (csrc/cuda/hessians.cu).
+"""Loss, gradient, Hessian and eigenvalues of many points on a GPU (csrc/cuda/hessians.cu), float64.
 
 The model is compiled on the CPU, from a copy of it; a plan from shapes says how a point runs in a
 block's shared memory. What does not fit, or has no kernel, is refused with the reason.
@@ -30,7 +30,7 @@ class PointsCuda:
 
     ``engine`` is the landscape's program in float64, ``kernels`` holds the ops; ``shared_limit`` is
     how many bytes of shared memory a block may have. Raises NotLowered where a plan does not fit.
-    Points go to the device, and results come back, once for each chunk of points; nothing else waits.
+    Points go to the device, and results come back, once for each chunk of points.
     """
 
     reason: str | None = None

@@ -35,6 +35,8 @@ enum class Kind : int32_t {
   kGather,   // row r is row index[r]: m rows
   kSum,      // outer pixels of k channels: factor (weight) times the sum of rows
              // index[bounds[o]] .. index[bounds[o + 1] - 1] + channel; bounds first, then index
+  kMatmul,   // a x y (cpu::MatmulArgs): (outer, m, k) and (outer, k, inner); index: the strides
+             // xi, xk, yk, yj, zi, zj, then the first rows of each of `outer` in x, in y and in out
 };
 
 struct Step {

@@ -90,9 +90,25 @@ __device__ void each_softmax(const Step& s, F f) {
 
 __device__ inline double probability(const Step& s, double y) { return s.log != 0 ? exp(y) : y; }
 
+// f(z, x, y) for the rows of each product of a matmul step.
+template <typename F>
+__device__ void each_product(const Column& c, const Step& s, F f) {
+  const int32_t* const stride = c.list + s.index;
+  const int32_t *const x = stride + 6, *const y = x + s.outer, *const z = y + s.outer;
+  for (int32_t o = 0; o < s.outer; ++o)
+    for (int32_t e = 0; e < s.m * s.inner; ++e) {
+      const int32_t i = e / s.inner, j = e % s.inner;
+      for (int32_t k = 0; k < s.k; ++k)
+        f(s.out + z[o] + i * stride[4] + j * stride[5], s.x + x[o] + i * stride[0] + k * stride[1],
+          s.y + y[o] + k * stride[2] + j * stride[3]);
+    }
+}
+
 // What relu let nothing through of: rows of the output of s.
 __device__ inline int32_t output_rows(const Step& s) {
-  return s.kind == Kind::kLinear ? s.outer * s.m : s.m;
+  return s.kind == Kind::kLinear ? s.outer * s.m
+         : s.kind == Kind::kMatmul ? s.outer * s.m * s.inner
+                                   : s.m;
 }
 __device__ inline void mask(const Column& c, const Step& s, const Rows& x) {
   if (s.relu == 0) return;
@@ -172,6 +188,10 @@ __device__ inline void forward_step(const Column& c, const Step& s) {
         c.v(s.out + r) = c.source(s.weight + o) * sum;
       }
       break;
+    case Kind::kMatmul:
+      for (int32_t r = 0; r < output_rows(s); ++r) c.v(s.out + r) = 0;
+      each_product(c, s, [&](int32_t z, int32_t x, int32_t y) { c.v(z) += s.a * c.v(x) * c.v(y); });
+      break;
   }
   if (s.relu != 0)
     for (int32_t r = 0; r < output_rows(s); ++r) c.v(s.out + r) = relu(c.v(s.out + r));
@@ -248,6 +268,13 @@ __device__ inline void pull(const Column& c, const Step& s, const Rows& to, int3
         const double dy = c.source(s.weight + o) * to(s.out + r);
         for (int32_t i = bounds[o]; i < bounds[o + 1]; ++i) to(rows[i] + r % s.k) += dy;
       }
+      return;
+    case Kind::kMatmul:
+      each_product(c, s, [&](int32_t z, int32_t i, int32_t j) {
+        const double dz = s.a * to(z);
+        if (x) to(i) += dz * c.v(j);
+        if (s.y >= low) to(j) += dz * c.v(i);
+      });
       return;
   }
 }
@@ -349,6 +376,12 @@ __device__ inline void tangent_step(const Column& c, const Step& s) {
         c.rv(s.out + r) = c.source(s.weight + o) * sum;
       }
       return;
+    case Kind::kMatmul:
+      each_product(c, s, [&](int32_t z, int32_t i, int32_t j) {
+        if (x) c.rv(z) += s.a * c.rv(i) * c.v(j);
+        if (c.bends(s.y)) c.rv(z) += s.a * c.v(i) * c.rv(j);
+      });
+      return;
   }
 }
 
@@ -414,6 +447,14 @@ __device__ inline void bend(const Column& c, const Step& s) {
           c.rd(s.x + own) += s.log != 0 ? -exp(c.v(r)) * c.rv(r) * sum
                                         : c.rv(r) * (c.d(r) - sum) - c.v(r) * rsum;
         }
+      });
+      return;
+    case Kind::kMatmul:
+      if (!x || !c.bends(s.y)) return;  // what has no tangent bends nothing
+      each_product(c, s, [&](int32_t z, int32_t i, int32_t j) {
+        const double dz = s.a * c.d(z);
+        c.rd(i) += dz * c.rv(j);
+        c.rd(j) += dz * c.rv(i);
       });
       return;
     default: return;

@@ -150,7 +150,16 @@ class HessianPlanner {
         return gather(from, out, index);
       }
       case OpKind::kPool: return pool(from, out);
-      case OpKind::kMatmul: throw Refusal{"products of two activations"};
+      case OpKind::kMatmul: {
+        const cpu::MatmulArgs a = from.op->matmul();
+        std::vector<int64_t> list = {a.xi, a.xk, a.yk, a.yj, a.zi, a.zj};
+        for (const int64_t* first : {a.x_outer, a.y_outer, a.z_outer})
+          list.insert(list.end(), first, first + a.outer);
+        Step& s = add(Kind::kMatmul, from, out);
+        s.relu = 0, s.outer = narrow(a.outer), s.index = add_list(list);
+        s.m = narrow(a.m), s.k = narrow(a.k), s.inner = narrow(a.n);
+        return;
+      }
       default: throw Refusal{"an op without a kernel"};
     }
   }
