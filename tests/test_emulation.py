@@ -44,7 +44,8 @@ def test_a_missing_barrier_is_a_race() -> None:
         text=True,
     )
     assert found.returncode == 66, found.stdout[-2000:]
-    assert "data race" in found.stderr and "reverse<false>" in found.stderr
+    assert "data race" in found.stderr
+    assert "reverse<false>" in found.stderr
 
 
 @pytest.mark.skipif(RACES and "PLANTED" not in os.environ, reason="a race, which ends the run")
