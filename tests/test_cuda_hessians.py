@@ -367,7 +367,7 @@ def test_what_does_not_run_there_says_why(
             kernels_of(backend, regression(model, 9, 3, 2), limit)
 
 
-def test_what_the_kernels_refuse_torch_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_emulated_kernels_refuse_torch_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     land, emulation = regression(Largest(), 5, 3, 2), emulated()
     monkeypatch.setattr(front, "_native_points", lambda land: kernels_of(emulation, land))
@@ -439,7 +439,7 @@ def answers(land: pl.Landscape) -> dict[str, np.ndarray]:
     }
 
 
-def test_every_question_about_many_points_is_answered_by_the_kernels(
+def test_every_question_about_many_points_is_answered_by_emulated_kernels(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     torch.manual_seed(0)

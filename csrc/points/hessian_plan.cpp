@@ -274,24 +274,21 @@ class HessianPlanner {
       whole += int64_t{s.m} * s.columns * width(s);
       largest = std::max(largest, s.columns * width(s));
     }
-    p.points = 1, p.threads = hessian::kMaxThreads, p.batches = 1;
     p.columns = narrow(std::min<int64_t>(samples, hessian::kGroup));
-    if (second_ && most_tangents_ * p.columns <= kWarpColumns && samples <= hessian::kGroup) {
-      p.points = hessian::kMaxThreads / hessian::kWarp, p.threads = hessian::kWarp;
-      p.tangents = narrow(most_tangents_), p.buffer = narrow(whole);
-      if (fits(share(2))) return;
+    p.points = hessian::kMaxThreads / hessian::kWarp, p.threads = hessian::kWarp, p.batches = 1;
+    if (!second_) {
+      if (samples <= kWarpColumns && (p.columns = narrow(samples), fits(share(2)))) return;
       p.points = 1;
+      return choose_gradient(limit, share(3), share(2));
     }
-    p.threads = p_.n_ > kBlockPlaces && second_ ? hessian::kMaxThreads : hessian::kMaxThreads / 2;
-    if (!second_) return choose_gradient(limit, share(3), share(2));
-    const int64_t most =
-        std::clamp<int64_t>(p.threads / p.columns, 1, most_tangents_);
+    p.tangents = narrow(most_tangents_), p.buffer = narrow(whole);
+    if (samples <= hessian::kGroup && most_tangents_ * samples <= kWarpColumns && fits(share(2)))
+      return;
+    p.points = 1, p.threads = p_.n_ > kBlockPlaces ? hessian::kMaxThreads : hessian::kMaxThreads / 2;
+    const int64_t most = std::clamp<int64_t>(p.threads / p.columns, 1, most_tangents_);
     p.tangents = narrow(most);
-    if (whole < limit) {
-      p.buffer = narrow(whole);
-      for (const int64_t room : {share(3), share(2), limit})
-        if (fits(room)) return;
-    }
+    for (const int64_t room : {share(4), share(3), share(2), limit})
+      if (fits(room)) return;
     for (const int64_t room : {share(2), limit})
       for (int64_t tangents = most; tangents > 0; --tangents) {
         p.tangents = narrow(tangents), p.buffer = 0;
@@ -307,6 +304,7 @@ class HessianPlanner {
   void choose_gradient(int64_t limit, int64_t third, int64_t half) {
     hessian::Program& p = found_.program;
     const int64_t samples = p.samples, group = hessian::kGroup;
+    p.threads = hessian::kMaxThreads / 2;
     for (const int64_t room : {third, half, limit})
       for (int64_t columns = kGradientColumns; columns >= group; columns /= 2) {
         if (room != limit && columns < kGradientColumns && samples > columns) break;
