@@ -94,19 +94,25 @@ struct Program {
 static_assert(std::is_trivially_copyable_v<Program>, "it is a kernel's parameter");
 static_assert(sizeof(Program) <= 3800, "kernels have 4 KiB of parameters");
 
-// Where everything of one team lies, in doubles. Strides are odd: neighbouring rows of one sample
-// are in different banks.
+// A multiple of two, of an odd number of pairs: pairs of samples are read at once, and those of
+// neighbouring rows are in different banks.
+PL_HOST_DEVICE constexpr int32_t row_stride(int32_t columns) { return (columns + 1) / 4 * 4 + 2; }
+
+// Where everything of one team lies, in doubles; pairs are aligned.
 struct Layout {
   int32_t stride, wide_stride;  // of rows, and of rows of tangents
+  int32_t each;                 // columns of one direction in those
   int32_t source, values, adjoints, slopes, curves, kept, tangents, adjoint_tangents, buffer,
       gradient, terms, flags, total;
   PL_HOST_DEVICE explicit Layout(const Program& p)
-      : stride(p.columns | 1), wide_stride((p.columns * p.tangents) | 1) {
+      : stride(row_stride(p.columns)),
+        wide_stride(row_stride((p.columns + 1) / 2 * 2 * p.tangents)),
+        each((p.columns + 1) / 2 * 2) {
     const int32_t made = p.rows - p.first, some = p.tangents > 0 ? 1 : 0;
     int32_t at = 0;
     const auto take = [&at](int32_t size) {
       const int32_t from = at;
-      at += size;
+      at += (size + 1) / 2 * 2;
       return from;
     };
     source = take(p.source);

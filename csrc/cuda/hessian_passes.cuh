@@ -16,6 +16,14 @@ __device__ inline double& shared_number(int32_t i) {
   return reinterpret_cast<double*>(dynamic_shared())[i];
 }
 
+struct alignas(16) Pair {
+  double a, b;
+};
+// Numbers i and i + 1, i even.
+__device__ inline Pair shared_pair(int32_t i) {
+  return reinterpret_cast<const Pair*>(dynamic_shared())[i / 2];
+}
+
 // Row r of some shared memory, in this thread's column.
 struct Rows {
   int32_t first, stride;

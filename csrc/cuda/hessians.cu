@@ -36,6 +36,7 @@ struct Team {
   int32_t thread, threads;
 
   __device__ double& memory(int32_t i) const { return shared_number(base + i); }
+  __device__ Pair pair(int32_t i) const { return shared_pair(base + i); }
 
   __device__ void sync() const {
     if constexpr (kOneWarp) __syncwarp();
@@ -66,7 +67,7 @@ struct Team {
     }
     for (int32_t i = thread; i < p.buffer; i += threads) memory(at.buffer + i) = 0;
     for (int32_t i = thread; i < p.n; i += threads) memory(at.gradient + i) = 0;
-    for (int32_t i = thread; i < p.columns; i += threads) memory(at.values + i) = 1;
+    for (int32_t i = thread; i < at.stride; i += threads) memory(at.values + i) = 1;
     for (int32_t i = thread; p.tangents > 0 && i < at.wide_stride; i += threads)
       memory(at.tangents + i) = 0;
     const int found = (__any_sync(0xffffffffu, bad) ? 1 : 0) +
@@ -83,11 +84,18 @@ struct Team {
     }
   }
 
+  __device__ static int32_t even(int32_t count) { return (count + 1) / 2 * 2; }
+
   // Values, loss terms, adjoints of `count` samples from `first` on.
   __device__ void values(int32_t first, int32_t count) const {
     const DeviceTargets targets{a.index, a.dense, p.samples};
-    for (int32_t s = thread; s < count; s += threads) {
+    for (int32_t s = thread; s < even(count); s += threads) {
       const Column c = column(s, s);
+      if (s == count) {  // nothing, to make pairs
+        for (int32_t r = 1; r < p.rows; ++r) c.v(r) = 0;
+        for (int32_t r = p.first; r < p.rows; ++r) c.d(r) = 0;
+        continue;
+      }
       memory(at.terms + s) = forward(c, targets, int64_t{first} + s);
       reverse(c, targets, int64_t{first} + s);
     }
@@ -136,12 +144,16 @@ struct Team {
   // The passes of `number` directions from tangent `first` on.
   __device__ void tangents(int32_t first, int32_t number, int32_t count) const {
     const Tangent lowest = entry<Tangent>(a.list, p.tangent_table, first);
-    for (int32_t c = thread; c < number * p.columns; c += threads) {
-      const int32_t t = c / p.columns, sample = c % p.columns;
-      if (sample >= count) continue;
-      const Tangent own = entry<Tangent>(a.list, p.tangent_table, first + t);
+    for (int32_t c = thread; c < number * at.each; c += threads) {
+      const int32_t t = c / at.each, sample = c % at.each;
+      if (sample >= even(count)) continue;
       Column found = column(c, sample);
       found.low = p.step[lowest.step].out;
+      if (sample == count) {
+        for (int32_t r = found.low; r < p.rows; ++r) found.rv(r) = found.rd(r) = 0;
+        continue;
+      }
+      const Tangent own = entry<Tangent>(a.list, p.tangent_table, first + t);
       tangent_forward(found, lowest.step, own.step, own.row);
       tangent_reverse(found, own.step);
     }
@@ -174,23 +186,29 @@ struct Team {
             const int32_t row = input_row(s, s.x + o * s.k, item.first + q);
             x[q] = at.values + row * at.stride;
             rx[q] = at.tangents + (row >= low ? row - p.first + 1 : 0) * at.wide_stride +
-                    t * p.columns;
+                    t * at.each;
           }
           const int32_t own_row = item.row + o * s.m - p.first;
           const int32_t d = at.adjoints + own_row * at.stride;
           const int32_t rd =
-              at.adjoint_tangents + own_row * at.wide_stride + t * p.columns;
-          for (int32_t k = 0; k < count; ++k) {
-            double right[kNarrow];
-            const double slope = memory(d + k), bent = memory(rd + k);
+              at.adjoint_tangents + own_row * at.wide_stride + t * at.each;
+          for (int32_t k = 0; k < count; k += 2) {  // in the order of the samples
+            Pair right[kNarrow];
+            const Pair slope = pair(d + k), bent = pair(rd + k);
 #pragma unroll
-            for (int q = 0; q < kNarrow; ++q)
-              right[q] = bent * memory(x[q] + k) + slope * memory(rx[q] + k);
+            for (int q = 0; q < kNarrow; ++q) {
+              const Pair value = pair(x[q] + k), tangent = pair(rx[q] + k);
+              right[q].a = bent.a * value.a + slope.a * tangent.a;
+              right[q].b = bent.b * value.b + slope.b * tangent.b;
+            }
 #pragma unroll
             for (int j = 0; j < kWide; ++j) {
-              const double value = memory(left[j] + k);
+              const Pair value = pair(left[j] + k);
 #pragma unroll
-              for (int q = 0; q < kNarrow; ++q) sum[j][q] += value * right[q];
+              for (int q = 0; q < kNarrow; ++q) {
+                sum[j][q] += value.a * right[q].a;
+                sum[j][q] += value.b * right[q].b;
+              }
             }
           }
         }
@@ -278,7 +296,8 @@ __global__ void __launch_bounds__(hessian::kMaxThreads, 2)
   if (number >= a.g * program.batches) return;  // the whole team
   const Team<kOneWarp> team{program, a, at, own * at.total, kOneWarp ? thread % kWarp : thread,
                             program.threads};
-  team.run(number / program.batches, static_cast<int32_t>(number % program.batches));
+  if constexpr (kOneWarp) team.run(number, 0);  // one batch
+  else team.run(number / program.batches, static_cast<int32_t>(number % program.batches));
 }
 
 template <bool kOneWarp>
