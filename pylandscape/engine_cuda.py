@@ -283,8 +283,9 @@ class Question:
         )
         read: list[Source] = []
         for i in self._todo:
-            own = [ops[i].bias] if i in terms else ops[i].uses()
-            read += [use for use in own if use in moved and not ops[i].folded()]
+            own: list[Source | None] = [ops[i].bias] if i in terms else [*ops[i].uses()]
+            if not ops[i].folded():
+                read += [use for use in own if use is not None and use in moved]
         together = Moved(self._theta, self._d, read)
         self._where = Where(e.kernels, self._theta, self._d, e.constants, moved, together)
 

@@ -332,8 +332,8 @@ class TorchProgram:
         scale: Tensor | None = None,
         shift: Tensor | None = None,
         add: Tensor | None = None,
-        f: Function = _IDENTITY,
         *,
+        f: Function = _IDENTITY,
         own: bool = False,
         to: Tensor | None = None,
     ) -> Tensor:
@@ -420,9 +420,10 @@ def most_alive(program: TorchProgram, todo: Sequence[int], features: Callable[[i
 
 def most_extra(program: TorchProgram, todo: Sequence[int], samples: int) -> int:
     """What the ways of the convolutions hold beside values, for one point."""
-    convs = [(op.conv, op.inputs[0]) for op in map(program.ops.__getitem__, todo)]
-    return max(
-        (extra_elements(conv, samples, program.way(conv, samples, x == 0))
-         for conv, x in convs if conv is not None),
-        default=0,
-    )  # fmt: skip
+    sizes = [0]
+    for i in todo:
+        op = program.ops[i]
+        if op.conv is not None:
+            way = program.way(op.conv, samples, op.inputs[0] == 0)
+            sizes.append(extra_elements(op.conv, samples, way))
+    return max(sizes)
