@@ -19,11 +19,19 @@ _MOST = 4  # recordings of one question: each holds what a chunk takes
 
 
 class Recording(Protocol):
-    """``replay`` computes ``result`` anew, on the current stream."""
+    """``replay`` computes ``result`` anew, on the current stream.
+
+    Its buffers are written between ``wait``, after which nobody uses them, and ``release``, after
+    which others may.
+    """
 
     result: Tensor
 
+    def wait(self) -> None: ...
+
     def replay(self) -> None: ...
+
+    def release(self) -> None: ...
 
 
 class Recorder(Protocol):
@@ -93,7 +101,7 @@ class GraphRecorder:
 @dataclass
 class _Kept:
     given: Tensor  # what the recording reads
-    recording: Any
+    recording: Recording
 
 
 class Replays:
@@ -155,11 +163,9 @@ class Replays:
         recording = kept.recording
         if kept.given.shape != c.shape or kept.given.dtype != c.dtype:
             raise AssertionError(f"recorded for {tuple(kept.given.shape)}, got {tuple(c.shape)}")
-        if isinstance(recording, Graph):
-            recording.wait()
+        recording.wait()
         kept.given.copy_(c)
         recording.replay()
         result: Tensor = recording.result.clone()
-        if isinstance(recording, Graph):
-            recording.release()
+        recording.release()
         return result
