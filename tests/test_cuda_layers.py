@@ -47,7 +47,7 @@ class Network:
                 at += size
         self.n, self.sizes, self.sources = at + 1, sizes, places
         self.constants = normal(constant + 1, dtype=dtype).abs()
-        self.theta = normal(self.n, dtype=dtype).abs()
+        self.theta = normal(self.n, dtype=dtype).abs() + 0.5  # variances stay positive
 
     def parameter(self, thetas: Tensor, i: int) -> Tensor | None:
         """(g, elements) of parameter i at thetas (g, n)."""
