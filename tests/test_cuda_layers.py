@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cuda_support import Backend, backend  # noqa: F401
+from cuda_support import Backend, backend, one_thread  # noqa: F401
 from torch import Tensor
 
 from pylandscape._native import core, ops
 
 DTYPES = (torch.float32, torch.float64)
+pytestmark = pytest.mark.usefixtures("one_thread")
 NOWHERE = -(2**63)
 EPS = 1e-3  # of a batch norm
 

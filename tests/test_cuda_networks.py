@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cuda_support import Backend, backend  # noqa: F401
+from cuda_support import Backend, backend, one_thread  # noqa: F401
 from network_support import FAMILIES, member, plane
 from test_conv import CASES, Residual, data, settled
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from pylandscape.landscape import eval_mode
 from pylandscape.torch_conv import GROUPED, LOOPED, PRODUCTS, STACKED, WAYS, Conv, convolve, way_of
 
 DTYPES = (torch.float32, torch.float64)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 PLAIN = ("LeNet", "NIN", "VGG")  # also there with batch norm

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from cuda_support import Backend, backend, on_gpu  # noqa: F401
+from cuda_support import Backend, backend, on_gpu, one_thread  # noqa: F401
 from network_support import plane
 from test_conv import Residual, data, settled
 from torch import Tensor
@@ -19,6 +19,8 @@ import pylandscape as pl
 from pylandscape import engine_cuda
 from pylandscape.replays import GraphRecorder, Replays
 from pylandscape.torch_precision import exact_float32
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Tape:
@@ -260,7 +262,7 @@ SETTINGS: dict[str, Callable[[], None]] = {
     "older flags": lambda: (
         setattr(torch.backends.cuda.matmul, "allow_tf32", True),
         setattr(torch.backends.cudnn, "allow_tf32", False),
-    ),  # type: ignore[return-value, func-returns-value]
+    ),
     "newer, products": lambda: setattr(torch.backends.cuda.matmul, "fp32_precision", "tf32"),
     "newer, convolutions": lambda: setattr(torch.backends.cudnn.conv, "fp32_precision", "ieee"),
     "newer, all": lambda: setattr(torch.backends, "fp32_precision", "tf32"),
