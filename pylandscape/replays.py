@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -93,9 +94,20 @@ class GraphRecorder:
                         result = run()
                     finally:
                         graph.capture_end()
+            except BaseException:
+                self._abandon()
+                raise
             finally:
                 here.wait_stream(side)
             return Graph(graph, result)
+
+    def _abandon(self) -> None:
+        """After a capture that failed, torch's allocator may take it to be still under way."""
+        end = getattr(torch._C, "_cuda_endAllocateToPool", None)
+        with suppress(RuntimeError, TypeError):
+            if end is not None:
+                end(torch.cuda.current_device(), self._pool)
+        self._side = self._pool = None
 
 
 @dataclass

@@ -242,6 +242,25 @@ def test_a_graph_is_replayed_on_any_stream_and_under_the_callers_capture() -> No
 
 
 @on_gpu
+def test_a_question_is_captured_in_the_callers_graph() -> None:
+    torch.manual_seed(0)
+    x, y = data(40, 3, 5, 6, dtype=torch.float32)
+    land = pl.Landscape(
+        settled(Residual(), x), "cross_entropy", (x, y), device="cuda", engine="native"
+    )
+    question = land._native.ask(land.theta, plane(land))
+    c = torch.randn(5, 2, device="cuda")
+    want = question.sums(c)
+    given, graph = torch.zeros_like(c), torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = question.sums(given)
+    given.copy_(c)
+    graph.replay()
+    torch.cuda.synchronize()
+    assert torch.equal(found, want)
+
+
+@on_gpu
 def test_work_that_waits_for_the_device_is_done_without_a_recording() -> None:
     replays = Replays(GraphRecorder(torch.device("cuda", torch.cuda.current_device())))
 
@@ -252,6 +271,7 @@ def test_work_that_waits_for_the_device_is_done_without_a_recording() -> None:
         c = torch.randn(4, 2, device="cuda")
         torch.testing.assert_close(replays(waits, c), waits(c))
     assert replays.failure is not None
+    torch.cuda.empty_cache()  # the allocator takes no recording to be under way
     torch.testing.assert_close(replays(doubled, c, False), doubled(c))
 
 
