@@ -1,7 +1,7 @@
 """A GPU that is not there: tensors that say they are on cuda:0, kept apart from the others.
 
 Within `pretended_gpu` whatever is put on a CUDA device becomes an `OnDevice` tensor, which computes
-on the CPU. Mixing it with a tensor of the CPU, or asking for its address or for a NumPy array, is an
+on the CPU. Mixing it with a tensor of the CPU, or asking for its address or a NumPy array, is an
 error as on a GPU; the library's CUDA ops run by emulation (tests/emulation). So a run from a model
 to a result finds what would fail on a GPU for the wrong device, though not for its arithmetic.
 """
