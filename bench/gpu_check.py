@@ -86,7 +86,7 @@ TESTS = (
     "test_cuda_basis.py",
     "test_cuda_eigenvalues.py",
     "test_cuda_layers.py",
-    "test_cuda_networks.py",
+    "test_networks_cuda.py",
     "test_replays.py",
 )
 
