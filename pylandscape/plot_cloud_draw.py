@@ -309,7 +309,7 @@ def _log_texts(levels: Array) -> list[str]:
     powers = np.log10(levels)
     if not np.allclose(powers, np.round(powers)):
         return format_levels(levels)
-    return [rf"$10^{{{int(round(p))}}}$" for p in powers]
+    return [rf"$10^{{{round(p)}}}$" for p in powers]
 
 
 def _log_ticks(low: float, high: float) -> Array:

@@ -42,7 +42,7 @@ class PointsCuda:
         data: Data,
         device: torch.device,
         *,
-        kernels: Any = ops,
+        kernels: Any,
         shared_limit: int,
     ) -> None:
         program, self._denominator = engine.sums()
@@ -140,4 +140,4 @@ def build(land: Landscape, engine: NativeEngine) -> PointsCuda:
     index = land.device.index
     device = torch.device("cuda", torch.cuda.current_device() if index is None else index)
     limit = int(ops.cuda_shared_limit(device.index))
-    return PointsCuda(engine, land.loss_spec, data, device, shared_limit=limit)
+    return PointsCuda(engine, land.loss_spec, data, device, kernels=ops, shared_limit=limit)

@@ -14,6 +14,7 @@ import pytest
 import torch
 from cuda_support import Backend, backend, on_gpu  # noqa: F401
 from emulation_support import SHARED_LIMIT, emulated_ops, scheduled
+from pretended_gpu import pretended_gpu
 from test_hessians import LANES, LOSSES, landscape, points_of
 from torch import Tensor, nn
 
@@ -452,13 +453,24 @@ def test_every_question_about_many_points_is_answered_by_emulated_kernels(
         assert_close(got, want[name])
 
 
+def check_on(device: torch.device, land: pl.Landscape) -> None:
+    want = answers(land)
+    x, y = (t.to(device) for t in land.dataset.tensors() or ())
+    there = pl.Landscape(copy.deepcopy(land.model).to(device), "mse", (x, y))
+    evaluator = PointEvaluator(there)
+    assert isinstance(evaluator._native, PointsCuda), evaluator.reason
+    for name, got in answers(there).items():
+        assert_close(got, want[name])
+
+
+def test_a_model_on_a_pretended_gpu_has_the_cpus_answers_emulated() -> None:
+    torch.manual_seed(0)
+    land = regression(mlp(2, 3, 1), 9, 2, 1)
+    with pretended_gpu() as device:
+        check_on(device, land)
+
+
 @on_gpu
 def test_a_model_on_a_gpu_has_the_cpus_answers() -> None:
     torch.manual_seed(0)
-    land = regression(mlp(2, 3, 1), 9, 2, 1)
-    x, y = (t.cuda() for t in land.dataset.tensors() or ())
-    there = pl.Landscape(copy.deepcopy(land.model).cuda(), "mse", (x, y))
-    assert isinstance(PointEvaluator(there)._native, PointsCuda)
-    want = answers(land)
-    for name, got in answers(there).items():
-        assert_close(got, want[name])
+    check_on(torch.device("cuda"), regression(mlp(2, 3, 1), 9, 2, 1))
