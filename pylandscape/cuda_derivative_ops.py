@@ -3,7 +3,8 @@
 Names: dy is the adjoint of y, a leading r the tangent along a vector, so rdy is the tangent of the
 adjoint. Tensors are (k, rows, features), at theta (1, rows, features).
 
-A new op: a `Handler` in `HANDLERS` under its kind.
+A new op: a `Handler` in `HANDLERS` under its kind. Those of images and sequences are in
+cuda_derivative_layers.py.
 """
 
 from __future__ import annotations
@@ -12,17 +13,13 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+
+from .point_parameters import Source
 
 if TYPE_CHECKING:
     from .cuda_derivatives import Sweep
     from .torch_program import Op
-
-Source = tuple[int, int]
-
-
-def sources(op: Op) -> tuple[Source | None, ...]:
-    """All parameters of an op."""
-    return (op.weight, op.bias)
 
 
 class Handler:
@@ -52,7 +49,7 @@ class Handler:
 
     def samples(self, i: int, op: Op, s: Sweep, out: Tensor) -> None:
         """out (samples, n) += the gradients of the samples' own terms in the parameters."""
-        assert not any(use is not None and use[0] >= 0 for use in sources(op)), op.kind
+        raise NotImplementedError
 
 
 def _tangents(op: Op, s: Sweep) -> list[Tensor | None]:
@@ -75,7 +72,7 @@ class Linear(Handler):
         if v is not None:
             pairs.append((_columns(op, s.value(x)), _matrix(op, v).mT))
         if rx is not None:
-            pairs.append((_columns(op, rx), _matrix(op, _at_theta(op, s)).mT))
+            pairs.append((_columns(op, rx), _matrix(op, weight_at(op, s)).mT))
         bias, shape = s.along(op.bias), (s.k, s.rows, op.outer * op.m)
         if not pairs:
             assert bias is not None
@@ -102,7 +99,7 @@ class Linear(Handler):
         s.sum(pairs, op.weight, op.bias, op.transposed)
         if x not in s.s.moves:
             return
-        pairs = [(dy, _matrix(op, _at_theta(op, s)))]
+        pairs = [(dy, _matrix(op, weight_at(op, s)))]
         v = s.along(op.weight) if s.second else None
         if v is not None:
             pairs.append((at_theta, _matrix(op, v)))
@@ -138,9 +135,9 @@ class Linear(Handler):
         if op.weight is not None and op.weight[0] >= 0:
             x = _columns(op, s.value(op.inputs[0])).view(-1, op.outer, op.k)[:count]
             found = torch.bmm(x.mT, dy) if op.transposed else torch.bmm(dy.mT, x)
-            _part(out, op.weight).add_(found.view(count, -1))
+            part_of(out, op.weight).add_(found.view(count, -1))
         if op.bias is not None and op.bias[0] >= 0:
-            _part(out, op.bias).add_(dy.sum(1))
+            part_of(out, op.bias).add_(dy.sum(1))
 
 
 class Unary(Handler):
@@ -179,7 +176,7 @@ class Binary(Handler):
         if op.function < 2:
             sign = -1 if op.function == 1 else 1
             if rx is None or rz is None:
-                return rx if rx is not None else sign * _there(rz)
+                return rx if rx is not None else sign * there(rz)
             return torch.add(rx, rz, alpha=sign)
         if op.function == 2:
             parts = [r * s.value(other) for r, other in ((rx, z), (rz, x)) if r is not None]
@@ -201,7 +198,7 @@ class Binary(Handler):
             for slot, other, r in ((x, z, rz), (z, x, rx)):
                 if slot in s.s.moves:
                     own = dy * s.value(other)
-                    s.add(slot, own if r is None else own + _there(at_theta) * r)
+                    s.add(slot, own if r is None else own + there(at_theta) * r)
             return
         # q = x / y: dx = dq / y, dy = -dx q; along a vector rdx = (rdq - dx ry) / y.
         y, q = s.value(z), s.value(op.output)
@@ -210,7 +207,7 @@ class Binary(Handler):
             s.add(x, dx)
             s.add(z, -dx * q)
             return
-        dx = _there(at_theta) / y
+        dx = there(at_theta) / y
         rdx = (dy if rz is None else dy - dx * rz) / y
         s.add(x, rdx)
         s.add(z, -(rdx * q + dx * s.tangents[op.output]))
@@ -247,7 +244,7 @@ class LayerNorm(Handler):
         for x, use in ((terms, op.weight), (dy, op.bias)):
             if use is not None and use[0] >= 0:
                 rows = self._gains(op, x).view(s.rows, -1, use[1])[: len(out)]
-                _part(out, use).add_(rows.double().sum(1).to(out))
+                part_of(out, use).add_(rows.double().sum(1).to(out))
 
     def _gains(self, op: Op, x: Tensor) -> Tensor:
         """(k, rows of their own, gains)."""
@@ -270,10 +267,14 @@ class LayerNorm(Handler):
         rgain, rshift = (none if t is None else t for t in (rgain, rshift))
         wanted = which == 0 or op.inputs[0] in s.s.moves
         found, terms = s.s.kernels.norm_slopes(
-            s.value(op.inputs[0]), *optional, gain, rgain, rshift, s.k, which, op.outer, op.k, 1,
-            False, op.a, wanted,
+            s.value(op.inputs[0]), *optional, gain, rgain, rshift, s.k, which, *self._shape(op),
+            op.a, wanted,
         )  # fmt: skip
         return found, terms
+
+    def _shape(self, op: Op) -> tuple[int, int, int, bool]:
+        """Groups, features of each, pixels, and whether gains are those of the groups' channels."""
+        return (op.outer, op.k, 1, False)
 
 
 class Softmax(Handler):
@@ -291,9 +292,7 @@ class Softmax(Handler):
         more = (s.adjoint(op.output), s.tangents[op.output]) if s.second else ()
         s.add(op.inputs[0], self._slopes(op, s, dy, False, *more))
 
-    def _slopes(
-        self, op: Op, s: Sweep, given: Tensor, tangent: bool, *more: Tensor
-    ) -> Tensor:
+    def _slopes(self, op: Op, s: Sweep, given: Tensor, tangent: bool, *more: Tensor) -> Tensor:
         dy, ry = (t.contiguous() for t in more) if more else (s.s.none, s.s.none)
         found = s.s.kernels.softmax_slopes(
             s.value(op.output), given.contiguous(), dy, ry, op.log, tangent, op.outer, op.k,
@@ -337,7 +336,7 @@ class Expand(Handler):
     def tangent(self, i: int, op: Op, s: Sweep) -> Tensor:
         v = s.along(op.weight)
         assert v is not None
-        return v[:, s.s.index(i)][:, None].expand(s.k, s.rows, -1)
+        return v[:, s.s.list_of(i, "index")][:, None].expand(s.k, s.rows, -1)
 
     def reverse(self, i: int, op: Op, s: Sweep, dy: Tensor) -> None:
         if s.sums is None:
@@ -345,25 +344,30 @@ class Expand(Handler):
         assert op.weight is not None
         sums = s.sums.new_zeros(len(dy), dy.shape[2])
         s.s.kernels.add_row_sums_(sums, 0, dy.contiguous(), 0)
-        found = s.s.kernels.scatter_sums(sums[:, None], *s.s.inverse(i))
-        _part(s.sums, op.weight).add_(found[:, 0])
+        inverse = s.s.inverse(i, "index", op.weight[1])
+        found = s.s.kernels.scatter_sums(sums[:, None], *inverse)
+        part_of(s.sums, op.weight).add_(found[:, 0])
 
     def samples(self, i: int, op: Op, s: Sweep, out: Tensor) -> None:
         assert op.weight is not None
-        found = s.s.kernels.scatter_sums(s.adjoint(op.output).contiguous(), *s.s.inverse(i))
-        _part(out, op.weight).add_(found[0, : len(out)])
+        inverse = s.s.inverse(i, "index", op.weight[1])
+        found = s.s.kernels.scatter_sums(s.adjoint(op.output).contiguous(), *inverse)
+        part_of(out, op.weight).add_(found[0, : len(out)])
 
 
 class Gather(Handler):
     """Feature f is feature index[f] of the input, or constant."""
 
     def tangent(self, i: int, op: Op, s: Sweep) -> Tensor:
-        index, rx = s.s.index(i), s.tangents[op.inputs[0]]
-        found = rx[..., index.clamp(min=0)]
-        return torch.where(index < 0, 0, found) if min(op.index, default=0) < 0 else found
+        found = s.tangents[op.inputs[0]].index_select(2, s.s.list_of(i, "from"))
+        if min(op.index, default=0) < 0:
+            found.masked_fill_(s.s.list_of(i, "index") < 0, 0)
+        return found
 
     def reverse(self, i: int, op: Op, s: Sweep, dy: Tensor) -> None:
-        s.add(op.inputs[0], s.s.kernels.scatter_sums(dy.contiguous(), *s.s.inverse(i)))
+        x = op.inputs[0]
+        inverse = s.s.inverse(i, "index", s.s.features(x))
+        s.add(x, s.s.kernels.scatter_sums(dy.contiguous(), *inverse))
 
 
 HANDLERS: dict[str, Handler] = {
@@ -378,7 +382,15 @@ HANDLERS: dict[str, Handler] = {
 }
 
 
-def _at_theta(op: Op, s: Sweep) -> Tensor:
+def inverse_of(index: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """(start (width + 1,), list) int32: where index (count,) is 0, 1 ..., in order."""
+    order = torch.argsort(index, stable=True)[int((index < 0).sum()) :]
+    counts = torch.bincount(index[index >= 0], minlength=width)
+    start = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    return start.to(torch.int32), order.to(torch.int32)
+
+
+def weight_at(op: Op, s: Sweep) -> Tensor:
     assert op.weight is not None
     return s.d.parameter(op.weight)
 
@@ -398,13 +410,13 @@ def _columns(op: Op, x: Tensor) -> Tensor:
 
 def _placed(x: Tensor, first: int, features: int) -> Tensor:
     """x (g, rows, some) as features first, first + 1 ... of as many, the others zero."""
-    return torch.nn.functional.pad(x, (first, features - first - x.shape[2]))
+    return F.pad(x, (first, features - first - x.shape[2]))
 
 
-def _part(out: Tensor, use: Source) -> Tensor:
+def part_of(out: Tensor, use: Source) -> Tensor:
     return out[:, use[0] : use[0] + use[1]]
 
 
-def _there(x: Tensor | None) -> Tensor:
+def there(x: Tensor | None) -> Tensor:
     assert x is not None
     return x

@@ -6,7 +6,7 @@ backward (Pearlmutter 1994). Products of small matrices, everything between prod
 over samples are the kernels of csrc/cuda/products.h; large matrices go to torch.
 
 Shapes: values at theta (1, rows, features), tangents and their adjoints (k, rows, features). Rows
-are the samples of a tile, filled up to a multiple of 64 with copies of the last one, which weigh
+are the samples of a tile, filled up to a multiple of 32 with copies of the last one, which weigh
 nothing. Tiles follow from shapes alone and no product mixes vectors, so the result of a vector
 depends neither on the block that it comes in nor on what memory there is.
 """
@@ -15,32 +15,36 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from .cuda_derivative_ops import HANDLERS, sources
+from . import cuda_derivative_layers  # noqa: F401
+from .cuda_derivative_ops import HANDLERS, inverse_of
 from .errors import NotLowered
+from .point_parameters import Parameters, Source, Where
+from .replays import Replays
+from .torch_precision import exact_float32
+from .torch_program import TorchProgram
 
 if TYPE_CHECKING:
     from .engine_cuda import CudaEngine
     from .torch_program import Op
 
-Source = tuple[int, int]
-
-ROWS = 64  # a tile's rows are a multiple; every vector's values then begin aligned
-TILE_BYTES = 256 << 20  # tangents and adjoints of one vector over a tile
+ROWS = 32  # a tile's rows are a multiple; every vector's values then begin aligned
+TILE_BYTES = 512 << 20  # tangents and adjoints of one vector over a tile
 BLOCK_BYTES = 2 << 30  # of the vectors that a tile takes together
 MOST_VECTORS = 256  # of a block
 LARGE = 1 << 27  # multiply-adds of one vector's product from which torch multiplies
 SUM_ROWS = 512  # rows that torch adds in the program's dtype; beyond, sums are double
+RECORDED_BYTES = 512 << 20  # what a product may take to be recorded as a CUDA graph
 MATRICES = ("hessian", "gauss_newton", "covariance")
 
 
 @dataclass
 class Tile:
-    """Some samples at theta: ``values`` and ``adjoints`` by slot, what an op keeps by its number."""
+    """Some samples at theta: values and adjoints by slot, ``saved`` by op what it keeps."""
 
     first: int
     count: int
@@ -59,13 +63,14 @@ class Structure:
     """What of a program does not depend on theta: which slots move, who reads them."""
 
     def __init__(self, engine: CudaEngine) -> None:
-        self.ops = engine.torch_program.ops
-        self.output = engine.torch_program.output
         self.program, self.kernels = engine.program, engine.kernels
         self.device, self.dtype = engine.device, engine.dtype
+        self.torch_program = TorchProgram(self.program, self.kernels, self.device, fused=False)
+        self.ops = self.torch_program.ops
+        self.output = self.torch_program.output
         self.moves: set[int] = set()
         for op in self.ops:
-            own = any(use is not None and use[0] >= 0 for use in sources(op))
+            own = any(at >= 0 for at, _ in op.uses())
             if own or any(x in self.moves for x in op.inputs):
                 self.moves.add(op.output)
         self.producer = {op.output: i for i, op in enumerate(self.ops)}
@@ -74,9 +79,11 @@ class Structure:
         # By op, the unary op that alone reads what it gives.
         self.followers = [self._follower(i) for i in range(len(self.ops))]
         self.none = torch.empty(0, dtype=self.dtype, device=self.device)
-        self._tables: dict[int, tuple[Tensor, ...]] = {}
+        self._tables: dict[tuple[int, str], tuple[Tensor, ...]] = {}
         unknown = [op.kind for op in self.moving() if op.kind not in HANDLERS]
         self.refusal = f"{unknown[0]} has no derivative on CUDA" if unknown else None
+        if self.program.mixes:
+            self.refusal = "derivatives of a batch's own statistics"
 
     def moving(self) -> list[Op]:
         return [op for op in self.ops if op.output in self.moves]
@@ -91,84 +98,102 @@ class Structure:
         (reader,) = [j for j, op in enumerate(self.ops) if slot in op.inputs]
         return reader if self.ops[reader].kind == "unary" else None
 
-    def index(self, i: int) -> Tensor:
-        """The index of op i, on the device."""
-        return self._table(i)[0]
+    def list_of(self, i: int, name: str) -> Tensor:
+        """A list of op i on the device, int64: `TorchProgram._index`."""
+        return self.torch_program._index(i, name)
 
-    def inverse(self, i: int) -> tuple[Tensor, Tensor]:
-        """(start, list): which elements of the index of op i are 0, 1, 2 ..., as `scatter_sums`
-        wants them."""
-        return self._table(i)[1:3]  # type: ignore[return-value]
+    def inverse(self, i: int, name: str, width: int) -> tuple[Tensor, Tensor]:
+        """(start, list): which elements of a list of op i are 0, 1 ... width - 1, as
+        `scatter_sums` wants them."""
+        if (i, name) not in self._tables:
+            found = inverse_of(self.list_of(i, name).cpu(), width)
+            self._tables[i, name] = tuple(t.to(self.device) for t in found)
+        start, listed = self._tables[i, name]
+        return start, listed
 
-    def _table(self, i: int) -> tuple[Tensor, ...]:
-        if i not in self._tables:
-            op = self.ops[i]
-            width = self.features(op.inputs[0]) if op.inputs else op.weight[1]  # type: ignore[index]
-            index = torch.tensor(op.index, dtype=torch.int64)
-            order = torch.argsort(index, stable=True)
-            order = order[(index < 0).sum() :]
-            counts = torch.bincount(index[index >= 0], minlength=width)
-            start = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-            host = (index, start.to(torch.int32), order.to(torch.int32))
-            self._tables[i] = tuple(t.to(self.device) for t in host)
-        return self._tables[i]
+    def windows(self, i: int) -> Tensor:
+        """Which window each element of a pool's list belongs to."""
+        if (i, "windows") not in self._tables:
+            bounds = torch.tensor(self.ops[i].bounds)
+            found = torch.arange(len(bounds) - 1).repeat_interleave(bounds.diff())
+            self._tables[i, "windows"] = (found.to(self.device, torch.int32),)
+        return self._tables[i, "windows"][0]
 
 
 class Derivatives:
     """Of an engine's loss, the sum over its samples, at theta (n,). Nothing here waits for the
     device but the question whether everything is kept, which shapes answer."""
 
-    def __init__(self, engine: CudaEngine, structure: Structure, theta: Tensor, memory: int) -> None:
+    def __init__(
+        self, engine: CudaEngine, structure: Structure, theta: Tensor, memory: int
+    ) -> None:
         self.engine, self.structure = engine, structure
         self.theta = theta.detach().to(engine.device, engine.dtype).contiguous()
         self.n, self.samples = int(engine.program.n), int(engine.program.samples)
+        none = self.theta.new_empty(0, self.n)
+        where = Where(engine.kernels, self.theta, none, engine.constants, frozenset(), None)
+        self._parameters = Parameters(where, self.theta.new_empty(1, 0))
+        self._channels: dict[int, tuple[Tensor, ...]] = {}
+        self._replays = Replays(engine.recorder())
         size = engine.x.element_size()
         own = sum(structure.features(op.output) for op in structure.moving())
-        self._each = 2 * size * max(1, own)  # bytes of a sample's tangents, and their adjoints
-        rows = max(1, TILE_BYTES // self._each // ROWS) * ROWS
-        self.starts = range(0, self.samples, rows)
-        self._rows = rows
+        each = 2 * size * max(1, own)  # bytes of a sample's tangents, and their adjoints
+        self._rows = max(1, TILE_BYTES // each // ROWS) * ROWS
+        self.starts = range(0, self.samples, self._rows)
+        self._each = each * min(self._rows, -(-self.samples // ROWS) * ROWS)
         self.total = torch.zeros(1, self.n, dtype=torch.float64, device=engine.device)
         self._kept: list[Tile] = []
-        for first in self.starts:
-            tile = self.at(first, self.total)
-            if first == 0 and len(self.starts) * _bytes(tile, engine.x) > memory:
-                self._kept, memory = [], -1
-            if memory >= 0:
-                self._kept.append(tile)
-        self.kept = memory >= 0
+        self.kept = True
+        with exact_float32():
+            for first in self.starts:
+                tile = self.at(first, self.total)
+                if first == 0:
+                    self.kept = len(self.starts) * _bytes(tile, engine.x) <= memory
+                if self.kept:
+                    self._kept.append(tile)
 
-    def products(self, matrix: str, vectors: Tensor, out: Tensor) -> None:
-        """out (k, n) float64 += A v for the rows of vectors (k, n)."""
+    def products(self, matrix: str, vectors: Tensor, scale: float) -> Tensor:
+        """scale A v (k, n) float64 for the rows of vectors (k, n)."""
         if self.structure.output not in self.structure.moves:
-            return
+            return vectors.new_zeros(vectors.shape, dtype=torch.float64)
+        small = len(self.starts) == 1 and self._each * len(vectors) <= RECORDED_BYTES
+        if not small:
+            return self._products(vectors, matrix, scale).T
+        return self._replays(self._products, vectors, matrix, scale).T
+
+    def _products(self, vectors: Tensor, matrix: str, scale: float) -> Tensor:
+        """(n, k). The same launches for all vectors of one shape: it may be recorded."""
         k = len(vectors)
-        rows = min(self._rows, -(-self.samples // ROWS) * ROWS)
-        block = min(MOST_VECTORS, max(1, BLOCK_BYTES // (rows * self._each)))
-        for first in self.starts:
-            tile = self._kept[first // self._rows] if self.kept else self.at(first)
-            for j in range(0, k, block):
-                part = slice(j, min(k, j + block))
-                self._multiply(matrix, tile, vectors[part], out[part])
+        v = torch.nn.functional.pad(vectors, (0, -self.n % ROWS))[:, : self.n]  # aligned rows
+        out = torch.zeros(k, self.n, dtype=torch.float64, device=v.device)
+        block = min(MOST_VECTORS, max(1, BLOCK_BYTES // self._each))
+        with exact_float32():
+            for first in self.starts:
+                tile = self._kept[first // self._rows] if self.kept else self.at(first)
+                for j in range(0, k, block):
+                    part = slice(j, min(k, j + block))
+                    self._multiply(matrix, tile, v[part], out[part])
+        return out.mul_(scale).T
 
     def sample_gradients(self, out: Tensor) -> None:
         """out (samples, n), zeros, += the gradients of the samples' own terms."""
-        for first in self.starts:
-            tile = self._kept[first // self._rows] if self.kept else self.at(first)
-            sweep = Sweep(self, tile, 1)
-            for i, op in enumerate(self.structure.ops):
-                if op.output in self.structure.moves:
-                    HANDLERS[op.kind].samples(i, op, sweep, out[first : first + tile.count])
+        with exact_float32():
+            for first in self.starts:
+                tile = self._kept[first // self._rows] if self.kept else self.at(first)
+                sweep = Sweep(self, tile, 1)
+                for i, op in enumerate(self.structure.ops):
+                    if op.output in sweep.tile.adjoints and any(at >= 0 for at, _ in op.uses()):
+                        HANDLERS[op.kind].samples(i, op, sweep, out[first : first + tile.count])
 
     def at(self, first: int, gradient: Tensor | None = None) -> Tile:
         """The tile of the samples from ``first`` on, at theta; gradient (1, n) += its own."""
-        s, e = self.structure, self.engine
+        s = self.structure
         tile = Tile(first, min(self._rows, self.samples - first))
         values = {0: self._data(tile)}
         rows = values[0].shape[1]
         for i, op in enumerate(s.ops):
             found = dict(values)
-            e.torch_program.run([i], found, self.parameter)
+            s.torch_program.run([i], found, self._parameters)
             values[op.output] = found[op.output].expand(1, rows, -1).contiguous()
         tile.values = values
         if s.output not in s.moves:
@@ -186,10 +211,20 @@ class Derivatives:
 
     def parameter(self, use: Source) -> Tensor:
         """(1, elements) at theta."""
-        at, size = use
-        if at < 0:
-            return self.engine.constants[None, -1 - at : -1 - at + size]
-        return self.theta[None, at : at + size]
+        return self._parameters(use)
+
+    def channels(self, op: Op) -> tuple[Tensor, ...]:
+        """Of batch norm: scale, inverse and centre (channels,), so that y = x scale + shift and the
+        normalised x is x inverse + centre."""
+        if op.output not in self._channels:
+            assert op.norm is not None
+            mean, variance = (self.parameter(op.norm[x])[0].double() for x in ("mean", "variance"))
+            inverse = 1 / torch.sqrt(variance + op.norm["eps"])
+            gain = op.norm["gain"]
+            scale = inverse if gain is None else inverse * self.parameter(gain)[0]
+            found = (scale, inverse, -mean * inverse)
+            self._channels[op.output] = tuple(t.to(self.theta.dtype) for t in found)
+        return self._channels[op.output]
 
     def _data(self, tile: Tile) -> Tensor:
         last = tile.first + tile.count
@@ -421,7 +456,9 @@ def summed(x: Tensor, y: Tensor) -> Tensor:
 
 def _bytes(tile: Tile, data: Tensor) -> int:
     """Of a tile, beyond the data."""
-    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tile.tensors()}
+    storages = {
+        t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tile.tensors()
+    }
     storages.pop(data.untyped_storage().data_ptr(), None)
     return sum(storages.values())
 

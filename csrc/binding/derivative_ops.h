@@ -367,6 +367,108 @@ inline std::tuple<Tensor, Tensor> norm_slopes(const Tensor& x, const Tensor& in,
   });
 }
 
+// Of maxima over windows of x (rows, pixels, channels): the position in `index` of the first tap
+// that reaches each (rows, outputs, channels), int32; and, if even, 1 / how many do. As everywhere
+// here, what bounds, index and the lists hold is taken as given: it comes from a Program.
+inline std::tuple<Tensor, Tensor> pool_winners(const Tensor& x, const Tensor& bounds,
+                                               const Tensor& index, bool even) {
+  expect(x.dim() == 3 && x.is_contiguous(),
+         "x: expected a contiguous (rows, pixels, channels), got ", shape_of(x));
+  expect(bounds.numel() > 0, "bounds: expected outputs + 1 elements");
+  expect_tensor(bounds, "bounds", ScalarType::Long, bounds.numel(), x);
+  expect_tensor(index, "index", ScalarType::Long, index.numel(), x);
+  return with_dtype(x, "x", [&](auto zero) {
+    using T = decltype(zero);
+    const Launch launch(x);
+    cuda::PoolSlopeArgs<T> args{};
+    args.rows = x.size(0), args.pixels = x.size(1), args.channels = x.size(2);
+    args.outputs = bounds.numel() - 1;
+    Tensor win = torch::stable::new_empty(x, {args.rows, args.outputs, args.channels},
+                                          ScalarType::Int);
+    Tensor share = even ? torch::stable::new_empty(x, {args.rows, args.outputs, args.channels})
+                        : torch::stable::new_empty(x, {0});
+    args.bounds = pointer<int64_t>(bounds), args.index = pointer<int64_t>(index);
+    args.x = pointer<T>(x), args.win = win.template mutable_data_ptr<int32_t>();
+    args.share = given(share) ? share.template mutable_data_ptr<T>() : nullptr;
+    check(cuda::pool_winners(args, launch.stream()));
+    return std::make_tuple(win, share);
+  });
+}
+
+// What both passes read of a maximum.
+template <typename T>
+void take_winners(const Tensor& x, const Tensor& win, const Tensor& share, int64_t outputs,
+                  const Tensor& beside, cuda::PoolSlopeArgs<T>& args) {
+  if (!given(win)) return;
+  const int64_t count = args.rows * outputs * args.channels;
+  expect_beside(x, "x", args.rows * args.pixels * args.channels, beside, !given(share));
+  expect_tensor(win, "win", ScalarType::Int, count, beside);
+  expect_beside(share, "share", count, beside, true);
+  args.x = pointer<T>(x);
+  args.win = const_cast<int32_t*>(pointer<int32_t>(win));  // read only
+  args.share = const_cast<T*>(pointer<T>(share));
+}
+
+// (g, rows, outputs, channels) of tangents (g, rows, pixels, channels) of x.
+inline Tensor pool_tangent(const Tensor& in, const Tensor& x, const Tensor& win,
+                           const Tensor& share, const Tensor& bounds, const Tensor& index) {
+  expect(in.dim() == 4 && in.is_contiguous(),
+         "in: expected a contiguous (g, rows, pixels, channels), got ", shape_of(in));
+  expect(bounds.numel() > 0, "bounds: expected outputs + 1 elements");
+  expect_tensor(bounds, "bounds", ScalarType::Long, bounds.numel(), in);
+  expect_tensor(index, "index", ScalarType::Long, index.numel(), in);
+  expect(given(win) || in.numel() == 0, "win: expected that of the maxima");
+  return with_dtype(in, "in", [&](auto zero) {
+    using T = decltype(zero);
+    const Launch launch(in);
+    cuda::PoolSlopeArgs<T> args{};
+    args.g = in.size(0), args.rows = in.size(1), args.pixels = in.size(2);
+    args.channels = in.size(3), args.outputs = bounds.numel() - 1;
+    take_winners(x, win, share, args.outputs, in, args);
+    args.mode = given(share) ? cpu::Pool::kMaxEven : cpu::Pool::kMax;
+    args.bounds = pointer<int64_t>(bounds), args.index = pointer<int64_t>(index);
+    Tensor out =
+        torch::stable::new_empty(in, {args.g, args.rows, args.outputs, args.channels});
+    args.in = pointer<T>(in), args.out = out.template mutable_data_ptr<T>();
+    check(cuda::pool_tangent(args, launch.stream()));
+    return out;
+  });
+}
+
+// (g, rows, pixels, channels) of adjoints (g, rows, outputs, channels); without `win`, of a sum
+// times a factor (outputs,) or none.
+inline Tensor pool_reverse(const Tensor& in, const Tensor& x, const Tensor& win,
+                           const Tensor& share, const Tensor& index, const Tensor& factor,
+                           const Tensor& start, const Tensor& list, const Tensor& window) {
+  expect(in.dim() == 4 && in.is_contiguous(),
+         "in: expected a contiguous (g, rows, outputs, channels), got ", shape_of(in));
+  expect_tensor(index, "index", ScalarType::Long, index.numel(), in);
+  expect_tensor(start, "start", ScalarType::Int, start.numel(), in);
+  expect_tensor(list, "list", ScalarType::Int, index.numel(), in);
+  expect_tensor(window, "window", ScalarType::Int, index.numel(), in);
+  expect(start.numel() > 0, "start: expected pixels + 1 elements");
+  expect_tensor(factor, "factor", ScalarType::Double, given(factor) ? in.size(2) : 0, in);
+  return with_dtype(in, "in", [&](auto zero) {
+    using T = decltype(zero);
+    const Launch launch(in);
+    cuda::PoolSlopeArgs<T> args{};
+    args.g = in.size(0), args.rows = in.size(1), args.outputs = in.size(2);
+    args.channels = in.size(3), args.pixels = start.numel() - 1;
+    take_winners(x, win, share, args.outputs, in, args);
+    args.mode = !given(win) ? cpu::Pool::kSum
+                : given(share) ? cpu::Pool::kMaxEven
+                               : cpu::Pool::kMax;
+    args.index = pointer<int64_t>(index), args.factor = pointer<double>(factor);
+    args.start = pointer<int32_t>(start), args.list = pointer<int32_t>(list);
+    args.window = pointer<int32_t>(window);
+    Tensor out =
+        torch::stable::new_empty(in, {args.g, args.rows, args.pixels, args.channels});
+    args.in = pointer<T>(in), args.out = out.template mutable_data_ptr<T>();
+    check(cuda::pool_reverse(args, launch.stream()));
+    return out;
+  });
+}
+
 inline void implement_derivatives(torch::stable::detail::StableLibrary& m) {
   m.impl("pair_products", TORCH_BOX(&pair_products));
   m.impl("pair_sums_", TORCH_BOX(&pair_sums_));
@@ -377,6 +479,9 @@ inline void implement_derivatives(torch::stable::detail::StableLibrary& m) {
   m.impl("loss_slopes", TORCH_BOX(&loss_slopes));
   m.impl("softmax_slopes", TORCH_BOX(&softmax_slopes));
   m.impl("norm_slopes", TORCH_BOX(&norm_slopes));
+  m.impl("pool_winners", TORCH_BOX(&pool_winners));
+  m.impl("pool_tangent", TORCH_BOX(&pool_tangent));
+  m.impl("pool_reverse", TORCH_BOX(&pool_reverse));
 }
 
 }  // namespace pylandscape

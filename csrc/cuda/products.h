@@ -172,4 +172,29 @@ struct NormSlopeArgs {
 template <typename T>
 cudaError_t norm_slopes(const NormSlopeArgs<T>& args, cudaStream_t stream);
 
+// Windows of pixels (cpu::PoolArgs), linear around theta. Of a maximum, at theta: win (rows, outputs,
+// channels) is the position in `index` of the first tap that reaches it, share = 1 / how many do
+// (kMaxEven alone, else null). Tangents (g, rows, pixels, channels) to (g, rows, outputs, channels);
+// reverse the other way, by lists of the positions list[start[p]] .. list[start[p + 1] - 1] of `index`
+// that hold pixel p, and the window of each position.
+template <typename T>
+struct PoolSlopeArgs {
+  int64_t g, rows, pixels, outputs, channels;
+  cpu::Pool mode;
+  const int64_t *bounds, *index;
+  const double* factor;                  // (outputs,) of a sum, or null
+  const int32_t *start, *list, *window;  // of a reverse pass
+  const T* x;                            // of a maximum: (rows, pixels, channels) at theta
+  int32_t* win;
+  T* share;
+  const T* in;
+  T* out;
+};
+template <typename T>
+cudaError_t pool_winners(const PoolSlopeArgs<T>& args, cudaStream_t stream);
+template <typename T>
+cudaError_t pool_tangent(const PoolSlopeArgs<T>& args, cudaStream_t stream);
+template <typename T>
+cudaError_t pool_reverse(const PoolSlopeArgs<T>& args, cudaStream_t stream);
+
 }  // namespace pylandscape::cuda
