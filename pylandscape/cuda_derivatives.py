@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from .torch_program import Op
 
 ROWS = 32  # a tile's rows are a multiple; every vector's values then begin aligned
+SUM_RUN = 64  # rows that kernels add in the program's dtype; tiles are whole runs
 TILE_BYTES = 512 << 20  # tangents and adjoints of one vector over a tile
 BLOCK_BYTES = 2 << 30  # of the vectors that a tile takes together
 MOST_VECTORS = 256  # of a block
@@ -138,7 +139,7 @@ class Derivatives:
         size = engine.x.element_size()
         own = sum(structure.features(op.output) for op in structure.moving())
         each = 2 * size * max(1, own)  # bytes of a sample's tangents, and their adjoints
-        self._rows = max(1, TILE_BYTES // each // ROWS) * ROWS
+        self._rows = max(1, TILE_BYTES // each // SUM_RUN) * SUM_RUN
         self.starts = range(0, self.samples, self._rows)
         self._each = each * min(self._rows, -(-self.samples // ROWS) * ROWS)
         self.total = torch.zeros(1, self.n, dtype=torch.float64, device=engine.device)
