@@ -497,11 +497,8 @@ class AtTheta:
     def _same(self, theta: Tensor) -> bool:
         assert self._theta is not None
         assert self._found is not None
-        at, version = self._theta, _version(theta)
-        same = (theta.data_ptr(), theta.shape, theta.stride(), theta.dtype) == (
-            at.data_ptr(), at.shape, at.stride(), at.dtype
-        )  # fmt: skip
-        if same and version is not None and version == self._version:
+        version = _version(theta)
+        if theta.is_set_to(self._theta) and version is not None and version == self._version:
             return True
         own = self._found.theta
         if theta.shape != own.shape or not torch.equal(theta.to(own), own):

@@ -26,7 +26,14 @@ from . import engine_native
 from ._native import cuda_problem, ops
 from .capture import check_traceable
 from .cuda_derivatives import AtTheta
-from .engine_native import Data, Evaluate, NativeEngine, check_outputs, metric_name
+from .engine_native import (
+    Data,
+    Evaluate,
+    NativeEngine,
+    check_batches,
+    check_outputs,
+    metric_name,
+)
 from .errors import NotLowered
 from .native_loss import loss_tensors
 from .point_parameters import Moved, Parameters, Source, Where
@@ -53,7 +60,6 @@ class CudaEngine:
     """
 
     name = "native"
-    mixes = False
 
     def __init__(
         self,
@@ -72,6 +78,7 @@ class CudaEngine:
         self.program, self.dtype, self.device = native._program, data.dtype, device
         self.kernels, self.shared_limit, self.recorder = kernels, shared_limit, recorder
         self.wide_bytes = _WIDE_BYTES
+        self.mixes: bool = self.program.mixes  # whether samples depend on their batch
         self.output = native._output
         self.torch_program = TorchProgram(self.program, kernels, device)
         self.data_targets = data.targets.to(device)
@@ -436,8 +443,8 @@ def lower(
     recorder: Callable[[], Recorder | None] = lambda: None,
 ) -> CudaEngine:
     """`build` for given kernels."""
-    if bn in ("recompute", "batch"):
-        raise NotLowered(f'bn="{bn}" runs on the CPU\'s native engine only')
+    if bn == "recompute":  # every point would run all batches twice, and keep statistics between
+        raise NotLowered('bn="recompute" runs on the CPU\'s native engine only')
     check_traceable(model)
     try:
         own = copy.deepcopy(model).cpu()
@@ -449,16 +456,24 @@ def lower(
         own, loss, dataset, layout, theta.cpu(), dtype=dtype, memory=memory, bn=bn
     )
     data = Data.of(dataset, dtype)
-    engine = CudaEngine(
-        native,
-        loss,
-        data,
-        device,
-        kernels=kernels,
-        shared_limit=shared_limit,
-        instruction_set=instruction_set,
-        memory=memory,
-        recorder=recorder,
-    )
-    check_outputs(engine, own, layout, theta, data)
+
+    def engine_of(lowered: NativeEngine, some: Data) -> CudaEngine:
+        return CudaEngine(
+            lowered,
+            loss,
+            some,
+            device,
+            kernels=kernels,
+            shared_limit=shared_limit,
+            instruction_set=instruction_set,
+            memory=memory,
+            recorder=recorder,
+        )
+
+    engine = engine_of(native, data)
+    if engine.mixes:
+        small, few = engine_native.lower_few(own, loss, layout, data, native.how, memory)
+        check_batches(engine_of(small, few), own, loss, layout, theta, few, bn)
+    else:
+        check_outputs(engine, own, layout, theta, data)
     return engine

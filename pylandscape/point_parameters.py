@@ -20,20 +20,27 @@ _ALIGNED = 4  # elements: what a point's parameters start at, for wide accesses
 
 class Moved:
     """The parameters that directions move, side by side: theta (m,) and directions (k, m) of what
-    is read as it is. Weights of convolutions are not among them: they are folded from the whole."""
+    is read as it is. Weights of convolutions are not among them: they are folded from the whole.
+    Where these are nearly all of theta, the whole stands for them."""
 
     def __init__(self, theta: Tensor, directions: Tensor, uses: Iterable[Source]) -> None:
-        self.place: dict[Source, int] = {}
-        parts, size = [], 0
-        for use in uses:
-            if use in self.place:
-                continue
-            self.place[use] = size
-            count = -(-use[1] // _ALIGNED) * _ALIGNED
-            parts.append(torch.arange(count).clamp(max=max(0, use[1] - 1)) + use[0])
-            size += count
-        index = torch.cat([torch.empty(0, dtype=torch.int64), *parts]).to(theta.device)
-        self.theta, self.directions = theta[index], directions[:, index].contiguous()
+        some = list(dict.fromkeys(uses))
+        self.theta, self.directions = theta, directions
+        self.place = {use: use[0] for use in some}
+        if 10 * sum(size for _, size in some) >= 9 * len(theta):
+            return
+        parts, more, at = [theta[:0]], [directions[:, :0]], 0
+        for use in some:
+            first, size = use
+            pad = -size % _ALIGNED
+            parts += [theta[first : first + size], theta.new_zeros(pad)]
+            more += [
+                directions[:, first : first + size],
+                directions.new_zeros(len(directions), pad),
+            ]
+            self.place[use] = at
+            at += size + pad
+        self.theta, self.directions = torch.cat(parts), torch.cat(more, 1)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,11 +20,19 @@ _MOST = 4  # recordings of one question: each holds what a chunk takes
 
 
 class Recording(Protocol):
-    """``replay`` computes ``result`` anew, on the current stream."""
+    """``replay`` computes ``result`` anew, on the current stream.
+
+    Its buffers are written between ``wait``, after which nobody uses them, and ``release``, after
+    which others may.
+    """
 
     result: Tensor
 
+    def wait(self) -> None: ...
+
     def replay(self) -> None: ...
+
+    def release(self) -> None: ...
 
 
 class Recorder(Protocol):
@@ -85,15 +94,26 @@ class GraphRecorder:
                         result = run()
                     finally:
                         graph.capture_end()
+            except BaseException:
+                self._abandon()
+                raise
             finally:
                 here.wait_stream(side)
             return Graph(graph, result)
+
+    def _abandon(self) -> None:
+        """After a capture that failed, torch's allocator may take it to be still under way."""
+        end = getattr(torch._C, "_cuda_endAllocateToPool", None)
+        with suppress(RuntimeError, TypeError):
+            if end is not None:
+                end(torch.cuda.current_device(), self._pool)
+        self._side = self._pool = None
 
 
 @dataclass
 class _Kept:
     given: Tensor  # what the recording reads
-    recording: Any
+    recording: Recording
 
 
 class Replays:
@@ -155,11 +175,9 @@ class Replays:
         recording = kept.recording
         if kept.given.shape != c.shape or kept.given.dtype != c.dtype:
             raise AssertionError(f"recorded for {tuple(kept.given.shape)}, got {tuple(c.shape)}")
-        if isinstance(recording, Graph):
-            recording.wait()
+        recording.wait()
         kept.given.copy_(c)
         recording.replay()
         result: Tensor = recording.result.clone()
-        if isinstance(recording, Graph):
-            recording.release()
+        recording.release()
         return result

@@ -325,7 +325,7 @@ class TorchProgram:
 
     def _cell(self, i: int, op: Op, inputs: list[Tensor], p: Parameters) -> Tensor:
         g, samples = max(len(x) for x in inputs), max(x.shape[1] for x in inputs)
-        rows = [x.expand(g, samples, -1).reshape(g * samples, -1) for x in inputs]
+        rows = [x.expand(g, samples, -1).contiguous().flatten(0, 1) for x in inputs]
         first = op.rows[2][0] if op.rows else 0
         found = self._kernels.recurrent_cell(*rows, first, op.function)
         return torch.as_tensor(found).view(g, samples, -1)

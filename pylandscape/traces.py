@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from .arguments import integer
 from .errors import InvalidArgument
 from .operators import SymmetricOperator, as_operator
 
@@ -426,10 +427,7 @@ def _checked(
     if method not in methods:
         known = ", ".join(map(repr, methods))
         raise InvalidArgument(f"method: expected one of {known}, got {method!r}")
-    try:
-        count = operator.index(products)
-    except TypeError:
-        raise InvalidArgument(f"products: expected an integer, got {products!r}") from None
+    count = integer(products, "products")
     op = as_operator(a, matrix, theta, params)
     fewest = methods[method] if op.n > count else 2
     if count < fewest:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,6 +56,15 @@ class Backend:
             shared_limit=shared_limit,
             instruction_set="emulated",
         )
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """torch on one thread: small ops on the CPU wait for each other's threads otherwise."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(params=BACKENDS)
