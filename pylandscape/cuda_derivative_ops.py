@@ -79,14 +79,16 @@ class Linear(Handler):
             t = bias[:, None].expand(s.k, s.rows * op.outer, op.m).reshape(shape)
             return s.bend(t, s.value(op.output), positive=True) if op.relu else t
         if op.relu:
-            _, bent = s.multiply(pairs, bias=bias, first=s.value(op.output), positive=True)
+            y = s.value(op.output)
+            _, bent = s.multiply(pairs, bias=bias, first=y, positive=True, keep=False)
             return bent.view(shape)
         unary = s.s.followers[i]
         if unary is None:
             return s.multiply(pairs, bias=bias)[0].view(shape)
-        t, bent = s.multiply(pairs, bias=bias, first=s.tile.saved[unary][0])
+        # z itself is asked for where the function curves.
+        t, bent = s.multiply(pairs, bias=bias, first=s.tile.saved[unary][0], keep=s.second)
         s.tangents[s.s.ops[unary].output] = bent.view(shape)
-        return t.view(shape)
+        return t.view(shape) if s.second else t
 
     def reverse(self, i: int, op: Op, s: Sweep, dy: Tensor) -> None:
         x = op.inputs[0]
@@ -117,7 +119,7 @@ class Linear(Handler):
         before = s.s.ops[made]
         shape = (len(pairs[0][0]), s.rows, -1)
         if before.relu:
-            _, bent = s.multiply(pairs, first=s.value(x), positive=True)
+            _, bent = s.multiply(pairs, first=s.value(x), positive=True, keep=False)
             s.masked.add(x)
             s.add(x, bent.view(shape))
             return True
@@ -125,7 +127,8 @@ class Linear(Handler):
             return False
         first, curved = s.tile.saved[made]
         r = s.tangents[before.inputs[0]] if s.second else None
-        _, bent = s.multiply(pairs, first=first, curved=curved if s.second else None, r=r)
+        more = curved if s.second else None
+        _, bent = s.multiply(pairs, first=first, curved=more, r=r, keep=False)
         s.finish(made, before.inputs[0], bent.view(shape))
         return True
 

@@ -359,7 +359,7 @@ class Sweep:
         none = self.s.none
         found = self.s.kernels.bend_(
             x.contiguous(), none if bias is None else bias, first, positive,
-            none if curved is None else curved, none if r is None else r,
+            none if curved is None else curved, none if r is None else r.contiguous(),
         )  # fmt: skip
         return torch.as_tensor(found)
 
@@ -372,16 +372,19 @@ class Sweep:
         positive: bool = False,
         curved: Tensor | None = None,
         r: Tensor | None = None,
+        keep: bool = True,
     ) -> tuple[Tensor, Tensor]:
         """t = sum of a b over pairs of (1 | k, m, inner) and (1 | k, inner, columns), plus bias
-        (k, columns); with ``first`` also first t + curved r. (t, the latter or an empty tensor)."""
+        (k, columns); with ``first`` also bent = first t + curved r, and then t only to ``keep`` it.
+        (t, bent); what was not asked for is empty."""
         none = self.s.none
         m, columns = pairs[0][0].shape[1], pairs[0][1].shape[2]
         if m * columns * sum(a.shape[2] for a, _ in pairs) < LARGE:
             (a, b), (c, d) = pairs[0], pairs[1] if len(pairs) > 1 else (none, none)
             t, bent = self.s.kernels.pair_products(
                 a, b, c, d, none if bias is None else bias, none if first is None else first,
-                positive, none if curved is None else curved, none if r is None else r, True,
+                positive, none if curved is None else curved,
+                none if r is None else r.contiguous(), keep,
             )  # fmt: skip
             return t, bent
         t = a_by_b(pairs, self.k)

@@ -7,6 +7,7 @@ import copy
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from cuda_support import Backend, backend, on_gpu  # noqa: F401
@@ -87,7 +88,7 @@ def test_all_products_match_double_backward(
     dtype: torch.dtype,
 ) -> None:
     torch.manual_seed(0)
-    x, y = torch.randn(37, 7), torch.randint(0, 5, (37,))
+    x, y = torch.randn(27, 7), torch.randint(0, 5, (27,))
     check(backend, Everything(), "cross_entropy", x, y, dtype)
 
 
@@ -196,7 +197,7 @@ N_LARGE = 155
 
 def large_model() -> tuple[nn.Module, Tensor, Tensor]:
     torch.manual_seed(6)
-    return mlp(9, 8, 6, 3), torch.randn(300, 9), torch.randint(0, 3, (300,))
+    return mlp(9, 8, 6, 3), torch.randn(200, 9), torch.randint(0, 3, (200,))
 
 
 def test_tiles_that_do_not_divide_give_the_same_products(
@@ -208,7 +209,7 @@ def test_tiles_that_do_not_divide_give_the_same_products(
     want = lowered(backend, model, "cross_entropy", x, y).product("hessian", theta, v)
     monkeypatch.setattr(cuda_derivatives, "TILE_BYTES", 1)
     engine = lowered(backend, model, "cross_entropy", x, y)
-    assert len(engine.derivatives(theta).starts) == 5
+    assert len(engine.derivatives(theta).starts) == 4
     # Runs of 64 rows are the same; what is added in double is not in the same order.
     assert error(engine.product("hessian", theta, v), want, torch.float64) <= 10
     assert error(engine.gradient(theta).cpu(), exact_of(model, "cross_entropy", x, y).gradient(),
@@ -392,19 +393,15 @@ def test_an_op_without_a_derivative_is_named_and_torch_answers(
 
 
 def test_the_products_of_a_landscape_are_the_engines(backend: Backend) -> None:  # noqa: F811
-    model, x, y = large_model()
+    torch.manual_seed(7)
+    model, x, y = mlp(3, 4, 3).double(), torch.randn(30, 3).double(), torch.randint(0, 3, (30,))
     land = with_engine(backend, pl.Landscape(model, "cross_entropy", (x, y)))
     want = pl.Landscape(model, "cross_entropy", (x, y))
-    assert error(land.hessian().cpu(), want.hessian(), torch.float32) <= EPS_FACTOR
-    pairs = pl.eigenpairs(land, k=2), pl.eigenpairs(want, k=2)
-    assert abs(pairs[0].values - pairs[1].values).max() <= 1e-4 * abs(pairs[1].values).max()
-    traces = [pl.trace(of, products=12, seed=1).value for of in (land, want)]
-    assert abs(traces[0] - traces[1]) <= 1e-4 * abs(traces[1])
-    rows = want.linear_operator() @ vectors(2, N_LARGE, torch.float64).numpy().T
-    assert (
-        abs(land.linear_operator() @ vectors(2, N_LARGE, torch.float64).numpy().T - rows).max()
-        < 1e-4
-    )
+    torch.testing.assert_close(land.hessian().cpu(), want.hessian())
+    found, expected = (pl.eigenpairs(of, k=2, progress=False).values for of in (land, want))
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
+    v = np.random.default_rng(0).normal(size=(land.n_params, 2))
+    np.testing.assert_allclose(land.linear_operator() @ v, want.linear_operator() @ v, atol=1e-12)
 
 
 def test_values_are_kept_until_theta_changes(backend: Backend) -> None:  # noqa: F811
@@ -434,8 +431,9 @@ class Repeats:
 
     def record(self, run: Any) -> Any:
         self.recorded += 1
-        found = run()
-        return SimpleNamespace(result=found, replay=lambda: found.copy_(run()))
+        found, nothing = run(), lambda: None
+        replay = lambda: found.copy_(run())  # noqa: E731
+        return SimpleNamespace(result=found, replay=replay, wait=nothing, release=nothing)
 
 
 def test_products_of_one_shape_are_recorded_and_replayed(
