@@ -361,7 +361,7 @@ class Landscape:
         return self._product_at(matrix, vectors, self._point(theta))
 
     def _product_at(self, matrix: str, vectors: Tensor, point: Tensor) -> Tensor:
-        """The same for checked arguments: vectors (n,) or (k, n) like theta, a point of `_point`."""
+        """The same of vectors (n,) or (k, n) like theta at a point of `_point`, all checked."""
         block = vectors.reshape(-1, self.n_params)
         if self.moved.n > self.n_params:
             point = statistics.without_negative(self.moved, point)

@@ -164,10 +164,14 @@ def _of_landscape(
         raise InvalidArgument(f"matrix: expected one of {', '.join(MATRICES)}, got {matrix!r}")
     point = land._point(theta)
     about = {**land.describe(), "theta": digest(point)}
+
+    def whole(v: Tensor) -> Tensor:
+        return land._product_at(matrix, v, point)
+
     if params is None:
         return SymmetricOperator(
-            land.n_params, lambda v: land._product_at(matrix, v, point), dtype=land.dtype, device=land.device,
-            name=matrix, layout=land.layout, about=about, into=land.product_into(matrix, point),
+            land.n_params, whole, dtype=land.dtype, device=land.device, name=matrix,
+            layout=land.layout, about=about, into=land.product_into(matrix, point),
             hint=lambda: land.gradient(point),
         )  # fmt: skip
     layout = land.layout.select(params)
@@ -181,7 +185,7 @@ def _of_landscape(
     def block(v: Tensor) -> Tensor:
         embedded = torch.zeros(len(v), land.n_params, dtype=v.dtype, device=v.device)
         embedded[:, at] = v
-        return land._product_at(matrix, embedded, point)[:, at]
+        return whole(embedded)[:, at]
 
     about["params"] = [e.name for e in layout.entries]
     return SymmetricOperator(

@@ -20,7 +20,7 @@ import torch
 ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT))  # behind an installed package, which the checkout must not hide
 
-from bench import gpu_networks, gpu_programs, networks, skip_connections  # noqa: E402
+from bench import gpu_networks, gpu_products, gpu_programs, networks, skip_connections  # noqa: E402
 from bench.curvature import Field, Problem, check_rows  # noqa: E402
 from bench.curvature_peers import torch_lanczos  # noqa: E402
 from bench.harness import Arm, absent, as_markdown, fastest, interleave, rows  # noqa: E402
@@ -67,6 +67,23 @@ def test_programs_of_the_gpu_check_are_right_at_toy_size(shared_limit: int) -> N
     assert row.how == ("wide" if shared_limit == 64 else "resident")
     assert row.error < 1e-5
     assert case.multiply_adds() == 2 * 5 + 5 * 3
+
+
+def test_products_of_the_gpu_check_are_right_at_toy_size() -> None:
+    from cuda_support import Backend
+    from emulation_support import emulated_ops
+
+    backend = Backend(emulated_ops(), torch.device("cpu"))
+    case = gpu_products.Case("toy", (7, 5, 3), 40, 2)
+    error, _, theta, v = gpu_products.check(case, backend.engine)
+    assert error <= gpu_products.ALLOWED
+    torch.manual_seed(0)
+    model, (x, y) = case.model(), case.data()
+    assert torch.equal(torch.cat([p.detach().flatten() for p in model.parameters()]), theta)
+    first, *others = [ask(v) for ask in gpu_products.ways(model, x, y).values()]
+    assert first.shape == v.shape
+    for other in others:
+        torch.testing.assert_close(other, first)
 
 
 def test_networks_of_the_gpu_check_are_right_at_toy_size() -> None:

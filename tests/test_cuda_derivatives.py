@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 from cuda_support import Backend, backend, on_gpu  # noqa: F401
+from derivative_support import EPS_FACTOR, LOSSES, Everything, error
 from test_cuda_program import mlp
-from test_derivatives import EPS_FACTOR, LOSSES, Everything, error
 from torch import Tensor, nn
 
 import pylandscape as pl
