@@ -69,6 +69,7 @@ def test_programs_of_the_gpu_check_are_right_at_toy_size(shared_limit: int) -> N
     assert case.multiply_adds() == 2 * 5 + 5 * 3
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # of torch.func.jvp
 def test_products_of_the_gpu_check_are_right_at_toy_size() -> None:
     from cuda_support import Backend
     from emulation_support import emulated_ops
