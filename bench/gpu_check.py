@@ -89,7 +89,7 @@ TESTS = (
     "test_cuda_products.py",
     "test_cuda_derivatives.py",
     "test_cuda_layers.py",
-    "test_cuda_networks.py",
+    "test_networks_cuda.py",
     "test_replays.py",
 )
 

@@ -176,6 +176,7 @@ class Question:
     def _prepare(self, engine: CudaEngine, theta: Tensor | None, directions: Tensor | None) -> None:
         self._e, self._theta, self._d = engine, theta, directions
         self._replays = Replays(engine.recorder())
+        self._sizes: tuple[Any, tuple[int, int]] | None = None
         moves = self._moves()
         k = 0 if directions is None else len(directions)
         reason, plan, entries, external, about = engine.program.resident_plan(
@@ -323,6 +324,13 @@ class Question:
 
     def _tile_and_step(self) -> tuple[int, int]:
         """Samples of a tile and points of a chunk, for the memory that they may take."""
+        e = self._e
+        for_what = (e.wide_bytes, e.torch_program.way)
+        if self._sizes is None or self._sizes[0] != for_what:
+            self._sizes = (for_what, self._plan_wide())
+        return self._sizes[1]
+
+    def _plan_wide(self) -> tuple[int, int]:
         e = self._e
         size = e.x.element_size()
         todo = [i for i in self._todo if i not in self._terms]

@@ -465,7 +465,7 @@ def check_batches(
     points = torch.stack(_checked_points(layout, theta.detach().to("cpu", dtype)))
     reference.prepare_points((outputs,))(points)
     for got, want in zip(engine.outputs_at(points), expected, strict=True):
-        _compare(got, want, len(engine.ops))
+        _compare(got.cpu(), want, len(engine.ops))
 
 
 def _checked_points(layout: ParameterLayout, theta: Tensor) -> list[Tensor]:

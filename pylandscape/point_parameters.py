@@ -77,6 +77,7 @@ class Parameters:
             )
             self._own = torch.as_tensor(found)
         self._kept: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}
+        self.tables: dict[tuple[Source | None, ...], Tensor] = {}  # of looked-up products
 
     def __call__(self, use: Source) -> Tensor:
         """(g, elements), or (1, elements) where no point moves them."""

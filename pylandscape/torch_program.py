@@ -309,13 +309,21 @@ class TorchProgram:
     def _lookup(self, i: int, op: Op, inputs: list[Tensor], p: Parameters) -> Tensor:
         assert op.weight is not None
         assert op.second is not None
+        key = (op.weight, op.second, op.bias)
+        if key not in p.tables:
+            p.tables[key] = self._table(op, p)
+        return self._rows_of(i, p.tables[key], inputs[0])
+
+    def _table(self, op: Op, p: Parameters) -> Tensor:
+        """(g, ids, m): the products of all rows of an embedding, fewer than the samples'."""
+        assert op.weight is not None
+        assert op.second is not None
         rows, weight = p(op.weight).unflatten(1, (-1, op.k)), p(op.second).unflatten(1, (op.m, -1))
         g = max(len(rows), len(weight))
-        # Of each id of the table, which has fewer than the samples do.
         table = torch.matmul(rows, weight.transpose(1, 2))
         bias = None if op.bias is None else p(op.bias)
         g = max(g, 1 if bias is None else len(bias))
-        return self._rows_of(i, self._finish(table, op.m, g, shift=bias, own=True), inputs[0])
+        return self._finish(table, op.m, g, shift=bias, own=True)
 
     def _rows_of(self, i: int, table: Tensor, x: Tensor) -> Tensor:
         """(g, samples, ids * size) from a table (g, ids, size)."""
@@ -419,17 +427,21 @@ def most_alive(program: TorchProgram, todo: Sequence[int], features: Callable[[i
         if op.kind == "matmul" and op.matmul is not None:
             m, n, k = op.matmul["sizes"]
             more += op.outer * (m * k + k * n)
+        if op.own_statistics():
+            more += 2 * features(op.output)  # float64
         most = max(most, sum(features(x) for x in alive) + more)
         alive -= {x for x in op.inputs if last[x] == i and x != program.output}
     return most
 
 
 def most_extra(program: TorchProgram, todo: Sequence[int], samples: int) -> int:
-    """What the ways of the convolutions hold beside values, for one point."""
+    """What convolutions and tables of embeddings hold beside values, for one point."""
     sizes = [0]
     for i in todo:
         op = program.ops[i]
         if op.conv is not None:
             way = program.way(op.conv, samples, op.inputs[0] == 0)
             sizes.append(extra_elements(op.conv, samples, way))
-    return max(sizes)
+    looked_up = [program.ops[i] for i in todo if program.ops[i].kind == "lookup"]
+    tables = {(op.weight, op.second, op.bias): op.outer * op.m for op in looked_up}
+    return max(sizes) + sum(tables.values())

@@ -346,6 +346,26 @@ def test_float32_is_float32_and_settings_are_the_callers_again(name: str) -> Non
     assert settings() == before
 
 
+@pytest.mark.usefixtures("own_settings")
+def test_settings_come_back_with_the_last_of_several_threads() -> None:
+    torch.backends.cuda.matmul.allow_tf32 = True
+    before, inside, leave = settings(), threading.Event(), threading.Event()
+
+    def work() -> None:
+        with exact_float32():
+            inside.set()
+            leave.wait(60)
+
+    thread = threading.Thread(target=work)
+    with exact_float32():
+        thread.start()
+        assert inside.wait(60)
+    assert settings()[2] == "highest"  # the other one is still there
+    leave.set()
+    thread.join()
+    assert settings() == before
+
+
 def test_the_engine_computes_in_exact_float32(
     backend: Backend,  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,
