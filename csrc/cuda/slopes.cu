@@ -144,12 +144,12 @@ __device__ void class_slopes(const cpu::LossArgs& loss, const Coefficients& a, c
 // One output: mse 2 w (v - t), bce w ((1 - t) - q sigmoid(-v)), q = 1 + (pos_weight - 1) t; times
 // r: 2 w r, w q sigmoid(v) sigmoid(-v) r.
 __device__ inline double element_slope(const cpu::LossArgs& loss, int64_t f, double t, double v,
-                                       const double* r) {
+                                       bool along, double r) {
   const double w = loss.weight != nullptr ? loss.weight[f] : 1.0;
-  if (loss.kind == cpu::Loss::kMse) return 2.0 * w * (r != nullptr ? *r : v - t);
+  if (loss.kind == cpu::Loss::kMse) return 2.0 * w * (along ? r : v - t);
   const double pos = loss.pos_weight != nullptr ? loss.pos_weight[f] : 1.0;
   const double q = 1.0 + (pos - 1.0) * t;
-  if (r != nullptr) return w * q * sigmoid(v) * sigmoid(-v) * *r;
+  if (along) return w * q * sigmoid(v) * sigmoid(-v) * r;
   return w * ((1.0 - t) - q * sigmoid(-v));
 }
 
@@ -177,11 +177,9 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   }
   const cpu::LossArgs& loss = a.loss;
   if (loss.kind == cpu::Loss::kMse || loss.kind == cpu::Loss::kBceWithLogits) {
-    for (int64_t f = 0; f < a.features; ++f) {
-      const double along = r != nullptr ? double(r[f]) : 0.0;
+    for (int64_t f = 0; f < a.features; ++f)
       out[f] = static_cast<T>(element_slope(loss, f, a.dense[f * a.samples + s], double(x[f]),
-                                            r != nullptr ? &along : nullptr));
-    }
+                                            r != nullptr, r != nullptr ? double(r[f]) : 0.0));
     return;
   }
   for (int64_t j = 0; j < loss.outer * loss.inner; ++j) {
