@@ -8,7 +8,8 @@ and torch), then, in this order:
               the bytes that they must move over the bandwidth of a copy, measured in the same run
     programs  losses of many points: against float64, their floor and torch (gpu_programs.py)
     networks  the same of convolution networks, in every way that they can run (gpu_networks.py)
-    curvature  reorthogonalisation and small eigenvalues, likewise (gpu_curvature.py)
+    curvature  reorthogonalisation, small eigenvalues (gpu_curvature.py) and Hessian-vector products
+              (gpu_products.py), likewise
     hessians  small Hessians at many points, likewise (gpu_hessians.py)
     memory    compute-sanitizer's memcheck and racecheck over the tests of programs; not by default
 
@@ -87,6 +88,8 @@ TESTS = (
     "test_cuda_basis.py",
     "test_cuda_eigenvalues.py",
     "test_cuda_hessians.py",
+    "test_cuda_products.py",
+    "test_cuda_derivatives.py",
     "test_cuda_layers.py",
     "test_networks_cuda.py",
     "test_replays.py",

@@ -4,7 +4,7 @@ The model is captured, lowered and checked on the CPU, from a copy of it. Its pr
 the device: where the network of a point fits a block's shared memory as one kernel
 (csrc/cuda/resident.cu), else by torch's matrix products and convolutions over many points
 (torch_program.py), recorded as a CUDA graph where chunks of points repeat (replays.py).
-Derivatives are the torch engine's.
+Derivatives are those of cuda_derivatives.py, of an op that it does not know the torch engine's.
 
 Results of a network in shared memory have the same bits in any chunk. By torch's products and
 convolutions, the same points in chunks of the same sizes give the same bits on one device with one
@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from . import engine_native
 from ._native import cuda_problem, ops
 from .capture import check_traceable
+from .cuda_derivatives import AtTheta
 from .engine_native import (
     Data,
     Evaluate,
@@ -70,6 +71,7 @@ class CudaEngine:
         kernels: Any = ops,
         shared_limit: int,
         instruction_set: str,
+        memory: int,
         recorder: Callable[[], Recorder | None] = lambda: None,
     ) -> None:
         self.how, self.ops, self.instruction_set = native.how, native.ops, instruction_set
@@ -90,6 +92,9 @@ class CudaEngine:
         self.targets = targets.T.contiguous().to(device)  # (rows, samples)
         weights = [*found.weight, *found.pos_weight]
         self.loss_weights = torch.tensor(weights, dtype=torch.float64, device=device)
+        plan = self.program.resident_plan(0, None, shared_limit)[1]
+        self.loss_plan = torch.frombuffer(bytearray(plan), dtype=torch.uint8)
+        self.derivatives = AtTheta(self, memory)
 
     def prepare(self, theta: Tensor, directions: Tensor, metrics: Sequence[Any]) -> Evaluate:
         """A function of coefficients (g, k) to {metric: (g,)} along directions (k, n)."""
@@ -112,17 +117,32 @@ class CudaEngine:
         return Question(self, theta, directions)
 
     def gradient(self, theta: Tensor) -> Tensor:
-        """Not there: raises NotLowered, as the other derivatives."""
-        raise NotLowered("the native engine has no derivatives on CUDA")
+        """(n,) float64 on the device, summed in double; an op without a derivative: NotLowered."""
+        return self.derivatives(theta).total[0] / self.denominator
 
     def product(self, matrix: str, theta: Tensor, vectors: Tensor) -> Tensor:
-        raise NotLowered("the native engine has no derivatives on CUDA")
+        """(k, n) float64 of vectors (k, n), on the device; values at theta are kept for the next
+        call. With the theta of the last call, nothing waits for the device."""
+        derivatives = self.derivatives(theta)
+        v = vectors.detach().to(self.device, self.dtype)
+        return derivatives.products(matrix, v, self.product_scale(matrix))
 
     def product_into(self, matrix: str, theta: Tensor) -> None:
+        """None: callers that own memory own the CPU's."""
         return
 
+    def product_scale(self, matrix: str) -> float:
+        """What turns sums over samples into L's matrix, as `NativeEngine.product_scale`."""
+        if matrix == "covariance":
+            return float(self.program.samples / self.denominator**2)
+        return 1.0 / self.denominator
+
     def per_sample_gradients(self, theta: Tensor) -> Tensor:
-        raise NotLowered("the native engine has no derivatives on CUDA")
+        """(samples, n) of the program's dtype, on the device; their mean is the gradient."""
+        derivatives = self.derivatives(theta)
+        result = self.x.new_zeros(self.program.samples, self.program.n)
+        derivatives.sample_gradients(result)
+        return result.mul_(self.program.samples / self.denominator)
 
     def _evaluator(self, question: Question, metrics: Sequence[Any]) -> Any:
         wants_accuracy = "accuracy" in metrics
@@ -454,6 +474,7 @@ def lower(
             kernels=kernels,
             shared_limit=shared_limit,
             instruction_set=instruction_set,
+            memory=memory,
             recorder=recorder,
         )
 

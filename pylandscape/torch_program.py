@@ -84,10 +84,16 @@ class Op:
 
 
 class TorchProgram:
-    """The ops of a program, over values that are tensors on ``device``."""
+    """The ops of a program, over values that are tensors on ``device``.
 
-    def __init__(self, program: Any, kernels: Any, device: torch.device) -> None:
-        self.ops = tuple(Op.of(described) for described in program.op_list())
+    ``fused``: with the epilogues of convolutions and the lookups that losses run with; without,
+    op by op, as derivatives need them.
+    """
+
+    def __init__(
+        self, program: Any, kernels: Any, device: torch.device, *, fused: bool = True
+    ) -> None:
+        self.ops = tuple(Op.of(described) for described in program.op_list(fused))
         self.output: int = program.output
         self._kernels, self._device = kernels, device
         readers = [x for op in self.ops for x in op.inputs] + [self.output]

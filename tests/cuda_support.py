@@ -39,6 +39,7 @@ class Backend:
         *,
         bn: str = "eval",
         shared_limit: int = SHARED_LIMIT,
+        memory: int = 1 << 30,
     ) -> CudaEngine:
         """The CUDA engine for the model of a landscape on the CPU."""
         return engine_cuda.lower(
@@ -48,7 +49,7 @@ class Backend:
             land.moved,
             land.origin,
             dtype=land.dtype,
-            memory=1 << 30,
+            memory=memory,
             bn=bn,
             device=self.device,
             kernels=self.ops,

@@ -20,7 +20,14 @@ import torch
 ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT))  # behind an installed package, which the checkout must not hide
 
-from bench import gpu_hessians, gpu_networks, gpu_programs, networks, skip_connections  # noqa: E402
+from bench import (  # noqa: E402
+    gpu_hessians,
+    gpu_networks,
+    gpu_products,
+    gpu_programs,
+    networks,
+    skip_connections,
+)
 from bench.curvature import Field, Problem, check_rows  # noqa: E402
 from bench.curvature_peers import torch_lanczos  # noqa: E402
 from bench.harness import Arm, absent, as_markdown, fastest, interleave, rows  # noqa: E402
@@ -83,6 +90,24 @@ def test_hessians_of_the_gpu_check_are_right_at_toy_size() -> None:
     )
     largest = question.spectra()[2][: case.others].abs().max()
     assert abs(plain / float(largest) - 1) < gpu_hessians.TOLERANCE
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # of torch.func.jvp
+def test_products_of_the_gpu_check_are_right_at_toy_size() -> None:
+    from cuda_support import Backend
+    from emulation_support import emulated_ops
+
+    backend = Backend(emulated_ops(), torch.device("cpu"))
+    case = gpu_products.Case("toy", (7, 5, 3), 40, 2)
+    error, _, theta, v = gpu_products.check(case, backend.engine)
+    assert error <= gpu_products.ALLOWED
+    torch.manual_seed(0)
+    model, (x, y) = case.model(), case.data()
+    assert torch.equal(torch.cat([p.detach().flatten() for p in model.parameters()]), theta)
+    first, *others = [ask(v) for ask in gpu_products.ways(model, x, y).values()]
+    assert first.shape == v.shape
+    for other in others:
+        torch.testing.assert_close(other, first)
 
 
 def test_networks_of_the_gpu_check_are_right_at_toy_size() -> None:

@@ -2,6 +2,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "binding/cuda_ops.h"
+#include "binding/derivative_ops.h"
 #include "binding/layer_ops.h"
 #include "binding/point_ops.h"
 #include "binding/program_ops.h"
@@ -35,6 +36,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(pylandscape, m) {
 STABLE_TORCH_LIBRARY_IMPL(pylandscape, CUDA, m) {
   pylandscape::implement<pylandscape::Cuda>(m);
   pylandscape::implement_programs(m);
+  pylandscape::implement_derivatives(m);
   pylandscape::implement_layers(m);
   pylandscape::implement_spectral(m);
   pylandscape::implement_points(m);

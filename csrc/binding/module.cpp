@@ -144,7 +144,7 @@ void bind(py::module_& m, const char* program_name, const char* question_name,
       .def_property_readonly("ops", [](const P& p) { return p.ops().size(); })
       .def("features", &P::features)
       .def_property_readonly("output", &P::output)
-      .def("op_list", &op_list<T>)
+      .def("op_list", &op_list<T>, py::arg("fused") = true)
       .def("uses",  // (source, elements) of each
            [](const P& p) {
              std::vector<Pair> uses;

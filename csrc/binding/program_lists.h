@@ -52,15 +52,15 @@ inline py::dict matmul_of(const Op& op) {
   return d;
 }
 
-// The ops as they run (with epilogues and lookups fused), by name.
+// The ops by name: as they run (with epilogues and lookups fused), or as they were given.
 template <typename T>
-py::list op_list(const Program<T>& p) {
+py::list op_list(const Program<T>& p, bool fused) {
   constexpr const char* kNames[] = {"linear",     "unary",     "binary", "layer_norm", "softmax",
                                     "concat",     "expand",    "gather", "conv",       "batch_norm",
                                     "pool",       "matmul",    "group_norm", "embedding", "cell",
                                     "lookup"};
   py::list all;
-  for (const Op& op : p.fused()) {
+  for (const Op& op : fused ? p.fused() : p.ops()) {
     py::dict d;
     d["kind"] = kNames[static_cast<int>(op.kind)];
     d["inputs"] = op.inputs, d["output"] = op.output;

@@ -3,7 +3,7 @@
 // a leading r: tangent. The twin of points/point_passes.cpp.
 #pragma once
 #include "common/hessian.h"
-#include "cuda/slopes.cuh"
+#include "cuda/loss_slopes.cuh"
 
 namespace pylandscape::cuda {
 
@@ -157,11 +157,8 @@ __device__ inline void forward_step(const Column& c, const Step& s) {
         for (int32_t r = 0; r < s.m; ++r) c.v(s.out + r) = f(c.v(s.x + r));
       });
       if (s.moves == 0) break;
-      with_slopes(function, s.a, s.b, [&](auto f) {
-        for (int32_t r = 0; r < s.m; ++r) {
-          const Slopes found = f(c.v(s.x + r));
-          c.slope(s.bent + r) = found.first, c.curve(s.bent + r) = found.second;
-        }
+      with_unary_derivatives<double>(function, s.a, s.b, [&](auto f) {
+        for (int32_t r = 0; r < s.m; ++r) f(c.v(s.x + r), c.slope(s.bent + r), c.curve(s.bent + r));
       });
       break;
     }
@@ -297,7 +294,7 @@ __device__ inline double forward(const Column& c, const DeviceTargets& targets, 
 __device__ inline void reverse(const Column& c, const DeviceTargets& targets, int64_t sample) {
   const Program& p = c.p;
   for (int32_t r = p.first; r < p.rows; ++r) c.d(r) = 0;
-  loss_slopes(
+  column_slopes(
       p.loss, targets, sample, [&](int64_t f) { return c.v(p.output + static_cast<int32_t>(f)); },
       [&](int64_t f, double d) { c.d(p.output + static_cast<int32_t>(f)) = d; },
       [&](int64_t i, double k) { c.kept(static_cast<int32_t>(i)) = k; });
@@ -486,7 +483,7 @@ __device__ inline void tangent_forward(const Column& c, int32_t lowest, int32_t 
 __device__ inline void tangent_reverse(const Column& c, int32_t from) {
   const Program& p = c.p;
   for (int32_t r = c.low; r < p.rows; ++r) c.rd(r) = 0;
-  loss_product(
+  column_product(
       p.loss, [&](int64_t f) { return c.rv(p.output + static_cast<int32_t>(f)); },
       [&](int64_t i) { return c.kept(static_cast<int32_t>(i)); },
       [&](int64_t f, double v) { c.rd(p.output + static_cast<int32_t>(f)) = v; });

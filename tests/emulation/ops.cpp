@@ -3,6 +3,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "binding/cuda_ops.h"
+#include "binding/derivative_ops.h"
 #include "binding/layer_ops.h"
 #include "binding/point_ops.h"
 #include "binding/program_ops.h"
@@ -14,6 +15,7 @@ STABLE_TORCH_LIBRARY(pylandscape_emulated, m) { pylandscape::define_ops(m); }
 STABLE_TORCH_LIBRARY_IMPL(pylandscape_emulated, CPU, m) {
   pylandscape::implement<pylandscape::Cuda>(m);
   pylandscape::implement_programs(m);
+  pylandscape::implement_derivatives(m);
   pylandscape::implement_layers(m);
   pylandscape::implement_spectral(m);
   pylandscape::implement_points(m);

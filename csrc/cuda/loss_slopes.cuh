@@ -1,72 +1,9 @@
-// First and second derivatives, in double: of one element's activation, and of one sample's loss
-// terms. The CPU's formulas (cpu/elementwise.inl, cpu/losses.inl).
+// Derivatives of one sample's loss terms, in double: the CPU's formulas (cpu/losses.inl).
 #pragma once
 #include "cuda/elementary.cuh"
 #include "cuda/losses.cuh"
 
 namespace pylandscape::cuda {
-
-struct Slopes {
-  double first, second;
-};
-
-// f(function from one element to its Slopes): the choice is made once, outside of f's loop.
-template <typename F>
-__device__ void with_slopes(cpu::Unary function, double a, double b, F f) {
-  using cpu::Unary;
-  switch (function) {
-    case Unary::kAffine: return f([=](double) { return Slopes{a, 0}; });
-    case Unary::kRelu: return f([](double v) { return Slopes{v > 0 ? 1.0 : 0.0, 0}; });
-    case Unary::kLeakyRelu: return f([=](double v) { return Slopes{v > 0 ? 1.0 : a, 0}; });
-    case Unary::kClamp: return f([=](double v) { return Slopes{v > a && v < b ? 1.0 : 0.0, 0}; });
-    case Unary::kAbs:
-      return f([](double v) { return Slopes{v > 0 ? 1.0 : v < 0 ? -1.0 : 0.0, 0}; });
-    case Unary::kSquare: return f([](double v) { return Slopes{v + v, 2}; });
-    case Unary::kExp:
-      return f([](double v) {
-        const double y = exp(v);
-        return Slopes{y, y};
-      });
-    case Unary::kTanh:
-      return f([](double v) {
-        const double y = tanh(v), slope = 1 - y * y;
-        return Slopes{slope, -2 * y * slope};
-      });
-    case Unary::kSigmoid:
-      return f([](double v) {
-        const double y = sigmoid(v), slope = y * (1 - y);
-        return Slopes{slope, slope * (1 - 2 * y)};
-      });
-    case Unary::kSoftplus:
-      return f([=](double v) {
-        const double y = sigmoid(v * a);
-        return v * a > b ? Slopes{1, 0} : Slopes{y, a * y * (1 - y)};
-      });
-    case Unary::kElu:
-      return f([=](double v) {
-        const double slope = b * a * exp(v > 0 ? 0.0 : v);
-        return v > 0 ? Slopes{b, 0} : Slopes{slope, slope};
-      });
-    case Unary::kSilu:
-      return f([](double v) {
-        const double y = sigmoid(v), slope = y * (1 - y);
-        return Slopes{y + v * slope, slope * (2 + v * (1 - 2 * y))};
-      });
-    case Unary::kGelu:
-      return f([](double v) {
-        const double density = 0.3989422804014327 * exp(-0.5 * v * v);
-        return Slopes{0.5 * erfc(v * -0.70710678118654752) + v * density, density * (2 - v * v)};
-      });
-    case Unary::kGeluTanh:  // v s(u), s the sigmoid, u = 2 sqrt(2/pi) (v + c v^3)
-      return f([](double v) {
-        constexpr double kScale = 1.5957691216057308, kCubic = 0.044715;
-        const double u = kScale * (v + kCubic * v * v * v);
-        const double du = kScale * (1 + 3 * kCubic * v * v), d2u = 6 * kScale * kCubic * v;
-        const double s = sigmoid(u), slope = s * (1 - s);
-        return Slopes{s + v * slope * du, slope * (2 * du + v * (d2u + (1 - 2 * s) * du * du))};
-      });
-  }
-}
 
 __device__ inline bool elementwise(const cpu::LossArgs& a) {
   return a.kind == cpu::Loss::kMse || a.kind == cpu::Loss::kBceWithLogits;
@@ -85,10 +22,10 @@ __device__ inline double coefficient(const cpu::LossArgs& a, const DeviceTargets
   return y < 0 ? 0.0 : w * ((y == c ? 1.0 - smooth : 0.0) + floor);
 }
 
-// Of sample s with outputs x(f): gradient(f, d loss / d x_f), and keep(i, what loss_product needs):
+// Of sample s with outputs x(f): gradient(f, d loss / d x_f), and keep(i, what column_product needs):
 // of cross-entropy the probabilities, then each target's sum of coefficients; of bce the curvatures.
 template <typename X, typename G, typename K>
-__device__ void loss_slopes(const cpu::LossArgs& a, const DeviceTargets& targets, int64_t s, X x,
+__device__ void column_slopes(const cpu::LossArgs& a, const DeviceTargets& targets, int64_t s, X x,
                             G gradient, K keep) {
   const int64_t features = a.outer * a.classes * a.inner;
   if (elementwise(a)) {
@@ -127,9 +64,9 @@ __device__ void loss_slopes(const cpu::LossArgs& a, const DeviceTargets& targets
   }
 }
 
-// product(f, the second derivative along r(f)), from what loss_slopes kept.
+// product(f, the second derivative along r(f)), from what column_slopes kept.
 template <typename R, typename K, typename P>
-__device__ void loss_product(const cpu::LossArgs& a, R r, K kept, P product) {
+__device__ void column_product(const cpu::LossArgs& a, R r, K kept, P product) {
   const int64_t features = a.outer * a.classes * a.inner;
   if (elementwise(a)) {
     for (int64_t f = 0; f < features; ++f)
