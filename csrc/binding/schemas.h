@@ -30,6 +30,8 @@ inline void define_ops(torch::stable::detail::StableLibrary& m) {
   m.def("sum_parts(Tensor parts) -> Tensor");
   // Only on a GPU (spectral_ops.h).
   m.def("basis_pass_(Tensor basis, Tensor source, Tensor coefficients, Tensor(a!) w) -> Tensor");
+  m.def("row_dots(Tensor rows, Tensor others) -> Tensor");
+  m.def("scale_rows_(Tensor(a!) rows, Tensor factors) -> Tensor(a!)");
   m.def("small_eigenvalues(Tensor matrices) -> Tensor");
 }
 
