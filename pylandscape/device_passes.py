@@ -130,7 +130,7 @@ class DevicePasses:
 
     def draw(self, start: int, row: int, attempt: int) -> None:
         """w = random."""
-        gaussian(self.kernels, self.basis[start, row], self.seed, start, row, attempt)
+        gaussian(self.kernels, self.basis[start, row], self.seed, start, row, attempt, 1)
 
     def _pass(self, q: Tensor, w: Tensor, c: Tensor) -> Tensor:
         found: Tensor = self.kernels.basis_pass_(q, w, c, w)
