@@ -98,10 +98,13 @@ class Plain:
 
 
 @pytest.fixture(params=[pytest.param("plain", id="plain"), BACKENDS[1]])
-def above(request: Any) -> There:
+def above(request: Any) -> Iterator[There]:
     """With ops that are as fast as torch."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # vectors are short
     on_gpu = request.param == "cuda"
-    return There(Backend(ops if on_gpu else Plain, torch.device("cuda") if on_gpu else CPU))
+    yield There(Backend(ops if on_gpu else Plain, torch.device("cuda") if on_gpu else CPU))
+    torch.set_num_threads(threads)
 
 
 def lost(lanczos: Lanczos, start: int = 0) -> float:
