@@ -22,7 +22,7 @@ from .errors import InvalidArgument
 from .hessians import PointEvaluator, as_points, block_size, check_memory, eigenvalues
 from .journal import SUFFIX, Journal
 from .lanczos_class import LanczosClassifier
-from .question import _drop_stale as drop_stale
+from .question import drop_stale
 from .request import FORMAT, digest, jsonable
 from .results import Array
 from .sweep import sweep

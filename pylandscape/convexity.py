@@ -6,7 +6,6 @@ convex in all n directions, not only in the two of the picture. All parameters c
 
 from __future__ import annotations
 
-import operator
 import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .arguments import integer
 from .ends import both_ends
 from .errors import InvalidArgument
 from .grids import LINE_AXIS, Axis, Path, plane_question
@@ -76,7 +76,7 @@ def convexity(
     """
     if not (isinstance(tol, int | float) and 0 < tol < 1):
         raise InvalidArgument(f"tol: expected a number between 0 and 1, got {tol!r}")
-    limit, seed = _integer(dense, "dense"), _integer(seed, "seed")
+    limit, seed = integer(dense, "dense", 0), integer(seed, "seed", 0)
     asked = plane_question(land, d1, d2, x, y, theta)
     whole = land.n_params <= max(limit, 2)
     about: dict[str, Any] = {"method": "dense"}
@@ -174,13 +174,3 @@ class _Ends:
         noise = torch.randn(vectors.shape[1], generator=generator, dtype=torch.float64)
         noise = noise * (NOISE / torch.linalg.vector_norm(noise))
         return vectors.double().sum(0) + noise
-
-
-def _integer(value: Any, name: str) -> int:
-    try:
-        found = operator.index(value)
-    except TypeError:
-        raise InvalidArgument(f"{name}: expected an integer, got {value!r}") from None
-    if not 0 <= found < 2**63:
-        raise InvalidArgument(f"{name}: expected an integer >= 0, got {found}")
-    return found

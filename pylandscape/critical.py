@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
 import os
 import time
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from .arguments import integer
 from .certificates import Certificate, certify, certify_by_products
 from .checkpoint import Checkpoint, resumable
 from .critical_search import (
@@ -250,13 +250,8 @@ def _check_choices(
         raise InvalidArgument(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
     if solver not in SOLVERS:
         raise InvalidArgument(f"solver: expected one of {', '.join(SOLVERS)}, got {solver!r}")
-    for name, value, least in (("max_iter", max_iter, 1), ("samples", samples, 0)):
-        try:
-            good = operator.index(value) >= least
-        except TypeError:
-            good = False
-        if not good:
-            raise InvalidArgument(f"{name}: expected an integer of {least} or more, got {value!r}")
+    integer(max_iter, "max_iter", 1)
+    integer(samples, "samples", 0)
     for name, value, optional in (
         ("tol", tol, False), ("bound", bound, True), ("merge", merge, False), ("rtol", rtol, True),
     ):  # fmt: skip

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .arguments import integer
 from .checkpoint import Arrays, Checkpoint, resumable
 from .errors import InvalidArgument
 from .grids import Path
@@ -345,7 +345,7 @@ def _checked(
     max_products: Any,
 ) -> tuple[int, int, int]:
     """k, rows of the basis, most products."""
-    k = _integer(k, "k")
+    k = integer(k, "k")
     if not 1 <= k <= n:
         raise InvalidArgument(f"k: expected 1 .. {n} (the order of the matrix), got {k}")
     if which not in WHICH:
@@ -356,27 +356,18 @@ def _checked(
         fit = BASIS_BYTES // (n * torch.finfo(op.dtype).bits // 8)
         rows = min(max(ROWS_PER_PAIR * k, LEAST_ROWS), max(fit, 2 * k + 10))
     else:
-        rows = _integer(basis, "basis")
+        rows = integer(basis, "basis")
         if rows < k + 3 and rows < n:
             raise InvalidArgument(f"basis: expected at least k + 3 = {k + 3} rows, got {rows}")
-    most = max(10 * n, 1000) if max_products is None else _integer(max_products, "max_products")
-    if most < 1:
-        raise InvalidArgument(f"max_products: expected at least 1, got {most}")
+    most = max(10 * n, 1000) if max_products is None else integer(max_products, "max_products", 1)
     return k, min(rows, n), most
-
-
-def _integer(value: Any, name: str) -> int:
-    try:
-        return operator.index(value)
-    except TypeError:
-        raise InvalidArgument(f"{name}: expected an integer, got {value!r}") from None
 
 
 def _first(op: SymmetricOperator, start: Any, seed: Any, which: str) -> Tensor:
     """The start (n,), where the operator is: as given, or random, plus the hint in equal parts
     where that helps."""
     if start is None:
-        drawn = random_starts(op.n, 1, _integer(seed, "seed"), op.dtype, op.device)[0]
+        drawn = random_starts(op.n, 1, integer(seed, "seed"), op.dtype, op.device)[0]
         hint = op.hint().to(op.device, torch.float64) if op.hint and which != "SA" else None
         length = 0.0 if hint is None else float(torch.linalg.vector_norm(hint))
         if hint is None or not 0.0 < length < float("inf"):

@@ -157,6 +157,13 @@ class Landscape:
         """ "native" or "torch"."""
         return self._report.engine
 
+    def __repr__(self) -> str:
+        return (
+            f"<Landscape of {type(self.model).__name__}: {self.n_params} parameters, "
+            f"{self.loss_spec.name} over {self.dataset.size} samples, "
+            f"{str(self.dtype).removeprefix('torch.')} on {self.device}, {self.engine} engine>"
+        )
+
     def engine_report(self) -> EngineReport:
         """Which engine runs and, where it is torch's, what kept the native one from it."""
         return self._report

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import operator
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +29,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from .arguments import integer
 from .errors import InvalidArgument
 from .landscape import Landscape
 from .mlp_structure import numbers
@@ -107,7 +107,7 @@ def linear_network(
     u, sizes, _ = np.linalg.svd(targets.T @ q / math.sqrt(count), full_matrices=False)
     rank = int((sizes > max(d, o) * EPS * sizes[0]).sum()) if sizes[0] > 0.0 else 0
     values, u = sizes[:rank] ** 2, u[:, :rank]
-    p = operator.index(hidden)
+    p = integer(hidden, "hidden")
     if not 1 <= p <= rank:
         raise InvalidArgument(f"hidden: expected 1 .. {rank} (the rank of S), got {hidden}")
     gaps = -np.diff(values)

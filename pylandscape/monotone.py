@@ -6,7 +6,6 @@ the loss never rises. Where it is 0 for every w, no local minimum, however flat,
 
 from __future__ import annotations
 
-import operator
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from .arguments import integer
 from .errors import InvalidArgument
 from .hessians import gradients, hessians
 from .mlp_structure import numbers
@@ -87,8 +87,7 @@ def is_non_ascending(
     if land is not None:
         if values.ndim != 2 or values.shape[1] != land.n_params or not len(values):
             raise InvalidArgument(f"path: expected shape (T, {land.n_params}), got {values.shape}")
-        if operator.index(between) < 0:
-            raise InvalidArgument(f"between: expected 0 or more, got {between}")
+        integer(between, "between", 0)
         t = np.arange(between + 1) / (between + 1)
         inner = values[:-1, None] + t[:, None] * np.diff(values, axis=0)[:, None]
         values = _losses(land, np.concatenate([inner.reshape(-1, values.shape[1]), values[-1:]]))
@@ -138,10 +137,8 @@ def monotone_path(
         raise InvalidArgument(
             f"start: expected finite numbers ({land.n_params},), got shape {point.shape}"
         )
-    if operator.index(max_moves) < 0 or operator.index(tries) < 1:
-        raise InvalidArgument(
-            f"max_moves, tries: expected 0 or more and 1 or more, got {max_moves} and {tries}"
-        )
+    integer(max_moves, "max_moves", 0)
+    integer(tries, "tries", 1)
     first = float(_losses(land, point[None])[0])
     if not np.isfinite(first):
         raise InvalidArgument(f"start: expected a finite loss, got {first}")

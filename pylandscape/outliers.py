@@ -8,7 +8,6 @@ eigenvalues that are NaN (the padding of a Spectrum) do not count.
 
 from __future__ import annotations
 
-import operator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,6 +16,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from .arguments import integer
 from .ends import both_ends
 from .errors import InvalidArgument, PylandscapeError
 from .operators import as_operator
@@ -132,7 +132,7 @@ def outliers(
     """
     from .eigen import eigenpairs
 
-    k = _count(classes, "classes", land.n_params)
+    k = integer(classes, "classes", 1, land.n_params)
     point = land._point(theta)
     options: dict[str, Any] = {"tol": tol, "theta": point, "seed": seed, "progress": progress}
     top = eigenpairs(land, k, "LA", **options)
@@ -180,7 +180,7 @@ def outlier_ratio(values: ArrayLike, classes: int) -> float:
         InvalidArgument: fewer than K eigenvalues, K < 1.
     """
     found = np.sort(_values(values))[::-1]
-    k = _count(classes, "classes", found.size)
+    k = integer(classes, "classes", 1, found.size)
     return _ratio(found[0], found[k - 1])
 
 
@@ -322,7 +322,7 @@ def covariance_spectrum(
     """
     g = land.per_sample_gradients(theta).detach().double()
     samples, n = g.shape
-    wanted = None if k is None else _count(k, "k", n)
+    wanted = None if k is None else integer(k, "k", 1, n)
     small = n < samples
     gram = (g.T @ g if small else g @ g.T) / samples
     values, vectors = torch.linalg.eigh((gram + gram.T) / 2)
@@ -351,16 +351,6 @@ def _values(values: ArrayLike) -> Array:
     found = found[~np.isnan(found)]
     if not found.size:
         raise InvalidArgument("values: expected at least one eigenvalue, got none")
-    return found
-
-
-def _count(value: Any, name: str, most: int) -> int:
-    try:
-        found = operator.index(value)
-    except TypeError:
-        raise InvalidArgument(f"{name}: expected an integer, got {value!r}") from None
-    if not 1 <= found <= most:
-        raise InvalidArgument(f"{name}: expected 1 to {most}, got {found}")
     return found
 
 

@@ -132,7 +132,7 @@ def finish(ax: Any, frame: Frame, view: tuple[float, float]) -> None:
         getattr(ax, f"set_{axis}label")(LABELS[name])
         if axis in frame.log and frame.solid:
             at = _log_ticks(*span)
-            getattr(ax, f"set_{axis}ticks")(np.log10(at), format_levels(at))
+            getattr(ax, f"set_{axis}ticks")(np.log10(at), _log_texts(at))
     if not frame.solid:
         return
     ax.view_init(elev=view[0], azim=view[1])
@@ -143,7 +143,7 @@ def finish(ax: Any, frame: Frame, view: tuple[float, float]) -> None:
             low, high = axis.get_view_interval()
             axis.set_ticks(_inner_ticks(low, high, last=letter == "z"))
         axis.set_tick_params(pad=-3 if letter != "z" else -1)
-        axis.labelpad = -7
+        axis.labelpad = -5 if letter in frame.log else -7
         axis.pane.set_facecolor("white")
         axis.pane.set_edgecolor("0.8")
         axis._axinfo["grid"].update(color="0.9", linewidth=0.4)
@@ -302,6 +302,14 @@ def _inner_ticks(low: float, high: float, last: bool) -> Array:
     room, above = NEAR * (high - low), (NEAR if last else CORNER) * (high - low)
     found = np.asarray(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high))
     return found[(found > low + room) & (found < high - above)]
+
+
+def _log_texts(levels: Array) -> list[str]:
+    """As a flat logarithmic axis writes them, where all are powers of ten."""
+    powers = np.log10(levels)
+    if not np.allclose(powers, np.round(powers)):
+        return format_levels(levels)
+    return [rf"$10^{{{round(p)}}}$" for p in powers]
 
 
 def _log_ticks(low: float, high: float) -> Array:

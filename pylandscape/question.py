@@ -127,7 +127,7 @@ def answer(
     there = files.finished(target, request)
     if there is not None:
         if beside.exists():
-            _drop_stale(beside, request, names, total)
+            drop_stale(beside, request, names, total)
         return there
     with Journal(beside, request, names, total) as journal:
         there = files.finished(target, request)  # another process may have finished it just now
@@ -151,7 +151,7 @@ def _save(result: Curve | Surface, target: Path, journal: Journal) -> None:
         ) from error
 
 
-def _drop_stale(path: Path, request: dict[str, Any], names: Sequence[str], total: int) -> None:
+def drop_stale(path: Path, request: dict[str, Any], names: Sequence[str], total: int) -> None:
     """Remove the journal of a finished result, left by a process killed between the two steps."""
     try:
         Journal(path, request, names, total).remove()

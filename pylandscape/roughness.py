@@ -19,13 +19,13 @@ Imhof 1961 has c = 0).
 
 from __future__ import annotations
 
-import operator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from .arguments import integer
 from .errors import InvalidArgument
 from .hessians import _evaluator, as_points, eigenvalues, iterate_hessians
 from .landscape import Landscape
@@ -186,8 +186,8 @@ class _Forms:
         if method == "auto":
             exact = self.land is None or self.n <= EXACT_ORDER
             self.method = "exact" if exact else "products"
-        self.samples = _whole(samples, "samples", 2)
-        self.seed = _whole(seed, "seed", 0)
+        self.samples = integer(samples, "samples", 2)
+        self.seed = integer(seed, "seed", 0)
         self.step = float(step)
         if not (np.isfinite(self.step) and self.step > 0.0):
             raise InvalidArgument(f"step: expected a positive number, got {step!r}")
@@ -259,13 +259,3 @@ def _matrices(source: Any) -> tuple[Array, bool]:
     if found.ndim != 3 or found.shape[1] != found.shape[2] or 0 in found.shape:
         raise InvalidArgument(f"source: expected shape (P, n, n) or (n, n), got {np.shape(source)}")
     return found, single
-
-
-def _whole(value: Any, name: str, least: int) -> int:
-    try:
-        found = operator.index(value)
-    except TypeError:
-        raise InvalidArgument(f"{name}: expected an integer, got {value!r}") from None
-    if found < least:
-        raise InvalidArgument(f"{name}: expected at least {least}, got {found}")
-    return found

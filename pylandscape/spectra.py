@@ -8,7 +8,6 @@ w_i = U[0, i]^2 integrate polynomials of degree 2m - 1 against v's spectral meas
 
 from __future__ import annotations
 
-import operator
 import os
 import tempfile
 import time
@@ -20,13 +19,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from .arguments import integer
 from .checkpoint import Arrays, Checkpoint, resumable
 from .errors import InvalidArgument
 from .grids import Path
 from .lanczos import RECHECK, REORTHOGONALIZE, Lanczos, outcome_of, random_starts, watched
 from .operators import SymmetricOperator, as_operator
 from .request import FORMAT, digest
-from .spectral_results import EigenPairs, Spectrum, _check_sigma2
+from .spectral_results import EigenPairs, Spectrum, check_sigma2
 
 if TYPE_CHECKING:
     from .landscape import Landscape
@@ -84,8 +84,8 @@ def spectrum(
         ResumeMismatch: `path` belongs to another request.
     """
     op = as_operator(a, matrix, theta, params)
-    probes, steps = _integer(probes, "probes", 1), _integer(steps, "steps", 1)
-    vectors, seed = _integer(vectors, "vectors", 0), _integer(seed, "seed", 0)
+    probes, steps = integer(probes, "probes", 1), integer(steps, "steps", 1)
+    vectors, seed = integer(vectors, "vectors", 0), integer(seed, "seed", 0)
     steps = min(steps, op.n)
     if vectors > steps:
         raise InvalidArgument(f"vectors: expected at most {steps} (the steps), got {vectors}")
@@ -96,7 +96,7 @@ def spectrum(
         )
     if dtype is not None and dtype not in (torch.float32, torch.float64):
         raise InvalidArgument(f"dtype: expected torch.float32 or torch.float64, got {dtype!r}")
-    sigma2 = _check_sigma2(sigma2)
+    sigma2 = check_sigma2(sigma2)
     dtype = dtype or op.dtype
     if starts is None:
         given = random_starts(op.n, probes, seed, dtype, op.device)
@@ -311,16 +311,6 @@ def _starts(starts: Any, op: SymmetricOperator) -> torch.Tensor:
     if given.dim() != 2 or given.shape[1] != n or not len(given):
         raise InvalidArgument(f"starts: expected shape (k, {n}), got {tuple(given.shape)}")
     return given
-
-
-def _integer(value: Any, name: str, least: int) -> int:
-    try:
-        found = operator.index(value)
-    except TypeError:
-        raise InvalidArgument(f"{name}: expected an integer, got {value!r}") from None
-    if found < least:
-        raise InvalidArgument(f"{name}: expected at least {least}, got {found}")
-    return found
 
 
 def _literal(name: str) -> str:

@@ -212,7 +212,7 @@ class Spectrum(_SpectralResult):
             raise InvalidArgument(f"nodes: expected at least one probe and step, got {shape}")
         self.weights = _numbers(self.weights, "weights", 2, shape)
         self.bounds = _numbers(self.bounds, "bounds", 2, shape)
-        self.n, self.sigma2 = int(self.n), _check_sigma2(self.sigma2)
+        self.n, self.sigma2 = int(self.n), check_sigma2(self.sigma2)
         self.relative_sigma2 = bool(self.relative_sigma2)
         self.outcomes = tuple(self.outcomes)
         self.info = {} if self.info is None else dict(self.info)
@@ -414,7 +414,7 @@ class Spectrum(_SpectralResult):
         return sigma2 * max(1.0, high - low)
 
     def _sigma(self, sigma2: float | None) -> float:
-        chosen = self.sigma2 if sigma2 is None else _check_sigma2(sigma2)
+        chosen = self.sigma2 if sigma2 is None else check_sigma2(sigma2)
         return float(np.sqrt(self._variance(chosen)))
 
     def _masses(self, edges: Array, sigma: float) -> tuple[Array, Array]:
@@ -455,7 +455,7 @@ def _numbers(given: Any, name: str, dims: int, shape: tuple[int, ...] | None = N
     return np.array(found, dtype=np.float64)
 
 
-def _check_sigma2(sigma2: Any) -> float:
+def check_sigma2(sigma2: Any) -> float:
     number = isinstance(sigma2, int | float | np.number)
     if not (number and np.isfinite(sigma2) and sigma2 > 0.0):
         raise InvalidArgument(f"sigma2: expected a positive variance, got {sigma2!r}")

@@ -64,6 +64,8 @@ class EquioutputGroup:
     ) -> None:
         self.layers: Layers = layers_of(layers, activation, bias)
         odd = [name in ODD for name in self.layers.activations]
+        if flips not in (None, True, False):
+            raise InvalidArgument(f"flips: expected True, False or None, got {flips!r}")
         if flips and not all(odd):
             name = self.layers.activations[odd.index(False)]
             raise InvalidArgument(

@@ -24,6 +24,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from . import device_passes
+from .arguments import integer
 from .errors import InvalidArgument
 from .operators import SymmetricOperator, as_operator
 
@@ -446,10 +447,7 @@ def _checked(
     if method not in methods:
         known = ", ".join(map(repr, methods))
         raise InvalidArgument(f"method: expected one of {known}, got {method!r}")
-    try:
-        count = operator.index(products)
-    except TypeError:
-        raise InvalidArgument(f"products: expected an integer, got {products!r}") from None
+    count = integer(products, "products")
     op = as_operator(a, matrix, theta, params)
     fewest = methods[method] if op.n > count else 2
     if count < fewest:

@@ -12,7 +12,6 @@ numbers: its points do not change with the number of walks or, as far as they go
 
 from __future__ import annotations
 
-import operator
 import os
 import time
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
+from .arguments import integer
 from .checkpoint import Checkpoint, resumable
 from .errors import InvalidArgument
 from .hessians import _evaluator
@@ -149,7 +149,7 @@ class _Sampler:
         self.land = land
         self.rule = Rule(
             kind, _positive(bound, "bound"), _positive(fraction, "fraction"), bool(bounded), tie,
-            _integer(seed, "seed", 0),
+            integer(seed, "seed", 0),
         )  # fmt: skip
         if self.rule.seed >= 1 << 64:
             raise InvalidArgument(f"seed: expected a 64-bit integer, got {seed}")
@@ -158,9 +158,9 @@ class _Sampler:
                 "fraction: expected at most 0.5 for a bounded walk (a longer step, negated, can "
                 f"leave on the other side), got {fraction!r}"
             )
-        self.steps = _integer(steps, "steps", 1)
+        self.steps = integer(steps, "steps", 1)
         self.starts = None if starts is None else self._checked(starts)
-        self.walks = _integer(walks, "walks", 1) if self.starts is None else len(self.starts)
+        self.walks = integer(walks, "walks", 1) if self.starts is None else len(self.starts)
 
     def walk(self, path: Path | None, progress: bool) -> Walks:
         request = {
@@ -217,14 +217,4 @@ def _positive(value: Any, name: str) -> float:
         found = float("nan")
     if not (np.isfinite(found) and found > 0.0):
         raise InvalidArgument(f"{name}: expected a positive number, got {value!r}")
-    return found
-
-
-def _integer(value: Any, name: str, least: int) -> int:
-    try:
-        found = operator.index(value)
-    except TypeError:
-        raise InvalidArgument(f"{name}: expected an integer, got {value!r}") from None
-    if found < least:
-        raise InvalidArgument(f"{name}: expected at least {least}, got {found}")
     return found

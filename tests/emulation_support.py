@@ -67,10 +67,12 @@ def _digest() -> str:
 
 
 def _sanitized() -> list[str]:
-    """The flags of a run under the address sanitizer (.ci/run), which the library must share."""
-    if "libasan" not in os.environ.get("LD_PRELOAD", ""):
-        return []
-    return ["-fsanitize=address,undefined", "-fno-omit-frame-pointer", "-g1"]
+    """The flags of a run under a sanitizer (.ci/run), which the library must share."""
+    preloaded = os.environ.get("LD_PRELOAD", "")
+    for runtime, kinds in (("libasan", "address,undefined"), ("libtsan", "thread")):
+        if runtime in preloaded:
+            return [f"-fsanitize={kinds}", "-fno-omit-frame-pointer", "-g1"]
+    return []
 
 
 @lru_cache(maxsize=1)

@@ -271,7 +271,7 @@ def test_a_file_of_another_request_is_refused(tmp_path):
         ({"solver": "dense"}, "solver: expected one of"),
         ({"tol": 0.0}, "tol: expected a positive number"),
         ({"tol": "small"}, "tol: expected a positive number"),
-        ({"max_iter": 0}, "max_iter: expected an integer of 1"),
+        ({"max_iter": 0}, "max_iter: expected at least 1, got 0"),
         ({"samples": 1.5}, "samples: expected an integer"),
         ({"bound": -1.0}, "bound: expected a positive number"),
         ({"dedupe": "all"}, "dedupe: expected True"),

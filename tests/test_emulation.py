@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -28,6 +31,24 @@ def test_a_block_meets_at_its_barrier_in_every_order(n: int, order: str) -> None
     assert torch.equal(out, x.flip(0))
 
 
+RACES = "libtsan" in os.environ.get("LD_PRELOAD", "")
+
+
+@pytest.mark.skipif(not RACES, reason="without the thread sanitizer")
+def test_a_missing_barrier_is_a_race() -> None:
+    planted = "test_a_missing_barrier_gives_wrong_results_in_every_order"
+    found = subprocess.run(
+        [sys.executable, "-m", "pytest", "-qs", "-p", "no:cacheprovider", __file__, "-k", planted],
+        env={**os.environ, "PLANTED": "1", "TSAN_OPTIONS": "exitcode=66"},
+        capture_output=True,
+        text=True,
+    )
+    assert found.returncode == 66, found.stdout[-2000:]
+    assert "data race" in found.stderr
+    assert "reverse<false>" in found.stderr
+
+
+@pytest.mark.skipif(RACES and "PLANTED" not in os.environ, reason="a race, which ends the run")
 def test_a_missing_barrier_gives_wrong_results_in_every_order() -> None:
     for order in ORDERS:
         x, out = torch.randn(64), torch.empty(64)

@@ -385,3 +385,13 @@ def test_accuracy_of_a_regression_is_refused() -> None:
     land = pl.Landscape(mlp(), "mse", (x, torch.randn(30, 3)))
     with pytest.raises(pl.InvalidArgument, match="'accuracy' needs one of"):
         land.evaluate(np.zeros((1, 1)), torch.zeros(1, land.n_params), metrics=("accuracy",))
+
+
+def test_its_text_says_what_it_is():
+    model = torch.nn.Linear(3, 2)
+    data = torch.randn(5, 3), torch.randint(0, 2, (5,))
+    text = repr(pl.Landscape(model, "cross_entropy", data))
+    expected = "Landscape of Linear: 8 parameters, cross_entropy over 5 samples, float32 on cpu"
+    assert expected in text
+    own = pl.Landscape(model, objective=lambda m, b: m(b[0]).square().mean(), data=[data])
+    assert "8 parameters" in repr(own)

@@ -63,6 +63,11 @@ def test_flips_of_other_activations_are_refused_with_the_reason(name):
         EquioutputGroup([(2, 2), (2, 1)], activation=name, flips=True)
 
 
+def test_flips_are_all_or_none_and_never_a_number():
+    with pytest.raises(pl.InvalidArgument, match="flips: expected True, False or None, got 3"):
+        EquioutputGroup([(2, 2), (2, 1)], activation="tanh", flips=3)
+
+
 def test_each_layer_flips_where_its_own_activation_is_odd():
     group = EquioutputGroup([(2, 2), (2, 2), (2, 1)], activation=("tanh", "relu"))
     assert group.flips == (True, False)

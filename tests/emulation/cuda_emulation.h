@@ -7,8 +7,11 @@
 // with a message: a barrier that some thread of the block never reaches, or reaches elsewhere; a
 // shuffle without, or from, a lane outside its mask; a launch beyond the limits of a device.
 //
-// Dynamic shared memory starts as NaN in each block and ends where the launch said (the address
-// sanitizer sees beyond). Static shared memory keeps what the block before left in it.
+// Shared memory starts as NaN in each block; the dynamic part ends where the launch said (the address
+// sanitizer sees beyond). A kernel with static shared memory stands in an unnamed namespace.
+//
+// Under the thread sanitizer two threads of a block that touch the same place without a barrier or a
+// warp operation between them are a race. Blocks follow each other.
 #pragma once
 #include <math.h>
 
@@ -29,7 +32,9 @@
 #define __constant__
 #define __grid_constant__
 #define __launch_bounds__(...)
-#define __shared__ static
+#define __shared__ static __attribute__((section("emulated_shared")))
+extern "C" __attribute__((weak, visibility("hidden"))) unsigned char __start_emulated_shared[];
+extern "C" __attribute__((weak, visibility("hidden"))) unsigned char __stop_emulated_shared[];
 #define __align__(n) alignas(n)
 
 struct dim3 {
@@ -89,6 +94,7 @@ class Block {
   }
 
   void sync(int line) {
+    const Unseen unseen;
     if (at_barrier_ > 0 && line != barrier_line_)
       fibers_.fail("__syncthreads: threads of one block wait in lines " +
                    std::to_string(barrier_line_) + " and " + std::to_string(line));
@@ -105,10 +111,14 @@ class Block {
     fibers_.acquire(this);
   }
 
-  int lane() const { return current_ % kWarp; }
+  int lane() const {
+    const Unseen unseen;
+    return current_ % kWarp;
+  }
 
   // Leaves `bytes` for the other lanes of `mask`, and waits for theirs.
   Warp& meet(unsigned mask, const void* value, size_t bytes, int line) {
+    const Unseen unseen;
     const int index = current_ / kWarp;
     Warp& warp = warps_[index];
     if ((mask >> lane() & 1u) == 0)
@@ -123,10 +133,14 @@ class Block {
     return warp;
   }
   // After the values are read: none may be overwritten before.
-  void part(Warp& warp) { gather(warp, current_ / kWarp); }
+  void part(Warp& warp) {
+    const Unseen unseen;
+    gather(warp, current_ / kWarp);
+  }
 
   template <typename T>
   T shuffle(unsigned mask, T value, int source, int line) {
+    const Unseen unseen;
     static_assert(sizeof(T) <= sizeof(Warp::value[0]), "one value of a shuffle");
     Warp& warp = meet(mask, &value, sizeof(T), line);
     if ((mask >> source & 1u) == 0)
@@ -207,6 +221,7 @@ inline void run_grid(void* kernel, dim3 grid, dim3 size, size_t shared,
     };
     std::vector<Piece> memory((shared + 15) / 16);
     if (shared > 0) std::memset(static_cast<void*>(memory.data()), 0xff, memory.size() * 16);
+    std::fill(__start_emulated_shared, __stop_emulated_shared, static_cast<unsigned char>(0xff));
     shared_bytes = reinterpret_cast<unsigned char*>(memory.data());
     Block running(size, fibers());
     block = &running;
@@ -248,6 +263,7 @@ T __shfl_up_sync(unsigned mask, T value, unsigned by, int width = 32, int line =
   return emulation::block->shuffle(mask, value, there ? source : lane, line);
 }
 inline unsigned __ballot_sync(unsigned mask, int predicate, int line = __builtin_LINE()) {
+  const emulation::Unseen unseen;
   const unsigned char own = predicate != 0;
   emulation::Warp& warp = emulation::block->meet(mask, &own, 1, line);
   unsigned found = 0;
@@ -267,18 +283,21 @@ inline int __all_sync(unsigned mask, int predicate, int line = __builtin_LINE())
 // Threads change places at barriers only, so a plain read and write is atomic.
 template <typename T>
 T atomicAdd(T* at, T by) {
+  const emulation::Unseen unseen;
   const T old = *at;
   *at = old + by;
   return old;
 }
 template <typename T>
 T atomicMax(T* at, T by) {
+  const emulation::Unseen unseen;
   const T old = *at;
   *at = std::max(old, by);
   return old;
 }
 template <typename T>
 T atomicCAS(T* at, T expected, T wanted) {
+  const emulation::Unseen unseen;
   const T old = *at;
   if (old == expected) *at = wanted;
   return old;
@@ -321,6 +340,7 @@ namespace pylandscape::cuda {
 template <typename... Parameters, typename... Arguments>
 void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared, cudaStream_t,
             const Arguments&... arguments) {
+  const emulation::Unseen unseen;
   // A kernel's parameters are copies, made at the launch.
   const std::tuple<std::decay_t<Parameters>...> copies(arguments...);
   emulation::run_grid(reinterpret_cast<void*>(kernel), grid, block, shared,

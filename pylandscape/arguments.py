@@ -1,0 +1,21 @@
+"""Checks of single arguments that many functions take."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+from .errors import InvalidArgument
+
+
+def integer(value: Any, name: str, least: int | None = None, most: int | None = None) -> int:
+    """The value as an int; bounds belong to the range. InvalidArgument names the argument."""
+    try:
+        found = operator.index(value)
+    except TypeError:
+        raise InvalidArgument(f"{name}: expected an integer, got {value!r}") from None
+    if least is not None and most is not None and not least <= found <= most:
+        raise InvalidArgument(f"{name}: expected {least} to {most}, got {found}")
+    if least is not None and found < least:
+        raise InvalidArgument(f"{name}: expected at least {least}, got {found}")
+    return found
