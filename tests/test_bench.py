@@ -20,7 +20,7 @@ import torch
 ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT))  # behind an installed package, which the checkout must not hide
 
-from bench import gpu_programs, skip_connections  # noqa: E402
+from bench import gpu_curvature, gpu_programs, skip_connections  # noqa: E402
 from bench.curvature import Field, Problem, check_rows  # noqa: E402
 from bench.curvature_peers import torch_lanczos  # noqa: E402
 from bench.harness import Arm, absent, as_markdown, fastest, interleave, rows  # noqa: E402
@@ -251,3 +251,11 @@ def _bench(name: str) -> list[dict[str, Any]]:
     assert set(report) == {"environment", "quick", "others", name}
     table: list[dict[str, Any]] = report[name]
     return table
+
+
+def test_the_quadrature_of_the_gpu_check_agrees_with_plain_torch_at_toy_size() -> None:
+    rows = list(gpu_curvature.quadrature(torch.device("cpu"), 2, 8, (5, 4, 3), 20, 1e6, 1))
+    for name, took, floor, _, _, error in rows:
+        assert error <= gpu_curvature.ALLOWED[name]
+        assert floor > 0
+        assert took > 0

@@ -7,11 +7,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
-from cuda_support import BACKENDS, Backend, backend  # noqa: F401
+from cuda_support import BACKENDS, Backend, PlainOps, backend  # noqa: F401
+from pretended_gpu import OnDevice, pretended_gpu
 from spectral_support import hilbert, process, with_spectrum
 from torch import Tensor
 
@@ -25,6 +27,7 @@ from pylandscape.operators import SymmetricOperator
 
 ORTHOGONAL = 50  # eps, methods.md 10
 CPU = torch.device("cpu")
+FETCH = DevicePasses._fetch
 
 
 @dataclass(frozen=True)
@@ -76,34 +79,13 @@ def there(backend: Backend) -> There:  # noqa: F811
     return There(backend)
 
 
-class Plain:
-    """The same ops by torch, for what is built on them."""
-
-    @staticmethod
-    def basis_pass_(q: Tensor, source: Tensor, c: Tensor, w: Tensor) -> Tensor:
-        last = q[:, q.shape[1] - c.shape[1] :].double()
-        w.copy_(source.double() - torch.einsum("sk,skn->sn", c, last))
-        inner = torch.einsum("smn,sn->sm", q.double(), w.double())
-        return torch.cat([inner, w.double().norm(dim=1, keepdim=True)], 1)
-
-    @staticmethod
-    def row_dots(rows: Tensor, others: Tensor) -> Tensor:
-        return (rows.double() * others.double()).sum(1)
-
-    @staticmethod
-    def scale_rows_(rows: Tensor, factors: Tensor) -> Tensor:
-        return rows.copy_(rows.double() * factors[:, None])
-
-    gaussian = staticmethod(ops.gaussian)
-
-
 @pytest.fixture(params=[pytest.param("plain", id="plain"), BACKENDS[1]])
 def above(request: Any) -> Iterator[There]:
     """With ops that are as fast as torch."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # vectors are short
     on_gpu = request.param == "cuda"
-    yield There(Backend(ops if on_gpu else Plain, torch.device("cuda") if on_gpu else CPU))
+    yield There(Backend(ops if on_gpu else PlainOps, torch.device("cuda") if on_gpu else CPU))
     torch.set_num_threads(threads)
 
 
@@ -491,16 +473,16 @@ def test_diagonals_are_estimated_on_the_device(above: There, method: str) -> Non
     np.testing.assert_allclose(exact.value, np.diag(a), rtol=1e-12, atol=1e-14)
 
 
-@pytest.fixture
-def land(above: There) -> pl.Landscape:
+def landscape(device: torch.device) -> pl.Landscape:
     torch.manual_seed(0)
     layers = torch.nn.Linear(6, 8), torch.nn.Tanh(), torch.nn.Linear(8, 3)
-    data = torch.randn(50, 6).to(above.device), torch.randint(0, 3, (50,)).to(above.device)
-    model = torch.nn.Sequential(*layers).to(above.device)
+    data = torch.randn(50, 6).to(device), torch.randint(0, 3, (50,)).to(device)
+    model = torch.nn.Sequential(*layers).to(device)
     return pl.Landscape(model, "cross_entropy", data, dtype=torch.float64)
 
 
-def test_every_question_of_a_landscape_answers_there(above: There, land: pl.Landscape) -> None:
+def test_every_question_of_a_landscape_answers_there(above: There) -> None:
+    land = landscape(above.device)
     h = land.hessian().cpu().numpy()
     exact = np.linalg.eigvalsh(h)
     with above.in_use():
@@ -522,3 +504,38 @@ def test_every_question_of_a_landscape_answers_there(above: There, land: pl.Land
     assert exact[0] - 1e-6 <= sharp.across_min <= sharp.across_max <= exact[-1] + 1e-6
     assert found.gradient_norms[0] == pytest.approx(float(land.gradient().norm()))
     assert found.kinds[0] in ("singular", "saddle", "undecided", "convex")
+
+
+def test_no_estimate_mixes_devices_and_no_vector_comes_to_the_host() -> None:
+    """On a pretended GPU, where both are errors; probes are its own, so within their errors."""
+    h = landscape(CPU).hessian().numpy()
+    exact, trace = np.linalg.eigvalsh(h), float(np.trace(h))
+    with pretended_gpu() as device, mock.patch.object(DevicePasses, "_fetch", _small_fetch):
+        there = landscape(device)
+        for method in ("xtrace", "hutch++", "hutchinson"):
+            found = pl.trace(there, 40, method)
+            assert abs(found.value - trace) <= 6 * found.standard_error
+            assert pl.frobenius_norm(there, 40, method).value > 0
+        for method in ("xdiag", "hutchinson"):
+            assert np.isfinite(pl.diagonal(there, 40, method).standard_error).all()
+        spectrum = pl.spectrum(there, 3, 40, vectors=1, progress=False)
+        assert spectrum.extremes[1] == pytest.approx(exact[-1], rel=1e-9)
+        for which in ("LA", "BE"):
+            top = pl.eigenpairs(there, 4, which, basis=20, measure=True, progress=False)
+            assert top.values[0] == pytest.approx(exact[-1], rel=1e-8)
+            assert not isinstance(top.vectors, OnDevice)
+        report = pl.outliers(there, 3, progress=False)
+        np.testing.assert_allclose(report.values, exact[::-1][:3], rtol=1e-8)
+        sharp = pl.sharpness(there, pl.random_directions(there, 2, seed=1), progress=False)
+        assert sharp.across_max <= exact[-1] + 1e-6
+        assert set(pl.layer_spectra(there, 2, 20, progress=False)) == {"0", "2"}
+        op = pl.as_operator(there)
+        lanczos = Lanczos(op, random_starts(op.n, 2, 0, op.dtype, op.device), 10)
+        lanczos.run()
+        assert isinstance(lanczos.basis, OnDevice)
+        assert isinstance(lanczos.vectors(lanczos.ritz()[1]), OnDevice)
+
+
+def _small_fetch(self: DevicePasses, blocks: list[Tensor]) -> list[list[float]]:
+    assert sum(block.numel() for block in blocks) <= 4 * 3 * 42
+    return FETCH(self, blocks)
