@@ -7,7 +7,9 @@ and torch), then, in this order:
     kernels   directions and perturbation: against the CPU's result and, timed, against their floor:
               the bytes that they must move over the bandwidth of a copy, measured in the same run
     programs  losses of many points: against float64, their floor and torch (gpu_programs.py)
-    curvature  reorthogonalisation and small eigenvalues, likewise (gpu_curvature.py)
+    networks  the same of convolution networks, in every way that they can run (gpu_networks.py)
+    curvature  reorthogonalisation, small eigenvalues (gpu_curvature.py) and Hessian-vector products
+              (gpu_products.py), likewise
     memory    compute-sanitizer's memcheck and racecheck over the tests of programs; not by default
 
 The tables come last. JSON goes to --json, else to $OUT/gpu_check.json where OUT is set. Exit status
@@ -85,6 +87,11 @@ TESTS = (
     "test_cuda_basis.py",
     "test_cuda_lanczos.py",
     "test_cuda_eigenvalues.py",
+    "test_cuda_products.py",
+    "test_cuda_derivatives.py",
+    "test_cuda_layers.py",
+    "test_networks_cuda.py",
+    "test_replays.py",
 )
 
 
@@ -106,12 +113,18 @@ def test(tree: Path, tool: tuple[str, ...], *more: str) -> tuple[bool, str]:
     return done.returncode == 0, lines[-1]
 
 
+MEMORY_TESTS = (
+    "not emulated and (other_ops or groups or few_samples or folded or epilogue or windows "
+    "or cells_are)"
+)
+
+
 def check_memory(tree: Path) -> tuple[bool, str]:
     """memcheck and racecheck over a few programs; every launch is slow under them."""
     found = []
     for check in ("memcheck", "racecheck"):
         tool = ("compute-sanitizer", "--tool", check, "--error-exitcode", "9")
-        passed, summary = test(tree, tool, "-k", "cuda and (other_ops or groups or few_samples)")
+        passed, summary = test(tree, tool, "-k", MEMORY_TESTS)
         found.append((passed, f"{check}: {summary}"))
     return all(passed for passed, _ in found), "; ".join(text for _, text in found)
 
@@ -279,36 +292,50 @@ def allowed_error(name: str) -> float:
     return 24 * torch.finfo(torch.float64 if "float64" in name else torch.float32).eps
 
 
-PARTS = ("tests", "kernels", "programs", "curvature", "memory")
+PARTS = ("tests", "kernels", "programs", "networks", "curvature", "memory")
+
+
+def engine_of(model: Any, land: Any) -> Any:
+    """The CUDA engine for the model of a landscape on the CPU, on the current device."""
+    from pylandscape import engine_cuda
+    from pylandscape._native import ops
+    from pylandscape.replays import GraphRecorder
+
+    device = torch.device("cuda", torch.cuda.current_device())
+
+    return engine_cuda.lower(
+        model,
+        land.loss_spec,
+        land.dataset,
+        land.moved,
+        land.origin,
+        dtype=land.dtype,
+        memory=1 << 30,
+        bn="eval",
+        device=device,
+        kernels=ops,
+        shared_limit=int(ops.cuda_shared_limit(device.index)),
+        instruction_set="cuda",
+        recorder=lambda: GraphRecorder(device),
+    )
 
 
 def measure_programs(bandwidth: float, compile_too: bool) -> list[Any]:
     import gpu_programs
 
-    from pylandscape import engine_cuda
-    from pylandscape._native import ops
-
-    device = torch.device("cuda", torch.cuda.current_device())
-
-    def engine_of(model: Any, land: Any) -> Any:
-        return engine_cuda.lower(
-            model,
-            land.loss_spec,
-            land.dataset,
-            land.moved,
-            land.origin,
-            dtype=land.dtype,
-            memory=1 << 30,
-            bn="eval",
-            device=device,
-            kernels=ops,
-            shared_limit=int(ops.cuda_shared_limit(device.index)),
-            instruction_set="cuda",
-        )
-
     return [
         gpu_programs.measure(case, engine_of, median_ms, bandwidth, compile_too)
         for case in gpu_programs.CASES
+    ]
+
+
+def measure_networks(compile_too: bool) -> list[Any]:
+    import gpu_networks
+
+    return [
+        row
+        for network in gpu_networks.NETWORKS
+        for row in gpu_networks.measure(network, engine_of, median_ms, compile_too)
     ]
 
 
@@ -391,7 +418,9 @@ def main() -> int:
             elif part == "curvature":
                 kernels += measure_curvature(bandwidth)
             elif part == "programs":
-                programs = measure_programs(bandwidth, options.compile)
+                programs += measure_programs(bandwidth, options.compile)
+            elif part == "networks":
+                programs += measure_networks(options.compile)
             else:
                 passed, report["memory"] = check_memory(tree)
                 print(f"memory: {report['memory']}", flush=True)

@@ -43,6 +43,16 @@ def measure(bandwidth: float, median_ms: Callable[[Run, int], float]) -> Iterato
         (500, 200),
     ):
         yield _eigenvalues(count, n, bandwidth, median_ms)
+    yield from _hessian_products(bandwidth, median_ms)
+
+
+def _hessian_products(bandwidth: float, median_ms: Callable[[Run, int], float]) -> Iterator[Values]:
+    import gpu_products
+    from gpu_check import engine_of
+
+    for values in gpu_products.measure(engine_of, bandwidth, median_ms):
+        ALLOWED[values[0]] = gpu_products.ALLOWED
+        yield values
 
 
 def _orthogonalize(

@@ -2,8 +2,14 @@
 
 The model is captured, lowered and checked on the CPU, from a copy of it. Its program then runs on
 the device: where the network of a point fits a block's shared memory as one kernel
-(csrc/cuda/resident.cu), else by torch's matrix products over many points (torch_program.py).
-Derivatives are the torch engine's.
+(csrc/cuda/resident.cu), else by torch's matrix products and convolutions over many points
+(torch_program.py), recorded as a CUDA graph where chunks of points repeat (replays.py).
+Derivatives are those of cuda_derivatives.py, of an op that it does not know the torch engine's.
+
+Results of a network in shared memory have the same bits in any chunk. By torch's products and
+convolutions, the same points in chunks of the same sizes give the same bits on one device with one
+version of its libraries, and other chunks agree to rounding: the algorithms of cuBLAS and cuDNN
+depend on sizes. They are float32 throughout, and none is chosen by timing (torch_precision.py).
 """
 
 from __future__ import annotations
@@ -19,10 +25,21 @@ from torch import Tensor, nn
 from . import engine_native
 from ._native import cuda_problem, ops
 from .capture import check_traceable
-from .engine_native import Data, Evaluate, NativeEngine, check_outputs, metric_name
+from .cuda_derivatives import AtTheta
+from .engine_native import (
+    Data,
+    Evaluate,
+    NativeEngine,
+    check_batches,
+    check_outputs,
+    metric_name,
+)
 from .errors import NotLowered
 from .native_loss import loss_tensors
-from .torch_program import TorchProgram, values_per_sample
+from .point_parameters import Moved, Parameters, Source, Where
+from .replays import GraphRecorder, Recorder, Replays
+from .torch_precision import exact_float32
+from .torch_program import TorchProgram, most_alive, most_extra
 
 if TYPE_CHECKING:
     from .data import Dataset
@@ -32,29 +49,17 @@ if TYPE_CHECKING:
 _PARTS_BYTES = 64 << 20  # partial sums of the points of one launch
 _WIDE_BYTES = 512 << 20  # weights and values of the points that torch multiplies at once
 _FILL = -(2**31)  # resident::kFill
-_KINDS = (
-    "linear",
-    "unary",
-    "binary",
-    "layer_norm",
-    "softmax",
-    "concat",
-    "expand",
-    "gather",
-)
-
 Moves = list[list[int]] | None
 
 
 class CudaEngine:
     """Answers questions about L from a compiled program, on ``device``.
 
-    ``kernels`` holds the ops of csrc/binding/program_ops.h; ``shared_limit`` is how many bytes of
-    shared memory a block may have.
+    ``kernels`` holds the ops of csrc/binding/program_ops.h and layer_ops.h; ``shared_limit`` is how
+    many bytes of shared memory a block may have; ``recorder`` makes what records chunks of points.
     """
 
     name = "native"
-    mixes = False
 
     def __init__(
         self,
@@ -66,15 +71,16 @@ class CudaEngine:
         kernels: Any = ops,
         shared_limit: int,
         instruction_set: str,
+        memory: int,
+        recorder: Callable[[], Recorder | None] = lambda: None,
     ) -> None:
         self.how, self.ops, self.instruction_set = native.how, native.ops, instruction_set
         self.program, self.dtype, self.device = native._program, data.dtype, device
-        self.kernels, self.shared_limit = kernels, shared_limit
+        self.kernels, self.shared_limit, self.recorder = kernels, shared_limit, recorder
+        self.wide_bytes = _WIDE_BYTES
+        self.mixes: bool = self.program.mixes  # whether samples depend on their batch
         self.output = native._output
         self.torch_program = TorchProgram(self.program, kernels, device)
-        unknown = [op.kind for op in self.torch_program.ops if op.kind not in _KINDS]
-        if unknown:
-            raise NotLowered(f"{unknown[0]} has no CUDA kernel in the native engine")
         self.data_targets = data.targets.to(device)
         self.denominator, self.counted = native._denominator, native._counted
         self.x = data.inputs.to(device, data.dtype).reshape(1, self.program.samples, -1)
@@ -86,6 +92,9 @@ class CudaEngine:
         self.targets = targets.T.contiguous().to(device)  # (rows, samples)
         weights = [*found.weight, *found.pos_weight]
         self.loss_weights = torch.tensor(weights, dtype=torch.float64, device=device)
+        plan = self.program.resident_plan(0, None, shared_limit)[1]
+        self.loss_plan = torch.frombuffer(bytearray(plan), dtype=torch.uint8)
+        self.derivatives = AtTheta(self, memory)
 
     def prepare(self, theta: Tensor, directions: Tensor, metrics: Sequence[Any]) -> Evaluate:
         """A function of coefficients (g, k) to {metric: (g,)} along directions (k, n)."""
@@ -108,17 +117,32 @@ class CudaEngine:
         return Question(self, theta, directions)
 
     def gradient(self, theta: Tensor) -> Tensor:
-        """Not there: raises NotLowered, as the other derivatives."""
-        raise NotLowered("the native engine has no derivatives on CUDA")
+        """(n,) float64 on the device, summed in double; an op without a derivative: NotLowered."""
+        return self.derivatives(theta).total[0] / self.denominator
 
     def product(self, matrix: str, theta: Tensor, vectors: Tensor) -> Tensor:
-        raise NotLowered("the native engine has no derivatives on CUDA")
+        """(k, n) float64 of vectors (k, n), on the device; values at theta are kept for the next
+        call. With the theta of the last call, nothing waits for the device."""
+        derivatives = self.derivatives(theta)
+        v = vectors.detach().to(self.device, self.dtype)
+        return derivatives.products(matrix, v, self.product_scale(matrix))
 
     def product_into(self, matrix: str, theta: Tensor) -> None:
+        """None: callers that own memory own the CPU's."""
         return
 
+    def product_scale(self, matrix: str) -> float:
+        """What turns sums over samples into L's matrix, as `NativeEngine.product_scale`."""
+        if matrix == "covariance":
+            return float(self.program.samples / self.denominator**2)
+        return 1.0 / self.denominator
+
     def per_sample_gradients(self, theta: Tensor) -> Tensor:
-        raise NotLowered("the native engine has no derivatives on CUDA")
+        """(samples, n) of the program's dtype, on the device; their mean is the gradient."""
+        derivatives = self.derivatives(theta)
+        result = self.x.new_zeros(self.program.samples, self.program.n)
+        derivatives.sample_gradients(result)
+        return result.mul_(self.program.samples / self.denominator)
 
     def _evaluator(self, question: Question, metrics: Sequence[Any]) -> Any:
         wants_accuracy = "accuracy" in metrics
@@ -146,7 +170,13 @@ class Question:
     then `sums` and `outputs` put their work on torch's current stream and wait for nothing."""
 
     def __init__(self, engine: CudaEngine, theta: Tensor | None, directions: Tensor | None) -> None:
+        with exact_float32():
+            self._prepare(engine, theta, directions)
+
+    def _prepare(self, engine: CudaEngine, theta: Tensor | None, directions: Tensor | None) -> None:
         self._e, self._theta, self._d = engine, theta, directions
+        self._replays = Replays(engine.recorder())
+        self._sizes: tuple[Any, tuple[int, int]] | None = None
         moves = self._moves()
         k = 0 if directions is None else len(directions)
         reason, plan, entries, external, about = engine.program.resident_plan(
@@ -156,17 +186,18 @@ class Question:
         self.about: dict[str, Any] = about
         self._plan = torch.frombuffer(bytearray(plan), dtype=torch.uint8)
         self._todo = [i for i, fixed in enumerate(about["fixed"]) if not fixed]
+        self._at_origin = self._origin_parameters()
         fixed = self._fixed_values([i for i, f in enumerate(about["fixed"]) if f])
         terms = {
             op: (engine.torch_program.products(
-                engine.torch_program.ops[op], fixed[slot], self._origin,
+                engine.torch_program.ops[op], fixed[slot], self._at_origin,
                 [self._along(j) for j in moved], bias,
             ), moved, bias)
             for slot, op, bias, moved in external
             if op >= 0
         }  # fmt: skip
         if reason:
-            self._fixed, self._terms = fixed, terms
+            self._prepare_wide(fixed, terms, moves)
             return
         rows = [
             fixed[slot][0].T if op < 0 else terms[op][0].permute(0, 2, 1).flatten(0, 1)
@@ -191,25 +222,23 @@ class Question:
         if len(c) == 0:
             return torch.zeros(2, 0, dtype=torch.float64, device=self._e.device)
         ask = self._wide_sums if self.reason else self._resident_sums
-        if len(c) <= step:
-            return ask(c, hits)
-        return torch.cat([ask(part, hits) for part in c.split(step)], 1)
+        with exact_float32():
+            found = [ask(part, hits) for part in c.split(step)]
+        return found[0] if len(found) == 1 else torch.cat(found, 1)
 
     def outputs(self, coordinates: Any) -> Tensor:
         """(g, samples, *rows): the program's outputs."""
         c = self._coordinates(coordinates)
         shape = (len(c), self._e.program.samples, *self._e.output.rows())
         if self.reason:
-            values = self._run_wide(c, 0, self._e.program.samples)
-            return values.expand(len(c), shape[1], -1).reshape(shape)
+            with exact_float32():
+                return self._wide_outputs(c).reshape(shape)
         found = self._e.kernels.resident_outputs(*self._resident(), c)
         return torch.as_tensor(found).view(shape)
 
     def _coordinates(self, coordinates: Any) -> Tensor:
-        """On the device; those of `perturb` on the CPU, where it wants them."""
         width = self._e.program.n if self._d is None else len(self._d)
-        where = "cpu" if self.reason and self._d is not None else self._e.device
-        c = torch.as_tensor(coordinates).detach().to(where, self._e.dtype).contiguous()
+        c = torch.as_tensor(coordinates).detach().to(self._e.device, self._e.dtype).contiguous()
         if c.dim() != 2 or c.shape[1] != width:
             raise ValueError(f"coordinates: expected (g, {width}), got {tuple(c.shape)}")
         return c
@@ -229,13 +258,18 @@ class Question:
         values = {0: self._e.x}
         for i in todo:  # one by one: every value is kept
             found = dict(values)
-            self._e.torch_program.run([i], found, self._origin)
+            self._e.torch_program.run([i], found, self._at_origin)
             op = self._e.torch_program.ops[i]
             values[op.output] = found[op.output].expand(1, self._e.program.samples, -1)
         return values
 
-    def _origin(self, use: tuple[int, int]) -> Tensor:
-        return self._parameters(use, None if self._theta is None else self._theta[None])
+    def _origin_parameters(self) -> Parameters:
+        """Of what no point changes."""
+        e = self._e
+        theta = e.constants.new_zeros(e.program.n) if self._theta is None else self._theta
+        none = theta.new_empty(0, e.program.n)
+        where = Where(e.kernels, theta, none, e.constants, frozenset(), None)
+        return Parameters(where, theta.new_empty(1, 0))
 
     def _along(self, j: int) -> Callable[[tuple[int, int]], Tensor]:
         def parameters(use: tuple[int, int]) -> Tensor:
@@ -243,14 +277,6 @@ class Question:
             return self._d[j : j + 1, use[0] : use[0] + use[1]]
 
         return parameters
-
-    def _parameters(self, use: tuple[int, int], thetas: Tensor | None) -> Tensor:
-        """(g, elements) of thetas (g, n), or (1, elements) of the constants."""
-        at, size = use
-        if at < 0:
-            return self._e.constants[None, -1 - at : -1 - at + size]
-        assert thetas is not None
-        return thetas[:, at : at + size]
 
     def _pack(self, where: Tensor, theta: Tensor | None, constants: Tensor) -> Tensor:
         """The packed weights of theta (n,), in the order of the plan; without it, zeros."""
@@ -268,29 +294,94 @@ class Question:
     def _resident_sums(self, c: Tensor, hits: bool) -> Tensor:
         return torch.as_tensor(self._e.kernels.resident_losses(*self._resident(), c, hits))
 
-    def _wide_sums(self, c: Tensor, hits: bool) -> Tensor:
-        e, samples = self._e, self._e.program.samples
-        size = self._e.x.element_size()
-        each = size * values_per_sample(e.torch_program, e.program.features)
-        tile = min(samples, max(32, _WIDE_BYTES // each // 32 * 32))
-        step = min(65535, max(1, _WIDE_BYTES // (each * tile + size * e.program.n)))
-        sums = []
-        for own in c.split(step):
-            shape = (len(own), -(-samples // 32), 2)
-            parts = torch.empty(shape, dtype=torch.float64, device=e.device)
-            for first in range(0, samples, tile):
-                count = min(tile, samples - first)
-                outputs = self._run_wide(own, first, count).expand(len(own), count, -1)
-                e.kernels.output_losses_(
-                    self._plan, outputs.contiguous(), first, e.targets, e.loss_weights, parts, hits
-                )
-            sums.append(torch.as_tensor(e.kernels.sum_parts(parts)))
-        return torch.cat(sums, 1)
+    def _prepare_wide(self, fixed: dict[int, Tensor], terms: dict[int, Any], moves: Moves) -> None:
+        e, device = self._e, self._e.device
+        ops = e.torch_program.ops
+        self._fixed = fixed
+        self._terms = {
+            i: (term, torch.tensor(moved, dtype=torch.int64, device=device), bias)
+            for i, (term, moved, bias) in terms.items()
+        }
+        none = e.constants.new_empty(0, e.program.n)
+        if self._theta is None or self._d is None or moves is None:
+            self._where = Where(e.kernels, None, none, e.constants, None, None)
+            return
+        moved = frozenset(
+            use for use, directions in zip(e.program.uses(), moves, strict=True) if directions
+        )
+        read: list[Source] = []
+        for i in self._todo:
+            own: list[Source | None] = [ops[i].bias] if i in terms else [*ops[i].uses()]
+            if not ops[i].folded():
+                read += [use for use in own if use is not None and use in moved]
+        together = Moved(self._theta, self._d, read)
+        self._where = Where(e.kernels, self._theta, self._d, e.constants, moved, together)
 
-    def _run_wide(self, c: Tensor, first: int, count: int) -> Tensor:
-        """The outputs (g or 1, count, features) of some samples."""
+    def _wide_sums(self, c: Tensor, hits: bool) -> Tensor:
+        _, step = self._tile_and_step()
+        sums = [self._replays(self._chunk_sums, own, hits, chunk=step) for own in c.split(step)]
+        return sums[0] if len(sums) == 1 else torch.cat(sums, 1)
+
+    def _tile_and_step(self) -> tuple[int, int]:
+        """Samples of a tile and points of a chunk, for the memory that they may take."""
+        e = self._e
+        for_what = (e.wide_bytes, e.torch_program.way)
+        if self._sizes is None or self._sizes[0] != for_what:
+            self._sizes = (for_what, self._plan_wide())
+        return self._sizes[1]
+
+    def _plan_wide(self) -> tuple[int, int]:
+        e = self._e
+        size = e.x.element_size()
+        todo = [i for i in self._todo if i not in self._terms]
+        each = most_alive(e.torch_program, self._todo, e.program.features)
+        tile = e.program.samples
+        if e.program.mixes:
+            tile = max(e.program.batches)
+        else:
+            tile = min(tile, max(32, e.wide_bytes // (size * each) // 32 * 32))
+        point = each * tile + most_extra(e.torch_program, todo, tile) + 2 * e.program.n
+        return tile, min(65535, max(1, e.wide_bytes // (size * point)))
+
+    def _chunk_sums(self, c: Tensor, hits: bool) -> Tensor:
+        """(2, g). The same launches for all c of one shape, and no wait: it may be recorded."""
+        e, samples = self._e, self._e.program.samples
+        parameters = Parameters(self._where, c)
+        shape = (len(c), -(-samples // 32), 2)
+        parts = torch.empty(shape, dtype=torch.float64, device=e.device)
+
+        def add(outputs: Tensor, first: int) -> None:
+            e.kernels.output_losses_(
+                self._plan, outputs.contiguous(), first, e.targets, e.loss_weights, parts, hits
+            )
+
+        if e.program.mixes:  # whose batches begin anywhere
+            add(self._by_parts(c, parameters), 0)
+        else:
+            tile, _ = self._tile_and_step()
+            for first in range(0, samples, tile):
+                add(self._run_wide(c, parameters, first, min(tile, samples - first)), first)
+        return torch.as_tensor(e.kernels.sum_parts(parts))
+
+    def _wide_outputs(self, c: Tensor) -> Tensor:
+        """(g, samples, rows), in chunks of points and samples."""
+        _, step = self._tile_and_step()
+        found = [self._by_parts(own, Parameters(self._where, own)) for own in c.split(step)]
+        return torch.cat(found)
+
+    def _by_parts(self, c: Tensor, parameters: Parameters) -> Tensor:
+        """(g, samples, rows), batch by batch where samples depend on theirs, else tile by tile."""
+        e, tile = self._e, self._tile_and_step()[0]
+        sizes = e.program.batches if e.program.mixes else [
+            min(tile, e.program.samples - first) for first in range(0, e.program.samples, tile)
+        ]  # fmt: skip
+        starts = [sum(sizes[:i]) for i in range(len(sizes))]
+        parts = zip(starts, sizes, strict=True)
+        return torch.cat([self._run_wide(c, parameters, *part) for part in parts], 1)
+
+    def _run_wide(self, c: Tensor, parameters: Parameters, first: int, count: int) -> Tensor:
+        """The outputs (g, count, features) of some samples."""
         program = self._e.torch_program
-        thetas, c = self._thetas(c), c.to(self._e.device)
         last = first + count
         values = {slot: value[:, first:last] for slot, value in self._fixed.items()}
         todo = []
@@ -302,18 +393,11 @@ class Question:
             op = program.ops[i]
             own = None
             if op.bias is not None and not bias:
-                own = self._parameters(op.bias, thetas).expand(len(c), -1)
-            values[op.output] = program.combine(op, terms[:, first:last].contiguous(), c[:, moved],
-                                                own)  # fmt: skip
-        program.run(todo, values, lambda use: self._parameters(use, thetas))
-        return values[program.output]
-
-    def _thetas(self, c: Tensor) -> Tensor:
-        """(g, n) at coefficients c."""
-        if self._theta is None:
-            return c
-        found = self._e.kernels.perturb(self._theta, c.double(), self._d)
-        return torch.as_tensor(found)
+                own = parameters(op.bias).expand(len(c), -1)
+            some = c if len(moved) == c.shape[1] else c.index_select(1, moved)
+            values[op.output] = program.combine(op, terms[:, first:last].contiguous(), some, own)
+        program.run(todo, values, parameters)
+        return values[program.output].expand(len(c), count, -1)
 
 
 def build(
@@ -346,6 +430,7 @@ def build(
         kernels=ops,
         shared_limit=int(ops.cuda_shared_limit(device.index)),
         instruction_set=f"cuda sm_{properties.major}{properties.minor}",
+        recorder=lambda: GraphRecorder(device),
     )
 
 
@@ -363,10 +448,11 @@ def lower(
     kernels: Any,
     shared_limit: int,
     instruction_set: str,
+    recorder: Callable[[], Recorder | None] = lambda: None,
 ) -> CudaEngine:
     """`build` for given kernels."""
-    if bn in ("recompute", "batch"):
-        raise NotLowered(f'bn="{bn}" runs on the CPU\'s native engine only')
+    if bn == "recompute":  # every point would run all batches twice, and keep statistics between
+        raise NotLowered('bn="recompute" runs on the CPU\'s native engine only')
     check_traceable(model)
     try:
         own = copy.deepcopy(model).cpu()
@@ -378,14 +464,24 @@ def lower(
         own, loss, dataset, layout, theta.cpu(), dtype=dtype, memory=memory, bn=bn
     )
     data = Data.of(dataset, dtype)
-    engine = CudaEngine(
-        native,
-        loss,
-        data,
-        device,
-        kernels=kernels,
-        shared_limit=shared_limit,
-        instruction_set=instruction_set,
-    )
-    check_outputs(engine, own, layout, theta, data)
+
+    def engine_of(lowered: NativeEngine, some: Data) -> CudaEngine:
+        return CudaEngine(
+            lowered,
+            loss,
+            some,
+            device,
+            kernels=kernels,
+            shared_limit=shared_limit,
+            instruction_set=instruction_set,
+            memory=memory,
+            recorder=recorder,
+        )
+
+    engine = engine_of(native, data)
+    if engine.mixes:
+        small, few = engine_native.lower_few(own, loss, layout, data, native.how, memory)
+        check_batches(engine_of(small, few), own, loss, layout, theta, few, bn)
+    else:
+        check_outputs(engine, own, layout, theta, data)
     return engine

@@ -311,8 +311,7 @@ def build(
                 graph = trace(model, example, how)
                 engine = lower(graph, example, model, loss, layout, data, how, memory)
                 if engine.mixes:
-                    few = data.first(_CHECKED_BATCHES, _CHECKED_SAMPLES // _CHECKED_BATCHES)
-                    other = lower(graph, example, model, loss, layout, few, how, memory)
+                    other, few = _lower_few(graph, example, model, loss, layout, data, how, memory)
                     check_batches(other, model, loss, layout, theta, few, bn)
                 else:
                     check_outputs(engine, model, layout, theta, data)
@@ -324,6 +323,35 @@ def build(
         except NotLowered as refusal:
             reasons.append(refusal.reason)
     raise NotLowered("the forward pass could not be captured: " + "; ".join(reasons))
+
+
+def lower_few(
+    model: nn.Module,
+    loss: KnownLoss,
+    layout: ParameterLayout,
+    data: Data,
+    how: str,
+    memory: int,
+) -> tuple[NativeEngine, Data]:
+    """A captured model over a few samples of a few batches, to be compared with the module."""
+    example = example_of(model, data)
+    with torch.no_grad():
+        graph = trace(model, example, how)
+        return _lower_few(graph, example, model, loss, layout, data, how, memory)
+
+
+def _lower_few(
+    graph: torch.fx.GraphModule,
+    example: Tensor,
+    model: nn.Module,
+    loss: KnownLoss,
+    layout: ParameterLayout,
+    data: Data,
+    how: str,
+    memory: int,
+) -> tuple[NativeEngine, Data]:
+    few = data.first(_CHECKED_BATCHES, _CHECKED_SAMPLES // _CHECKED_BATCHES)
+    return lower(graph, example, model, loss, layout, few, how, memory), few
 
 
 def lower(
@@ -437,7 +465,7 @@ def check_batches(
     points = torch.stack(_checked_points(layout, theta.detach().to("cpu", dtype)))
     reference.prepare_points((outputs,))(points)
     for got, want in zip(engine.outputs_at(points), expected, strict=True):
-        _compare(got, want, len(engine.ops))
+        _compare(got.cpu(), want, len(engine.ops))
 
 
 def _checked_points(layout: ParameterLayout, theta: Tensor) -> list[Tensor]:

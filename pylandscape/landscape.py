@@ -358,9 +358,14 @@ class Landscape:
                 f"v: expected shape ({self.n_params},) or (k, {self.n_params}), "
                 f"got {tuple(vectors.shape)}"
             )
+        return self._product_at(matrix, vectors, self._point(theta))
+
+    def _product_at(self, matrix: str, vectors: Tensor, point: Tensor) -> Tensor:
+        """The same of vectors (n,) or (k, n) like theta at a point of `_point`, all checked."""
         block = vectors.reshape(-1, self.n_params)
-        point = self._smooth_point(theta)
-        block = torch.nn.functional.pad(block, (0, self.moved.n - self.n_params))
+        if self.moved.n > self.n_params:
+            point = statistics.without_negative(self.moved, point)
+            block = torch.nn.functional.pad(block, (0, self.moved.n - self.n_params))
         try:
             result: Tensor = (self._native or self._torch).product(matrix, point, block)
         except NotLowered:  # an op without a compiled derivative

@@ -176,17 +176,15 @@ def _of_landscape(
     if matrix not in MATRICES:
         raise InvalidArgument(f"matrix: expected one of {', '.join(MATRICES)}, got {matrix!r}")
     point = land._point(theta)
-    products = {
-        "hessian": land.hvp,
-        "gauss_newton": land.gauss_newton_product,
-        "covariance": land.covariance_product,
-    }
-    whole = products[matrix]
     about = {**land.describe(), "theta": digest(point)}
+
+    def whole(v: Tensor) -> Tensor:
+        return land._product_at(matrix, v, point)
+
     if params is None:
         return SymmetricOperator(
-            land.n_params, lambda v: whole(v, point), dtype=land.dtype, device=land.device,
-            name=matrix, layout=land.layout, about=about, into=land.product_into(matrix, point),
+            land.n_params, whole, dtype=land.dtype, device=land.device, name=matrix,
+            layout=land.layout, about=about, into=land.product_into(matrix, point),
             hint=lambda: land.gradient(point),
         )  # fmt: skip
     layout = land.layout.select(params)
@@ -200,7 +198,7 @@ def _of_landscape(
     def block(v: Tensor) -> Tensor:
         embedded = torch.zeros(len(v), land.n_params, dtype=v.dtype, device=v.device)
         embedded[:, at] = v
-        return whole(embedded, point)[:, at]
+        return whole(embedded)[:, at]
 
     about["params"] = [e.name for e in layout.entries]
     return SymmetricOperator(

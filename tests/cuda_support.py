@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +40,7 @@ class Backend:
         *,
         bn: str = "eval",
         shared_limit: int = SHARED_LIMIT,
+        memory: int = 1 << 30,
     ) -> CudaEngine:
         """The CUDA engine for the model of a landscape on the CPU."""
         return engine_cuda.lower(
@@ -48,13 +50,22 @@ class Backend:
             land.moved,
             land.origin,
             dtype=land.dtype,
-            memory=1 << 30,
+            memory=memory,
             bn=bn,
             device=self.device,
             kernels=self.ops,
             shared_limit=shared_limit,
             instruction_set="emulated",
         )
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """torch on one thread: small ops on the CPU wait for each other's threads otherwise."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(params=BACKENDS)

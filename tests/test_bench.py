@@ -20,7 +20,14 @@ import torch
 ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT))  # behind an installed package, which the checkout must not hide
 
-from bench import gpu_curvature, gpu_programs, skip_connections  # noqa: E402
+from bench import (  # noqa: E402
+    gpu_curvature,
+    gpu_networks,
+    gpu_products,
+    gpu_programs,
+    networks,
+    skip_connections,
+)
 from bench.curvature import Field, Problem, check_rows  # noqa: E402
 from bench.curvature_peers import torch_lanczos  # noqa: E402
 from bench.harness import Arm, absent, as_markdown, fastest, interleave, rows  # noqa: E402
@@ -67,6 +74,44 @@ def test_programs_of_the_gpu_check_are_right_at_toy_size(shared_limit: int) -> N
     assert row.how == ("wide" if shared_limit == 64 else "resident")
     assert row.error < 1e-5
     assert case.multiply_adds() == 2 * 5 + 5 * 3
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # of torch.func.jvp
+def test_products_of_the_gpu_check_are_right_at_toy_size() -> None:
+    from cuda_support import Backend
+    from emulation_support import emulated_ops
+
+    backend = Backend(emulated_ops(), torch.device("cpu"))
+    case = gpu_products.Case("toy", (7, 5, 3), 40, 2)
+    error, _, theta, v = gpu_products.check(case, backend.engine)
+    assert error <= gpu_products.ALLOWED
+    torch.manual_seed(0)
+    model, (x, y) = case.model(), case.data()
+    assert torch.equal(torch.cat([p.detach().flatten() for p in model.parameters()]), theta)
+    first, *others = [ask(v) for ask in gpu_products.ways(model, x, y).values()]
+    assert first.shape == v.shape
+    for other in others:
+        torch.testing.assert_close(other, first)
+
+
+def test_networks_of_the_gpu_check_are_right_at_toy_size() -> None:
+    from cuda_support import Backend
+    from emulation_support import emulated_ops
+
+    on_cpu = Backend(emulated_ops(), torch.device("cpu"))
+    toy = gpu_networks.Network("toy", lambda: networks.ResNet(8, 4), (3, 8, 8), 9, 2)
+    error, engine, land, d, c = gpu_networks.check(toy, on_cpu.engine)
+    assert error < 1e-4
+    model, x, y = toy.member()
+    assert gpu_networks.multiply_adds(model, x) > 9 * 3 * 4 * 64
+    engine.torch_program.way = gpu_networks.forced("grouped", engine.torch_program.way)
+    assert torch.isfinite(engine.ask(land.theta, d).sums(c)).all()
+    merged = gpu_networks.folded(model)
+    assert sum(isinstance(m, gpu_networks.Folded) for m in merged.modules()) == 7
+    for form in (model, merged):
+        loss, theta = gpu_networks.loss_of(form, x, y, batch=5)
+        want = torch.nn.functional.cross_entropy(model(x), y)
+        torch.testing.assert_close(loss(theta), want)
 
 
 @pytest.mark.parametrize("name", ARMS)

@@ -199,7 +199,7 @@ def test_tensors_on_other_devices_are_refused() -> None:
         lambda: ops.random_direction(theta.cuda(), segments.cuda(), "filter", 0, 0),
         lambda: ops.random_direction(theta.cuda(), segments, "filter", 0, 0, out=theta.clone()),
         lambda: ops.perturb(theta.cuda(), c, d),
-        lambda: ops.perturb(theta.cuda(), c.cuda(), d.cuda()),
+        lambda: ops.perturb(theta, c.cuda(), d),
     ):
         with pytest.raises((RuntimeError, ValueError)):
             call()

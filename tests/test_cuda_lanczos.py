@@ -478,7 +478,7 @@ def landscape(device: torch.device) -> pl.Landscape:
     layers = torch.nn.Linear(6, 8), torch.nn.Tanh(), torch.nn.Linear(8, 3)
     data = torch.randn(50, 6).to(device), torch.randint(0, 3, (50,)).to(device)
     model = torch.nn.Sequential(*layers).to(device)
-    return pl.Landscape(model, "cross_entropy", data, dtype=torch.float64)
+    return pl.Landscape(model, "cross_entropy", data, dtype=torch.float64, engine="torch")
 
 
 def test_every_question_of_a_landscape_answers_there(above: There) -> None:

@@ -2,6 +2,8 @@
 #include <torch/csrc/stable/library.h>
 
 #include "binding/cuda_ops.h"
+#include "binding/derivative_ops.h"
+#include "binding/layer_ops.h"
 #include "binding/program_ops.h"
 #include "binding/spectral_ops.h"
 
@@ -33,6 +35,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(pylandscape, m) {
 STABLE_TORCH_LIBRARY_IMPL(pylandscape, CUDA, m) {
   pylandscape::implement<pylandscape::Cuda>(m);
   pylandscape::implement_programs(m);
+  pylandscape::implement_derivatives(m);
+  pylandscape::implement_layers(m);
   pylandscape::implement_spectral(m);
 }
 STABLE_TORCH_LIBRARY_IMPL(pylandscape, CompositeExplicitAutograd, m) {

@@ -44,11 +44,12 @@ struct Cuda {
   static void perturb(const Tensor& theta, const Tensor& coefficients, const Tensor& directions,
                       Tensor& out) {
     const Launch launch(out);
-    const double* c = coefficients.const_data_ptr<double>();
-    const std::vector<T> host(c, c + coefficients.numel());
-    const Tensor device = launch.upload(out, host.data(), host.size());
+    const Tensor device =
+        coefficients.device() == out.device()
+            ? coefficients
+            : launch.upload(out, coefficients.const_data_ptr<double>(), coefficients.numel());
     check(cuda::perturb(out.size(0), directions.size(0), out.size(1), theta.const_data_ptr<T>(),
-                        static_cast<const T*>(device.const_data_ptr()),
+                        static_cast<const double*>(device.const_data_ptr()),
                         directions.const_data_ptr<T>(), out.mutable_data_ptr<T>(),
                         launch.stream()));
   }

@@ -84,7 +84,7 @@ inline void check_coefficients(const Tensor& coefficients, const Tensor& directi
   expect(coefficients.scalar_type() == ScalarType::Double, "coefficients: expected float64");
 }
 
-// theta (n,), coefficients (g, k) float64 on the CPU, directions (k, n), out (g, n).
+// theta (n,), coefficients (g, k) float64 on the CPU or beside theta, directions (k, n), out (g, n).
 inline void check_perturb(const Tensor& theta, const Tensor& coefficients,
                           const Tensor& directions, const Tensor& out) {
   check_theta(theta), check_coefficients(coefficients, directions);
@@ -144,7 +144,8 @@ Tensor perturb_out(const Tensor& theta, const Tensor& coefficients, const Tensor
                    Tensor out) {
   check_perturb(theta, coefficients, directions, out);
   if constexpr (Device::kHasData) {
-    expect(coefficients.is_cpu(), "coefficients: expected a tensor on the CPU");
+    expect(coefficients.is_cpu() || coefficients.device() == theta.device(),
+           "coefficients: expected a tensor on the CPU or on theta's device");
     const auto perturb = theta.scalar_type() == ScalarType::Float
                              ? &Device::template perturb<float>
                              : &Device::template perturb<double>;

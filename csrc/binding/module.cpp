@@ -10,73 +10,16 @@
 
 #include "binding/module.h"
 #include "binding/pool.h"
+#include "binding/program_lists.h"
 #include "binding/stop.h"
 #include "cpu/isa.h"
 #include "program/derivatives.h"
 #include "program/program.h"
-#include "program/resident_plan.h"
 
 namespace py = pybind11;
 using namespace pylandscape;
 
 namespace {
-
-// (source, elements) of a use; None where there is none.
-template <typename T>
-py::object source_of(const Program<T>& p, int use) {
-  if (use < 0) return py::none();
-  const Use& found = p.uses()[use];
-  return py::make_tuple(found.source, found.size());
-}
-
-// The ops by name, for an engine that runs them with torch.
-template <typename T>
-py::list op_list(const Program<T>& p) {
-  constexpr const char* kNames[] = {"linear",     "unary",     "binary", "layer_norm", "softmax",
-                                    "concat",     "expand",    "gather", "conv",       "batch_norm",
-                                    "pool",       "matmul",    "group_norm", "embedding", "cell",
-                                    "lookup"};
-  py::list all;
-  for (const Op& op : p.ops()) {
-    py::dict d;
-    d["kind"] = kNames[static_cast<int>(op.kind)];
-    d["inputs"] = op.inputs, d["output"] = op.output;
-    d["weight"] = source_of(p, op.weight), d["bias"] = source_of(p, op.bias);
-    d["transposed"] = op.weight >= 0 && p.uses()[op.weight].transposed();
-    d["function"] = op.kind == OpKind::kBinary ? static_cast<int>(op.binary)
-                                               : static_cast<int>(op.unary);
-    d["relu"] = op.relu, d["log"] = op.log, d["a"] = op.a, d["b"] = op.b;
-    d["outer"] = op.outer, d["k"] = op.k, d["m"] = op.m, d["inner"] = op.inner;
-    d["index"] = op.index;
-    py::list rows;
-    for (const Rows& r : op.rows) rows.append(py::make_tuple(r.first, r.count));
-    d["rows"] = rows;
-    all.append(d);
-  }
-  return all;
-}
-
-// (reason or "", bytes of the plan, list, external rows as (slot, op, bias, moves), description).
-template <typename T>
-py::tuple resident_plan(const Program<T>& p, int64_t directions,
-                        const std::optional<std::vector<std::vector<int>>>& moves,
-                        int64_t shared_limit) {
-  const ResidentPlan plan = plan_resident(p, directions, moves, shared_limit);
-  const resident::Program& program = plan.program;
-  py::list external;
-  for (const ExternalRows& rows : plan.external)
-    external.append(py::make_tuple(rows.slot, rows.op, rows.bias, rows.moves));
-  py::dict about;
-  about["columns"] = program.columns, about["groups"] = program.groups;
-  about["points"] = program.points, about["weights"] = program.weights;
-  about["arena_rows"] = program.arena_rows, about["external_rows"] = program.external_rows;
-  about["steps"] = program.steps, about["fixed"] = plan.fixed;
-  return py::make_tuple(plan.reason,
-                        py::bytes(reinterpret_cast<const char*>(&program), sizeof(program)),
-                        py::bytes(reinterpret_cast<const char*>(plan.list.data()),
-                                  plan.list.size() * sizeof(int32_t)),
-                        external, about);
-}
 
 template <typename T>
 void bind(py::module_& m, const char* program_name, const char* question_name,
@@ -197,10 +140,11 @@ void bind(py::module_& m, const char* program_name, const char* question_name,
       .def_property_readonly("tile", &P::tile)
       .def_property_readonly("lanes", &P::lanes)
       .def_property_readonly("mixes", &P::mixes)
+      .def_property_readonly("batches", &P::batches)
       .def_property_readonly("ops", [](const P& p) { return p.ops().size(); })
       .def("features", &P::features)
       .def_property_readonly("output", &P::output)
-      .def("op_list", &op_list<T>)
+      .def("op_list", &op_list<T>, py::arg("fused") = true)
       .def("uses",  // (source, elements) of each
            [](const P& p) {
              std::vector<Pair> uses;

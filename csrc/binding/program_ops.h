@@ -177,30 +177,6 @@ inline Tensor combine_terms(const Tensor& terms, const Tensor& coefficients, con
 }
 
 template <typename T>
-void run_activate(Tensor& x, const Tensor& bias, cpu::Unary function, double a, double b) {
-  const Launch launch(x);
-  cuda::ActivateArgs<T> args{};
-  args.g = x.size(0), args.rows = x.size(1), args.m = x.size(2);
-  args.bias = bias.numel() > 0 ? bias.const_data_ptr<T>() : nullptr;
-  args.function = function, args.a = a, args.b = b;
-  args.x = x.mutable_data_ptr<T>();
-  check(cuda::activate(args, launch.stream()));
-}
-
-// x (g, rows, m) = f(x + bias), bias (g, m) or (0,).
-inline Tensor activate_(Tensor x, const Tensor& bias, int64_t function, double a, double b) {
-  expect_floating(x, "x");
-  expect(x.dim() == 3 && x.is_contiguous(), "x: expected a contiguous (g, rows, m), got shape ",
-         shape_of(x));
-  if (bias.numel() > 0)
-    expect_tensor(bias, "bias", x.scalar_type(), x.size(0) * x.size(2), x);
-  const auto run =
-      x.scalar_type() == ScalarType::Float ? &run_activate<float> : &run_activate<double>;
-  run(x, bias, unary_of(function), a, b);
-  return x;
-}
-
-template <typename T>
 void run_output_losses(const resident::Program& p, const Tensor& outputs, int64_t first,
                        const LossTensors& loss, Tensor& parts, bool hits) {
   const Launch launch(outputs);
@@ -251,7 +227,6 @@ inline void implement_programs(torch::stable::detail::StableLibrary& m) {
   m.impl("resident_losses", TORCH_BOX(&resident_losses));
   m.impl("resident_outputs", TORCH_BOX(&resident_outputs));
   m.impl("combine_terms", TORCH_BOX(&combine_terms));
-  m.impl("activate_", TORCH_BOX(&activate_));
   m.impl("output_losses_", TORCH_BOX(&output_losses_));
   m.impl("sum_parts", TORCH_BOX(&sum_parts));
 }

@@ -54,9 +54,9 @@ cudaError_t make_direction(const DirectionArgs<T>& args, const Plan& plan, const
 cudaError_t gaussian(uint64_t seed, uint64_t stream_number, int64_t first, int64_t n, float* out,
                      cudaStream_t stream);
 
-// out (g, n) = theta (n,) + c (g, k) d (k, n), summed in the order of k.
+// out (g, n) = theta (n,) + c (g, k) d (k, n), summed in the order of k; c rounded to T.
 template <typename T>
-cudaError_t perturb(int64_t g, int64_t k, int64_t n, const T* theta, const T* c, const T* d, T* out,
-                    cudaStream_t stream);
+cudaError_t perturb(int64_t g, int64_t k, int64_t n, const T* theta, const double* c, const T* d,
+                    T* out, cudaStream_t stream);
 
 }  // namespace pylandscape::cuda

@@ -63,6 +63,68 @@ __device__ void with_unary(cpu::Unary function, double a, double b, F f) {
   }
 }
 
+// f(function of x, first, second): first and second derivative of one element.
+template <typename T, typename F>
+__device__ void with_unary_derivatives(cpu::Unary function, double a, double b, F f) {
+  using cpu::Unary;
+  const T ta = static_cast<T>(a), tb = static_cast<T>(b);
+  const auto straight = [](auto slope) {
+    return [=](T v, T& first, T& second) { first = slope(v), second = T(0); };
+  };
+  switch (function) {
+    case Unary::kAffine: return f(straight([=](T) { return ta; }));
+    case Unary::kRelu: return f(straight([](T v) { return v > T(0) ? T(1) : T(0); }));
+    case Unary::kLeakyRelu: return f(straight([=](T v) { return v > T(0) ? T(1) : ta; }));
+    case Unary::kClamp:
+      return f(straight([=](T v) { return v > ta && v < tb ? T(1) : T(0); }));
+    case Unary::kAbs:
+      return f(straight([](T v) { return v > T(0) ? T(1) : v < T(0) ? T(-1) : T(0); }));
+    case Unary::kSquare: return f([](T v, T& first, T& second) { first = v + v, second = T(2); });
+    case Unary::kExp: return f([](T v, T& first, T& second) { first = second = exp(v); });
+    case Unary::kTanh:
+      return f([](T v, T& first, T& second) {
+        const T y = tanh(v);
+        first = T(1) - y * y, second = T(-2) * y * first;
+      });
+    case Unary::kSigmoid:
+      return f([](T v, T& first, T& second) {
+        const T y = sigmoid(v);
+        first = y * (T(1) - y), second = first * (T(1) - T(2) * y);
+      });
+    case Unary::kSoftplus:
+      return f([=](T v, T& first, T& second) {
+        const T y = sigmoid(v * ta);
+        const bool far = v * ta > tb;
+        first = far ? T(1) : y, second = far ? T(0) : ta * y * (T(1) - y);
+      });
+    case Unary::kElu:
+      return f([=](T v, T& first, T& second) {
+        const T slope = tb * ta * (expm1(v > T(0) ? T(0) : v) + T(1));
+        first = v > T(0) ? tb : slope, second = v > T(0) ? T(0) : slope;
+      });
+    case Unary::kSilu:
+      return f([](T v, T& first, T& second) {
+        const T y = sigmoid(v), slope = y * (T(1) - y);
+        first = y + v * slope, second = slope * (T(2) + v * (T(1) - T(2) * y));
+      });
+    case Unary::kGelu:
+      return f([](T v, T& first, T& second) {
+        const T density = T(0.3989422804014327) * exp(v * v * T(-0.5));
+        first = T(0.5) * erfc(v * T(-0.70710678118654752)) + v * density;
+        second = density * (T(2) - v * v);
+      });
+    case Unary::kGeluTanh:  // v s(u), s the sigmoid, u = 2 sqrt(2/pi) (v + c v^3)
+      return f([](T v, T& first, T& second) {
+        const T scale = T(1.5957691216057308), cubic = T(0.044715);
+        const T u = scale * (v + cubic * v * v * v);
+        const T du = scale * (T(1) + T(3) * cubic * v * v), d2u = T(6) * scale * cubic * v;
+        const T s = sigmoid(u), slope = s * (T(1) - s);
+        first = s + v * slope * du;
+        second = slope * (T(2) * du + v * (d2u + (T(1) - T(2) * s) * du * du));
+      });
+  }
+}
+
 template <typename T, typename F>
 __device__ void with_binary(cpu::Binary function, F f) {
   switch (function) {

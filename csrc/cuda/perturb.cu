@@ -21,7 +21,7 @@ struct alignas(sizeof(T) * kWidth) Pack {
 template <typename T, int kWidth, int kCount>
 __global__ void __launch_bounds__(kBlockThreads)
     perturb_points(int64_t g, int64_t k, int64_t n, const T* __restrict__ theta,
-                   const T* __restrict__ c, const T* __restrict__ d, T* __restrict__ out) {
+                   const double* __restrict__ c, const T* __restrict__ d, T* __restrict__ out) {
   using Wide = Pack<T, kWidth>;
   const int64_t i = (int64_t{blockIdx.x} * kBlockThreads + threadIdx.x) * kWidth;
   if (i >= n) return;
@@ -35,7 +35,7 @@ __global__ void __launch_bounds__(kBlockThreads)
   for (int64_t point = first; point < last; ++point) {
     Wide x = base;
     const auto add = [&](int64_t j, const Wide& direction) {
-      const T factor = c[point * k + j];
+      const T factor = static_cast<T>(c[point * k + j]);
 #pragma unroll
       for (int w = 0; w < kWidth; ++w) x.x[w] += factor * direction.x[w];
     };
@@ -50,7 +50,7 @@ __global__ void __launch_bounds__(kBlockThreads)
 }
 
 template <typename T, int kWidth>
-void launch_points(int64_t g, int64_t k, int64_t n, const T* theta, const T* c, const T* d,
+void launch_points(int64_t g, int64_t k, int64_t n, const T* theta, const double* c, const T* d,
                    T* out, cudaStream_t stream) {
   const int64_t elements = int64_t{kBlockThreads} * kWidth;
   const dim3 grid(static_cast<unsigned>((n + elements - 1) / elements),
@@ -65,8 +65,8 @@ void launch_points(int64_t g, int64_t k, int64_t n, const T* theta, const T* c, 
 }  // namespace
 
 template <typename T>
-cudaError_t perturb(int64_t g, int64_t k, int64_t n, const T* theta, const T* c, const T* d, T* out,
-                    cudaStream_t stream) {
+cudaError_t perturb(int64_t g, int64_t k, int64_t n, const T* theta, const double* c, const T* d,
+                    T* out, cudaStream_t stream) {
   constexpr int kWide = 16 / sizeof(T);
   constexpr int64_t kMostPoints = int64_t{65535} * kPoints;  // gridDim.y
   const auto aligned = [](const T* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; };
@@ -79,7 +79,7 @@ cudaError_t perturb(int64_t g, int64_t k, int64_t n, const T* theta, const T* c,
   return cudaGetLastError();
 }
 
-template cudaError_t perturb(int64_t, int64_t, int64_t, const float*, const float*, const float*,
+template cudaError_t perturb(int64_t, int64_t, int64_t, const float*, const double*, const float*,
                              float*, cudaStream_t);
 template cudaError_t perturb(int64_t, int64_t, int64_t, const double*, const double*, const double*,
                              double*, cudaStream_t);

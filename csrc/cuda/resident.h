@@ -50,18 +50,6 @@ struct CombineArgs {
 template <typename T>
 cudaError_t combine_terms(const CombineArgs<T>& args, cudaStream_t stream);
 
-// x (g, rows, m) = f(x + bias), in place; bias (g, m) or null.
-template <typename T>
-struct ActivateArgs {
-  int64_t g, rows, m;
-  const T* bias;
-  cpu::Unary function;
-  double a, b;
-  T* x;
-};
-template <typename T>
-cudaError_t activate(const ActivateArgs<T>& args, cudaStream_t stream);
-
 // parts (g, ceil(count / 32), 2) of outputs (g, count, features) of the samples first ..
 // first + count - 1; targets as in ResidentArgs, with `samples` columns. Of `total` parts a point,
 // these begin at number first / 32.

@@ -44,20 +44,6 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   });
 }
 
-template <typename T>
-__global__ void __launch_bounds__(kThreads, kBlocks)
-    activate_elements(const __grid_constant__ ActivateArgs<T> a) {
-  const int64_t count = a.rows * a.m, all = a.g * count;
-  const int64_t step = int64_t{gridDim.x} * kThreads;
-  with_unary<T>(a.function, a.a, a.b, [&](auto f) {
-    for (int64_t e = int64_t{blockIdx.x} * kThreads + threadIdx.x; e < all; e += step) {
-      T v = a.x[e];
-      if (a.bias != nullptr) v += a.bias[e / count * a.m + e % a.m];
-      a.x[e] = f(v);
-    }
-  });
-}
-
 // Warp: 32 samples of point blockIdx.y.
 template <typename T>
 __global__ void __launch_bounds__(kThreads, kBlocks)
@@ -90,17 +76,6 @@ cudaError_t combine_terms(const CombineArgs<T>& args, cudaStream_t stream) {
 }
 
 template <typename T>
-cudaError_t activate(const ActivateArgs<T>& args, cudaStream_t stream) {
-  const int64_t all = args.g * args.rows * args.m;
-  if (all == 0) return cudaSuccess;
-  constexpr int64_t kMost = 1 << 20;  // blocks; each then takes several elements a thread
-  const unsigned count = blocks(all, kThreads);
-  launch(&activate_elements<T>, count < kMost ? count : static_cast<unsigned>(kMost), kThreads, 0,
-         stream, args);
-  return cudaGetLastError();
-}
-
-template <typename T>
 cudaError_t output_losses(const OutputLossArgs<T>& args, cudaStream_t stream) {
   if (args.g == 0 || args.count == 0) return cudaSuccess;
   launch(&output_terms<T>, dim3(blocks(args.count, kThreads), static_cast<unsigned>(args.g)),
@@ -110,8 +85,6 @@ cudaError_t output_losses(const OutputLossArgs<T>& args, cudaStream_t stream) {
 
 template cudaError_t combine_terms(const CombineArgs<float>&, cudaStream_t);
 template cudaError_t combine_terms(const CombineArgs<double>&, cudaStream_t);
-template cudaError_t activate(const ActivateArgs<float>&, cudaStream_t);
-template cudaError_t activate(const ActivateArgs<double>&, cudaStream_t);
 template cudaError_t output_losses(const OutputLossArgs<float>&, cudaStream_t);
 template cudaError_t output_losses(const OutputLossArgs<double>&, cudaStream_t);
 

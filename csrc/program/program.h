@@ -232,6 +232,9 @@ class Program {
   bool mixes() const;  // whether a sample's outputs depend on its batch
   int output() const { return output_; }
   const std::vector<Op>& ops() const { return ops_; }
+  // As they run: with batch norm and sums moved into convolutions, and lookups (after set_data).
+  const std::vector<Op>& fused() const { return fused_; }
+  const std::vector<int64_t>& batches() const { return batches_; }  // samples of each
   const std::vector<Use>& uses() const { return uses_; }
   const std::vector<T>& constants() const { return constants_; }
 

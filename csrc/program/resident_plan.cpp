@@ -51,12 +51,13 @@ class ResidentPlanner {
   }
 
   ResidentPlan plan(int64_t shared_limit) {
-    for (const Op& op : p_.ops_) check(op);
+    for (const Op& op : p_.fused_)
+      if (found_.reason.empty()) check(op);
     choose_steps();
     place_rows();
     pack(shared_limit);
-    for (size_t i = 0; i < p_.ops_.size(); ++i)
-      if (how_[i] != How::kStatic && found_.reason.empty()) add_step(p_.ops_[i], i);
+    for (size_t i = 0; i < p_.fused_.size(); ++i)
+      if (how_[i] != How::kStatic && found_.reason.empty()) add_step(p_.fused_[i], i);
     describe();
     if (found_.reason.empty()) choose_block(shared_limit);
     return std::move(found_);
@@ -65,7 +66,7 @@ class ResidentPlanner {
  private:
   enum class How { kStatic, kKernel, kCombine };
 
-  static void check(const Op& op) {
+  void check(const Op& op) {
     switch (op.kind) {
       case OpKind::kLinear:
       case OpKind::kUnary:
@@ -75,7 +76,7 @@ class ResidentPlanner {
       case OpKind::kConcat:
       case OpKind::kExpand:
       case OpKind::kGather: return;
-      default: throw std::invalid_argument("Program: an op without a resident kernel");
+      default: found_.reason = "it has ops without a resident kernel";
     }
   }
 
@@ -89,11 +90,12 @@ class ResidentPlanner {
   void choose_steps() {
     dynamic_.assign(p_.slots_.size(), false);
     needed_.assign(p_.slots_.size(), false);
-    for (const Op& op : p_.ops_) {
+    for (const Op& op : p_.fused_) {
       bool on_dynamic = false, any = false;
       op.each_use([&](int use) { any = any || moved(use); });
       for (const int x : op.inputs) on_dynamic = on_dynamic || dynamic_[x];
-      How how = on_dynamic || any ? How::kKernel : How::kStatic;
+      // A batch's own statistics are of its samples alone: never computed over all of them.
+      How how = on_dynamic || any || op.norm.own ? How::kKernel : How::kStatic;
       if (how == How::kKernel && op.kind == OpKind::kLinear && !on_dynamic && moves_ &&
           1 + static_cast<int64_t>((*moves_)[op.weight].size()) < op.k)
         how = How::kCombine;
@@ -110,15 +112,15 @@ class ResidentPlanner {
   void place_rows() {
     int64_t external = 0;
     external_.assign(p_.slots_.size(), -1);
-    terms_.assign(p_.ops_.size(), -1);
+    terms_.assign(p_.fused_.size(), -1);
     for (size_t s = 0; s < p_.slots_.size(); ++s) {
       if (!needed_[s]) continue;
       external_[s] = external, external += p_.slots_[s];
       found_.external.push_back({static_cast<int>(s), -1, false, {}});
     }
-    for (size_t i = 0; i < p_.ops_.size(); ++i) {
+    for (size_t i = 0; i < p_.fused_.size(); ++i) {
       if (how_[i] != How::kCombine) continue;
-      const Op& op = p_.ops_[i];
+      const Op& op = p_.fused_[i];
       const std::vector<int>& moves = (*moves_)[op.weight];
       terms_[i] = external;
       external += (1 + static_cast<int64_t>(moves.size())) * op.outer * op.m;
@@ -127,18 +129,18 @@ class ResidentPlanner {
     }
     found_.program.external_rows = narrow(external);
 
-    const int steps = static_cast<int>(p_.ops_.size());
+    const int steps = static_cast<int>(p_.fused_.size());
     std::vector<int> last(p_.slots_.size(), -1);
     for (int i = 0; i < steps; ++i)
       if (how_[i] == How::kKernel)
-        for (const int x : p_.ops_[i].inputs) last[x] = i;
+        for (const int x : p_.fused_[i].inputs) last[x] = i;
     last[p_.output_] = steps;
     arena_.assign(p_.slots_.size(), -1);
     std::vector<int> alive;
     int64_t rows = 0;
     for (int i = 0; i < steps; ++i) {
       if (how_[i] == How::kStatic) continue;
-      const Op& op = p_.ops_[i];
+      const Op& op = p_.fused_[i];
       const bool over = in_place(op.kind);
       alive.erase(std::remove_if(alive.begin(), alive.end(),
                                  [&](int s) { return over ? last[s] <= i : last[s] < i; }),
@@ -172,8 +174,8 @@ class ResidentPlanner {
   // The weights that steps read, one use after the other.
   void pack(int64_t shared_limit) {
     std::vector<int> read;
-    for (size_t i = 0; i < p_.ops_.size(); ++i) {
-      const Op& op = p_.ops_[i];
+    for (size_t i = 0; i < p_.fused_.size(); ++i) {
+      const Op& op = p_.fused_[i];
       if (how_[i] == How::kKernel) op.each_use([&](int use) { read.push_back(use); });
       if (how_[i] == How::kCombine && op.bias >= 0 && moved(op.bias)) read.push_back(op.bias);
     }
@@ -181,6 +183,7 @@ class ResidentPlanner {
     read.erase(std::unique(read.begin(), read.end()), read.end());
     int64_t bytes = 0;
     for (const int use : read) bytes += p_.uses_[use].size() * static_cast<int64_t>(sizeof(T));
+    if (!found_.reason.empty()) return;
     if (bytes > shared_limit) {
       found_.reason = "its weights take " + std::to_string(bytes) + " bytes of shared memory, of " +
                       std::to_string(shared_limit);

@@ -30,7 +30,8 @@ struct ResidentPlan {
 
 // moves[u]: the directions, of `directions`, that move use u. Without `moves`, the points are free
 // thetas. shared_limit: bytes of shared memory that a block may have.
-// Throws std::invalid_argument for a program with ops that have no such kernel.
+// A program with ops that have no such kernel does not fit either; what no point changes and what is
+// combined are said all the same.
 template <typename T>
 ResidentPlan plan_resident(const Program<T>& program, int64_t directions,
                            const std::optional<std::vector<std::vector<int>>>& moves,

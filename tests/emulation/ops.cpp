@@ -3,6 +3,8 @@
 #include <torch/csrc/stable/library.h>
 
 #include "binding/cuda_ops.h"
+#include "binding/derivative_ops.h"
+#include "binding/layer_ops.h"
 #include "binding/program_ops.h"
 #include "binding/schemas.h"
 #include "binding/spectral_ops.h"
@@ -12,6 +14,8 @@ STABLE_TORCH_LIBRARY(pylandscape_emulated, m) { pylandscape::define_ops(m); }
 STABLE_TORCH_LIBRARY_IMPL(pylandscape_emulated, CPU, m) {
   pylandscape::implement<pylandscape::Cuda>(m);
   pylandscape::implement_programs(m);
+  pylandscape::implement_derivatives(m);
+  pylandscape::implement_layers(m);
   pylandscape::implement_spectral(m);
 }
 
