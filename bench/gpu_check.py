@@ -86,6 +86,7 @@ TESTS = (
     "test_cuda.py",
     "test_cuda_program.py",
     "test_cuda_basis.py",
+    "test_cuda_lanczos.py",
     "test_cuda_eigenvalues.py",
     "test_cuda_hessians.py",
     "test_cuda_products.py",

@@ -1,18 +1,28 @@
-"""gpu_check's rows of curvature: kernels against float64, their floors and torch's calls."""
+"""gpu_check's rows of curvature: kernels against float64, their floors and torch's calls; a whole
+Lanczos quadrature against plain torch and hessian-eigenthings."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
+from importlib import import_module
+from importlib.util import find_spec
+from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 Run = Callable[[int], Any]
 # name, milliseconds, floor, share, torch's milliseconds, error: gpu_check.Row
 Values = tuple[str, float, float, float, float | None, float]
 ALLOWED: dict[str, float] = {}  # error by name, filled as rows are measured
 CHUNK = 1 << 20  # columns at a time, where float64 copies are made
+LARGE = 64, 100_000_000  # where there is room for it
+PROBES, STEPS = 10, 90  # of stochastic Lanczos quadrature
+WIDTHS, SAMPLES = (784, 512, 512, 10), 2000
 
 
 def measure(bandwidth: float, median_ms: Callable[[Run, int], float]) -> Iterator[Values]:
@@ -20,6 +30,10 @@ def measure(bandwidth: float, median_ms: Callable[[Run, int], float]) -> Iterato
     for dtype in (torch.float32, torch.float64):
         for rows, n in ((64, 10_000_000), (64, 9_999_999), (200, 2_000_000), (600, 500_000)):
             yield _orthogonalize(rows, n, dtype, bandwidth, median_ms)
+    rows, n = LARGE
+    if torch.cuda.mem_get_info()[0] > 1.5 * rows * n * 4:
+        yield _orthogonalize(rows, n, torch.float32, bandwidth, median_ms)
+    yield from quadrature(torch.device("cuda"), PROBES, STEPS, WIDTHS, SAMPLES, bandwidth)
     for count, n in (
         (100_000, 10),
         (20_000, 32),
@@ -76,6 +90,104 @@ def _orthogonalize(
     name = f"reorth {rows} x {n:,} {str(dtype).removeprefix('torch.')}"
     ALLOWED[name] = 8 * eps
     return name, took, floor, floor / took, median_ms(plain, 1), error
+
+
+def quadrature(
+    device: torch.device,
+    probes: int,
+    steps: int,
+    widths: tuple[int, ...],
+    samples: int,
+    bandwidth: float,
+    repetitions: int = 3,
+) -> Iterator[Values]:
+    """The spectrum of an MLP's Hessian, beside plain torch and hessian-eigenthings with the same
+    products; milliseconds of a whole run. Floor: the products alone, and two streams of the basis
+    a step."""
+    import pylandscape as pl
+    from pylandscape.lanczos import Lanczos, random_starts
+
+    torch.manual_seed(0)
+    layers: list[nn.Module] = []
+    for k, m in pairwise(widths):
+        layers += [nn.Linear(k, m), nn.Tanh()]
+    model = nn.Sequential(*layers[:-1]).to(device)
+    x = torch.randn(samples, widths[0]).to(device)
+    y = torch.randint(0, widths[-1], (samples,)).to(device)
+    op = pl.as_operator(pl.Landscape(model, "cross_entropy", (x, y)))
+    starts = random_starts(op.n, probes, 0, op.dtype, op.device)
+
+    def mine() -> list[np.ndarray]:
+        lanczos = Lanczos(op, starts, steps)
+        lanczos.run()
+        return [lanczos.ritz(i)[0] for i in range(probes)]
+
+    def products() -> None:
+        for _ in range(steps):
+            op.multiply(starts)
+
+    def plain() -> list[np.ndarray]:
+        return [np.linalg.eigvalsh(t) for t in plain_lanczos(op.multiply, starts, steps)]
+
+    took, found = _seconds(mine, device, repetitions)
+    alone, _ = _seconds(products, device, repetitions)
+    theirs, want = _seconds(plain, device, repetitions)
+    tops = np.array([[mine[-1], other[-1]] for mine, other in zip(found, want, strict=True)])
+    error = float(np.abs(tops[:, 0] / tops[:, 1] - 1).max())
+    streams = sum(2 * j for j in range(1, steps + 1)) * probes * op.n * starts.element_size()
+    floor = 1e3 * alone + streams / bandwidth
+    name = f"SLQ {probes} x {steps}, n = {op.n:,}"
+    ALLOWED[name] = ALLOWED[f"{name}, eigenthings"] = 1000 * torch.finfo(op.dtype).eps
+    yield name, 1e3 * took, floor, floor / (1e3 * took), 1e3 * theirs, error
+    if find_spec("hessian_eigenthings") is None:
+        return
+    package = import_module("hessian_eigenthings")
+    operator = package.HessianOperator(model, [(x, y)], package.supervised_loss(F.cross_entropy))
+
+    def eigenthings() -> Any:
+        return package.spectral_density(operator, num_runs=probes, lanczos_steps=steps, seed=0)
+
+    theirs, done = _seconds(eigenthings, device, 1)
+    top = max(float(np.max(np.asarray(nodes.cpu()))) for nodes in done.raw_eigenvalues)
+    error = abs(top / tops[:, 0].max() - 1)
+    yield f"{name}, eigenthings", 1e3 * took, floor, floor / (1e3 * took), 1e3 * theirs, error
+
+
+def plain_lanczos(
+    multiply: Callable[[Tensor], Tensor], starts: Tensor, steps: int
+) -> list[np.ndarray]:
+    """T (steps, steps) of each start, by batched torch calls that wait for nothing until the end:
+    Gram-Schmidt twice."""
+    count, n = starts.shape
+    basis = torch.empty(count, steps + 1, n, dtype=starts.dtype, device=starts.device)
+    basis[:, 0] = starts / torch.linalg.vector_norm(starts, dim=1, keepdim=True)
+    t = torch.zeros(count, steps, steps, dtype=torch.float64, device=starts.device)
+    for j in range(steps):
+        w = multiply(basis[:, j]).to(starts.dtype)
+        q = basis[:, : j + 1]
+        for _ in range(2):
+            h = torch.bmm(q, w[:, :, None])
+            w = torch.baddbmm(w[:, None], h.mT, q, alpha=-1)[:, 0]
+            t[:, j, j] += h[:, j, 0]
+        beta = torch.linalg.vector_norm(w, dim=1)
+        if j + 1 < steps:
+            t[:, j, j + 1] = t[:, j + 1, j] = beta
+        torch.div(w, beta[:, None], out=basis[:, j + 1])
+    return list(t.cpu().numpy())
+
+
+def _seconds(run: Callable[[], Any], device: torch.device, repetitions: int) -> tuple[float, Any]:
+    """The median time of a run, after one that does not count, and its result."""
+    times, done = [], run()
+    for _ in range(repetitions):
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        start = time.perf_counter()
+        done = run()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - start)
+    return float(np.median(times)), done
 
 
 def _eigenvalues(

@@ -27,7 +27,6 @@ CHECK_EVERY = 5  # steps apart
 ROUNDING = 10  # residuals of ROUNDING eps ||A|| are as small as the dtype allows
 INVARIANT = 100  # eps ||A||: products round by as much, and beta is then noise
 CLEAR = 1e-3  # residual, relative to ||A||, at which a Ritz value is known roughly
-COLUMNS = 1 << 16  # of the basis that are rotated at once
 
 
 def eigenpairs(
@@ -149,7 +148,8 @@ class _Iteration:
                     if self.checkpoint.due:
                         self.checkpoint.save(self._arrays())
             except BaseException:
-                self.checkpoint.save(self._arrays())
+                if self.checkpoint.path is not None:
+                    self.checkpoint.save(self._arrays())
                 raise
             return self._result(time.perf_counter() - started)
 
@@ -214,11 +214,8 @@ class _Iteration:
         m = len(values)
         count = min(self.k + (m - self.k) // 2, m - 2)
         kept = np.sort(wanted(values, max(1, count), self.which))
-        turn = torch.as_tensor(vectors[:, kept].T.copy()).to(lanczos.dtype)
-        basis = lanczos.basis[0]
-        for c in range(0, self.op.n, COLUMNS):
-            basis[: len(kept), c : c + COLUMNS] = turn @ basis[:m, c : c + COLUMNS]
-        basis[len(kept)] = basis[m]
+        lanczos.rotate(vectors[:, kept])
+        lanczos.basis[0, len(kept)] = lanczos.basis[0, m]
         lanczos.load(0, values[kept], np.zeros(len(kept)), beta * vectors[-1, kept])
         self.broken = broken
         self.restarts += 1
@@ -245,7 +242,7 @@ class _Iteration:
 
     def _arrays(self) -> Arrays:
         alpha, beta, spikes, outcome = self.lanczos.state()
-        rows = self.lanczos.basis[0, : len(alpha) + 1].numpy()
+        rows = self.lanczos.rows(len(alpha) + 1)[0]
         counts = np.array([self.products, self.restarts, int(outcome), int(self.broken)])
         return {"alpha": alpha, "beta": beta, "spikes": spikes, "basis": rows, "counts": counts}
 
@@ -295,7 +292,7 @@ def _with_rounding(op: SymmetricOperator, values: Array, x: Tensor, bounds: Arra
     beyond the bounds' share is shared out.
     """
     signs = np.random.default_rng(0).choice([-1.0, 1.0], len(values))
-    s, shifted = torch.as_tensor(signs), torch.as_tensor(signs * values)
+    s, shifted = (torch.as_tensor(each).to(x.device) for each in (signs, signs * values))
     z = (s @ x).to(op.dtype)
     error = op(z[None])[0] - shifted @ x
     total = float(torch.linalg.vector_norm(error))
@@ -309,12 +306,12 @@ def _rayleigh_ritz(op: SymmetricOperator, x: Tensor, which: str) -> tuple[Array,
     x = torch.linalg.qr(x.T).Q.T
     ax = op(x.to(op.dtype))
     inner = x @ ax.T
-    found, rotation = np.linalg.eigh(((inner + inner.T) / 2).numpy())
+    found, rotation = np.linalg.eigh(((inner + inner.T) / 2).cpu().numpy())
     order = wanted(found, len(found), which)
-    c = torch.as_tensor(rotation[:, order].T.copy())
+    c = torch.as_tensor(rotation[:, order].T.copy()).to(x.device)
     x, ax, found = c @ x, c @ ax, found[order]
-    residuals = torch.linalg.vector_norm(ax - torch.as_tensor(found)[:, None] * x, dim=1)
-    return found, x, residuals.numpy()
+    scaled = torch.as_tensor(found).to(x.device)[:, None] * x
+    return found, x, torch.linalg.vector_norm(ax - scaled, dim=1).cpu().numpy()
 
 
 def wanted(values: Array, k: int, which: str) -> np.ndarray:
@@ -367,16 +364,17 @@ def _checked(
 
 
 def _first(op: SymmetricOperator, start: Any, seed: Any, which: str) -> Tensor:
-    """The start (n,): as given, or random, plus the hint in equal parts where that helps."""
+    """The start (n,), where the operator is: as given, or random, plus the hint in equal parts
+    where that helps."""
     if start is None:
-        drawn = random_starts(op.n, 1, integer(seed, "seed"), op.dtype)[0]
-        hint = op.hint().to("cpu", torch.float64) if op.hint and which != "SA" else None
+        drawn = random_starts(op.n, 1, integer(seed, "seed"), op.dtype, op.device)[0]
+        hint = op.hint().to(op.device, torch.float64) if op.hint and which != "SA" else None
         length = 0.0 if hint is None else float(torch.linalg.vector_norm(hint))
         if hint is None or not 0.0 < length < float("inf"):
             return drawn
         noise = drawn.double() / torch.linalg.vector_norm(drawn.double())
         return (hint / length + noise).to(op.dtype)
-    first = torch.as_tensor(getattr(start, "vector", start)).detach().to("cpu", op.dtype)
+    first = torch.as_tensor(getattr(start, "vector", start)).detach().to(op.device, op.dtype)
     if first.shape != (op.n,):
         raise InvalidArgument(f"start: expected shape ({op.n},), got {tuple(first.shape)}")
     if not bool(torch.isfinite(first).all()) or not bool(first.any()):

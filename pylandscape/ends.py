@@ -20,7 +20,8 @@ class Ends(NamedTuple):
     Attributes:
         low, high: NaN where a product is not finite.
         residuals: of the two.
-        vectors: (2, n) their unit vectors, that of `high` first; None where the ends are NaN.
+        vectors: (2, n) their unit vectors on the CPU, that of `high` first; None where the ends are
+            NaN.
         converged: the residuals are within the tolerance.
         products: vectors multiplied.
     """
@@ -66,7 +67,7 @@ def both_ends(
     shift = SHIFT * abs(float(largest.values[0]))
 
     def product(v: Tensor) -> Tensor:
-        return op(v) + shift * v.to("cpu", torch.float64)
+        return op(v) + shift * v.double()
 
     about = {"of": op.describe(), "shift": shift}
     moved = SymmetricOperator(op.n, product, dtype=op.dtype, device=op.device, about=about)

@@ -1,4 +1,8 @@
-"""The Python side of the Lanczos driver (csrc/lanczos): memory, products, checkpoints, T."""
+"""The Python side of the Lanczos driver (csrc/lanczos): memory, products, checkpoints, T.
+
+Basis, vectors and products are where the operator is. On a GPU only numbers come to the host, once
+a step (`device_passes`).
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,7 @@ from numpy.typing import NDArray
 from scipy.linalg import eigh_tridiagonal
 from torch import Tensor
 
+from . import device_passes
 from ._native import core
 from .errors import InvalidArgument, ResumeMismatch
 from .operators import SymmetricOperator
@@ -21,6 +26,7 @@ from .operators import SymmetricOperator
 Array = NDArray[np.float64]
 
 _DRIVERS = {torch.float32: core.LanczosF32, torch.float64: core.LanczosF64}
+COLUMNS = 1 << 16  # of the basis that are rotated at once
 REORTHOGONALIZE = ("full", "partial", "none")
 RUNNING = core.Outcome.running
 RECHECK = 1e-3  # relative difference of a recomputed alpha that is taken for the same matrix
@@ -47,7 +53,12 @@ class Lanczos:
             Ritz values repeat.
         fresh: after a breakdown go on with a random vector orthogonal to all before.
         seed: of these random vectors.
-        workspace: file that holds the basis (s (steps + 1) n numbers) instead of memory.
+        workspace: file that holds the basis (s (steps + 1) n numbers) instead of memory. It is host
+            memory: of an operator on a GPU every vector and product then crosses. So they do beyond
+            8,192 steps, and where this build has no CUDA kernels.
+
+    Attributes:
+        basis: (s, steps + 1, n), on the operator's device (see `workspace`).
 
     A start ends with `outcome`: "complete" (all steps), "breakdown" (beta <= eps ||T||: the Krylov
     space is invariant), "exhausted" (n steps), "not finite" (a product with NaN or infinity; what
@@ -84,15 +95,24 @@ class Lanczos:
             )
         self.most_steps = min(steps, n)
         shape = (self.count, self.most_steps + 1, n)
-        self.basis = _allocate(shape, self.dtype, workspace)
-        self._given = starts.to("cpu", self.dtype)
-        self.basis[:, 0] = self._given
-        self._driver = _DRIVERS[self.dtype](
-            n, self.count, shape[1], self.basis.data_ptr(),
-            getattr(core.Reorthogonalize, reorthogonalize), fresh, seed % 2**64,
-        )  # fmt: skip
+        kernels = None
+        if workspace is None and shape[1] <= device_passes.MOST_ROWS:
+            kernels = device_passes.device_kernels(operator.device)
+        place = torch.device("cpu") if kernels is None else operator.device
+        self.basis = _allocate(shape, self.dtype, workspace, place)
+        self.basis[:, 0] = starts
+        mode = getattr(core.Reorthogonalize, reorthogonalize)
+        self._passes: device_passes.DevicePasses | None = None
+        if kernels is None:
+            self._driver = _DRIVERS[self.dtype](
+                n, self.count, shape[1], self.basis.data_ptr(), mode, fresh, seed % 2**64
+            )
+        else:
+            self._passes = device_passes.DevicePasses(operator, self.basis, kernels, seed)
+            wide = self.dtype == torch.float64
+            self._driver = core.LanczosDevice(n, self.count, shape[1], wide, mode, fresh)
         try:
-            self._driver.begin()
+            self._driver.begin(*(() if self._passes is None else (self._passes,)))
         except ValueError as error:
             raise InvalidArgument(
                 "starts: expected rows that are finite and not zero, got one that is not"
@@ -100,7 +120,8 @@ class Lanczos:
 
     def run(self, steps: int | None = None) -> None:
         """Up to `steps` rows of T for every start; default all. Raises what a product raises."""
-        self._driver.run(self.most_steps if steps is None else steps, self._multiply)
+        how = self._multiply if self._passes is None else self._passes
+        self._driver.run(self.most_steps if steps is None else steps, how)
 
     def load(
         self,
@@ -180,10 +201,28 @@ class Lanczos:
         return values, vectors, bounds
 
     def vectors(self, coefficients: Array, start: int = 0) -> Tensor:
-        """Combinations (k, n) of the basis' rows with the columns of coefficients (m, k)."""
-        m = len(coefficients)
-        c = torch.as_tensor(coefficients.T.copy()).to(self.dtype)
-        return c @ self.basis[start, :m]
+        """Combinations (k, n) of the basis' rows with the columns of coefficients (m, k), where
+        the basis is."""
+        rows, c = self.basis[start, : len(coefficients)], torch.as_tensor(coefficients.T.copy())
+        if self._passes is None:
+            return c.to(self.dtype) @ rows
+        found = torch.empty(len(c), self.n, dtype=self.dtype, device=rows.device)
+        device_passes.combine(c.to(rows.device), rows, found)
+        return found
+
+    def rotate(self, coefficients: Array, start: int = 0) -> None:
+        """The first k rows become those combinations (m, k); the others stay."""
+        rows, c = self.basis[start, : len(coefficients)], torch.as_tensor(coefficients.T.copy())
+        if self._passes is not None:
+            return device_passes.combine(c.to(rows.device), rows, rows[: len(c)])
+        c = c.to(self.dtype)
+        for at in range(0, self.n, COLUMNS):
+            rows[: len(c), at : at + COLUMNS] = c @ rows[:, at : at + COLUMNS]
+
+    def rows(self, count: int) -> NDArray[Any]:
+        """The first rows (s, count, n) on the host."""
+        found: NDArray[Any] = self.basis[:, :count].cpu().numpy()
+        return found
 
     def _multiply(self, count: int, vectors: int, products: int) -> None:
         operator = self.operator
@@ -205,14 +244,30 @@ def outcome_of(number: int) -> Any:
     return core.Outcome(number)
 
 
-def random_starts(n: int, count: int, seed: int, dtype: torch.dtype) -> Tensor:
-    """(count, n) of standard normal numbers, drawn in float64: row i depends on (seed, i) alone."""
+def random_starts(
+    n: int,
+    count: int,
+    seed: int,
+    dtype: torch.dtype,
+    device: torch.device = torch.device("cpu"),  # noqa: B008
+) -> Tensor:
+    """(count, n) of standard normal numbers on the device: row i depends on (seed, i) alone.
+
+    On the CPU drawn in float64. On a GPU, for which a CPU would take as long as many products, by
+    the library's own draw: other numbers of the same kind, the same on every GPU.
+    """
+    kernels = device_passes.device_kernels(device)
+    if kernels is not None:
+        found = torch.empty(count, n, dtype=dtype, device=device)
+        for i, row in enumerate(found):
+            device_passes.gaussian(kernels, row, seed, i)
+        return found
     rows = []
     for i in range(count):
         mixed = np.random.SeedSequence([seed % 2**64, i]).generate_state(1, np.uint64)[0]
         generator = torch.Generator().manual_seed(int(mixed >> 1))
         rows.append(torch.randn(n, dtype=torch.float64, generator=generator))
-    return torch.stack(rows).to(dtype)
+    return torch.stack(rows).to(device, dtype)
 
 
 @contextmanager
@@ -230,9 +285,14 @@ def watched(total: int, label: str, progress: bool) -> Iterator[Callable[[int], 
         yield at
 
 
-def _allocate(shape: tuple[int, ...], dtype: torch.dtype, workspace: str | Path | None) -> Tensor:
+def _allocate(
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    workspace: str | Path | None,
+    device: torch.device,
+) -> Tensor:
     if workspace is None:
-        return torch.empty(shape, dtype=dtype)
+        return torch.empty(shape, dtype=dtype, device=device)
     size = int(np.prod(shape))
     storage = torch.from_file(str(workspace), shared=True, size=size, dtype=dtype)
     return storage.view(shape)

@@ -135,16 +135,16 @@ def _inertia_shares(found: Spectrum, tau: float) -> Array:
 def null_residual(op: SymmetricOperator, seed: int = 0) -> float:
     """The smallest ||H v|| of a few unit vectors v that are null vectors of many networks."""
     generator = torch.Generator().manual_seed(seed)
-    random = torch.randn(op.n, generator=generator, dtype=torch.float64)
+    random = torch.randn(op.n, generator=generator, dtype=torch.float64).to(op.device)
     zero = torch.nonzero(op(random[None])[0] == 0.0).flatten()
     rows: list[Tensor] = []
     for at in zero[: CANDIDATES // 2]:
-        rows.append(torch.zeros(op.n, dtype=torch.float64))
+        rows.append(torch.zeros(op.n, dtype=torch.float64, device=op.device))
         rows[-1][at] = 1.0
     entries = op.layout.entries if op.layout is not None else ()
     vectors = [e for e in entries if len(e.shape) == 1 and e.numel]
     for entry in vectors[-(CANDIDATES - len(rows)) :]:
-        rows.append(torch.zeros(op.n, dtype=torch.float64))
+        rows.append(torch.zeros(op.n, dtype=torch.float64, device=op.device))
         rows[-1][entry.offset : entry.offset + entry.numel] = entry.numel**-0.5
     if not rows:
         return float("inf")

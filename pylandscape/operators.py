@@ -24,12 +24,14 @@ Into = Callable[[int, int, int], None]
 
 
 class SymmetricOperator:
-    """A symmetric (n, n) matrix A: called with rows v (k, n) of ``dtype``, gives the rows A v_i.
+    """A symmetric (n, n) matrix A: called with rows v (k, n) of ``dtype``, gives the rows A v_i,
+    in float64 and on v's device.
 
     Args:
         n: order of the matrix.
-        product: the rows v (k, n) to the rows A v_i (k, n), in float64.
+        product: the rows v (k, n) to the rows A v_i (k, n), in float64; both on ``device``.
         dtype: of the vectors.
+        device: where the vectors are that the product takes. A Lanczos basis is kept there.
         name: "hessian", "gauss_newton", "covariance" or "user".
         layout: the parameters that the n coordinates are, if they are a model's.
         about: JSON-able, what determines the numbers.
@@ -54,7 +56,7 @@ class SymmetricOperator:
         into: Into | None = None,
         hint: Callable[[], Tensor] | None = None,
     ) -> None:
-        self.n, self.dtype, self.device = n, dtype, torch.device(device)
+        self.n, self.dtype, self.device = n, dtype, _numbered(device)
         self.name, self.layout = name, layout
         self.products = 0
         self.into, self.hint = into, hint
@@ -63,14 +65,17 @@ class SymmetricOperator:
     def __call__(self, v: Tensor) -> Tensor:
         if v.dim() != 2 or v.shape[1] != self.n:
             raise InvalidArgument(f"v: expected rows (k, {self.n}), got {tuple(v.shape)}")
+        return self.multiply(v).to(v.device, torch.float64)
+
+    def multiply(self, v: Tensor) -> Tensor:
+        """The rows A v_i on ``device``, in the dtype that the product has."""
         found = self._product(v.to(self.device, self.dtype))
         if not isinstance(found, Tensor):
             raise InvalidArgument(
                 f"operator: expected products as a tensor, got {type(found).__name__}"
             )
-        found = found.to("cpu", torch.float64)
         self.products += len(v)
-        return found
+        return found.to(self.device)
 
     def describe(self) -> dict[str, Any]:
         """What determines the numbers: matrix, order, dtype, and the landscape's description."""
@@ -138,6 +143,14 @@ def as_operator(
         rows = a.tocoo()
         about["digest"] = digest(np.stack([rows.row, rows.col, rows.data.astype(np.float64)]))
     return SymmetricOperator(a.shape[0], product, about=about)
+
+
+def _numbered(device: torch.device | str) -> torch.device:
+    """The device with its number: "cuda" is the one that is current now."""
+    found = torch.device(device)
+    if found.type == "cuda" and found.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return found
 
 
 def _dense(a: Any) -> Tensor:

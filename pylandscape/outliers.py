@@ -49,7 +49,7 @@ class Condition(NamedTuple):
 
 class CovarianceSpectrum(NamedTuple):
     """Sigma's eigenvalues (min(N, n),) float64, descending, and eigenvectors (r, n) float64, rows
-    orthonormal, of the first r of them."""
+    orthonormal, of the first r of them; on the CPU."""
 
     values: Array
     vectors: Tensor
@@ -143,7 +143,8 @@ def outliers(
     if covariance:
         try:
             noise = eigenpairs(land, k, "LA", matrix="covariance", **options)
-            overlap = subspace_overlap(top.vectors, noise.vectors)
+            pair = (found.vectors.to(land.device) for found in (top, noise))
+            overlap = subspace_overlap(*pair)
             if not np.all(noise.converged):
                 notes.append("not all eigenpairs of the gradient covariance converged")
         except PylandscapeError as error:
@@ -156,7 +157,7 @@ def outliers(
         values=values,
         zeta=outlier_ratio(values, k),
         gradient_norm=float(torch.linalg.vector_norm(gradient.double())),
-        gradient_concentration=gradient_concentration(gradient, top.vectors),
+        gradient_concentration=gradient_concentration(gradient, top.vectors.to(land.device)),
         covariance_overlap=overlap,
         lambda_min=ends.low,
         condition=condition_number([values[0], ends.low], rtol).full,
@@ -278,7 +279,7 @@ def gradient_concentration(gradient: Any, vectors: Any) -> float:
         InvalidArgument: another length, vectors that are linearly dependent.
     """
     basis = _basis(vectors, "vectors")
-    g = _wide(gradient)
+    g = _wide(gradient).to(basis.device)
     if g.shape != basis.shape[1:]:
         raise InvalidArgument(
             f"gradient: expected shape ({basis.shape[1]},), as the vectors, got {tuple(g.shape)}"
@@ -294,6 +295,7 @@ def subspace_overlap(vectors: Any, others: Any) -> float:
         InvalidArgument: different lengths, vectors that are linearly dependent.
     """
     u, other = _basis(vectors, "vectors"), _basis(others, "others")
+    u = u.to(other.device)
     if u.shape[1] != other.shape[1]:
         raise InvalidArgument(
             f"others: expected rows of length {u.shape[1]}, as the vectors, got {other.shape[1]}"
@@ -318,7 +320,7 @@ def covariance_spectrum(
     Raises:
         InvalidArgument: k < 1, an objective without samples.
     """
-    g = land.per_sample_gradients(theta).detach().cpu().double()
+    g = land.per_sample_gradients(theta).detach().double()
     samples, n = g.shape
     wanted = None if k is None else integer(k, "k", 1, n)
     small = n < samples
@@ -331,7 +333,7 @@ def covariance_spectrum(
     if not small:  # from the Gram matrix's a_i to g^T a_i, orthogonal up to rounding
         q, r = torch.linalg.qr(g.T @ rows.T)
         rows = (q * r.diagonal().sign()).T
-    return CovarianceSpectrum(values.numpy(), rows.contiguous())
+    return CovarianceSpectrum(values.cpu().numpy(), rows.cpu().contiguous())
 
 
 # --- checks ------------------------------------------------------------------------------------
@@ -353,13 +355,16 @@ def _values(values: ArrayLike) -> Array:
 
 
 def _wide(vector: Any) -> Tensor:
-    return torch.as_tensor(getattr(vector, "vector", vector)).detach().cpu().double()
+    return torch.as_tensor(getattr(vector, "vector", vector)).detach().double()
 
 
 def _basis(vectors: Any, name: str) -> Tensor:
     """(k, n) float64 orthonormal rows with the span of the given ones."""
-    several = isinstance(vectors, list | tuple)
-    rows = torch.atleast_2d(torch.stack([_wide(v) for v in vectors]) if several else _wide(vectors))
+    if isinstance(vectors, list | tuple):
+        each = [_wide(v) for v in vectors]
+        rows = torch.stack([v.to(each[0].device) for v in each])
+    else:
+        rows = torch.atleast_2d(_wide(vectors))
     if rows.dim() != 2 or not 1 <= rows.shape[0] <= rows.shape[1]:
         raise InvalidArgument(
             f"{name}: expected rows (k, n) with 1 <= k <= n, got {tuple(rows.shape)}"

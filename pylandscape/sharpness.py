@@ -97,7 +97,7 @@ def sharpness(
         directions = directions_of(land, directions, point)
     given, _ = as_directions(land, directions)
     hessian = as_operator(land, theta=point)
-    d = given.cpu().double()
+    d = given.to(hessian.device).double()
     norms = torch.linalg.vector_norm(d, dim=1)
     gram = d @ d.T
     q, r = torch.linalg.qr((d / norms[:, None]).T) if len(d) <= land.n_params else (d.T, None)
@@ -109,16 +109,16 @@ def sharpness(
             f"{[float(f'{v:.4g}') for v in norms]}"
         )
     products = hessian(d) @ d.T
-    projected = ((products + products.T) / 2).numpy()
-    scale = norms.numpy()
+    projected = ((products + products.T) / 2).cpu().numpy()
+    scale = norms.cpu().numpy()
     unit = projected / np.outer(scale, scale)
     # H in the span: D = diag(norms) R^T Q^T, and D H D^T x = c D D^T x
-    curvatures, x = scipy.linalg.eigh(unit, (gram / norms / norms[:, None]).numpy())
+    curvatures, x = scipy.linalg.eigh(unit, (gram / norms / norms[:, None]).cpu().numpy())
     high, low, converged = _across(hessian, q, seed, tol, progress)
     return Sharpness(
         projected=projected,
         unit=unit,
-        gram=gram.numpy(),
+        gram=gram.cpu().numpy(),
         curvatures=curvatures[::-1].copy(),
         axes=(x / scale[:, None]).T[::-1].copy(),
         across_max=high,
@@ -177,7 +177,7 @@ def _across(
     if k == n:
         return float("nan"), float("nan"), True
     generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(1, n, generator=generator, dtype=torch.float64)
+    x = torch.randn(1, n, generator=generator, dtype=torch.float64).to(q.device)
     x = x - (x @ q) @ q.T
     x = x - (x @ q) @ q.T  # once more: what rounding left
     x = x / torch.linalg.vector_norm(x)
@@ -186,12 +186,14 @@ def _across(
         return inside, inside, True
 
     def product(v: Tensor) -> Tensor:
-        v = v.cpu().double()
+        v = v.double()
         along = v @ q
         out = hessian(v - along @ q.T)
         return out - (out @ q) @ q.T + inside * along @ q.T
 
     about = {**hessian.describe(), "without": digest(q), "matrix": "hessian"}
-    operator = SymmetricOperator(n, product, dtype=hessian.dtype, about=about)
+    operator = SymmetricOperator(
+        n, product, dtype=hessian.dtype, device=hessian.device, about=about
+    )
     ends = both_ends(operator, tol, seed=seed, progress=progress)
     return ends.high, ends.low, ends.converged

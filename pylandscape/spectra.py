@@ -65,7 +65,7 @@ def spectrum(
         matrix, theta, params: see `as_operator`.
         vectors: also the largest `vectors` eigenpairs that the first probe found, with residuals
             (one product); as `spectrum.pairs`.
-        seed: of the probes, standard normal; `starts` (k, n) replaces them.
+        seed: of the probes, standard normal; `starts` (k, n) replaces them. A GPU draws its own.
         dtype: of the Lanczos basis, torch.float32 or float64; default the operator's. T and all
             sums are float64.
         reorthogonalize: "full", "partial" or "none"; see `Lanczos`.
@@ -76,8 +76,8 @@ def spectrum(
         A Spectrum. A probe whose Krylov space is exhausted ("breakdown", "exhausted") is exact.
         One whose product is not finite keeps the steps before.
 
-    Memory: probes (steps + 1) n numbers, in groups of probes where that is more than half of the
-    free memory, in a temporary file where one probe is.
+    Memory: probes (steps + 1) n numbers where the operator is, in groups of probes where that is
+    more than half of the free memory, in a temporary file where one probe is.
 
     Raises:
         InvalidArgument: an argument that does not fit; no finite product at all.
@@ -98,13 +98,18 @@ def spectrum(
         raise InvalidArgument(f"dtype: expected torch.float32 or torch.float64, got {dtype!r}")
     sigma2 = check_sigma2(sigma2)
     dtype = dtype or op.dtype
-    given = random_starts(op.n, probes, seed, dtype) if starts is None else _starts(starts, op.n)
+    if starts is None:
+        given = random_starts(op.n, probes, seed, dtype, op.device)
+    else:
+        given = _starts(starts, op)
     request = {
         "format": FORMAT, "kind": "spectrum", "operator": op.describe(), "probes": len(given),
         "steps": steps, "sigma2": sigma2, "relative_sigma2": relative_sigma2, "vectors": vectors,
         "seed": seed if starts is None else None, "basis": str(dtype).removeprefix("torch."),
         "reorthogonalize": reorthogonalize, "starts": None if starts is None else digest(given),
     }  # fmt: skip
+    if op.device.type != "cpu":  # probes of the same seed are others there
+        request["device"] = op.device.type
 
     def run(checkpoint: Checkpoint) -> Spectrum:
         quadrature = _Quadrature(op, given, steps, dtype, reorthogonalize, vectors, checkpoint)
@@ -200,7 +205,8 @@ class _Quadrature:
                 if self.checkpoint.due:
                     self.checkpoint.save(self._arrays(lanczos))
         except BaseException:
-            self.checkpoint.save(self._arrays(lanczos))
+            if self.checkpoint.path is not None:
+                self.checkpoint.save(self._arrays(lanczos))
             raise
         for i, probe in enumerate(group):
             self._record(lanczos, i, probe)
@@ -232,11 +238,7 @@ class _Quadrature:
     def _together(self) -> int:
         """Probes whose bases fit into the free memory; 0: not even one."""
         one = (self.steps + 1) * self.op.n * torch.finfo(self.dtype).bits // 8
-        try:
-            free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        except (ValueError, OSError, AttributeError):  # not on this system
-            free = 4 << 30
-        return int(min(TOGETHER, MEMORY_SHARE * free // one))
+        return int(min(TOGETHER, MEMORY_SHARE * _free_memory(self.op.device) // one))
 
     def _arrays(self, lanczos: Lanczos) -> Arrays:
         states = [lanczos.state(i) for i in range(lanczos.count)]
@@ -246,7 +248,7 @@ class _Quadrature:
             t[0, i, : len(alpha)], t[1, i, : len(beta)] = alpha, beta
         arrays = {
             "nodes": self.nodes, "weights": self.weights, "bounds": self.bounds, "tridiagonal": t,
-            "basis": lanczos.basis[:, : most + 1].numpy(),
+            "basis": lanczos.rows(most + 1),
             "counts": np.array([self.done, self.products]),
             "outcomes": np.array([int(state[3]) for state in states]),
             "finished": np.array([_NAMES.index(o) for o in self.outcomes]),
@@ -289,9 +291,21 @@ class _Quadrature:
 _NAMES = ["complete", "breakdown", "exhausted", "not finite", "stopped"]
 
 
-def _starts(starts: Any, n: int) -> torch.Tensor:
+def _free_memory(device: torch.device) -> int:
+    """Bytes that a basis there may take part of."""
+    if device.type == "cuda":
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + kept
     try:
-        given = torch.as_tensor(starts).detach().to("cpu", torch.float64)
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError, AttributeError):  # not on this system
+        return 4 << 30
+
+
+def _starts(starts: Any, op: SymmetricOperator) -> torch.Tensor:
+    n = op.n
+    try:
+        given = torch.as_tensor(starts).detach().to(op.device, torch.float64)
     except (TypeError, ValueError, RuntimeError) as error:
         raise InvalidArgument(f"starts: expected numbers of shape (k, {n}): {error}") from error
     if given.dim() != 2 or given.shape[1] != n or not len(given):

@@ -6,7 +6,9 @@
     Hutchinson   Hutchinson (1990); of the diagonal: Bekas, Kokiopoulou, Saad (2007)
 
 All are unbiased, and all come with a standard error. The test vectors are drawn in float64 from a
-seeded generator and rounded to the operator's dtype; everything after the products is float64.
+seeded generator and rounded to the operator's dtype (for an operator on a GPU there, by the
+library's own draw: others); everything after the products is float64. All of it is done where the
+operator is.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from . import device_passes
 from .arguments import integer
 from .errors import InvalidArgument
 from .operators import SymmetricOperator, as_operator
@@ -100,7 +103,7 @@ def trace(
     """
     op, count = _checked(a, matrix, theta, params, products, method, METHODS)
     with _bar(op, count, "trace", progress) as bar:
-        return _quadratic(op, count, method, _generator(seed), bar, square=False)
+        return _quadratic(op, count, method, _Draw(op, seed), bar, square=False)
 
 
 def frobenius_norm(
@@ -120,7 +123,7 @@ def frobenius_norm(
     """
     op, count = _checked(a, matrix, theta, params, products, method, METHODS)
     with _bar(op, count, "frobenius norm", progress) as bar:
-        found = _quadratic(op, count, method, _generator(seed), bar, square=True)
+        found = _quadratic(op, count, method, _Draw(op, seed), bar, square=True)
     norm = float(np.sqrt(np.maximum(found.value, 0.0)))
     error = found.standard_error / (2 * norm) if norm else found.standard_error
     return Estimate(norm, error, found.products, found.method)
@@ -146,10 +149,10 @@ def diagonal(
     with _bar(op, count, "diagonal", progress) as bar:
         if count >= op.n:
             rows = torch.cat([rows[:, at].diagonal() for at, rows in _rows(op, bar)])
-            return Estimate(rows.numpy(), np.zeros(op.n), op.n, "exact")
+            return Estimate(rows.cpu().numpy(), np.zeros(op.n), op.n, "exact")
         if method == "xdiag":
-            return _xdiag(op, count // 2, _generator(seed), bar)
-        return _sampled_diagonal(op, count, _generator(seed), bar)
+            return _xdiag(op, count // 2, _Draw(op, seed), bar)
+        return _sampled_diagonal(op, count, _Draw(op, seed), bar)
 
 
 # --- quadratic forms: tr A, or tr A^2 from ||A v||^2 --------------------------------------------
@@ -159,7 +162,7 @@ def _quadratic(
     op: SymmetricOperator,
     count: int,
     method: str,
-    generator: torch.Generator,
+    draw: _Draw,
     bar: tqdm,
     square: bool,
 ) -> Estimate:
@@ -169,12 +172,12 @@ def _quadratic(
         parts = [rows.square().sum() if square else rows[:, at].trace() for at, rows in blocks]
         return Estimate(float(torch.stack(parts).sum()), 0.0, op.n, "exact")
     if method == "xtrace":
-        value, error = _xtrace(op, count // 2, generator, bar, square)
+        value, error = _xtrace(op, count // 2, draw, bar, square)
         return Estimate(float(value), float(error), count // 2 * 2, method)
     if method == "hutch++":
-        samples = _hutch_plus_plus(op, count, generator, bar, square)
+        samples = _hutch_plus_plus(op, count, draw, bar, square)
     else:
-        samples = _hutchinson(op, count, generator, bar, square)
+        samples = _hutchinson(op, count, draw, bar, square)
     error = samples.std() / len(samples) ** 0.5
     return Estimate(float(samples.mean()), float(error), count, method)
 
@@ -182,7 +185,7 @@ def _quadratic(
 def _hutchinson(
     op: SymmetricOperator,
     count: int,
-    generator: torch.Generator,
+    draw: _Draw,
     bar: tqdm,
     square: bool,
     basis: Tensor | None = None,
@@ -190,7 +193,7 @@ def _hutchinson(
     """(count,) samples v^T A v or ||A v||^2, v = (I - Q Q^T) g, g of random signs; `basis`: Q."""
     samples = []
     for at in range(0, count, BLOCK):
-        v = _signs(op, min(BLOCK, count - at), generator)
+        v = draw.signs(min(BLOCK, count - at))
         if basis is not None:
             v = v - (v @ basis) @ basis.T
         found = _multiply(op, v, bar)
@@ -199,21 +202,21 @@ def _hutchinson(
 
 
 def _hutch_plus_plus(
-    op: SymmetricOperator, count: int, generator: torch.Generator, bar: tqdm, square: bool
+    op: SymmetricOperator, count: int, draw: _Draw, bar: tqdm, square: bool
 ) -> Tensor:
     """Samples of the trace: exact on Q = orth(A S), Hutchinson's on its complement.
 
     Given Q the samples are independent, so that their standard error is honest.
     """
     k = count // 3
-    q, _ = torch.linalg.qr(_multiply(op, _signs(op, k, generator), bar).T)
+    q, _ = torch.linalg.qr(_multiply(op, draw.signs(k), bar).T)
     z = _multiply(op, q.T, bar)
     inside = z.square().sum() if square else (z * q.T).sum()
-    return inside + _hutchinson(op, count - 2 * k, generator, bar, square, basis=q)
+    return inside + _hutchinson(op, count - 2 * k, draw, bar, square, basis=q)
 
 
 def _xtrace(
-    op: SymmetricOperator, k: int, generator: torch.Generator, bar: tqdm, square: bool
+    op: SymmetricOperator, k: int, draw: _Draw, bar: tqdm, square: bool
 ) -> tuple[Tensor, Tensor]:
     """tr B and its standard error, for B = A or A^2, from k test vectors and 2 k products with A.
 
@@ -226,7 +229,7 @@ def _xtrace(
     The scale is exact in the mean: x has a uniform direction in the n - k + 1 dimensions that Q_i
     leaves. All follows from the small matrices H = Q^T B Q, F = Q^T B Omega, W = Q^T Omega.
     """
-    omega = _gaussians(op, k, generator)
+    omega = draw.gaussians(k)
     y = _multiply(op, omega, bar)
     forms = (y * (y if square else omega)).sum(1)  # omega_i^T B omega_i
     q, r = torch.linalg.qr(y.T)
@@ -292,32 +295,33 @@ def _left_out(r: Tensor) -> Tensor:
     """
     scale = r.abs().max()
     if scale == 0:
-        return torch.eye(len(r), dtype=r.dtype)
+        return torch.eye(len(r), dtype=r.dtype, device=r.device)
     lower = (r / scale).T.contiguous()
     diagonal = lower.diagonal()
     floor = len(r) * torch.finfo(r.dtype).eps
     diagonal.copy_(torch.where(diagonal.abs() < floor, floor, diagonal))
-    s = torch.linalg.solve_triangular(lower, torch.eye(len(r), dtype=r.dtype), upper=False)
+    unit = torch.eye(len(r), dtype=r.dtype, device=r.device)
+    s = torch.linalg.solve_triangular(lower, unit, upper=False)
     return s / torch.linalg.vector_norm(s, dim=0)
 
 
 # --- the diagonal ------------------------------------------------------------------------------
 
 
-def _xdiag(op: SymmetricOperator, k: int, generator: torch.Generator, bar: tqdm) -> Estimate:
+def _xdiag(op: SymmetricOperator, k: int, draw: _Draw, bar: tqdm) -> Estimate:
     """As `_xtrace`: sample i is diag(Q_i Q_i^T A) + omega_i * (I - Q_i Q_i^T) A omega_i.
 
     As A omega_i = Q R e_i, the second term is omega_i * (Q s_i) (s_i^T R e_i). The standard error
     is `_error`'s per element, its covariance averaged over `SHIFTS` k pairs (i, j).
     """
-    omega = _signs(op, k, generator)
+    omega = draw.signs(k)
     q, r = torch.linalg.qr(_multiply(op, omega, bar).T)
     z = _multiply(op, q.T, bar)
     s = _left_out(r)
     base = (q * z.T).sum(1)
     shares, c = (s * r).sum(0), s.T @ s
     q, z = s.T @ q.T, s.T @ z  # rows Q s_i and A Q s_i
-    moments = _Moments(op.n)
+    moments = _Moments(op)
     for i in range(k):
         moments.add(q[i] * (shares[i] * omega[i] - z[i]))
 
@@ -325,11 +329,11 @@ def _xdiag(op: SymmetricOperator, k: int, generator: torch.Generator, bar: tqdm)
         """t_i - t_i(j) = (Q e) * (A Q e - omega_i (e^T R e_i)), e = s_j - c s_i, normalised."""
         room = 1 - c[i, j].square()
         if room <= LEAST_ROOM:
-            return torch.zeros(op.n, dtype=torch.float64)
+            return torch.zeros_like(base)
         on_q, on_z = q[j] - c[i, j] * q[i], z[j] - c[i, j] * z[i]
         return on_q * (on_z + c[i, j] * shares[i] * omega[i]) / room
 
-    covariance = torch.zeros(op.n, dtype=torch.float64)
+    covariance = torch.zeros_like(base)
     shifts = max(1, min(SHIFTS, (k - 1) // 2))
     for shift in range(1, shifts + 1):
         for i in range(k):
@@ -338,28 +342,27 @@ def _xdiag(op: SymmetricOperator, k: int, generator: torch.Generator, bar: tqdm)
     covariance = (covariance / (shifts * k)).clamp_min(0.0)
     variance = moments.variance()
     error = (variance / k + torch.minimum(covariance, variance)).sqrt()
-    return Estimate((base + moments.mean).numpy(), error.numpy(), 2 * k, "xdiag")
+    mean = (base + moments.mean).cpu().numpy()
+    return Estimate(mean, error.cpu().numpy(), 2 * k, "xdiag")
 
 
-def _sampled_diagonal(
-    op: SymmetricOperator, count: int, generator: torch.Generator, bar: tqdm
-) -> Estimate:
-    moments = _Moments(op.n)
+def _sampled_diagonal(op: SymmetricOperator, count: int, draw: _Draw, bar: tqdm) -> Estimate:
+    moments = _Moments(op)
     for at in range(0, count, BLOCK):
-        v = _signs(op, min(BLOCK, count - at), generator)
+        v = draw.signs(min(BLOCK, count - at))
         for row in v * _multiply(op, v, bar):
             moments.add(row)
     error = (moments.variance() / count).sqrt()
-    return Estimate(moments.mean.numpy(), error.numpy(), count, "hutchinson")
+    return Estimate(moments.mean.cpu().numpy(), error.cpu().numpy(), count, "hutchinson")
 
 
 class _Moments:
     """Mean and spread of vectors (n,) that come one by one (Welford's updates)."""
 
-    def __init__(self, n: int) -> None:
+    def __init__(self, op: SymmetricOperator) -> None:
         self.count = 0
-        self.mean = torch.zeros(n, dtype=torch.float64)
-        self.spread = torch.zeros(n, dtype=torch.float64)
+        self.mean = torch.zeros(op.n, dtype=torch.float64, device=op.device)
+        self.spread = torch.zeros_like(self.mean)
 
     def add(self, x: Tensor) -> None:
         self.count += 1
@@ -387,27 +390,44 @@ def _rows(op: SymmetricOperator, bar: tqdm) -> Any:
     """All of A, as (slice of rows, those rows (b, n))."""
     for at in range(0, op.n, BLOCK):
         size = min(BLOCK, op.n - at)
-        unit = torch.zeros(size, op.n, dtype=torch.float64)
-        unit[torch.arange(size), at + torch.arange(size)] = 1.0
+        unit = torch.zeros(size, op.n, dtype=torch.float64, device=op.device)
+        unit[:, at : at + size].fill_diagonal_(1.0)
         yield slice(at, at + size), _multiply(op, unit, bar)
 
 
-def _gaussians(op: SymmetricOperator, count: int, generator: torch.Generator) -> Tensor:
-    """(count, n) float64, N(0, 1) rounded to the operator's dtype."""
-    drawn = torch.randn(count, op.n, generator=generator, dtype=torch.float64)
-    return drawn.to(op.dtype).double()
+class _Draw:
+    """Test vectors (count, n) float64 on the operator's device, one after the other."""
 
+    def __init__(self, op: SymmetricOperator, seed: int) -> None:
+        self.op, self.drawn = op, 0
+        self.kernels = device_passes.device_kernels(op.device)
+        try:
+            self.seed = operator.index(seed)
+            self.generator = torch.Generator().manual_seed(self.seed)
+        except (TypeError, ValueError, RuntimeError, OverflowError):
+            raise InvalidArgument(f"seed: expected a 64-bit integer, got {seed!r}") from None
 
-def _signs(op: SymmetricOperator, count: int, generator: torch.Generator) -> Tensor:
-    """(count, n) float64, each element -1 or 1."""
-    return torch.randint(0, 2, (count, op.n), generator=generator).double().mul_(2).sub_(1)
+    def gaussians(self, count: int) -> Tensor:
+        """N(0, 1), rounded to the operator's dtype."""
+        if self.kernels is not None:
+            return self._there(count)
+        shape = (count, self.op.n)
+        drawn = torch.randn(shape, generator=self.generator, dtype=torch.float64)
+        return drawn.to(self.op.dtype).double().to(self.op.device)
 
+    def signs(self, count: int) -> Tensor:
+        """Each element -1 or 1."""
+        if self.kernels is not None:
+            return torch.ones_like(found := self._there(count)).copysign_(found)
+        drawn = torch.randint(0, 2, (count, self.op.n), generator=self.generator)
+        return drawn.double().mul_(2).sub_(1).to(self.op.device)
 
-def _generator(seed: int) -> torch.Generator:
-    try:
-        return torch.Generator().manual_seed(operator.index(seed))
-    except (TypeError, ValueError, RuntimeError, OverflowError):
-        raise InvalidArgument(f"seed: expected a 64-bit integer, got {seed!r}") from None
+    def _there(self, count: int) -> Tensor:
+        found = torch.empty(count, self.op.n, dtype=torch.float64, device=self.op.device)
+        for row in found:
+            device_passes.gaussian(self.kernels, row, self.seed, self.drawn)
+            self.drawn += 1
+        return found
 
 
 def _bar(op: SymmetricOperator, count: int, label: str, progress: bool) -> tqdm:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from emulation_support import SHARED_LIMIT, emulated_ops
+from torch import Tensor
 
 import pylandscape as pl
 from pylandscape import engine_cuda
@@ -72,3 +73,25 @@ def backend(request: Any) -> Backend:
     if request.param == "cuda":
         return Backend(ops, torch.device("cuda"))
     return Backend(emulated_ops(), torch.device("cpu"))
+
+
+class PlainOps:
+    """The ops of a Lanczos step by torch on the CPU, for what is built on them: an emulated launch
+    takes milliseconds."""
+
+    @staticmethod
+    def basis_pass_(q: Tensor, source: Tensor, c: Tensor, w: Tensor) -> Tensor:
+        last = q[:, q.shape[1] - c.shape[1] :].double()
+        w.copy_(source.double() - torch.einsum("sk,skn->sn", c, last))
+        inner = torch.einsum("smn,sn->sm", q.double(), w.double())
+        return torch.cat([inner, w.double().norm(dim=1, keepdim=True)], 1)
+
+    @staticmethod
+    def row_dots(rows: Tensor, others: Tensor) -> Tensor:
+        return (rows.double() * others.double()).sum(1)
+
+    @staticmethod
+    def scale_rows_(rows: Tensor, factors: Tensor) -> Tensor:
+        return rows.copy_(rows.double() * factors[:, None])
+
+    gaussian = staticmethod(ops.gaussian)

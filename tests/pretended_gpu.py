@@ -2,8 +2,9 @@
 
 Within `pretended_gpu` whatever is put on a CUDA device becomes an `OnDevice` tensor, which computes
 on the CPU. Mixing it with a tensor of the CPU, or asking for its address or a NumPy array, is an
-error as on a GPU; the library's CUDA ops run by emulation (tests/emulation). So a run from a model
-to a result finds what would fail on a GPU for the wrong device, though not for its arithmetic.
+error as on a GPU; the library's CUDA ops run by emulation (tests/emulation), those of a Lanczos
+step by torch. So a run from a model to a result finds what would fail on a GPU for the wrong
+device, though not for its arithmetic.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+from cuda_support import PlainOps
 from emulation_support import emulated_ops
 from torch import Tensor, fx
 from torch.overrides import TorchFunctionMode
@@ -132,7 +134,10 @@ def _call(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return DEVICE[field]
     own = str(getattr(func, "_qualified_op_name", ""))
     if found and own.startswith("pylandscape::"):  # it checks its devices itself
-        func = getattr(torch.ops.pylandscape_emulated, own.removeprefix("pylandscape::"))
+        own = own.removeprefix("pylandscape::")
+        func = getattr(PlainOps, own, None) or getattr(torch.ops.pylandscape_emulated, own)
+        if own in ("basis_pass_", "row_dots"):
+            _check_devices(own, found, leaves, moves=False)
     elif found and name not in FREE:
         _check_devices(name, found, leaves, moves=name == "to" and len(args) > 1)
     to_cuda = any(map(_is_cuda, leaves)) or (name == "to" and _moves_to(args[1:], OnDevice))

@@ -21,6 +21,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT))  # behind an installed package, which the checkout must not hide
 
 from bench import (  # noqa: E402
+    gpu_curvature,
     gpu_hessians,
     gpu_networks,
     gpu_products,
@@ -312,3 +313,11 @@ def _bench(name: str) -> list[dict[str, Any]]:
     assert set(report) == {"environment", "quick", "others", name}
     table: list[dict[str, Any]] = report[name]
     return table
+
+
+def test_the_quadrature_of_the_gpu_check_agrees_with_plain_torch_at_toy_size() -> None:
+    rows = list(gpu_curvature.quadrature(torch.device("cpu"), 2, 8, (5, 4, 3), 20, 1e6, 1))
+    for name, took, floor, _, _, error in rows:
+        assert error <= gpu_curvature.ALLOWED[name]
+        assert floor > 0
+        assert took > 0

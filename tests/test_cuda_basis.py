@@ -109,6 +109,50 @@ def test_a_new_row_of_the_basis_can_be_w(backend: Backend) -> None:  # noqa: F81
     torch.testing.assert_close(basis[12].double(), exact, rtol=1e-7, atol=1e-14)
 
 
+def test_several_starts_are_each_what_it_is_alone(backend: Backend) -> None:  # noqa: F811
+    """Q of every second start of a larger storage, with w in the row that follows."""
+    on, there = backend.ops, backend.device
+    none = torch.empty(3, 0, dtype=torch.float64, device=there)
+    for dtype in DTYPES:
+        for m, n in ((0, 40), (2, 131), (9, 64), (70, 90)):
+            g = torch.Generator().manual_seed(m)
+            basis = torch.randn(6, m + 2, n, generator=g, dtype=dtype).to(there)[::2]
+            p = torch.randn(3, n, generator=g, dtype=torch.float64).to(there)
+            c = torch.randn(3, m + 1, generator=g, dtype=torch.float64).to(there)[:, :m]
+            want = basis.clone()
+            for i in range(3):
+                first = on.basis_pass_(want[i, :m], p[i], c[i].contiguous(), want[i, m])
+                assert first.shape == (m + 1,)
+            single = [on.basis_pass_(b[:m], b[m], none[0], b[m]) for b in want]
+            on.basis_pass_(basis[:, :m], p, c, basis[:, m])
+            together = on.basis_pass_(basis[:, :m], basis[:, m], none, basis[:, m])
+            assert torch.equal(basis, want)
+            assert torch.equal(together, torch.stack(single))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_dots_and_scaling_are_those_of_float64(
+    backend: Backend,  # noqa: F811
+    dtype: torch.dtype,
+) -> None:
+    eps = torch.finfo(dtype).eps
+    for s, n, extra in ((1, 1, 0), (3, 7, 1), (2, 1024, 0), (64, 30, 2), (2, 9001, 0)):
+        g = torch.Generator().manual_seed(n)
+        storage = torch.randn(s, n + extra, generator=g, dtype=dtype)
+        for other in {dtype, torch.float64}:
+            y = torch.randn(s, n, generator=g, dtype=other)
+            got = backend.ops.row_dots(storage.to(backend.device)[:, :n], y.to(backend.device))
+            exact = (storage[:, :n].double() * y.double()).sum(1)
+            size = (storage[:, :n].double() * y.double()).abs().sum(1)
+            assert ((got.cpu() - exact).abs() <= 1e-15 * n**0.5 * size + 2**-52 * size).all()
+        x = storage.clone().to(backend.device)
+        factors = torch.randn(s, generator=g, dtype=torch.float64)
+        backend.ops.scale_rows_(x[:, :n], factors)
+        exact = storage[:, :n].double() * factors[:, None]
+        assert ((x[:, :n].cpu().double() - exact).abs() <= eps / 2 * exact.abs() + 1e-40).all()
+        assert torch.equal(x[:, n:].cpu(), storage[:, n:])
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("m", [3, 70, 258])
 def test_no_order_of_threads_and_blocks_changes_a_bit(m: int, dtype: torch.dtype) -> None:
@@ -138,9 +182,11 @@ def test_what_does_not_fit_is_refused(backend: Backend) -> None:  # noqa: F811
         return torch.zeros(*shape, dtype=dtype, device=backend.device)
 
     q, w, c = make(4, 10), make(10), make(4, dtype=torch.float64)
+    thin, several = make(65, 2, 10), make(3, 4, 10)
+    no = make(65, 0, dtype=torch.float64)
     refused: list[tuple[Any, str]] = [
         ((q.half(), w, c, w), "basis: expected float32 or float64"),
-        ((make(10), w, c, w), r"basis: expected shape \(m, n\)"),
+        ((make(10), w, c, w), r"basis: expected shape \(m, n\) or \(starts, m, n\)"),
         ((make(8193, 10), w, c, w), "m <= 8192"),
         ((q.T, w, c, w), "basis: expected rows of neighbouring"),
         ((q, w, c, make(9)), r"w: expected a contiguous vector \(10,\)"),
@@ -148,7 +194,21 @@ def test_what_does_not_fit_is_refused(backend: Backend) -> None:  # noqa: F811
         ((q, w.half(), c, w), "source: expected basis' dtype or float64"),
         ((q, w, c.float(), w), "coefficients: expected float64"),
         ((q, w, make(5, dtype=torch.float64), w), "coefficients: expected at most 4"),
+        (
+            (thin, thin[:, 0], make(65, 0, dtype=torch.float64), thin[:, 1]),
+            "starts: expected 1 .. 64",
+        ),
+        ((several, w, no[:3], w), r"w: expected rows \(3, 10\)"),
+        ((several, several[:, 0], c, several[:, 1]), "coefficients: expected at most 4"),
     ]
     for arguments, message in refused:
         with pytest.raises((RuntimeError, ValueError), match=message):
             backend.ops.basis_pass_(*arguments)
+    with pytest.raises((RuntimeError, ValueError), match="others: expected rows"):
+        backend.ops.row_dots(q, make(4, 9))
+    with pytest.raises((RuntimeError, ValueError), match="others: expected the rows' dtype"):
+        backend.ops.row_dots(q, q.half())
+    with pytest.raises((RuntimeError, ValueError), match="rows: expected shape"):
+        backend.ops.row_dots(w, w)
+    with pytest.raises((RuntimeError, ValueError), match=r"factors: expected \(4,\) float64"):
+        backend.ops.scale_rows_(q, torch.ones(4))

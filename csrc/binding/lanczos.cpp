@@ -1,59 +1,128 @@
-// The Lanczos driver and the basis passes, through pybind11. Bases, vectors and products cross as
-// addresses; pylandscape/lanczos.py owns the memory.
-#include "lanczos/lanczos.h"
-
+// The Lanczos driver and the basis passes, through pybind11. On the host, bases, vectors and products
+// cross as addresses; pylandscape/lanczos.py owns the memory. On a device, rows and passes are a
+// Python object (pylandscape/device_passes.py).
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include "binding/module.h"
 #include "binding/pool.h"
+#include "lanczos/host_rows.h"
+#include "lanczos/lanczos.h"
 
 namespace py = pybind11;
 using namespace pylandscape;
 
 namespace {
 
+// The driver over rows in the caller's memory.
+template <typename B>
+struct OnHost {
+  HostRows<B> rows;
+  Lanczos driver;
+};
+
+// The driver over rows that a Python object has; see device_passes.DevicePasses for what it is asked.
+class PythonRows final : public BasisRows {
+ public:
+  explicit PythonRows(const py::object& passes) : passes_(passes) {}
+
+  bool multiply(const Jobs& jobs) override {
+    passes_.attr("multiply")(where(jobs));
+    return true;
+  }
+  void advance(const Jobs& jobs, bool removes) override {
+    std::vector<std::vector<double>> local;
+    for (const Job* job : jobs) local.push_back(job->local);
+    const auto alphas_and_found =
+        passes_.attr("advance")(where(jobs), local, removes).cast<std::pair<py::list, py::list>>();
+    for (size_t i = 0; i < jobs.size(); ++i)
+      jobs[i]->alpha = alphas_and_found.first[i].cast<double>();
+    take(jobs, alphas_and_found.second);
+  }
+  void project(const Jobs& jobs) override { take(jobs, passes_.attr("project")(where(jobs))); }
+  void orthogonalize(const Jobs& jobs) override {
+    take(jobs, passes_.attr("orthogonalize")(where(jobs)));
+  }
+  void remove(const Jobs& jobs) override {
+    std::vector<std::vector<double>> coefficients;
+    for (const Job* job : jobs) coefficients.push_back(job->in);
+    take(jobs, passes_.attr("remove")(where(jobs), coefficients));
+  }
+  void normalize(const Jobs& jobs) override {
+    std::vector<double> norms;
+    for (const Job* job : jobs) norms.push_back(job->norm);
+    passes_.attr("normalize")(where(jobs), norms);
+  }
+  void draw(const Job& job, int attempt) override {
+    passes_.attr("draw")(job.start, job.rows, attempt);
+  }
+
+ private:
+  // (start, rows) of each job.
+  static std::vector<std::pair<int64_t, int64_t>> where(const Jobs& jobs) {
+    std::vector<std::pair<int64_t, int64_t>> found;
+    for (const Job* job : jobs) found.push_back({job->start, job->rows});
+    return found;
+  }
+  // (in, out, norm) of each job.
+  static void take(const Jobs& jobs, const py::object& found) {
+    using Numbers = std::tuple<std::vector<double>, std::vector<double>, double>;
+    const py::list list = found;
+    for (size_t i = 0; i < jobs.size(); ++i)
+      std::tie(jobs[i]->in, jobs[i]->out, jobs[i]->norm) = list[i].cast<Numbers>();
+  }
+
+  const py::object& passes_;
+};
+
+// What both drivers share; `driver` finds it.
+template <typename L, typename F>
+void bind_state(py::class_<L>& c, F driver) {
+  c.def("load",
+        [driver](L& l, int64_t start, std::vector<double> alpha, std::vector<double> beta,
+                 std::vector<double> spikes, Outcome outcome) {
+          driver(l).load(start,
+                         {std::move(alpha), std::move(beta), std::move(spikes), outcome});
+        })
+      .def("alpha", [driver](L& l, int64_t i) { return driver(l).start(i).alpha; })
+      .def("beta", [driver](L& l, int64_t i) { return driver(l).start(i).beta; })
+      .def("spikes", [driver](L& l, int64_t i) { return driver(l).start(i).spikes; })
+      .def("outcome", [driver](L& l, int64_t i) { return driver(l).start(i).outcome; })
+      .def("steps", [driver](L& l, int64_t i) { return driver(l).start(i).steps(); })
+      .def_property_readonly("count", [driver](L& l) { return driver(l).count(); })
+      .def_property_readonly("passes", [driver](L& l) { return driver(l).passes(); });
+}
+
 template <typename B>
 void bind(py::module_& m, const char* name, const char* orthogonalize) {
-  using L = Lanczos<B>;
-  py::class_<L>(m, name)
-      .def(py::init([](int64_t n, int64_t starts, int64_t capacity, Address basis,
-                       Reorthogonalize mode, bool fresh, uint64_t seed) {
-        return std::make_unique<L>(n, starts, capacity, out<B>(basis), mode, fresh, seed);
-      }))
+  using L = OnHost<B>;
+  // basis (starts, capacity, n)
+  py::class_<L> c(m, name);
+  c.def(py::init([](int64_t n, int64_t starts, int64_t capacity, Address basis,
+                    Reorthogonalize mode, bool fresh, uint64_t seed) {
+     return std::unique_ptr<L>(
+         new L{HostRows<B>(n, starts, capacity, out<B>(basis), seed),
+               Lanczos(n, starts, capacity, precision_of<B>(), mode, fresh)});
+   }))
       .def("begin",
            [](L& l) {
-             const Parallel pool = torch_pool();
+             l.rows.parallel = torch_pool();
              py::gil_scoped_release release;
-             l.begin(pool);
-           })
-      .def("load",
-           [](L& l, int64_t start, std::vector<double> alpha, std::vector<double> beta,
-              std::vector<double> spikes, Outcome outcome) {
-             l.load(start, {std::move(alpha), std::move(beta), std::move(spikes), outcome});
+             l.driver.begin(l.rows);
            })
       // product(count, address of the vectors, address of the products), called with the GIL; what
       // it raises comes through, and the step is as if it had not begun.
-      .def("run",
-           [](L& l, int64_t steps, const py::function& product) {
-             const Parallel pool = torch_pool();
-             py::gil_scoped_release release;
-             l.run(steps,
-                   [&](int64_t count, const B* vectors, double* products) {
-                     py::gil_scoped_acquire gil;
-                     product(count, reinterpret_cast<Address>(vectors),
-                             reinterpret_cast<Address>(products));
-                     return true;
-                   },
-                   pool);
-           })
-      .def("alpha", [](const L& l, int64_t i) { return l.start(i).alpha; })
-      .def("beta", [](const L& l, int64_t i) { return l.start(i).beta; })
-      .def("spikes", [](const L& l, int64_t i) { return l.start(i).spikes; })
-      .def("outcome", [](const L& l, int64_t i) { return l.start(i).outcome; })
-      .def("steps", [](const L& l, int64_t i) { return l.start(i).steps(); })
-      .def_property_readonly("count", &L::count)
-      .def_property_readonly("passes", &L::passes);
+      .def("run", [](L& l, int64_t steps, const py::function& product) {
+        l.rows.parallel = torch_pool();
+        l.rows.product = [&](int64_t count, const B* vectors, double* products) {
+          py::gil_scoped_acquire gil;
+          product(count, reinterpret_cast<Address>(vectors), reinterpret_cast<Address>(products));
+          return true;
+        };
+        py::gil_scoped_release release;
+        l.driver.run(steps, l.rows);
+      });
+  bind_state(c, [](L& l) -> Lanczos& { return l.driver; });
 
   // w (n,) <- w - Q^T (Q w) for orthonormal rows Q (rows, n); coefficients (rows,) = Q w. Gives
   // ||w|| and what is left of Q w, relative to it.
@@ -73,6 +142,26 @@ void bind(py::module_& m, const char* name, const char* orthogonalize) {
         });
 }
 
+// passes: see PythonRows; it is given with each call, so that nothing here keeps it alive.
+void bind_device(py::module_& m) {
+  py::class_<Lanczos> c(m, "LanczosDevice");
+  c.def(py::init([](int64_t n, int64_t starts, int64_t capacity, bool wide, Reorthogonalize mode,
+                    bool fresh) {
+     const Precision precision = wide ? precision_of<double>() : precision_of<float>();
+     return std::make_unique<Lanczos>(n, starts, capacity, precision, mode, fresh);
+   }))
+      .def("begin",
+           [](Lanczos& l, const py::object& passes) {
+             PythonRows rows(passes);
+             l.begin(rows);
+           })
+      .def("run", [](Lanczos& l, int64_t steps, const py::object& passes) {
+        PythonRows rows(passes);
+        l.run(steps, rows);
+      });
+  bind_state(c, [](Lanczos& l) -> Lanczos& { return l; });
+}
+
 }  // namespace
 
 void pylandscape::bind_lanczos(py::module_& m) {
@@ -87,4 +176,5 @@ void pylandscape::bind_lanczos(py::module_& m) {
       .value("not_finite", Outcome::kNotFinite);
   bind<float>(m, "LanczosF32", "orthogonalize_f32");
   bind<double>(m, "LanczosF64", "orthogonalize_f64");
+  bind_device(m);
 }

@@ -59,6 +59,8 @@ inline void define_ops(torch::stable::detail::StableLibrary& m) {
   m.def("recurrent_cell(Tensor x, Tensor h, Tensor state, int first, int kind) -> Tensor");
   // Only on a GPU (spectral_ops.h).
   m.def("basis_pass_(Tensor basis, Tensor source, Tensor coefficients, Tensor(a!) w) -> Tensor");
+  m.def("row_dots(Tensor rows, Tensor others) -> Tensor");
+  m.def("scale_rows_(Tensor(a!) rows, Tensor factors) -> Tensor(a!)");
   m.def("small_eigenvalues(Tensor matrices) -> Tensor");
   // Only on a GPU (point_ops.h).
   m.def("point_hessians_(Tensor program, Tensor list, Tensor constants, Tensor x, Tensor targets, "

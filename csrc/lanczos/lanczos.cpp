@@ -2,23 +2,14 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 #include <stdexcept>
+#include <utility>
 
 namespace pylandscape {
 namespace {
 
 constexpr int kMostPasses = 6;      // of `remove` on one vector
 constexpr double kRounding = 4;     // ||Q w|| <= kRounding eps ||w|| is orthogonal
-
-template <typename B>
-constexpr double kEps = std::numeric_limits<B>::epsilon();
-
-// Where a breakdown is followed by a fresh vector, beta of so many eps ||T|| is the rounding of the
-// products: going on with it would show no eigenspace a second time. In float32 that much may
-// couple to eigenvalues that are wanted.
-template <typename B>
-constexpr double kNoise = sizeof(B) == sizeof(double) ? 100 : 4;
 
 double norm(const std::vector<double>& v) {
   double sum = 0;
@@ -28,32 +19,53 @@ double norm(const std::vector<double>& v) {
 
 }  // namespace
 
-template <typename B>
-Lanczos<B>::Lanczos(int64_t n, int64_t starts, int64_t capacity, B* basis, Reorthogonalize mode,
-                    bool fresh, uint64_t seed)
-    : n_(n), capacity_(capacity), basis_(basis), mode_(mode), fresh_(fresh), random_(seed),
-      passes_over_(n), starts_(starts), estimates_(starts) {
+// Takes back what a step did to T unless it is kept.
+class Lanczos::Undo {
+ public:
+  Undo(Lanczos& driver, const std::vector<Job>& jobs) : driver_(driver), jobs_(jobs) {
+    if (driver.mode_ == Reorthogonalize::kPartial) estimates_ = driver.estimates_;
+  }
+  Undo(const Undo&) = delete;
+  Undo& operator=(const Undo&) = delete;
+  ~Undo() {
+    if (kept_) return;
+    for (const Job& job : jobs_) {
+      Start& s = driver_.starts_[job.start];
+      s.alpha.resize(job.rows - 1), s.beta.resize(job.rows - 1);
+      s.outcome = Outcome::kRunning;
+    }
+    if (!estimates_.empty()) driver_.estimates_ = std::move(estimates_);
+  }
+  void keep() { kept_ = true; }
+
+ private:
+  Lanczos& driver_;
+  const std::vector<Job>& jobs_;
+  std::vector<Estimates> estimates_;
+  bool kept_ = false;
+};
+
+Lanczos::Lanczos(int64_t n, int64_t starts, int64_t capacity, Precision precision,
+                 Reorthogonalize mode, bool fresh)
+    : n_(n), capacity_(capacity), eps_(precision.eps), noise_(precision.noise), mode_(mode),
+      fresh_(fresh), starts_(starts), estimates_(starts) {
   if (n < 1 || starts < 1 || capacity < 2)
     throw std::invalid_argument("Lanczos: expected n >= 1, starts >= 1, capacity >= 2");
 }
 
-template <typename B>
-void Lanczos<B>::begin(const Parallel& parallel) {
-  for (int64_t s = 0; s < count(); ++s) {
-    typename BasisPasses<B>::Job job;
-    job.basis = job.w = row(s, 0);
-    std::vector<typename BasisPasses<B>::Job*> jobs{&job};
-    passes_over_.remove(jobs, parallel);
+void Lanczos::begin(BasisRows& rows) {
+  std::vector<Job> jobs(count());
+  BasisRows::Jobs all;
+  for (int64_t s = 0; s < count(); ++s) jobs[s].start = s, all.push_back(&jobs[s]);
+  rows.remove(all);
+  for (const Job& job : jobs)
     if (!(job.norm > 0) || !std::isfinite(job.norm))
       throw std::invalid_argument("Lanczos: a start is zero or not finite");
-    passes_over_.normalize(jobs, parallel);
-    starts_[s] = {};
-    estimates_[s] = {{1.0}, {}, false};
-  }
+  rows.normalize(all);
+  for (int64_t s = 0; s < count(); ++s) starts_[s] = {}, estimates_[s] = {{1.0}, {}, false};
 }
 
-template <typename B>
-void Lanczos<B>::load(int64_t start, Start state) {
+void Lanczos::load(int64_t start, Start state) {
   estimates_.at(start) = {std::vector<double>(state.alpha.size() + 1, 0.0),
                           std::vector<double>(state.alpha.size(), 0.0), true};
   estimates_[start].last.back() = 1.0;
@@ -61,8 +73,7 @@ void Lanczos<B>::load(int64_t start, Start state) {
 }
 
 // An estimate of ||T||: the largest row sum.
-template <typename B>
-double Lanczos<B>::norm_of(const Start& s) const {
+double Lanczos::norm_of(const Start& s) const {
   const int64_t kept = static_cast<int64_t>(s.spikes.size());
   double most = 0, coupling = 0;
   for (int64_t i = 0; i < s.steps(); ++i) {
@@ -80,16 +91,15 @@ double Lanczos<B>::norm_of(const Start& s) const {
 }
 
 // Simon's recurrence for omega_{j+1,i} = q_{j+1} . q_i, after row j of T.
-template <typename B>
-bool Lanczos<B>::needs_reorthogonalization(int64_t start) {
+bool Lanczos::needs_reorthogonalization(int64_t start) {
   if (mode_ != Reorthogonalize::kPartial) return mode_ == Reorthogonalize::kFull;
   const Start& s = starts_[start];
   Estimates& e = estimates_[start];
   const int64_t j = s.steps() - 1;
-  const double noise = kEps<B> * std::sqrt(double(n_)) * 0.5, beta = s.beta[j];
+  const double noise = eps_ * std::sqrt(double(n_)) * 0.5, beta = s.beta[j];
   if (e.again || !s.spikes.empty()) {
     e.before = std::move(e.last);
-    e.last.assign(j + 2, kEps<B>);
+    e.last.assign(j + 2, eps_);
     e.last.back() = 1.0;
     e.again = false;
     return true;
@@ -105,150 +115,118 @@ bool Lanczos<B>::needs_reorthogonalization(int64_t start) {
     worst = std::max(worst, std::abs(next[i]));
   }
   e.before = std::move(e.last), e.last = std::move(next);
-  if (!(worst > std::sqrt(kEps<B>))) return false;
-  e.last.assign(j + 2, kEps<B>);
+  if (!(worst > std::sqrt(eps_))) return false;
+  e.last.assign(j + 2, eps_);
   e.last.back() = 1.0;
   e.again = true;  // two successive vectors, or the loss comes back at once
   return true;
 }
 
-template <typename B>
-double Lanczos<B>::clean(typename BasisPasses<B>::Job& job, std::vector<double>& total,
-                         const Parallel& parallel) {
-  std::vector<typename BasisPasses<B>::Job*> jobs{&job};
+double Lanczos::clean(Job& job, std::vector<double>& total, BasisRows& rows) {
   for (int pass = 0; pass < kMostPasses; ++pass) {
-    if (norm(job.out) <= kRounding * kEps<B> * job.norm) break;
+    if (norm(job.out) <= kRounding * eps_ * job.norm) break;
     job.in = job.out;
     for (size_t i = 0; i < total.size(); ++i) total[i] += job.in[i];
-    passes_over_.remove(jobs, parallel);
+    rows.remove({&job});
     ++passes_;
   }
   return job.norm;
 }
 
 // Row i becomes a random unit vector orthogonal to the rows before it.
-template <typename B>
-bool Lanczos<B>::fresh_row(int64_t start, int64_t i, const Parallel& parallel) {
-  std::normal_distribution<double> normal;
+bool Lanczos::fresh_row(int64_t start, int64_t i, BasisRows& rows) {
   for (int attempt = 0; attempt < 3; ++attempt) {
-    B* w = row(start, i);
-    for (int64_t c = 0; c < n_; ++c) w[c] = static_cast<B>(normal(random_));
-    typename BasisPasses<B>::Job job;
-    job.basis = row(start, 0), job.rows = i, job.w = w;
-    std::vector<typename BasisPasses<B>::Job*> jobs{&job};
-    passes_over_.project(jobs, parallel);
+    Job job;
+    job.start = start, job.rows = i;
+    rows.draw(job, attempt);
+    rows.project({&job});
     job.norm = 0;  // at least one removal
     std::vector<double> unused(i);
-    if (!(clean(job, unused, parallel) > kEps<B> * std::sqrt(double(n_)))) continue;
-    passes_over_.normalize(jobs, parallel);
+    if (!(clean(job, unused, rows) > eps_ * std::sqrt(double(n_)))) continue;
+    rows.normalize({&job});
     // Scaling up what was left of a long vector scales its rounding too.
-    passes_over_.project(jobs, parallel);
+    rows.project({&job});
     job.norm = 1;
-    clean(job, unused, parallel);
-    passes_over_.normalize(jobs, parallel);
+    clean(job, unused, rows);
+    rows.normalize({&job});
     return true;
   }
   return false;
 }
 
-template <typename B>
-bool Lanczos<B>::run(int64_t steps, const Product& product, const Parallel& parallel) {
-  using Job = typename BasisPasses<B>::Job;
+bool Lanczos::run(int64_t steps, BasisRows& rows) {
   const int64_t most = std::min(steps, most_steps());
-  if (products_.size() == 0) {
-    if (count() > 1) inputs_ = Buffer<B>(count() * n_);
-    products_ = Buffer<double>(count() * n_);
-  }
   for (;;) {
-    std::vector<int64_t> running;
-    for (int64_t s = 0; s < count(); ++s)
-      if (starts_[s].outcome == Outcome::kRunning && starts_[s].steps() < most) running.push_back(s);
-    if (running.empty()) return true;
-    const int64_t active = static_cast<int64_t>(running.size());
-    const auto p = [&](int64_t a) { return products_.data() + a * n_; };
-    const auto newest = [&](int64_t a) { return row(running[a], starts_[running[a]].steps()); };
-    for (int64_t a = 0; active > 1 && a < active; ++a)
-      std::copy_n(newest(a), n_, inputs_.data() + a * n_);
-    if (!product(active, active > 1 ? inputs_.data() : newest(0), products_.data())) return false;
-
-    std::vector<std::pair<const B*, const double*>> pairs;
-    for (int64_t a = 0; a < active; ++a) pairs.push_back({newest(a), p(a)});
-    const std::vector<double> alphas = passes_over_.dots(pairs, parallel);
-
-    // w = A q_j - alpha q_j - beta q_{j-1} (or the kept rows' terms), then h = Q w.
-    std::vector<Job> jobs(active);
-    std::vector<Job*> all, full;
-    for (int64_t a = 0; a < active; ++a) {
-      const Start& s = starts_[running[a]];
-      const int64_t j = s.steps(), kept = static_cast<int64_t>(s.spikes.size());
-      if (!std::isfinite(alphas[a])) continue;
-      Job& job = jobs[a];
-      job.basis = row(running[a], 0), job.rows = j + 1, job.from = p(a);
-      if (j == kept) job.first_local = 0, job.local = s.spikes;
-      else job.first_local = j - 1, job.local = {s.beta[j - 1]};
-      job.local.push_back(alphas[a]);
-      job.w = row(running[a], j + 1);
-      job.measures = mode_ == Reorthogonalize::kFull;
-      all.push_back(&job);
+    std::vector<Job> jobs;
+    for (int64_t i = 0; i < count(); ++i) {
+      const Start& s = starts_[i];
+      if (s.outcome != Outcome::kRunning || s.steps() >= most) continue;
+      Job job;
+      job.start = i, job.rows = s.steps() + 1;
+      if (s.steps() == static_cast<int64_t>(s.spikes.size())) job.local = s.spikes;
+      else job.local = {s.beta.back()};
+      jobs.push_back(std::move(job));
     }
-    if (mode_ == Reorthogonalize::kFull) {
-      passes_over_.orthogonalize(all, parallel);
-      passes_ += 2;
-    } else {
-      passes_over_.project(all, parallel);
-    }
-    for (int64_t a = 0; a < active; ++a) {
-      if (jobs[a].basis == nullptr) continue;
-      Start& s = starts_[running[a]];
-      s.alpha.push_back(alphas[a]);
-      s.beta.push_back(jobs[a].norm);
-      if (!needs_reorthogonalization(running[a])) continue;
-      full.push_back(&jobs[a]);
-      jobs[a].from = nullptr, jobs[a].measures = true;
-    }
-    if (mode_ == Reorthogonalize::kPartial && !full.empty()) {
-      passes_over_.orthogonalize(full, parallel);
-      passes_ += 2;
-    }
-    std::vector<Job*> next;
-    for (int64_t a = 0; a < active; ++a) {
-      Start& s = starts_[running[a]];
-      Job& job = jobs[a];
-      if (job.basis == nullptr) {
-        s.outcome = Outcome::kNotFinite;
-        continue;
-      }
-      const int64_t j = s.steps() - 1;
-      if (std::find(full.begin(), full.end(), &job) != full.end()) {
-        std::vector<double> total = job.in;
-        job.norm = clean(job, total, parallel);
-        s.alpha[j] += total[j];
-      }
-      s.beta[j] = job.norm;
-      if (!std::isfinite(job.norm)) {
-        s.alpha.pop_back(), s.beta.pop_back();
-        s.outcome = Outcome::kNotFinite;
-        continue;
-      }
-      if (j + 1 == n_) {
-        s.outcome = Outcome::kExhausted;
-        s.beta[j] = 0;
-        continue;
-      }
-      if (job.norm <= (fresh_ ? kNoise<B> : 1) * kEps<B> * norm_of(s)) {  // job.w is rounding
-        s.beta[j] = 0;
-        if (!fresh_ || j + 1 >= capacity_ || !fresh_row(running[a], j + 1, parallel))
-          s.outcome = Outcome::kBreakdown;
-        estimates_[running[a]].again = true;
-        continue;
-      }
-      next.push_back(&job);
-    }
-    passes_over_.normalize(next, parallel);
+    if (jobs.empty()) return true;
+    BasisRows::Jobs all;
+    for (Job& job : jobs) all.push_back(&job);
+    if (!rows.multiply(all)) return false;
+    Undo undo(*this, jobs);
+    step(jobs, rows);
+    undo.keep();
   }
 }
 
-template class Lanczos<float>;
-template class Lanczos<double>;
+void Lanczos::step(std::vector<Job>& jobs, BasisRows& rows) {
+  // w = A q_j - alpha q_j - beta q_{j-1} (or the kept rows' terms), then h = Q w.
+  BasisRows::Jobs all, full, next;
+  for (Job& job : jobs) all.push_back(&job);
+  rows.advance(all, mode_ == Reorthogonalize::kFull);
+  if (mode_ == Reorthogonalize::kFull) passes_ += 2;
+  for (Job& job : jobs) {
+    if (!std::isfinite(job.alpha)) continue;
+    Start& s = starts_[job.start];
+    s.alpha.push_back(job.alpha);
+    s.beta.push_back(job.norm);
+    if (needs_reorthogonalization(job.start)) full.push_back(&job);
+  }
+  if (mode_ == Reorthogonalize::kPartial && !full.empty()) {
+    rows.orthogonalize(full);
+    passes_ += 2;
+  }
+  for (Job& job : jobs) {
+    Start& s = starts_[job.start];
+    if (!std::isfinite(job.alpha)) {
+      s.outcome = Outcome::kNotFinite;
+      continue;
+    }
+    const int64_t j = s.steps() - 1;
+    if (std::find(full.begin(), full.end(), &job) != full.end()) {
+      std::vector<double> total = job.in;
+      clean(job, total, rows);
+      s.alpha[j] += total[j];
+    }
+    s.beta[j] = job.norm;
+    if (!std::isfinite(job.norm)) {
+      s.alpha.pop_back(), s.beta.pop_back();
+      s.outcome = Outcome::kNotFinite;
+      continue;
+    }
+    if (j + 1 == n_) {
+      s.outcome = Outcome::kExhausted;
+      s.beta[j] = 0;
+      continue;
+    }
+    if (job.norm <= (fresh_ ? noise_ : 1) * eps_ * norm_of(s)) {  // w is rounding
+      s.beta[j] = 0;
+      if (!fresh_ || j + 1 >= capacity_ || !fresh_row(job.start, j + 1, rows))
+        s.outcome = Outcome::kBreakdown;
+      estimates_[job.start].again = true;
+      continue;
+    }
+    next.push_back(&job);
+  }
+  if (!next.empty()) rows.normalize(next);
+}
 
 }  // namespace pylandscape
