@@ -10,6 +10,7 @@ and torch), then, in this order:
     networks  the same of convolution networks, in every way that they can run (gpu_networks.py)
     curvature  reorthogonalisation, small eigenvalues (gpu_curvature.py) and Hessian-vector products
               (gpu_products.py), likewise
+    hessians  small Hessians at many points, likewise (gpu_hessians.py)
     memory    compute-sanitizer's memcheck and racecheck over the tests of programs; not by default
 
 The tables come last. JSON goes to --json, else to $OUT/gpu_check.json where OUT is set. Exit status
@@ -87,6 +88,7 @@ TESTS = (
     "test_cuda_basis.py",
     "test_cuda_lanczos.py",
     "test_cuda_eigenvalues.py",
+    "test_cuda_hessians.py",
     "test_cuda_products.py",
     "test_cuda_derivatives.py",
     "test_cuda_layers.py",
@@ -281,18 +283,29 @@ def measure_curvature(bandwidth: float) -> list[Row]:
     return [Row(*values) for values in gpu_curvature.measure(bandwidth, median_ms)]
 
 
+def measure_hessians(bandwidth: float) -> list[Row]:
+    import gpu_hessians
+    import gpu_programs
+
+    peak = gpu_programs.multiply_adds_per_ms()  # in float32
+    half = None if peak is None else peak / 2
+    return [Row(*values) for values in gpu_hessians.measure(bandwidth, half, median_ms)]
+
+
 def allowed_error(name: str) -> float:
     """Same bits, but for sums of another order: a few eps of the factor."""
     import gpu_curvature
+    import gpu_hessians
 
-    if name in gpu_curvature.ALLOWED:
-        return gpu_curvature.ALLOWED[name]
+    for allowed in (gpu_curvature.ALLOWED, gpu_hessians.ALLOWED):
+        if name in allowed:
+            return allowed[name]
     if "direction" not in name:
         return 0.0
     return 24 * torch.finfo(torch.float64 if "float64" in name else torch.float32).eps
 
 
-PARTS = ("tests", "kernels", "programs", "networks", "curvature", "memory")
+PARTS = ("tests", "kernels", "programs", "networks", "curvature", "hessians", "memory")
 
 
 def engine_of(model: Any, land: Any) -> Any:
@@ -407,7 +420,7 @@ def main() -> int:
             if time.perf_counter() - start > 60 * options.minutes:
                 report["left_out"].append(part)
                 continue
-            if part in ("kernels", "programs", "curvature") and not bandwidth:
+            if part in ("kernels", "programs", "curvature", "hessians") and not bandwidth:
                 bandwidth = report["copy_bytes_per_ms"] = copy_bandwidth()
             if part == "tests":
                 passed, report["tests"] = test(tree, ())
@@ -417,6 +430,8 @@ def main() -> int:
                 kernels += measure(options.width, bandwidth)
             elif part == "curvature":
                 kernels += measure_curvature(bandwidth)
+            elif part == "hessians":
+                kernels += measure_hessians(bandwidth)
             elif part == "programs":
                 programs += measure_programs(bandwidth, options.compile)
             elif part == "networks":

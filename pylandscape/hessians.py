@@ -13,9 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from . import points_cuda
 from .errors import InvalidArgument, NotLowered
 from .point_reference import TorchPoints
-from .points_native import NativePoints
+from .points_cuda import PointsCuda
+from .points_native import NativePoints, float64_engine
 from .points_native import eigenvalues as native_eigenvalues
 
 if TYPE_CHECKING:
@@ -54,17 +56,18 @@ class PointHessians(PointGradients):
 class PointEvaluator:
     """Loss, gradient and Hessian at blocks of points, for loops that ask many times.
 
-    Made once: the model and its data are compiled in float64, or, where the core cannot, copied
-    for torch (``reason`` says why). Calls take contiguous float64 arrays (p, n) and check nothing.
+    Made once: the model and its data are compiled in float64, for the CPU or for the GPU that they
+    are on, or, where the core cannot, copied for torch (``reason`` says why). Calls take contiguous
+    float64 arrays (p, n) and check nothing.
     """
 
     def __init__(self, land: Landscape) -> None:
         self.n = land.n_params
         self.reason: str | None = None
-        self._native: NativePoints | None = None
+        self._native: NativePoints | PointsCuda | None = None
         self._torch: TorchPoints | None = None
         try:
-            self._native = NativePoints(land)
+            self._native = _native_points(land)
         except NotLowered as refusal:
             self.reason = refusal.reason
             self._torch = TorchPoints(land)
@@ -205,6 +208,15 @@ def check_memory(count: int, n: int, memory: int | None) -> None:
             f"{allowed / 2**30:.3g} GiB are allowed: pass memory= (bytes), take blocks from "
             "iterate_hessians(), or let classify() answer from Lanczos (method='lanczos')"
         )
+
+
+def _native_points(land: Landscape) -> NativePoints | PointsCuda:
+    """The kernels of the landscape's device; raises NotLowered where they cannot."""
+    if land.device.type == "cuda":
+        return points_cuda.build(land, float64_engine(land))
+    if land.device.type != "cpu":
+        raise NotLowered(f"no kernels on {land.device.type}")
+    return NativePoints(land)
 
 
 def _evaluator(land: Landscape) -> PointEvaluator:

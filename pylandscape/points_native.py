@@ -30,7 +30,7 @@ class NativePoints:
 
     def __init__(self, land: Landscape) -> None:
         self.n = land.n_params
-        self._engine = _engine(land)
+        self._engine = float64_engine(land)
         self._memory = land.memory
         self._program, self._denominator = self._engine.sums()
         self.reason: str | None = None  # why points are not lanes
@@ -102,26 +102,27 @@ class NativePoints:
         return derivatives
 
 
-def _engine(land: Landscape) -> engine_native.NativeEngine:
-    """The landscape's program in float64, over its parameters alone."""
+def float64_engine(land: Landscape) -> engine_native.NativeEngine:
+    """The landscape's program in float64, over its parameters alone; on the CPU, as a copy of the
+    model there."""
     if land.has_batchnorm and land.bn not in ("eval", "interpolate"):
         raise NotLowered(f"derivatives with bn={land.bn!r}")
     own = land._native
     own_fits = isinstance(own, engine_native.NativeEngine) and land.moved.n == land.n_params
     if own_fits and land.dtype == torch.float64:
         return own
-    if not isinstance(land.loss_spec, KnownLoss) or land.device.type != "cpu":
-        raise NotLowered("a free loss, or a device")
+    if not isinstance(land.loss_spec, KnownLoss):
+        raise NotLowered("a free loss")
     if land.engine_report().reason == "asked for":
         raise NotLowered("asked for")
-    model = copy.deepcopy(land.model).double()
+    model = copy.deepcopy(land.model).cpu().double()
     with eval_mode(model, False), untouched_random_state():
         return engine_native.build(
             model,
             land.loss_spec,
             land.dataset,
             land.layout,
-            land.theta.double(),
+            land.theta.cpu().double(),
             dtype=torch.float64,
             memory=land.memory,
         )

@@ -24,7 +24,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 import pylandscape  # noqa: F401
-from pylandscape import engine_cuda
+from pylandscape import engine_cuda, points_cuda
 
 CUDA = torch.device("cuda", 0)
 SHARED_LIMIT = 227 << 10  # of sm_90
@@ -93,7 +93,8 @@ def pretended_gpu() -> Iterator[torch.device]:
             if hasattr(module, "cuda_problem"):
                 usable = mock.Mock(return_value=None)
                 stack.enter_context(mock.patch.object(module, "cuda_problem", usable))
-        stack.enter_context(mock.patch.object(engine_cuda, "ops", _Ops(limits)))
+        for module in (engine_cuda, points_cuda):
+            stack.enter_context(mock.patch.object(module, "ops", _Ops(limits)))
         stack.enter_context(_Everywhere())
         yield CUDA
 

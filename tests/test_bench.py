@@ -22,6 +22,7 @@ sys.path.append(str(ROOT))  # behind an installed package, which the checkout mu
 
 from bench import (  # noqa: E402
     gpu_curvature,
+    gpu_hessians,
     gpu_networks,
     gpu_products,
     gpu_programs,
@@ -74,6 +75,22 @@ def test_programs_of_the_gpu_check_are_right_at_toy_size(shared_limit: int) -> N
     assert row.how == ("wide" if shared_limit == 64 else "resident")
     assert row.error < 1e-5
     assert case.multiply_adds() == 2 * 5 + 5 * 3
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
+def test_hessians_of_the_gpu_check_are_right_at_toy_size() -> None:
+    from emulation_support import SHARED_LIMIT, emulated_ops
+
+    case = gpu_hessians.Case("toy", (2, 3, 2), 6, 3, 2, (1, 2))
+    question = gpu_hessians.Question(case, torch.device("cpu"), emulated_ops(), SHARED_LIMIT)
+    assert question.error() < gpu_hessians.TOLERANCE
+    assert case.n == question.kernels.n == 17
+    assert case.multiply_adds(False) == 6 * (3 * 12 + 17)
+    plain = gpu_hessians._best(
+        question, lambda run, *_: float(run(0).abs().max()), eigenvalues=True
+    )
+    largest = question.spectra()[2][: case.others].abs().max()
+    assert abs(plain / float(largest) - 1) < gpu_hessians.TOLERANCE
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # of torch.func.jvp

@@ -4,6 +4,7 @@
 #include "binding/cuda_ops.h"
 #include "binding/derivative_ops.h"
 #include "binding/layer_ops.h"
+#include "binding/point_ops.h"
 #include "binding/program_ops.h"
 #include "binding/spectral_ops.h"
 
@@ -38,6 +39,7 @@ STABLE_TORCH_LIBRARY_IMPL(pylandscape, CUDA, m) {
   pylandscape::implement_derivatives(m);
   pylandscape::implement_layers(m);
   pylandscape::implement_spectral(m);
+  pylandscape::implement_points(m);
 }
 STABLE_TORCH_LIBRARY_IMPL(pylandscape, CompositeExplicitAutograd, m) {
   m.impl("cuda_status", TORCH_BOX(&pylandscape::cuda_status));

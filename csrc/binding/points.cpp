@@ -6,6 +6,7 @@
 #include "binding/module.h"
 #include "binding/stop.h"
 #include "points/eigenvalues.h"
+#include "points/hessian_plan.h"
 
 namespace py = pybind11;
 using namespace pylandscape;
@@ -15,6 +16,24 @@ void pylandscape::bind_points(py::module_& m) {
       .def(py::init<const Program<double>&>(), py::keep_alive<1, 2>())
       .def_property_readonly("tangents", &Points::tangents)
       .def_property_readonly("able", &Points::able)
+      // (reason or "", bytes of the plan, list, constants, description); constants beyond theta's n.
+      .def("hessian_plan", [](const Points& p, bool second, int64_t shared_limit) {
+        const HessianPlan plan = plan_hessians(p, second, shared_limit);
+        const hessian::Program& program = plan.program;
+        py::dict about;
+        about["threads"] = program.threads, about["points"] = program.points;
+        about["columns"] = program.columns, about["tangents"] = program.tangents;
+        about["batches"] = program.batches, about["steps"] = program.steps;
+        about["shared"] = int64_t{hessian::Layout(program).total} * program.points *
+                          int64_t{sizeof(double)};
+        const auto bytes = [](const void* from, size_t size) {
+          return py::bytes(static_cast<const char*>(from), size);
+        };
+        return py::make_tuple(plan.reason, bytes(&program, sizeof(program)),
+                              bytes(plan.list.data(), plan.list.size() * sizeof(int32_t)),
+                              bytes(plan.constants.data(), plan.constants.size() * sizeof(double)),
+                              about);
+      })
       .def("run", [](Points& p, int64_t count, Address points, double denominator, Address losses,
                      Address gradients, Address hessians, Address eigenvalues) {
         finish([&](const Parallel& pool) {

@@ -41,8 +41,8 @@ struct LossTensors {
   cpu::LossArgs args;
   const int32_t* index = nullptr;
   const double* dense = nullptr;
-  LossTensors(const resident::Program& program, const Tensor& targets, const Tensor& weights,
-              const Tensor& beside)
+  template <typename P>  // resident::Program, hessian::Program
+  LossTensors(const P& program, const Tensor& targets, const Tensor& weights, const Tensor& beside)
       : args(program.loss) {
     const bool classes = program.class_targets != 0;
     expect_tensor(targets, "targets", classes ? ScalarType::Int : ScalarType::Double,

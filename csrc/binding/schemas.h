@@ -62,6 +62,10 @@ inline void define_ops(torch::stable::detail::StableLibrary& m) {
   m.def("row_dots(Tensor rows, Tensor others) -> Tensor");
   m.def("scale_rows_(Tensor(a!) rows, Tensor factors) -> Tensor(a!)");
   m.def("small_eigenvalues(Tensor matrices) -> Tensor");
+  // Only on a GPU (point_ops.h).
+  m.def("point_hessians_(Tensor program, Tensor list, Tensor constants, Tensor x, Tensor targets, "
+        "Tensor loss_weights, Tensor points, float denominator, Tensor(a!) losses, "
+        "Tensor(b!) gradients, Tensor(c!) hessians) -> ()");
 }
 
 }  // namespace pylandscape

@@ -8,7 +8,7 @@ add_library(_C_cuda MODULE csrc/binding/cuda.cpp csrc/cuda/plan.cpp
   csrc/cuda/directions.cu csrc/cuda/perturb.cu csrc/cuda/resident.cu csrc/cuda/wide.cu
   csrc/cuda/fold.cu csrc/cuda/layers.cu csrc/cuda/basis.cu csrc/cuda/eigenvalues.cu
   csrc/cuda/products.cu csrc/cuda/slopes.cu csrc/cuda/group_slopes.cu
-  csrc/cuda/pool_slopes.cu)
+  csrc/cuda/pool_slopes.cu csrc/cuda/hessians.cu)
 set_target_properties(_C_cuda PROPERTIES PREFIX "" CUDA_RUNTIME_LIBRARY Static)
 target_include_directories(_C_cuda PRIVATE csrc)
 set_source_files_properties(csrc/cuda/directions.cu csrc/cuda/perturb.cu csrc/cuda/fold.cu

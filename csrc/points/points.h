@@ -37,6 +37,7 @@ class Points {
   bool able() const { return able_; }
 
  private:
+  friend class HessianPlanner;
   // An op on rows of lanes; its parameters' places are those in Worker::source, or -1.
   struct Step {
     Step(OpKind step_kind, const Op* from, std::vector<int> slots, int to)

@@ -246,6 +246,7 @@ class Program {
   template <typename>
   friend class ResidentPlanner;
   friend class Points;
+  friend class HessianPlanner;
 
   int slot(int64_t features);
   int use(int64_t source, int64_t rows, int64_t cols,

@@ -5,6 +5,7 @@
 #include "binding/cuda_ops.h"
 #include "binding/derivative_ops.h"
 #include "binding/layer_ops.h"
+#include "binding/point_ops.h"
 #include "binding/program_ops.h"
 #include "binding/schemas.h"
 #include "binding/spectral_ops.h"
@@ -17,6 +18,7 @@ STABLE_TORCH_LIBRARY_IMPL(pylandscape_emulated, CPU, m) {
   pylandscape::implement_derivatives(m);
   pylandscape::implement_layers(m);
   pylandscape::implement_spectral(m);
+  pylandscape::implement_points(m);
 }
 
 extern "C" {

@@ -1,0 +1,500 @@
+// The four passes over the steps of a small network in one column: one sample at one point, and of
+// the tangent passes in one direction. A thread owns its column, so nothing waits. dy: adjoint of y;
+// a leading r: tangent. The twin of points/point_passes.cpp.
+#pragma once
+#include "common/hessian.h"
+#include "cuda/loss_slopes.cuh"
+
+namespace pylandscape::cuda {
+
+using hessian::Kind;
+using hessian::Program;
+using hessian::Step;
+
+// By index and not by pointer, so that every access is one of shared memory.
+__device__ inline double& shared_number(int32_t i) {
+  return reinterpret_cast<double*>(dynamic_shared())[i];
+}
+
+struct alignas(16) Pair {
+  double a, b;
+};
+// Numbers i and i + 1, i even.
+__device__ inline Pair shared_pair(int32_t i) {
+  return reinterpret_cast<const Pair*>(dynamic_shared())[i / 2];
+}
+
+// Row r of some shared memory, in this thread's column.
+struct Rows {
+  int32_t first, stride;
+  __device__ double& operator()(int32_t r) const { return shared_number(first + r * stride); }
+};
+
+struct Column {
+  const Program& p;
+  const int32_t* list;
+  int32_t base;            // theta, then the constants
+  Rows v, d, rv, rd;       // values, adjoints, and their tangents
+  Rows slope, curve, kept;
+  // Rows below it have no tangent: nothing there depends on the directions.
+  int32_t low;
+
+  __device__ double source(int32_t i) const { return shared_number(base + i); }
+  __device__ bool bends(int32_t row) const { return row >= low; }
+};
+
+// out rows = (or +=) bias + W in, element (r, i) of W at w + r * row + i * column; no bias below 0.
+template <bool kAdd>
+__device__ void multiply(int32_t m, int32_t k, int32_t w, int32_t row, int32_t column,
+                         const Rows& in, int32_t x, int32_t bias, const Rows& out, int32_t y) {
+  constexpr int kRows = 4;
+  for (int32_t first = 0; first < m; first += kRows) {
+    double sum[kRows];
+    int32_t at[kRows];
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      const int32_t own = first + r < m ? first + r : m - 1;
+      at[r] = w + own * row;
+      sum[r] = kAdd ? out(y + own) : bias >= 0 ? shared_number(bias + own) : 0.0;
+    }
+    for (int32_t i = 0; i < k; ++i) {
+      const double value = in(x + i);
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) sum[r] += shared_number(at[r] + i * column) * value;
+    }
+#pragma unroll
+    for (int r = 0; r < kRows; ++r)
+      if (first + r < m) out(y + first + r) = sum[r];
+  }
+}
+
+// Group o of a norm: z = (x - mean) scale, scale = 1 / sqrt(variance + eps) (cpu/reverse.inl).
+struct NormGroup {
+  const Step& s;
+  const Rows& v;
+  int32_t group, width;
+  double mean, scale;
+  __device__ NormGroup(const Step& step, const Rows& values, int32_t o)
+      : s(step), v(values), group(o), width(step.k / step.inner), mean(0), scale(0) {
+    for (int32_t f = 0; f < s.k; ++f) mean += x(f);
+    mean /= double(s.k);
+    double variance = 0;
+    for (int32_t f = 0; f < s.k; ++f) variance += (x(f) - mean) * (x(f) - mean);
+    scale = 1.0 / sqrt(variance / double(s.k) + s.a);
+  }
+  __device__ int32_t at(int32_t f) const {
+    return (f / width * s.outer + group) * width + f % width;
+  }
+  __device__ double x(int32_t f) const { return v(s.x + at(f)); }
+  __device__ double z(int32_t f) const { return (x(f) - mean) * scale; }
+};
+
+// f(first row) of every group of a softmax.
+template <typename F>
+__device__ void each_softmax(const Step& s, F f) {
+  for (int32_t j = 0; j < s.outer * s.inner; ++j)
+    f(j / s.inner * s.k * s.inner + j % s.inner);
+}
+
+__device__ inline double probability(const Step& s, double y) { return s.log != 0 ? exp(y) : y; }
+
+// f(z, x, y) for the rows of each product of a matmul step.
+template <typename F>
+__device__ void each_product(const Column& c, const Step& s, F f) {
+  const int32_t* const stride = c.list + s.index;
+  const int32_t *const x = stride + 6, *const y = x + s.outer, *const z = y + s.outer;
+  for (int32_t o = 0; o < s.outer; ++o)
+    for (int32_t e = 0; e < s.m * s.inner; ++e) {
+      const int32_t i = e / s.inner, j = e % s.inner;
+      for (int32_t k = 0; k < s.k; ++k)
+        f(s.out + z[o] + i * stride[4] + j * stride[5], s.x + x[o] + i * stride[0] + k * stride[1],
+          s.y + y[o] + k * stride[2] + j * stride[3]);
+    }
+}
+
+// What relu let nothing through of: rows of the output of s.
+__device__ inline int32_t output_rows(const Step& s) {
+  return s.kind == Kind::kLinear ? s.outer * s.m
+         : s.kind == Kind::kMatmul ? s.outer * s.m * s.inner
+                                   : s.m;
+}
+__device__ inline void mask(const Column& c, const Step& s, const Rows& x) {
+  if (s.relu == 0) return;
+  for (int32_t r = 0; r < output_rows(s); ++r)
+    if (!(c.v(s.out + r) > 0)) x(s.out + r) = 0;
+}
+
+__device__ inline void softmax_forward(const Column& c, const Step& s) {
+  each_softmax(s, [&](int32_t first) {
+    double top = c.v(s.x + first), sum = 0;
+    for (int32_t f = 1; f < s.k; ++f) {
+      const double x = c.v(s.x + first + f * s.inner);
+      top = x > top ? x : top;
+    }
+    for (int32_t f = 0; f < s.k; ++f) {
+      const int32_t r = first + f * s.inner;
+      const double e = exp(c.v(s.x + r) - top);
+      c.v(s.out + r) = e, sum += e;
+    }
+    const double share = 1.0 / sum, shift = log(sum);
+    for (int32_t f = 0; f < s.k; ++f) {
+      const int32_t r = first + f * s.inner;
+      c.v(s.out + r) = s.log != 0 ? (c.v(s.x + r) - top) - shift : c.v(s.out + r) * share;
+    }
+  });
+}
+
+__device__ inline void forward_step(const Column& c, const Step& s) {
+  switch (s.kind) {
+    case Kind::kLinear:
+      for (int32_t o = 0; o < s.outer; ++o)
+        multiply<false>(s.m, s.k, c.base + s.weight, s.row, s.column, c.v, s.x + o * s.k,
+                        s.bias < 0 ? -1 : c.base + s.bias, c.v, s.out + o * s.m);
+      break;
+    case Kind::kUnary: {
+      const auto function = static_cast<cpu::Unary>(s.function);
+      with_unary<double>(function, s.a, s.b, [&](auto f) {
+        for (int32_t r = 0; r < s.m; ++r) c.v(s.out + r) = f(c.v(s.x + r));
+      });
+      if (s.moves == 0) break;
+      with_unary_derivatives<double>(function, s.a, s.b, [&](auto f) {
+        for (int32_t r = 0; r < s.m; ++r) f(c.v(s.x + r), c.slope(s.bent + r), c.curve(s.bent + r));
+      });
+      break;
+    }
+    case Kind::kBinary:
+      with_binary<double>(static_cast<cpu::Binary>(s.function), [&](auto f) {
+        for (int32_t r = 0; r < s.m; ++r) c.v(s.out + r) = f(c.v(s.x + r), c.v(s.y + r));
+      });
+      break;
+    case Kind::kAffine:
+      for (int32_t r = 0; r < s.m; ++r)
+        c.v(s.out + r) =
+            c.v(s.x + r) * c.source(s.weight + r % s.k) + c.source(s.bias + r % s.k);
+      break;
+    case Kind::kNorm:
+      for (int32_t o = 0; o < s.outer; ++o) {
+        const NormGroup g(s, c.v, o);
+        for (int32_t f = 0; f < s.k; ++f) c.v(s.out + g.at(f)) = g.z(f);
+      }
+      break;
+    case Kind::kSoftmax: softmax_forward(c, s); break;
+    case Kind::kGather:
+      for (int32_t r = 0; r < s.m; ++r) {
+        const int32_t from = c.list[s.index + r];
+        c.v(s.out + r) = from == hessian::kFill ? s.a : c.v(from);
+      }
+      break;
+    case Kind::kSum:
+      for (int32_t r = 0; r < s.m; ++r) {
+        const int32_t o = r / s.k, *bounds = c.list + s.index, *rows = bounds + s.outer + 1;
+        double sum = 0;
+        for (int32_t i = bounds[o]; i < bounds[o + 1]; ++i) sum += c.v(rows[i] + r % s.k);
+        c.v(s.out + r) = c.source(s.weight + o) * sum;
+      }
+      break;
+    case Kind::kMatmul:
+      for (int32_t r = 0; r < output_rows(s); ++r) c.v(s.out + r) = 0;
+      each_product(c, s, [&](int32_t z, int32_t x, int32_t y) { c.v(z) += s.a * c.v(x) * c.v(y); });
+      break;
+  }
+  if (s.relu != 0)
+    for (int32_t r = 0; r < output_rows(s); ++r) c.v(s.out + r) = relu(c.v(s.out + r));
+}
+
+// The inputs' adjoints += those that follow from dy with parameters and values as they are; `to`
+// are rows of adjoints (or of their tangents), of those from `low` on.
+__device__ inline void pull(const Column& c, const Step& s, const Rows& to, int32_t low) {
+  const bool x = s.x >= low;
+  switch (s.kind) {
+    case Kind::kLinear:
+      for (int32_t o = 0; x && o < s.outer; ++o)
+        multiply<true>(s.k, s.m, c.base + s.weight, s.column, s.row, to, s.out + o * s.m, -1, to,
+                       s.x + o * s.k);
+      return;
+    case Kind::kUnary:
+      for (int32_t r = 0; x && r < s.m; ++r) to(s.x + r) += c.slope(s.bent + r) * to(s.out + r);
+      return;
+    case Kind::kBinary: {
+      const auto function = static_cast<cpu::Binary>(s.function);
+      const bool y = s.y >= low;
+      for (int32_t r = 0; r < s.m; ++r) {
+        const double dy = to(s.out + r);
+        double dx = dy, dz = dy;
+        if (function == cpu::Binary::kSub) dz = -dy;
+        if (function == cpu::Binary::kMul) dx = dy * c.v(s.y + r), dz = dy * c.v(s.x + r);
+        if (function == cpu::Binary::kDiv) dx = dy / c.v(s.y + r), dz = -dx * c.v(s.out + r);
+        if (x) to(s.x + r) += dx;
+        if (y) to(s.y + r) += dz;
+      }
+      return;
+    }
+    case Kind::kAffine:
+      for (int32_t r = 0; x && r < s.m; ++r)
+        to(s.x + r) += c.source(s.weight + r % s.k) * to(s.out + r);
+      return;
+    case Kind::kNorm:
+      for (int32_t o = 0; x && o < s.outer; ++o) {
+        const NormGroup g(s, c.v, o);
+        double mean = 0, dot = 0;
+        for (int32_t f = 0; f < s.k; ++f) {
+          const double dy = to(s.out + g.at(f));
+          mean += dy, dot += dy * g.z(f);
+        }
+        mean /= double(s.k), dot /= double(s.k);
+        for (int32_t f = 0; f < s.k; ++f)
+          to(s.x + g.at(f)) += g.scale * (to(s.out + g.at(f)) - mean - g.z(f) * dot);
+      }
+      return;
+    case Kind::kSoftmax:
+      if (!x) return;
+      each_softmax(s, [&](int32_t first) {
+        double sum = 0;
+        for (int32_t f = 0; f < s.k; ++f) {
+          const int32_t r = first + f * s.inner;
+          sum += s.log != 0 ? to(s.out + r) : to(s.out + r) * c.v(s.out + r);
+        }
+        for (int32_t f = 0; f < s.k; ++f) {
+          const int32_t r = first + f * s.inner;
+          const double dy = to(s.out + r), p = probability(s, c.v(s.out + r));
+          to(s.x + r) += s.log != 0 ? dy - p * sum : p * (dy - sum);
+        }
+      });
+      return;
+    case Kind::kGather:
+      for (int32_t r = 0; r < s.m; ++r) {
+        const int32_t from = c.list[s.index + r];
+        if (from >= low) to(from) += to(s.out + r);
+      }
+      return;
+    case Kind::kSum:
+      for (int32_t r = 0; x && r < s.m; ++r) {
+        const int32_t o = r / s.k, *bounds = c.list + s.index, *rows = bounds + s.outer + 1;
+        const double dy = c.source(s.weight + o) * to(s.out + r);
+        for (int32_t i = bounds[o]; i < bounds[o + 1]; ++i) to(rows[i] + r % s.k) += dy;
+      }
+      return;
+    case Kind::kMatmul:
+      each_product(c, s, [&](int32_t z, int32_t i, int32_t j) {
+        const double dz = s.a * to(z);
+        if (x) to(i) += dz * c.v(j);
+        if (s.y >= low) to(j) += dz * c.v(i);
+      });
+      return;
+  }
+}
+
+// Values and the loss' slopes; then the adjoints of all rows that a step makes. Returns the loss.
+__device__ inline double forward(const Column& c, const DeviceTargets& targets, int64_t sample) {
+  for (int32_t i = 0; i < c.p.steps; ++i) forward_step(c, c.p.step[i]);
+  const auto output = [&](int64_t f) { return c.v(c.p.output + static_cast<int32_t>(f)); };
+  return column_terms(c.p.loss, targets, sample, false, output).loss;
+}
+
+__device__ inline void reverse(const Column& c, const DeviceTargets& targets, int64_t sample) {
+  const Program& p = c.p;
+  for (int32_t r = p.first; r < p.rows; ++r) c.d(r) = 0;
+  column_slopes(
+      p.loss, targets, sample, [&](int64_t f) { return c.v(p.output + static_cast<int32_t>(f)); },
+      [&](int64_t f, double d) { c.d(p.output + static_cast<int32_t>(f)) = d; },
+      [&](int64_t i, double k) { c.kept(static_cast<int32_t>(i)) = k; });
+  for (int32_t i = p.steps - 1; i >= 0; --i) {
+    const Step& s = p.step[i];
+    if (s.moves == 0) continue;
+    mask(c, s, c.d);
+    pull(c, s, c.d, p.first);
+    if (s.kind == Kind::kUnary)  // f'' dy, met by every tangent
+      for (int32_t r = 0; r < s.m; ++r) c.curve(s.bent + r) *= c.d(s.out + r);
+  }
+}
+
+// Tangent of the output of s, some of whose inputs may have one.
+__device__ inline void tangent_step(const Column& c, const Step& s) {
+  const bool x = c.bends(s.x);
+  switch (s.kind) {
+    case Kind::kLinear:
+      for (int32_t o = 0; x && o < s.outer; ++o)
+        multiply<false>(s.m, s.k, c.base + s.weight, s.row, s.column, c.rv, s.x + o * s.k,
+                        -1, c.rv, s.out + o * s.m);
+      return;
+    case Kind::kUnary:
+      for (int32_t r = 0; x && r < s.m; ++r)
+        c.rv(s.out + r) = c.slope(s.bent + r) * c.rv(s.x + r);
+      return;
+    case Kind::kBinary: {
+      const auto function = static_cast<cpu::Binary>(s.function);
+      const bool y = c.bends(s.y);
+      if (!x && !y) return;
+      for (int32_t r = 0; r < s.m; ++r) {
+        const double rx = x ? c.rv(s.x + r) : 0.0, rz = y ? c.rv(s.y + r) : 0.0;
+        double ry = rx + rz;
+        if (function == cpu::Binary::kSub) ry = rx - rz;
+        if (function == cpu::Binary::kMul) ry = rx * c.v(s.y + r) + rz * c.v(s.x + r);
+        if (function == cpu::Binary::kDiv) ry = (rx - c.v(s.out + r) * rz) / c.v(s.y + r);
+        c.rv(s.out + r) = ry;
+      }
+      return;
+    }
+    case Kind::kAffine:
+      for (int32_t r = 0; x && r < s.m; ++r)
+        c.rv(s.out + r) = c.source(s.weight + r % s.k) * c.rv(s.x + r);
+      return;
+    case Kind::kNorm:
+      for (int32_t o = 0; x && o < s.outer; ++o) {
+        const NormGroup g(s, c.v, o);
+        double mean = 0, dot = 0;
+        for (int32_t f = 0; f < s.k; ++f) {
+          const double rx = c.rv(s.x + g.at(f));
+          mean += rx, dot += rx * g.z(f);
+        }
+        mean /= double(s.k), dot /= double(s.k);
+        for (int32_t f = 0; f < s.k; ++f)
+          c.rv(s.out + g.at(f)) = g.scale * (c.rv(s.x + g.at(f)) - mean - g.z(f) * dot);
+      }
+      return;
+    case Kind::kSoftmax:
+      if (!x) return;
+      each_softmax(s, [&](int32_t first) {
+        double mean = 0;
+        for (int32_t f = 0; f < s.k; ++f) {
+          const int32_t r = first + f * s.inner;
+          mean += probability(s, c.v(s.out + r)) * c.rv(s.x + r);
+        }
+        for (int32_t f = 0; f < s.k; ++f) {
+          const int32_t r = first + f * s.inner;
+          const double ry = c.rv(s.x + r) - mean;
+          c.rv(s.out + r) = s.log != 0 ? ry : c.v(s.out + r) * ry;
+        }
+      });
+      return;
+    case Kind::kGather:
+      for (int32_t r = 0; r < s.m; ++r) {
+        const int32_t from = c.list[s.index + r];
+        c.rv(s.out + r) = c.bends(from) ? c.rv(from) : 0.0;
+      }
+      return;
+    case Kind::kSum:
+      for (int32_t r = 0; x && r < s.m; ++r) {
+        const int32_t o = r / s.k, *bounds = c.list + s.index, *rows = bounds + s.outer + 1;
+        double sum = 0;
+        for (int32_t i = bounds[o]; i < bounds[o + 1]; ++i) sum += c.rv(rows[i] + r % s.k);
+        c.rv(s.out + r) = c.source(s.weight + o) * sum;
+      }
+      return;
+    case Kind::kMatmul:
+      each_product(c, s, [&](int32_t z, int32_t i, int32_t j) {
+        if (x) c.rv(z) += s.a * c.rv(i) * c.v(j);
+        if (c.bends(s.y)) c.rv(z) += s.a * c.v(i) * c.rv(j);
+      });
+      return;
+  }
+}
+
+// What R of `pull` has besides `pull` of rdy: from the tangents of the values that it multiplies by.
+__device__ inline void bend(const Column& c, const Step& s) {
+  const bool x = c.bends(s.x);
+  switch (s.kind) {
+    case Kind::kUnary:
+      for (int32_t r = 0; x && r < s.m; ++r)
+        c.rd(s.x + r) += c.curve(s.bent + r) * c.rv(s.x + r);
+      return;
+    case Kind::kBinary: {
+      const auto function = static_cast<cpu::Binary>(s.function);
+      const bool y = c.bends(s.y);
+      if (function == cpu::Binary::kMul && x && y)
+        for (int32_t r = 0; r < s.m; ++r) {
+          const double dy = c.d(s.out + r);
+          // Both before either: x and y may be the same rows.
+          const double rdx = dy * c.rv(s.y + r), rdz = dy * c.rv(s.x + r);
+          c.rd(s.x + r) += rdx, c.rd(s.y + r) += rdz;
+        }
+      if (function == cpu::Binary::kDiv && (x || y))
+        for (int32_t r = 0; r < s.m; ++r) {  // of d = dy / z: -d rz / z, and that of -d q
+          const double z = c.v(s.y + r), d = c.d(s.out + r) / z;
+          const double rest = y ? -d * c.rv(s.y + r) / z : 0.0;
+          if (x) c.rd(s.x + r) += rest;
+          if (y) c.rd(s.y + r) -= rest * c.v(s.out + r) + d * c.rv(s.out + r);
+        }
+      return;
+    }
+    case Kind::kNorm:
+      for (int32_t o = 0; x && o < s.outer; ++o) {
+        const NormGroup g(s, c.v, o);
+        const double share = 1.0 / double(s.k);
+        double rx_mean = 0, z_rx = 0, d_mean = 0, d_z = 0, cross = 0;
+        for (int32_t f = 0; f < s.k; ++f) {
+          const double rx = c.rv(s.x + g.at(f)), dy = c.d(s.out + g.at(f)), z = g.z(f);
+          rx_mean += share * rx, z_rx += share * rx * z;
+          d_mean += share * dy, d_z += share * dy * z;
+        }
+        const auto rz = [&](int32_t f) {
+          return g.scale * (c.rv(s.x + g.at(f)) - rx_mean - g.z(f) * z_rx);
+        };
+        for (int32_t f = 0; f < s.k; ++f) cross += share * c.d(s.out + g.at(f)) * rz(f);
+        const double rs = -g.scale * g.scale * z_rx;
+        for (int32_t f = 0; f < s.k; ++f) {
+          const double u = c.d(s.out + g.at(f)) - d_mean - g.z(f) * d_z;
+          c.rd(s.x + g.at(f)) += rs * u - g.scale * (rz(f) * d_z + g.z(f) * cross);
+        }
+      }
+      return;
+    case Kind::kSoftmax:
+      if (!x) return;
+      each_softmax(s, [&](int32_t first) {
+        double sum = 0, rsum = 0;  // <y dy> and what is left of its tangent; log: <1 dy>
+        for (int32_t f = 0; f < s.k; ++f) {
+          const int32_t r = s.out + first + f * s.inner;
+          sum += s.log != 0 ? c.d(r) : c.d(r) * c.v(r);
+          rsum += s.log != 0 ? 0.0 : c.d(r) * c.rv(r);
+        }
+        for (int32_t f = 0; f < s.k; ++f) {
+          const int32_t own = first + f * s.inner, r = s.out + own;
+          c.rd(s.x + own) += s.log != 0 ? -exp(c.v(r)) * c.rv(r) * sum
+                                        : c.rv(r) * (c.d(r) - sum) - c.v(r) * rsum;
+        }
+      });
+      return;
+    case Kind::kMatmul:
+      if (!x || !c.bends(s.y)) return;  // what has no tangent bends nothing
+      each_product(c, s, [&](int32_t z, int32_t i, int32_t j) {
+        const double dz = s.a * c.d(z);
+        c.rd(i) += dz * c.rv(j);
+        c.rd(j) += dz * c.rv(i);
+      });
+      return;
+    default: return;
+  }
+}
+
+// Tangents along row `row` of the output of step `from`, before its relu; `lowest`: the first step
+// of the directions that run together.
+__device__ inline void tangent_forward(const Column& c, int32_t lowest, int32_t from, int32_t row) {
+  for (int32_t r = c.low; r < c.p.rows; ++r) c.rv(r) = 0;
+  for (int32_t i = lowest; i < c.p.steps; ++i) {
+    const Step& s = c.p.step[i];
+    if (s.moves == 0) continue;
+    if (i > lowest) tangent_step(c, s);
+    if (i == from) c.rv(row) = 1;
+    mask(c, s, c.rv);
+  }
+}
+
+// Tangents of the adjoints back to the output of step `from`.
+__device__ inline void tangent_reverse(const Column& c, int32_t from) {
+  const Program& p = c.p;
+  for (int32_t r = c.low; r < p.rows; ++r) c.rd(r) = 0;
+  column_product(
+      p.loss, [&](int64_t f) { return c.rv(p.output + static_cast<int32_t>(f)); },
+      [&](int64_t i) { return c.kept(static_cast<int32_t>(i)); },
+      [&](int64_t f, double v) { c.rd(p.output + static_cast<int32_t>(f)) = v; });
+  for (int32_t i = p.steps - 1; i >= from; --i) {
+    const Step& s = p.step[i];
+    if (s.moves == 0) continue;
+    mask(c, s, c.rd);
+    if (i == from) break;
+    pull(c, s, c.rd, c.low);
+    bend(c, s);
+  }
+}
+
+}  // namespace pylandscape::cuda
