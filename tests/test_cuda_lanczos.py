@@ -73,6 +73,15 @@ class There:
         return lanczos
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Vectors are short."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture
 def there(backend: Backend) -> There:  # noqa: F811
     """With the kernels themselves, of which an emulated launch takes milliseconds."""
@@ -80,13 +89,10 @@ def there(backend: Backend) -> There:  # noqa: F811
 
 
 @pytest.fixture(params=[pytest.param("plain", id="plain"), BACKENDS[1]])
-def above(request: Any) -> Iterator[There]:
+def above(request: Any) -> There:
     """With ops that are as fast as torch."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # vectors are short
     on_gpu = request.param == "cuda"
-    yield There(Backend(ops if on_gpu else PlainOps, torch.device("cuda") if on_gpu else CPU))
-    torch.set_num_threads(threads)
+    return There(Backend(ops if on_gpu else PlainOps, torch.device("cuda") if on_gpu else CPU))
 
 
 def lost(lanczos: Lanczos, start: int = 0) -> float:
