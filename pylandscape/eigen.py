@@ -271,7 +271,8 @@ def pairs_of(lanczos: Lanczos, k: int, which: str, tol: float, measure: bool = F
         found, x, residuals = _rayleigh_ritz(op, x, which)
     else:
         found = values[chosen]
-        residuals = _with_rounding(op, found, x, bounds[chosen])
+        signs = np.sign(turn[-1, chosen]) if len(turn) else np.empty(0)
+        residuals = _with_rounding(lanczos, found, x, bounds[chosen], signs)
     return EigenPairs(
         found, x.to(lanczos.dtype), residuals, residuals <= limit, op.products - before, which, tol
     )
@@ -285,18 +286,23 @@ def allowed(
     return np.maximum(tol * np.abs(values[chosen]), rounding * torch.finfo(op.dtype).eps * scale)
 
 
-def _with_rounding(op: SymmetricOperator, values: Array, x: Tensor, bounds: Array) -> Array:
+def _with_rounding(
+    lanczos: Lanczos, values: Array, x: Tensor, bounds: Array, signs: Array
+) -> Array:
     """Residual norms from Lanczos' bounds and one product.
 
-    For r_i = A x_i - value_i x_i and random signs s, E ||sum s_i r_i||^2 = sum ||r_i||^2: what is
-    beyond the bounds' share is shared out.
+    Exactly, r_i = A x_i - value_i x_i = sign_i bound_i q for the next vector q of the basis. What
+    the sum of r_i with random signs s_i has beyond that is rounding: E ||sum s_i e_i||^2 =
+    sum ||e_i||^2, shared out evenly.
     """
-    signs = np.random.default_rng(0).choice([-1.0, 1.0], len(values))
-    s, shifted = (torch.as_tensor(each).to(x.device) for each in (signs, signs * values))
-    z = (s @ x).to(op.dtype)
-    error = op(z[None])[0] - shifted @ x
-    total = float(torch.linalg.vector_norm(error))
-    rounding = max(0.0, total**2 - float((bounds**2).sum())) / max(1, len(values))
+    s = np.random.default_rng(0).choice([-1.0, 1.0], len(values))
+    to = [torch.as_tensor(each).to(x.device) for each in (s, s * values)]
+    z = (to[0] @ x).to(lanczos.operator.dtype)
+    error = lanczos.operator(z[None])[0] - to[1] @ x
+    if lanczos.outcome() in ("complete", "not finite"):
+        q = lanczos.basis[0, lanczos.steps()].double()
+        error = error - float((s * signs * bounds).sum()) * q.to(error.device)
+    rounding = float(torch.linalg.vector_norm(error)) ** 2 / max(1, len(values))
     found: Array = np.sqrt(bounds**2 + rounding)
     return found
 
