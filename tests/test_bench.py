@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -21,6 +22,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT))  # behind an installed package, which the checkout must not hide
 
 from bench import (  # noqa: E402
+    gpu_check,
     gpu_curvature,
     gpu_hessians,
     gpu_networks,
@@ -313,6 +315,16 @@ def _bench(name: str) -> list[dict[str, Any]]:
     assert set(report) == {"environment", "quick", "others", name}
     table: list[dict[str, Any]] = report[name]
     return table
+
+
+def test_a_part_of_the_gpu_check_that_fails_is_told_and_loses_nothing(tmp_path: Path) -> None:
+    options = argparse.Namespace(width=8, compile=False)
+    found = gpu_check.run_part("kernels", options, tmp_path / "tree", 60)  # without a GPU
+    assert found["rows"] == []
+    assert "error" in found["failure"]
+    assert "longer" in gpu_check.run_part("kernels", options, tmp_path / "tree", 0.1)["failure"]
+    row = gpu_check._program(gpu_programs.ProgramRow("W1", "wide", 2.0, None, {"loop": 8.0}, 1e-7))
+    assert "4.0x  loop 8.00 ms" in row["text"]
 
 
 def test_the_quadrature_of_the_gpu_check_agrees_with_plain_torch_at_toy_size() -> None:
