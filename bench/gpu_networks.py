@@ -129,9 +129,9 @@ def loss_of(
 
 def check(
     network: Network, engine_of: Callable[[nn.Module, Any], Any]
-) -> tuple[float, Any, Any, Tensor, Tensor]:
-    """Error, engine, landscape, directions and coefficients; float64 torch on the engine's device
-    says what is right."""
+) -> tuple[float, Any, Any, Tensor, Tensor, Tensor]:
+    """Error, engine, landscape, directions, coefficients and the losses of the first of them, of
+    float64 torch on the engine's device, which says what is right."""
     import pylandscape as pl
 
     model, x, y = network.member()
@@ -146,7 +146,7 @@ def check(
     with torch.no_grad():
         want = torch.stack([loss(theta + (own.double() @ d.double()).to(where)) for own in some])
     got = engine.ask(land.theta, d).sums(some)[0] / engine.denominator
-    return float((got / want - 1).abs().max()), engine, land, d, c
+    return float((got / want - 1).abs().max()), engine, land, d, c, want
 
 
 def measure(
@@ -156,7 +156,7 @@ def measure(
     compile_too: bool,
 ) -> Iterator[Any]:
     """Rows of the current GPU (gpu_programs.ProgramRow)."""
-    error, engine, land, d, c = check(network, engine_of)
+    _, engine, land, d, c, want = check(network, engine_of)
     model, x, _ = network.member()
     peak = gpu_programs.multiply_adds_per_ms()
     work = network.points * network.samples * multiply_adds(model, x)
@@ -167,6 +167,8 @@ def measure(
     def row(how: str, peers: dict[str, float]) -> Any:
         question = engine.ask(land.theta, d)
         took = median_ms(lambda _: question.sums(given), 1, 5)
+        got = question.sums(given)[0, : len(want)] / engine.denominator  # what was timed
+        error = float((got / want - 1).abs().max())
         failure = question._replays.failure
         if failure is not None:
             print(f"{network.name}, {how}: no graph: {failure}")
@@ -184,7 +186,8 @@ def measure(
             if engine.ask(land.theta, d)._tile_and_step()[1] > 1:  # else there is one way
                 try:
                     yield row(f"{way[:4]} {size}", {})
-                except torch.cuda.OutOfMemoryError:
+                except RuntimeError as error:  # no memory, or no algorithm
+                    print(f"{network.name}, {way} {size}: {str(error).splitlines()[0]}")
                     torch.cuda.empty_cache()
             engine.torch_program.way = own[0]
     engine.wide_bytes = own[1]

@@ -83,7 +83,10 @@ def measure(
     peak = multiply_adds_per_ms()
     for case in CASES:
         error, engine, theta, v = check(case, engine_of)
+        first = engine.product("hessian", theta, v)
         took = median_ms(lambda _, e=engine, t=theta, v=v: e.product("hessian", t, v), 1)
+        again = (engine.product("hessian", theta, v) - first).abs().max()  # of a replay: nothing
+        error = max(error, float(again / first.abs().max()))
         work = case.k * case.multiply_adds()
         floor = max(case.bytes() / bandwidth, work / peak if peak else 0.0)
         found = peers(case, v, median_ms)

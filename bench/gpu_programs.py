@@ -123,7 +123,10 @@ def measure(
     """Times on the current GPU; bandwidth in bytes per millisecond."""
     row, question, c = check(case, engine_of)
     c = c.cuda()
+    first = question.sums(c)
     row.milliseconds = median_ms(lambda _: question.sums(c), 1)
+    again = float((question.sums(c)[0] / first[0] - 1).abs().max())  # a replay, where it is one
+    row.error = max(row.error, again)
     peak = multiply_adds_per_ms()
     work = case.points * case.samples * case.multiply_adds()
     row.floor = max(case.bytes() / bandwidth, work / peak if peak else 0.0)

@@ -44,35 +44,45 @@ class Recorder(Protocol):
 
 
 class Graph:
-    """A recording of a CUDA graph. Replays on one stream wait for those on others."""
+    """A recording of a CUDA graph, in the memory of its recorder."""
 
-    def __init__(self, graph: torch.cuda.CUDAGraph, result: Tensor) -> None:
+    def __init__(self, graph: torch.cuda.CUDAGraph, result: Tensor, owner: GraphRecorder) -> None:
         self.result = result
-        self._graph, self._done = graph, torch.cuda.Event()
-        self._stream: torch.cuda.Stream | None = None
+        self._graph, self._owner = graph, owner
 
     def wait(self) -> None:
-        """The current stream waits for the last replay and for what was done with its result."""
-        if self._stream is not None:
-            torch.cuda.current_stream(self.result.device).wait_event(self._done)
+        self._owner.wait()
 
     def replay(self) -> None:
         with torch.cuda.device(self.result.device):
             self._graph.replay()
 
     def release(self) -> None:
-        """The buffers may be written again after what the current stream has been given so far."""
-        self._stream = torch.cuda.current_stream(self.result.device)
-        self._done.record(self._stream)
+        self._owner.release()
 
 
 class GraphRecorder:
-    """CUDA graphs on one device, from a memory pool of their own."""
+    """CUDA graphs on one device, from a memory pool of their own.
+
+    They share its memory, so a replay on one stream waits for the last one on another.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._side: torch.cuda.Stream | None = None
         self._pool: Any = None
+        self._done: torch.cuda.Event | None = None  # after the last use of the memory
+
+    def wait(self) -> None:
+        """The current stream waits for the last replay and for what was done with its result."""
+        if self._done is not None:
+            torch.cuda.current_stream(self._device).wait_event(self._done)
+
+    def release(self) -> None:
+        """The memory may be written again after what the current stream has been given so far."""
+        with torch.cuda.device(self._device):
+            self._done = self._done or torch.cuda.Event()
+            self._done.record(torch.cuda.current_stream())
 
     def ready(self) -> bool:
         with torch.cuda.device(self._device):
@@ -99,14 +109,20 @@ class GraphRecorder:
                 raise
             finally:
                 here.wait_stream(side)
-            return Graph(graph, result)
+            return Graph(graph, result, self)
 
     def _abandon(self) -> None:
-        """After a capture that failed, torch's allocator may take it to be still under way."""
-        end = getattr(torch._C, "_cuda_endAllocateToPool", None)
-        with suppress(RuntimeError, TypeError):
-            if end is not None:
-                end(torch.cuda.current_device(), self._pool)
+        """After a capture that failed, torch takes it to be still under way: its allocator, and
+        before 2.13 its random generator, which no user's draw would survive."""
+        index = torch.cuda.current_device()
+        for name in ("_cuda_endAllocateToPool", "_cuda_releasePool"):
+            with suppress(RuntimeError, TypeError, AttributeError):
+                getattr(torch._C, name)(index, self._pool)
+        with suppress(RuntimeError, IndexError, AttributeError):
+            own = torch.cuda.default_generators[index]
+            fresh = torch.Generator(torch.device("cuda", index))
+            fresh.set_state(own.get_state())
+            own.graphsafe_set_state(fresh)
         self._side = self._pool = None
 
 

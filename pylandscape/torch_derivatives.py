@@ -86,7 +86,7 @@ class Derivatives:
                     f"second derivatives: {FUSED[found.kernel][0]} for them, because the fused "
                     "kernel has none; the numbers are the same up to rounding",
                     UserWarning,
-                    stacklevel=5,  # the caller of a method of Landscape
+                    stacklevel=6,  # the caller of a method of Landscape
                 )
 
     def per_sample_gradients(self, theta: Tensor) -> Tensor:

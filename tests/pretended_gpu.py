@@ -16,6 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
+import pytest
 import torch
 from cuda_support import PlainOps
 from emulation_support import emulated_ops
@@ -25,6 +26,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 import pylandscape  # noqa: F401
 from pylandscape import engine_cuda, points_cuda
+from pylandscape._native import cuda_problem
 
 CUDA = torch.device("cuda", 0)
 SHARED_LIMIT = 227 << 10  # of sm_90
@@ -61,6 +63,8 @@ class _Everywhere(TorchFunctionMode):
 @contextmanager
 def pretended_gpu() -> Iterator[torch.device]:
     """cuda:0, and a torch that believes in it."""
+    if cuda_problem() is None:
+        pytest.skip("there is a GPU, and what is tested with it needs no pretended one")
     emulated_ops()
     properties = SimpleNamespace(
         major=9, minor=0, multi_processor_count=8, total_memory=1 << 33, name="pretended"

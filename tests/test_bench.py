@@ -119,7 +119,7 @@ def test_networks_of_the_gpu_check_are_right_at_toy_size() -> None:
 
     on_cpu = Backend(emulated_ops(), torch.device("cpu"))
     toy = gpu_networks.Network("toy", lambda: networks.ResNet(8, 4), (3, 8, 8), 9, 2)
-    error, engine, land, d, c = gpu_networks.check(toy, on_cpu.engine)
+    error, engine, land, d, c, _ = gpu_networks.check(toy, on_cpu.engine)
     assert error < 1e-4
     model, x, y = toy.member()
     assert gpu_networks.multiply_adds(model, x) > 9 * 3 * 4 * 64

@@ -176,8 +176,11 @@ def test_a_question_replays_its_chunks(backend: Backend) -> None:  # noqa: F811
     torch.manual_seed(0)
     x, y = data(33, 3, 5, 6)
     land = pl.Landscape(settled(Residual().double(), x), "cross_entropy", (x, y))
-    recorder: Any = GraphRecorder(backend.device) if backend.is_gpu else TapeRecorder()
-    engine, plain = (engine_of(backend, land, lambda r=r: r) for r in (recorder, None))
+
+    def recorder() -> Any:  # of each question its own
+        return GraphRecorder(backend.device) if backend.is_gpu else TapeRecorder()
+
+    engine, plain = (engine_of(backend, land, r) for r in (recorder, lambda: None))
     engine.wide_bytes = plain.wide_bytes = 3_000_000
     d, c = plane(land), torch.randn(8, 2, dtype=torch.float64)
     for make in (lambda e: e.ask(land.theta, d), lambda e: e.ask(None, None)):

@@ -15,6 +15,7 @@ namespace {
 std::tuple<bool, int64_t, int64_t> cuda_status() {
   int count = 0;
   const cudaError_t error = cudaGetDeviceCount(&count);
+  if (error != cudaSuccess) static_cast<void>(cudaGetLastError());
   return {torch_get_stream() != nullptr, static_cast<int64_t>(error), int64_t{count}};
 }
 

@@ -25,7 +25,9 @@ inline GetStream torch_get_stream() {
 }
 
 inline void check(cudaError_t error) {
-  expect(error == cudaSuccess, "CUDA: ", cudaGetErrorString(error));
+  if (error == cudaSuccess) return;
+  static_cast<void>(cudaGetLastError());  // it is told here, not by the next launch
+  expect(false, "CUDA: ", cudaGetErrorString(error));
 }
 
 // Makes the tensor's device the current one, and knows torch's current stream on it.
@@ -48,13 +50,18 @@ class Launch {
   }
 
   // A copy of source (count,), host memory that is free afterwards, in device memory beside `on`.
+  // Refused while a graph is captured, which would read that memory again at every replay.
   template <typename T>
   Tensor upload(const Tensor& on, const T* source, size_t count) const {
     const size_t bytes = count * sizeof(T);
     Tensor memory = torch::stable::new_empty(on, {static_cast<int64_t>(bytes)}, ScalarType::Byte);
-    if (bytes > 0)
-      check(cudaMemcpyAsync(memory.mutable_data_ptr(), source, bytes, cudaMemcpyHostToDevice,
-                            stream_));
+    if (bytes == 0) return memory;
+    cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
+    check(cudaStreamIsCapturing(stream_, &capture));
+    expect(capture == cudaStreamCaptureStatusNone,
+           "CUDA: this op reads host memory and cannot be captured in a graph");
+    check(cudaMemcpyAsync(memory.mutable_data_ptr(), source, bytes, cudaMemcpyHostToDevice,
+                          stream_));
     return memory;
   }
 

@@ -177,7 +177,8 @@ inline Tensor pair_sums_(Tensor out, int64_t at, int64_t bias_at, bool transpose
 // out[j, at ...] += the sums over rows of x (g, rows, columns); with m > 0 their transpose, if
 // columns are (m, columns / m).
 inline Tensor add_row_sums_(Tensor out, int64_t at, const Tensor& x, int64_t m) {
-  expect(x.dim() == 3 && x.is_contiguous(), "x: expected a contiguous (g, rows, columns), got ",
+  expect(x.dim() == 3 && x.is_contiguous() && x.size(0) <= 65535,
+         "x: expected a contiguous (g, rows, columns), g at most 65535, got ",
          shape_of(x));
   expect(m >= 0 && (m == 0 || x.size(2) % m == 0), "m: expected a divisor of the columns");
   expect_sums(out, x.size(0), x);
@@ -201,7 +202,8 @@ inline Tensor add_row_sums_(Tensor out, int64_t at, const Tensor& x, int64_t m) 
 // x (g, rows, columns) += bias (g, columns), if given; gives first x + curved r.
 inline Tensor bend_(Tensor x, const Tensor& bias, const Tensor& first, bool positive,
                     const Tensor& curved, const Tensor& r) {
-  expect(x.dim() == 3 && x.is_contiguous(), "x: expected a contiguous (g, rows, columns), got ",
+  expect(x.dim() == 3 && x.is_contiguous() && x.size(0) <= 65535,
+         "x: expected a contiguous (g, rows, columns), g at most 65535, got ",
          shape_of(x));
   const int64_t g = x.size(0), rows = x.size(1), columns = x.size(2);
   expect_bend(first, curved, r, rows * columns, g, x);

@@ -166,6 +166,7 @@ inline Tensor combine_terms(const Tensor& terms, const Tensor& coefficients, con
          "terms: expected a contiguous (1 + k, rows, m) for coefficients (g, k), got ",
          shape_of(terms), " and ", shape_of(coefficients));
   const int64_t g = coefficients.size(0);
+  expect(g <= 65535, "coefficients: expected at most 65535 points, got ", g);
   expect_tensor(coefficients, "coefficients", terms.scalar_type(), coefficients.numel(), terms);
   if (bias.numel() > 0)
     expect_tensor(bias, "bias", terms.scalar_type(), g * terms.size(2), terms);

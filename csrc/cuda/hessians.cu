@@ -306,8 +306,7 @@ cudaError_t run(const Program& program, const HessianArgs& args, cudaStream_t st
   static_assert(sizeof(program) + sizeof(layout) + sizeof(args) <= 4000, "kernels' parameters");
   const int64_t shared = int64_t{sizeof(double)} * layout.total * program.points;
   const auto kernel = &hessians<kOneWarp>;
-  const cudaError_t error = cudaFuncSetAttribute(
-      kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
+  const cudaError_t error = allow_shared(kernel);
   if (error != cudaSuccess) return error;
   const int64_t teams = args.g * program.batches;
   const int64_t blocks = (teams + program.points - 1) / program.points;

@@ -15,6 +15,18 @@ void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared,
   kernel<<<grid, block, shared, stream>>>(arguments...);
 }
 
+// Lets the kernel have as much dynamic shared memory as the current device can give. That is state
+// of the kernel: always the same, whoever asks at the same time.
+template <typename F>
+cudaError_t allow_shared(F* kernel) {
+  int device = 0, bytes = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error == cudaSuccess)
+    error = cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  if (error != cudaSuccess) return error;
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+}
+
 // The block's dynamic shared memory, 16-byte aligned.
 __device__ inline unsigned char* dynamic_shared() {
   extern __shared__ __align__(16) unsigned char dynamic_shared_bytes[];

@@ -321,8 +321,7 @@ cudaError_t run(const Program& program, const ResidentArgs<T>& args, int64_t blo
   const int64_t shared = resident::shared_bytes(program.weights, program.points,
                                                 program.arena_rows, program.columns, sizeof(T));
   const auto kernel = &resident_network<T, kOnePoint>;
-  const cudaError_t error = cudaFuncSetAttribute(
-      kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
+  const cudaError_t error = allow_shared(kernel);
   if (error != cudaSuccess) return error;
   // Points that a block takes in turn: what it reads of its tile stays in the cache meanwhile.
   const int64_t tiles = program.tiles(), points = program.points;

@@ -14,6 +14,7 @@ constexpr int kBlocks = 2;    // of a multiprocessor at least: up to 128 registe
 constexpr int kVectors = 4;   // of one thread, which reads what they share once
 constexpr int kLanes = 32;    // columns of a block of row sums, and at most as many rows at a time
 constexpr int64_t kRowsOfPart = 2048;
+constexpr int64_t kMostParts = 65535;  // of a grid in y
 
 unsigned blocks(int64_t count, int64_t each) {
   return static_cast<unsigned>((count + each - 1) / each);
@@ -24,6 +25,12 @@ __device__ inline int64_t place_of(const Place& p, int64_t e) {
   return c == p.columns ? p.bias_at + r : p.at + r * p.row_step + c * p.column_step;
 }
 
+// Of at most kMostParts parts.
+__host__ __device__ inline int64_t rows_of_part(int64_t rows) {
+  const int64_t least = (rows + kMostParts - 1) / kMostParts;
+  return least > kRowsOfPart ? least : kRowsOfPart;
+}
+
 // Block: 32 columns of one part of the rows of one vector.
 template <typename T>
 __global__ void __launch_bounds__(kLanes* kLanes, 1)
@@ -31,8 +38,8 @@ __global__ void __launch_bounds__(kLanes* kLanes, 1)
   __shared__ double sums[kLanes][kLanes + 1];
   const int64_t c = int64_t{blockIdx.x} * kLanes + threadIdx.x;
   const int64_t part = blockIdx.y, vector = blockIdx.z;
-  const int64_t begin = parts > 1 ? part * kRowsOfPart : 0;
-  const int64_t stop = parts > 1 ? begin + kRowsOfPart : a.rows;
+  const int64_t begin = parts > 1 ? part * rows_of_part(a.rows) : 0;
+  const int64_t stop = parts > 1 ? begin + rows_of_part(a.rows) : a.rows;
   const int64_t end = stop < a.rows ? stop : a.rows;
   double sum = 0;
   if (c < a.columns) {
@@ -200,7 +207,7 @@ unsigned looping(int64_t count) {
 }  // namespace
 
 int64_t row_parts(int64_t rows) {
-  return std::clamp<int64_t>((rows + kRowsOfPart - 1) / kRowsOfPart, 1, 65535);
+  return rows > 0 ? (rows + rows_of_part(rows) - 1) / rows_of_part(rows) : 1;
 }
 
 template <typename T>

@@ -116,8 +116,9 @@ class Block {
     return current_ % kWarp;
   }
 
-  // Leaves `bytes` for the other lanes of `mask`, and waits for theirs.
-  Warp& meet(unsigned mask, const void* value, size_t bytes, int line) {
+  // Leaves `bytes` for the other lanes of `mask`, and waits for theirs. orders: whether what they
+  // wrote to memory is visible then, which __syncwarp alone makes it.
+  Warp& meet(unsigned mask, const void* value, size_t bytes, int line, bool orders = false) {
     const Unseen unseen;
     const int index = current_ / kWarp;
     Warp& warp = warps_[index];
@@ -129,13 +130,13 @@ class Block {
                    std::to_string(line) + ", or with two masks");
     warp.mask = mask, warp.line = line;
     if (bytes > 0) std::memcpy(warp.value[lane()], value, bytes);
-    gather(warp, index);
+    gather(warp, index, orders);
     return warp;
   }
   // After the values are read: none may be overwritten before.
   void part(Warp& warp) {
     const Unseen unseen;
-    gather(warp, current_ / kWarp);
+    gather(warp, current_ / kWarp, false);
   }
 
   template <typename T>
@@ -152,8 +153,8 @@ class Block {
   }
 
  private:
-  void gather(Warp& warp, int index) {
-    fibers_.release(&warp);
+  void gather(Warp& warp, int index, bool orders) {
+    if (orders) fibers_.release(&warp);
     warp.arrived |= 1u << lane();
     if (warp.arrived == warp.mask) {
       warp.arrived = 0;
@@ -163,7 +164,7 @@ class Block {
     } else {
       for (const int64_t before = warp.meetings; warp.meetings == before;) fibers_.wait();
     }
-    fibers_.acquire(&warp);
+    if (orders) fibers_.acquire(&warp);
   }
 
   std::string stuck() const {
@@ -236,7 +237,7 @@ inline void run_grid(void* kernel, dim3 grid, dim3 size, size_t shared,
 
 inline void __syncthreads(int line = __builtin_LINE()) { emulation::block->sync(line); }
 inline void __syncwarp(unsigned mask = 0xffffffffu, int line = __builtin_LINE()) {
-  emulation::block->part(emulation::block->meet(mask, nullptr, 0, line));
+  emulation::block->part(emulation::block->meet(mask, nullptr, 0, line, true));
 }
 template <typename T>
 T __shfl_sync(unsigned mask, T value, int source, int width = 32, int line = __builtin_LINE()) {
@@ -345,6 +346,12 @@ void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared,
   const std::tuple<std::decay_t<Parameters>...> copies(arguments...);
   emulation::run_grid(reinterpret_cast<void*>(kernel), grid, block, shared,
                       [&] { std::apply(kernel, copies); });
+}
+
+template <typename F>
+cudaError_t allow_shared(F* kernel) {
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                              static_cast<int>(emulation::kMostShared));
 }
 
 inline unsigned char* dynamic_shared() { return emulation::shared_bytes; }
