@@ -40,7 +40,7 @@ import torch
 TOGETHER = 4  # files of tests at a time
 ROOT = Path(__file__).resolve().parent.parent
 # Seconds that a part may take.
-PARTS = {"tests": 210, "kernels": 80, "hessians": 80, "curvature": 110, "programs": 100,
+PARTS = {"tests": 210, "kernels": 80, "hessians": 80, "curvature": 150, "programs": 100,
          "networks": 150, "memory": 240}  # fmt: skip
 PROGRAM_ERROR = 200 * torch.finfo(torch.float32).eps  # as in tests/test_cuda_program.py
 

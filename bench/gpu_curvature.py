@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from itertools import pairwise
@@ -15,6 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+try:
+    from bench import networks
+    from bench.gpu_products import ways
+except ImportError:  # run as a script's neighbour
+    import networks
+    from gpu_products import ways
+
 Run = Callable[[int], Any]
 # name, milliseconds, floor, share, torch's milliseconds, error: gpu_check.Row
 Values = tuple[str, float, float, float, float | None, float]
@@ -22,8 +30,42 @@ ALLOWED: dict[str, float] = {}  # error by name, filled as rows are measured
 CHUNK = 1 << 20  # columns at a time, where float64 copies are made
 LARGE = 64, 100_000_000  # where there is room for it
 PEERS = 200  # matrices that torch takes eigenvalues of
-PROBES, STEPS = 10, 90  # of stochastic Lanczos quadrature
-WIDTHS, SAMPLES = (784, 512, 512, 10), 2000
+
+
+@dataclass
+class Spectrum:
+    """A network and data whose Hessian's spectrum is found by stochastic Lanczos quadrature."""
+
+    name: str
+    make: Callable[[], nn.Module]
+    shape: tuple[int, ...]  # of a sample
+    samples: int
+    classes: int = 10
+    probes: int = 10
+    steps: int = 90
+    repetitions: int = 3
+    allowed: float = 1e-4  # relative difference of the largest Ritz values
+
+
+def mlp(*widths: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for k, m in pairwise(widths):
+        layers += [nn.Linear(k, m), nn.Tanh()]
+    return nn.Sequential(*layers[:-1])
+
+
+def resnet() -> nn.Module:
+    """ResNet-20 with statistics of its data."""
+    model: nn.Module = networks.ResNet()
+    return networks.settle(model, torch.randn(256, 3, 32, 32)).eval()
+
+
+SPECTRA = (
+    Spectrum("784-20-10", lambda: mlp(784, 20, 10), (784,), 1797),
+    Spectrum("784-512-512-10", lambda: mlp(784, 512, 512, 10), (784,), 2000),
+    # Of two float32 products with ReLUs, some differ: those at 0.
+    Spectrum("ResNet-20", resnet, (3, 32, 32), 500, repetitions=1, allowed=1e-2),
+)
 
 
 def measure(bandwidth: float, median_ms: Callable[[Run, int], float]) -> Iterator[Values]:
@@ -34,7 +76,8 @@ def measure(bandwidth: float, median_ms: Callable[[Run, int], float]) -> Iterato
     rows, n = LARGE
     if torch.cuda.mem_get_info()[0] > 1.5 * rows * n * 4:
         yield _orthogonalize(rows, n, torch.float32, bandwidth, median_ms)
-    yield from quadrature(torch.device("cuda"), PROBES, STEPS, WIDTHS, SAMPLES, bandwidth)
+    for spectrum in SPECTRA:
+        yield from quadrature(torch.device("cuda"), spectrum, bandwidth)
     for count, n in (
         (100_000, 10),
         (20_000, 32),
@@ -93,42 +136,33 @@ def _orthogonalize(
     return name, took, floor, floor / took, median_ms(plain, 1), error
 
 
-def quadrature(
-    device: torch.device,
-    probes: int,
-    steps: int,
-    widths: tuple[int, ...],
-    samples: int,
-    bandwidth: float,
-    repetitions: int = 3,
-) -> Iterator[Values]:
-    """The spectrum of an MLP's Hessian, beside plain torch and hessian-eigenthings with the same
-    products; milliseconds of a whole run. Floor: the products alone, and two streams of the basis
-    a step."""
+def quadrature(device: torch.device, spectrum: Spectrum, bandwidth: float) -> Iterator[Values]:
+    """The spectrum of a Hessian, beside torch alone (products from a gradient whose graph is kept,
+    Gram-Schmidt twice) and hessian-eigenthings; milliseconds of a whole run. Floor: our products
+    alone, and two streams of the basis a step."""
     import pylandscape as pl
     from pylandscape.lanczos import Lanczos, random_starts
 
     torch.manual_seed(0)
-    layers: list[nn.Module] = []
-    for k, m in pairwise(widths):
-        layers += [nn.Linear(k, m), nn.Tanh()]
-    model = nn.Sequential(*layers[:-1]).to(device)
-    x = torch.randn(samples, widths[0]).to(device)
-    y = torch.randint(0, widths[-1], (samples,)).to(device)
+    model = spectrum.make().to(device)
+    x = torch.randn(spectrum.samples, *spectrum.shape).to(device)
+    y = torch.randint(0, spectrum.classes, (spectrum.samples,)).to(device)
     op = pl.as_operator(pl.Landscape(model, "cross_entropy", (x, y)))
+    probes, steps, repetitions = spectrum.probes, spectrum.steps, spectrum.repetitions
     starts = random_starts(op.n, probes, 0, op.dtype, op.device)
+    by_torch = ways(model, x, y)["graph kept"]
 
-    def mine() -> list[np.ndarray]:
-        lanczos = Lanczos(op, starts, steps)
+    def mine(count: int = steps) -> list[np.ndarray]:
+        lanczos = Lanczos(op, starts, count)
         lanczos.run()
         return [lanczos.ritz(i)[0] for i in range(probes)]
 
-    def products() -> None:
-        for _ in range(steps):
+    def products(count: int = steps) -> None:
+        for _ in range(count):
             op.multiply(starts)
 
-    def plain() -> list[np.ndarray]:
-        return [np.linalg.eigvalsh(t) for t in plain_lanczos(op.multiply, starts, steps)]
+    def plain(count: int = steps) -> list[np.ndarray]:
+        return [np.linalg.eigvalsh(t) for t in plain_lanczos(by_torch, starts, count)]
 
     took, found = _seconds(mine, device, repetitions)
     alone, _ = _seconds(products, device, repetitions)
@@ -137,16 +171,16 @@ def quadrature(
     error = float(np.abs(tops[:, 0] / tops[:, 1] - 1).max())
     streams = sum(2 * j for j in range(1, steps + 1)) * probes * op.n * starts.element_size()
     floor = 1e3 * alone + streams / bandwidth
-    name = f"SLQ {probes} x {steps}, n = {op.n:,}"
-    ALLOWED[name] = ALLOWED[f"{name}, eigenthings"] = 1000 * torch.finfo(op.dtype).eps
+    name = f"SLQ {probes} x {steps}, {spectrum.name}"
+    ALLOWED[name] = ALLOWED[f"{name}, eigenthings"] = spectrum.allowed
     yield name, 1e3 * took, floor, floor / (1e3 * took), 1e3 * theirs, error
     if find_spec("hessian_eigenthings") is None:
         return
     package = import_module("hessian_eigenthings")
     operator = package.HessianOperator(model, [(x, y)], package.supervised_loss(F.cross_entropy))
 
-    def eigenthings() -> Any:
-        return package.spectral_density(operator, num_runs=probes, lanczos_steps=steps, seed=0)
+    def eigenthings(count: int = steps) -> Any:
+        return package.spectral_density(operator, num_runs=probes, lanczos_steps=count, seed=0)
 
     theirs, done = _seconds(eigenthings, device, 1)
     top = max(float(np.max(np.asarray(nodes.cpu()))) for nodes in done.raw_eigenvalues)
@@ -177,9 +211,9 @@ def plain_lanczos(
     return list(t.cpu().numpy())
 
 
-def _seconds(run: Callable[[], Any], device: torch.device, repetitions: int) -> tuple[float, Any]:
-    """The median time of a run, after one that does not count, and its result."""
-    times, done = [], run()
+def _seconds(run: Callable[..., Any], device: torch.device, repetitions: int) -> tuple[float, Any]:
+    """The median time of a run, after three of its steps that do not count, and its result."""
+    times, done = [], run(3)
     for _ in range(repetitions):
         if device.type == "cuda":
             torch.cuda.synchronize(device)

@@ -328,7 +328,13 @@ def test_a_part_of_the_gpu_check_that_fails_is_told_and_loses_nothing(tmp_path: 
 
 
 def test_the_quadrature_of_the_gpu_check_agrees_with_plain_torch_at_toy_size() -> None:
-    rows = list(gpu_curvature.quadrature(torch.device("cpu"), 2, 8, (5, 4, 3), 20, 1e6, 1))
+    def small() -> torch.nn.Module:
+        return gpu_curvature.mlp(5, 4, 3)
+
+    toy = gpu_curvature.Spectrum("toy", small, (5,), 20, 3, probes=2, steps=8, repetitions=1)
+    for spectrum in (toy, gpu_curvature.SPECTRA[0]):
+        assert spectrum.make()(torch.randn(2, *spectrum.shape)).shape == (2, spectrum.classes)
+    rows = list(gpu_curvature.quadrature(torch.device("cpu"), toy, 1e6))
     for name, took, floor, _, _, error in rows:
         assert error <= gpu_curvature.ALLOWED[name]
         assert floor > 0
