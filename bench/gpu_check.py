@@ -182,12 +182,8 @@ def engine_of(model: Any, land: Any) -> Any:
 
 def rows_of(part: str, bandwidth: float, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Rows of a part: what is measured, "allowed" (the error that is) and "text" (a line)."""
-    import gpu_curvature
-    import gpu_directions
-    import gpu_hessians
-    import gpu_networks
-    import gpu_programs
-    from gpu_timing import Row, median_ms
+    from bench import gpu_curvature, gpu_directions, gpu_hessians, gpu_networks, gpu_programs
+    from bench.gpu_timing import Row, median_ms
 
     if part == "programs":
         for case in gpu_programs.CASES:
@@ -234,8 +230,9 @@ def _program(row: Any) -> dict[str, Any]:
 
 def measure(part: str, options: argparse.Namespace) -> int:
     """A part of rows, in a process of its own: each is written to --json as it comes."""
-    sys.path.insert(0, str(options.tree))
-    from gpu_timing import copy_bandwidth
+    sys.path[0] = str(options.tree)  # before the checkout, whose package is not built
+    sys.path.append(str(ROOT))
+    from bench.gpu_timing import copy_bandwidth
 
     bandwidth = copy_bandwidth()
     report: dict[str, Any] = {"copy_bytes_per_ms": bandwidth, "rows": []}

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -16,12 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-try:
-    from bench import networks
-    from bench.gpu_products import ways
-except ImportError:  # run as a script's neighbour
-    import networks
-    from gpu_products import ways
+from . import gpu_products, networks
+from .workloads import mlp
 
 Run = Callable[[int], Any]
 # name, milliseconds, floor, share, torch's milliseconds, error: gpu_check.Row
@@ -47,13 +42,6 @@ class Spectrum:
     allowed: float = 1e-4  # relative difference of the largest Ritz values
 
 
-def mlp(*widths: int) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for k, m in pairwise(widths):
-        layers += [nn.Linear(k, m), nn.Tanh()]
-    return nn.Sequential(*layers[:-1])
-
-
 def resnet() -> nn.Module:
     """ResNet-20 with statistics of its data."""
     model: nn.Module = networks.ResNet()
@@ -61,8 +49,8 @@ def resnet() -> nn.Module:
 
 
 SPECTRA = (
-    Spectrum("784-20-10", lambda: mlp(784, 20, 10), (784,), 1797),
-    Spectrum("784-512-512-10", lambda: mlp(784, 512, 512, 10), (784,), 2000),
+    Spectrum("784-20-10", lambda: mlp(784, 20, 10, activation=nn.Tanh), (784,), 1797),
+    Spectrum("784-512-512-10", lambda: mlp(784, 512, 512, 10, activation=nn.Tanh), (784,), 2000),
     # Of two float32 products with ReLUs, some differ: those at 0.
     Spectrum("ResNet-20", resnet, (3, 32, 32), 500, repetitions=1, allowed=1e-2),
 )
@@ -91,8 +79,7 @@ def measure(bandwidth: float, median_ms: Callable[[Run, int], float]) -> Iterato
 
 
 def _hessian_products(bandwidth: float, median_ms: Callable[[Run, int], float]) -> Iterator[Values]:
-    import gpu_products
-    from gpu_check import engine_of
+    from .gpu_check import engine_of
 
     for values in gpu_products.measure(engine_of, bandwidth, median_ms):
         ALLOWED[values[0]] = gpu_products.ALLOWED
@@ -150,7 +137,7 @@ def quadrature(device: torch.device, spectrum: Spectrum, bandwidth: float) -> It
     op = pl.as_operator(pl.Landscape(model, "cross_entropy", (x, y)))
     probes, steps, repetitions = spectrum.probes, spectrum.steps, spectrum.repetitions
     starts = random_starts(op.n, probes, 0, op.dtype, op.device)
-    by_torch = ways(model, x, y)["graph kept"]
+    by_torch = gpu_products.ways(model, x, y)["graph kept"]
 
     def mine(count: int = steps) -> list[np.ndarray]:
         lanczos = Lanczos(op, starts, count)

@@ -6,8 +6,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from gpu_timing import Row, Run, median_ms
 from torch import Tensor
+
+from .gpu_timing import Row, Run, median_ms
 
 
 def resnet_segments(width: int) -> tuple[int, Tensor, Tensor]:

@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .workloads import mlp
+
 ALLOWED: dict[str, float] = {}  # error by name, filled as rows are measured
 TOLERANCE = 2000 * torch.finfo(torch.float64).eps  # of the largest, as in tests/test_hessians.py
 CHECKED = 16  # points
@@ -51,10 +53,7 @@ class Case:
         return 8 * (self.n + results)
 
     def model(self) -> nn.Sequential:
-        layers: list[nn.Module] = []
-        for a, b in pairwise(self.dims):
-            layers += [nn.Linear(a, b), nn.ReLU()]
-        return nn.Sequential(*layers[:-1])
+        return mlp(*self.dims)
 
 
 CASES = (

@@ -18,11 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-try:
-    from bench import gpu_programs, networks
-except ImportError:  # run as a script's neighbour
-    import gpu_programs
-    import networks
+from . import gpu_programs, networks
 
 DIRECTIONS = 2
 CHECKED = 3  # points that float64 torch computes

@@ -18,6 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .gpu_programs import keep, multiply_adds_per_ms
+from .workloads import mlp
+
 Make = Callable[[nn.Module, Any], Any]  # (model, landscape on the CPU) to the engine to test
 ALLOWED = 60 * torch.finfo(torch.float32).eps  # of the largest element: tests/test_derivatives.py
 
@@ -30,10 +33,7 @@ class Case:
     k: int
 
     def model(self) -> nn.Sequential:
-        layers: list[nn.Module] = []
-        for a, b in pairwise(self.dims):
-            layers += [nn.Linear(a, b), nn.Tanh()]
-        return nn.Sequential(*layers[:-1])
+        return mlp(*self.dims, activation=nn.Tanh)
 
     def data(self) -> tuple[Tensor, Tensor]:
         x = torch.randn(self.samples, self.dims[0])
@@ -78,8 +78,6 @@ def measure(
     engine_of: Make, bandwidth: float, median_ms: Callable[..., float]
 ) -> Iterator[tuple[str, float, float, float, float | None, float]]:
     """Name, milliseconds, floor, share, torch's best milliseconds, error of each case."""
-    from gpu_programs import multiply_adds_per_ms
-
     peak = multiply_adds_per_ms()
     for case in CASES:
         error, engine, theta, v = check(case, engine_of)
@@ -98,8 +96,6 @@ def measure(
 
 def peers(case: Case, v: Tensor, median_ms: Callable[..., float]) -> dict[str, float]:
     """Milliseconds of torch's ways on the same GPU; one that cannot run is left out."""
-    from gpu_programs import keep
-
     model = case.model().cuda()
     x, y = (t.cuda() for t in case.data())
     found: dict[str, float] = {}

@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .workloads import mlp
+
 CHUNKS = (64, 256, 1024, 4096)  # of vmap; the best counts
 LOOPED = 500  # points of a loop that is timed; its time is scaled to all of them
 DIRECTIONS = 2
@@ -32,10 +34,7 @@ class Case:
     points: int
 
     def model(self) -> nn.Sequential:
-        layers: list[nn.Module] = []
-        for a, b in pairwise(self.dims):
-            layers += [nn.Linear(a, b), nn.Tanh()]
-        return nn.Sequential(*layers[:-1])
+        return mlp(*self.dims, activation=nn.Tanh)
 
     def data(self) -> tuple[Tensor, Tensor]:
         x = torch.randn(self.samples, self.dims[0])

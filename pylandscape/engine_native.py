@@ -311,7 +311,8 @@ def build(
                 graph = trace(model, example, how)
                 engine = lower(graph, example, model, loss, layout, data, how, memory)
                 if engine.mixes:
-                    other, few = _lower_few(graph, example, model, loss, layout, data, how, memory)
+                    few = _few(data)
+                    other = lower(graph, example, model, loss, layout, few, how, memory)
                     check_batches(other, model, loss, layout, theta, few, bn)
                 else:
                     check_outputs(engine, model, layout, theta, data)
@@ -334,24 +335,14 @@ def lower_few(
     memory: int,
 ) -> tuple[NativeEngine, Data]:
     """A captured model over a few samples of a few batches, to be compared with the module."""
-    example = example_of(model, data)
+    example, few = example_of(model, data), _few(data)
     with torch.no_grad():
         graph = trace(model, example, how)
-        return _lower_few(graph, example, model, loss, layout, data, how, memory)
+        return lower(graph, example, model, loss, layout, few, how, memory), few
 
 
-def _lower_few(
-    graph: torch.fx.GraphModule,
-    example: Tensor,
-    model: nn.Module,
-    loss: KnownLoss,
-    layout: ParameterLayout,
-    data: Data,
-    how: str,
-    memory: int,
-) -> tuple[NativeEngine, Data]:
-    few = data.first(_CHECKED_BATCHES, _CHECKED_SAMPLES // _CHECKED_BATCHES)
-    return lower(graph, example, model, loss, layout, few, how, memory), few
+def _few(data: Data) -> Data:
+    return data.first(_CHECKED_BATCHES, _CHECKED_SAMPLES // _CHECKED_BATCHES)
 
 
 def lower(

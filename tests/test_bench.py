@@ -30,6 +30,7 @@ from bench import (  # noqa: E402
     gpu_programs,
     networks,
     skip_connections,
+    workloads,
 )
 from bench.curvature import Field, Problem, check_rows  # noqa: E402
 from bench.curvature_peers import torch_lanczos  # noqa: E402
@@ -329,7 +330,7 @@ def test_a_part_of_the_gpu_check_that_fails_is_told_and_loses_nothing(tmp_path: 
 
 def test_the_quadrature_of_the_gpu_check_agrees_with_plain_torch_at_toy_size() -> None:
     def small() -> torch.nn.Module:
-        return gpu_curvature.mlp(5, 4, 3)
+        return workloads.mlp(5, 4, 3)
 
     toy = gpu_curvature.Spectrum("toy", small, (5,), 20, 3, probes=2, steps=8, repetitions=1)
     for spectrum in (toy, gpu_curvature.SPECTRA[0]):
