@@ -528,7 +528,12 @@ def _memory(memory: Any) -> int:
 
 
 def _device(device: torch.device | str) -> torch.device:
-    chosen = torch.device(device)
+    try:
+        chosen = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise InvalidArgument(f'device: expected "cpu" or "cuda", got {device!r}') from error
+    if chosen.type == "meta":
+        raise InvalidArgument("device: expected one that holds numbers, got meta")
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise InvalidArgument(
             f"device: expected one that this torch can use, got {chosen}, but this torch "
@@ -536,6 +541,10 @@ def _device(device: torch.device | str) -> torch.device:
         )
     if chosen.type == "cuda" and chosen.index is None:
         chosen = torch.device("cuda", torch.cuda.current_device())
+    if chosen.type == "cuda" and chosen.index >= torch.cuda.device_count():
+        raise InvalidArgument(
+            f"device: expected one of {torch.cuda.device_count()} CUDA devices, got {chosen}"
+        )
     return chosen
 
 

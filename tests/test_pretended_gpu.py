@@ -119,3 +119,14 @@ def test_a_model_and_data_on_two_devices_are_refused_by_name(
     land = pl.Landscape(model(), "cross_entropy", data, device=gpu)
     assert land.device == gpu
     assert land.engine == "native"
+
+
+@pytest.mark.parametrize(
+    ("device", "match"),
+    [("gpu", "expected .cpu. or .cuda., got 'gpu'"), ("meta", "got meta"), ("cuda:3", "of 1 CUDA")],
+)
+def test_a_device_that_cannot_be_used_is_refused_by_name(
+    device: str, match: str, gpu: torch.device, data: tuple[Tensor, Tensor]
+) -> None:
+    with pytest.raises(pl.InvalidArgument, match=f"device: .*{match}"):
+        pl.Landscape(model(), "cross_entropy", data, device=device)
