@@ -67,6 +67,16 @@ def digest_of_all(items: Iterable[Any]) -> str:
     return state.hexdigest()
 
 
+def is_plain(item: Any) -> bool:
+    """Whether `digest_of_all` tells all of it."""
+    if isinstance(item, Mapping):
+        return all(map(is_plain, item.values()))
+    if isinstance(item, tuple | list):
+        return all(map(is_plain, item))
+    plain = int | float | complex | str | bool | bytes
+    return item is None or isinstance(item, plain) or _is_array(item)
+
+
 def text_digest(text: str) -> str:
     """sha256 of a text."""
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .arrays import digest, text_digest
+from .arrays import digest, is_plain, text_digest
 from .losses import KnownLoss
 from .naming import Record
 
@@ -68,6 +68,12 @@ def of_landscape(land: Landscape, state: str) -> dict[str, Any]:
     }
     hidden = [f"model: {each}" for each in model.opaque]
     hidden += [f"loss: {each}" for each in loss.opaque]
+    if not all(is_plain(batch.raw) for batch in land.dataset.batches):
+        data = Record()
+        for i, batch in enumerate(land.dataset.batches):
+            data.add(f"batch {i}", batch.raw)
+        found["batches"] = data.parts
+        hidden += [f"data: {each}" for each in data.opaque]
     if hidden:
         found[OPAQUE] = _told_by(hidden, _at_two_points(land, "loss"), land.device)
     return found

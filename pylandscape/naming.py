@@ -19,7 +19,7 @@ import sys
 import sysconfig
 import types
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,7 @@ from .arrays import digest, text_digest
 LIBRARIES = frozenset(
     {"torch", "numpy", "scipy", "builtins", "pylandscape", *sys.stdlib_module_names}
 ) - {"__main__"}
-LONGEST = 120  # characters of a value that is shown as it is
+LONGEST = 300  # characters of a value that is shown as it is
 MOST = 20_000  # objects that one record looks into
 HOOKS = (
     "_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks",
@@ -73,7 +73,10 @@ class Record:
 
     def add(self, words: str, value: Any) -> None:
         """Put a value among the parts; equal words get a number."""
-        self._part(words, _short(self.value(value, words)))
+        new = id(value) not in self._seen
+        text = self.value(value, words)
+        if not (new and isinstance(value, nn.Module)):  # whose tree is among the parts by now
+            self._part(words, _short(text))
 
     def value(self, value: Any, words: str) -> str:
         """A text that tells equal values from others; functions and classes leave parts too."""
@@ -118,7 +121,7 @@ class Record:
         inside: list[tuple[str, nn.Module]] = []
         ids: set[int] = set()
         for name, child in module.named_modules(remove_duplicate=False):
-            label = f"{words} {name!r}" if name else words
+            label = f"{words} {name!r}" if name else f"{words} itself"
             if id(child) in ids:
                 self._part(label, f"the same as {self._seen[id(child)]}")
                 continue
@@ -132,11 +135,13 @@ class Record:
 
     def _one_module(self, module: nn.Module, label: str) -> str:
         settings = {n: v for n, v in vars(module).items() if n not in _NOT_SETTINGS}
+        if isinstance(module, torch.jit.ScriptModule):
+            settings = {}  # they are in the graph
         absent = [
             f"{n}=None" for table in (module._parameters, module._buffers)
             for n, tensor in table.items() if tensor is None
         ]  # fmt: skip
-        shown = [f"{n}={self.value(settings[n], f'{n} of {label}')}" for n in sorted(settings)]
+        shown = [f"{n}={self.value(settings[n], f'{n} of {label}')}" for n in _in_order(settings)]
         for table in HOOKS:
             for hook in getattr(module, table).values():
                 self.add(f"{table.strip('_').removesuffix('s').replace('_', ' ')} of {label}", hook)
@@ -167,8 +172,8 @@ class Record:
         if isinstance(value, nn.Module):
             return self.module(value, words)
         if isinstance(value, functools.partial):
-            inside = [value.func, value.args, value.keywords]
-            return f"partial({', '.join(self.value(each, words) for each in inside)})"
+            parts = (value.func, value.args, value.keywords)
+            return f"partial({', '.join(self.value(each, words) for each in parts)})"
         if isinstance(value, types.MethodType):
             own = self.value(value.__self__, words)
             return f"{self.value(value.__func__, words)} of {own}"
@@ -192,8 +197,8 @@ class Record:
 
     def _callable_or_object(self, value: Any, words: str) -> str:
         if isinstance(value, torch._ops.OpOverload | torch._ops.OpOverloadPacket):
-            own = str(value).partition(".")[0] not in ("aten", "prim", "prims")
-            return self._hidden(words, f"operator {value}") if own else str(value)
+            known = str(value).partition(".")[0] in ("aten", "prim", "prims")
+            return str(value) if known else self._hidden(words, f"operator {value}")
         if isinstance(value, torch.jit.ScriptFunction):
             return f"script {text_digest(str(value.code))}"
         cls = type(value)
@@ -205,8 +210,8 @@ class Record:
             home = getattr(value, "__module__", None) or getattr(own, "__name__", None)
             if isinstance(value, np.ufunc):
                 home = "numpy"
-            known = home is None or _is_library(home)
-            return f"{home}.{name}" if known else self._hidden(words, f"{home}.{name}")
+            library = home is None or _is_library(home)
+            return f"{home}.{name}" if library else self._hidden(words, f"{home}.{name}")
         if cls.__module__ != "builtins" and not _is_library(cls.__module__):
             state = self._state(value, words)
             return f"{self._class(cls)}({state})"
@@ -229,10 +234,13 @@ class Record:
             for name in (slots,) if isinstance(slots, str) else slots:
                 if name not in ("__dict__", "__weakref__") and hasattr(value, name):
                     state[name] = getattr(value, name)
-        shown = [f"{n}={self.value(state[n], f'{n} of {words}')}" for n in sorted(state)]
+        if isinstance(value, torch.no_grad | torch.enable_grad | torch.inference_mode):
+            state.pop("prev", None)  # the mode before it was entered
+        shown = [f"{n}={self.value(state[n], f'{n} of {words}')}" for n in _in_order(state)]
         for kind in (tuple, list, set, dict, int, float, str):
             if isinstance(value, kind):
-                shown.append(self.value(kind(value), words))
+                plain: Any = kind
+                shown.append(self.value(plain(value), words))
         return ", ".join(shown)
 
     def _tensor(self, tensor: Tensor) -> str:
@@ -265,6 +273,8 @@ class Record:
             except ValueError:  # not assigned yet
                 continue
             self.add(f"{variable} of {name}", inside)
+        if _is_library(str(f.__globals__.get("__name__"))):
+            return
         if f.__defaults__ or f.__kwdefaults__:
             self.add(f"defaults of {name}", (f.__defaults__, f.__kwdefaults__))
         for attribute, inside in f.__dict__.items():
@@ -369,6 +379,11 @@ def _functions_of(value: Any) -> Iterator[types.FunctionType]:
     for f in (value.fget, value.fset) if isinstance(value, property) else (value,):
         if isinstance(f, types.FunctionType):
             yield f
+
+
+def _in_order(names: Iterable[str]) -> list[str]:
+    """Sorted, private names last."""
+    return sorted(names, key=lambda name: (name.startswith("_"), name))
 
 
 def _short(text: str) -> str:

@@ -17,6 +17,7 @@ from .arrays import Array, digest, jsonable
 from .hdf5 import JOURNAL_SUFFIX as SUFFIX
 from .identity import of_metric
 from .journal import Journal
+from .losses import metric_name
 from .request import FORMAT, Metric, build, with_loss
 from .results import Curve, Surface, triangle_layout
 from .resume import answered
@@ -85,20 +86,9 @@ def answer(
     Raises: as `grids.line`.
     """
     chosen, names = with_loss(metrics)
-    request = build(
-        land,
-        asked.kind,
-        axes={
-            name: {"min": axis[0], "max": axis[-1], "n": axis.size, "digest": digest(axis)}
-            for name, axis in asked.axes.items()
-        },
-        metrics=[of_metric(land, metric, name) for metric, name in zip(chosen, names, strict=True)],
-        theta=digest(asked.base),
-        directions=[
-            {**info, "digest": digest(vector)}
-            for info, vector in zip(asked.infos, asked.vectors, strict=True)
-        ],
-        **({} if measure is None else measure.request),
+    more = {} if measure is None else measure.request
+    request = request_for(
+        land, asked.kind, asked.axes, chosen, asked.base, asked.vectors, asked.infos, **more
     )
     total = len(asked.coefficients)
 
@@ -137,6 +127,33 @@ def answer(
     if path is None:
         return run(None)
     return answered(path, request, SUFFIX, lambda at: Journal(at, request, names, total), run)
+
+
+def request_for(
+    land: Landscape,
+    kind: str,
+    axes: Mapping[str, Array],
+    metrics: Sequence[Metric],
+    base: torch.Tensor,
+    vectors: torch.Tensor,
+    infos: Sequence[Mapping[str, Any]],
+    **more: Any,
+) -> dict[str, Any]:
+    """The request for metrics at base + C D on the given axes; D: vectors (k, n), one info each."""
+    return build(
+        land,
+        kind,
+        axes={
+            name: {"min": axis[0], "max": axis[-1], "n": axis.size, "digest": digest(axis)}
+            for name, axis in axes.items()
+        },
+        metrics=[of_metric(land, metric, metric_name(metric)) for metric in metrics],
+        theta=digest(base),
+        directions=[
+            {**info, "digest": digest(vector)} for info, vector in zip(infos, vectors, strict=True)
+        ],
+        **more,
+    )
 
 
 def _info(

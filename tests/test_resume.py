@@ -370,7 +370,9 @@ def test_either_engine_goes_on_with_its_own_run_only(path, monkeypatch, engine):
 
 def test_a_model_of_the_same_shape_with_other_units_is_noticed(path):
     ask(path)
-    with pytest.raises(ResumeMismatch, match=r"\n  model: module '.': file .*Tanh.*, request .*ReLU"):
+    with pytest.raises(
+        ResumeMismatch, match=r"\n  model: module '.': file .*Tanh.*, request .*ReLU"
+    ):
         ask(path, classifier(unit=nn.ReLU))
 
 
