@@ -36,6 +36,7 @@ MOST = 20_000  # objects that one record looks into
 HOOKS = (
     "_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks",
 )  # fmt: skip
+_CHANGING = frozenset({"append", "extend", "insert", "add", "update", "appendleft", "setdefault"})
 _STANDARD = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib")})
 _PLAIN = (int, float, complex, str, bytes, bool, type(None), type(Ellipsis), slice, range)
 _BY_STATE = (  # classes of the standard library that are data
@@ -265,8 +266,9 @@ class Record:
 
     def _around(self, f: types.FunctionType, name: str) -> None:
         """The closure, the defaults and the attributes of a function."""
+        own = _names_in(f.__code__).written
         for variable, cell in zip(f.__code__.co_freevars, f.__closure__ or (), strict=True):
-            if variable == "__class__":  # of super(), whose methods are followed
+            if variable == "__class__" or variable in own:  # super(): its methods are followed
                 continue
             try:
                 inside = cell.cell_contents
@@ -285,6 +287,8 @@ class Record:
         self._part(words, _named_code(code))
         names = _names_in(code)
         for variable in names.globals:
+            if variable in names.written:
+                continue
             if variable in where:
                 self._global(variable, where[variable], name, names.attributes)
             elif not hasattr(builtins, variable):
@@ -394,12 +398,24 @@ def _short(text: str) -> str:
 
 
 class _Names:
-    """What a code object and those inside it name."""
+    """What a code object and those inside it name.
+
+    `written`: variables that it rebinds (`nonlocal`, `global`) or fills, such as counters and
+    histories: what they hold is left by earlier calls, and no part of what is computed.
+    """
 
     def __init__(self, code: types.CodeType) -> None:
         found: dict[str, dict[str, None]] = {"globals": {}, "attributes": {}, "imports": {}}
+        written = set()
         for each in _codes_in(code):
+            before = None
             for step in dis.get_instructions(each):
+                if step.opname in ("STORE_DEREF", "STORE_GLOBAL"):
+                    written.add(step.argval)
+                elif step.argval in _CHANGING and before is not None:
+                    written.add(before)
+                named = step.opname in ("LOAD_DEREF", "LOAD_GLOBAL")
+                before = step.argval if named else None
                 kind = {
                     "LOAD_GLOBAL": "globals", "LOAD_NAME": "globals", "LOAD_ATTR": "attributes",
                     "LOAD_METHOD": "attributes", "LOAD_SUPER_ATTR": "attributes",
@@ -410,6 +426,7 @@ class _Names:
         self.globals = tuple(found["globals"])
         self.attributes = tuple(found["attributes"])
         self.imports = tuple(found["imports"])
+        self.written = frozenset(written)
 
 
 @functools.lru_cache(maxsize=4096)

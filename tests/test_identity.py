@@ -108,7 +108,9 @@ def test_a_finished_file_of_any_kind_is_answered_for_its_own_model_and_loss_only
     ask = functools.partial(KINDS[kind], path=tmp_path / "r.h5", progress=False)
     made = ask(landscape())
     assert ask(landscape()).info["request"] == made.info["request"]
-    with pytest.raises(ResumeMismatch, match=r"model: module itself: file .*tanh.*, request .*sigmoid"):
+    with pytest.raises(
+        ResumeMismatch, match=r"model: module itself: file .*tanh.*, request .*sigmoid"
+    ):
         ask(landscape(Net(torch.sigmoid)))
     with pytest.raises(ResumeMismatch, match=r"loss\.name: file 'mse', request '<lambda>'"):
         ask(landscape(loss=lambda o, t: ((o - t) ** 2).mean()))
@@ -372,6 +374,21 @@ def test_asking_again_gives_the_same_identity_and_changes_nothing():
     assert land.describe() == land.describe()
     assert torch.equal(torch.random.get_rng_state(), before)
     assert "opaque" not in land.describe()
+
+
+def test_counters_and_histories_of_a_loss_are_no_part_of_what_it_computes(tmp_path):
+    calls, history = 0, []
+
+    def loss(o, t):
+        nonlocal calls
+        calls += 1
+        history.append(calls)
+        return square(o, t)
+
+    ask = functools.partial(pl.random_walk, walks=1, steps=2, path=tmp_path / "w.h5")
+    made = ask(landscape(loss=loss), progress=False)
+    assert calls == len(history) > 0
+    assert ask(landscape(loss=loss), progress=False).info == made.info
 
 
 # --- what cannot be looked into ------------------------------------------------------------------
