@@ -289,6 +289,25 @@ def test_a_function_that_the_loss_calls_counts(monkeypatch):
     assert landscape(loss=keyword).describe() != before
 
 
+@pytest.mark.parametrize("make", [lambda a, b: (a, b), lambda a, b: (scaled(a), scaled(b)),
+                                  lambda a, b: (Weighted(a), Weighted(b))])  # fmt: skip
+def test_which_of_equal_names_stands_where_counts(make):
+    """A, B, A is not A, B, B."""
+    if make(1, 2) == (1, 2):
+        one, two = (type("Own", (Weighted,), {"power": power}) for power in (1, 2))
+        rows = [(one(1), two(1), one(1)), (one(1), two(1), two(1))]
+    else:
+        (a, b), (c, d) = make(1.0, 2.0), make(1.0, 2.0)
+        rows = [(a, b, a), (a, b, b), (a, b, c), (a, b, d)]
+    told = []
+    for row in rows:
+        record = Record()
+        record.add("row", row)
+        told.append(record.parts)
+    for one, two in zip(told[::2], told[1::2], strict=True):
+        assert one != two
+
+
 def test_two_lambdas_of_one_line_are_two():
     one, two = (lambda o, t: (o - t).abs().mean(), lambda o, t: (o - t).square().mean())
     told = []
