@@ -13,9 +13,9 @@ import h5py
 import numpy as np
 
 from .arrays import to_json
-from .atomic import remove_leftovers, replacing
+from .atomic import remove_leftovers
 from .errors import FileFormatError, ResumeMismatch
-from .hdf5 import member, open_hdf5
+from .hdf5 import member, open_hdf5, replacing_hdf5
 from .request import differences, listing
 
 SUFFIX = ".lanczos"
@@ -58,10 +58,7 @@ class Checkpoint:
         """Replace what is there, atomically."""
         if self.path is None:
             return
-        with (
-            replacing(self.path) as temporary,
-            h5py.File(temporary, "w", locking=False) as file,
-        ):
+        with replacing_hdf5(self.path) as file:
             text = to_json(self.request, "request").encode()
             file["request"] = np.frombuffer(text, dtype=np.uint8)  # attributes end at 64 KiB
             for name, each in arrays.items():

@@ -102,6 +102,7 @@ class TorchEngine:
             for name, tensor in (*model.named_parameters(), *model.named_buffers())
             if name not in layout.aliases
         }
+        self._digest: str | None = None
         self.batches = [_cast_batch(batch, dtype) for batch in batches]
         self._derivatives = Derivatives(self, memory)
 
@@ -152,7 +153,9 @@ class TorchEngine:
 
     def fixed_digest(self) -> str:
         """SHA-256 of what theta does not hold: buffers and the parameters left out."""
-        return digest_of_all([dict(sorted(self._fixed.items()))])
+        if self._digest is None:
+            self._digest = digest_of_all([dict(sorted(self._fixed.items()))])
+        return self._digest
 
     def _evaluate(
         self, count: int, move: Callable[[int], Tensor], metrics: Sequence[Any]

@@ -1,8 +1,8 @@
-"""Reading HDF5 files that may come from anywhere.
+"""HDF5 files: reading those that may come from anywhere, and replacing our own as a whole.
 
-Only groups and datasets of numbers that lie in the file itself are touched: soft and external
-links, external and virtual storage are refused, sizes are bounded. What the HDF5 library cannot
-read is a FileFormatError that names the path.
+Of what is read, only groups and datasets of numbers that lie in the file itself are touched: soft
+and external links, external and virtual storage are refused, sizes are bounded. What the HDF5
+library cannot read is a FileFormatError that names the path.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import h5py
 import numpy as np
 
 from .arrays import Array
+from .atomic import replacing
 from .errors import FileFormatError, InvalidArgument, PylandscapeError
 
 JOURNAL_MAGIC = b"PYLSJRN1"  # what a journal begins with, and its name ends with
@@ -66,6 +67,25 @@ def open_hdf5(path: Path, name: str) -> Iterator[h5py.File]:
         raise _damaged(path, name, error) from error
     finally:
         file.close()
+
+
+@contextmanager
+def replacing_hdf5(target: Path) -> Iterator[h5py.File]:
+    """A new file to be filled in the block, which takes the place of `target` at its end.
+
+    Raises:
+        OSError: it cannot be written; `target` is as it was.
+    """
+    try:
+        with (
+            replacing(target) as temporary,
+            h5py.File(temporary, "w", locking=False) as file,
+        ):
+            yield file
+    except OSError as error:  # whose text is HDF5's, of a page
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(target)) from error
 
 
 def not_matching(where: str) -> FileFormatError:

@@ -31,11 +31,13 @@ from .arrays import digest, text_digest
 LIBRARIES = frozenset(
     {"torch", "numpy", "scipy", "builtins", "pylandscape", *sys.stdlib_module_names}
 ) - {"__main__"}
+DEPTH = 3  # of the modules in modules that code names
 LONGEST = 300  # characters of a value that is shown as it is
 MOST = 20_000  # objects that one record looks into
 HOOKS = (
     "_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks",
 )  # fmt: skip
+_CHANGING = frozenset({"append", "extend", "insert", "add", "update", "appendleft", "setdefault"})
 _STANDARD = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib")})
 _PLAIN = (int, float, complex, str, bytes, bool, type(None), type(Ellipsis), slice, range)
 _BY_STATE = (  # classes of the standard library that are data
@@ -69,6 +71,7 @@ class Record:
         self.opaque: list[str] = []
         self._known = dict(known or {})
         self._seen: dict[int, str] = {}
+        self._named: dict[str, list[int]] = {}
         self._alive: list[Any] = []  # ids stay unique while their objects live
 
     def add(self, words: str, value: Any) -> None:
@@ -97,7 +100,7 @@ class Record:
         try:
             text = self._looked_into(value, words)
         except Exception as error:  # whatever foreign objects raise when they are read
-            text = self._hidden(words, f"{_type_name(type(value))}, {type(error).__name__}")
+            text = self._hidden(words, f"{self._type_name(type(value))}, {type(error).__name__}")
         self._seen[id(value)] = text
         return text
 
@@ -131,7 +134,7 @@ class Record:
             self._alive.append(child)
         for label, child in inside:
             self._part(label, _short(self._one_module(child, label)))
-        return f"{words} {_type_name(type(module))}"
+        return f"{words} {self._type_name(type(module))}"
 
     def _one_module(self, module: nn.Module, label: str) -> str:
         settings = {n: v for n, v in vars(module).items() if n not in _NOT_SETTINGS}
@@ -150,7 +153,7 @@ class Record:
         elif isinstance(module, torch.jit.ScriptModule):
             self._part(f"graph of {label}", text_digest(str(getattr(module, "code", ""))))
         self._methods(type(module), _ALWAYS)
-        return f"{_type_name(type(module))}({', '.join([*shown, *absent])})"
+        return f"{self._type_name(type(module))}({', '.join([*shown, *absent])})"
 
     # --- values --------------------------------------------------------------------------------
 
@@ -214,8 +217,8 @@ class Record:
             return f"{home}.{name}" if library else self._hidden(words, f"{home}.{name}")
         if cls.__module__ != "builtins" and not _is_library(cls.__module__):
             state = self._state(value, words)
-            return f"{self._class(cls)}({state})"
-        name = _type_name(cls)
+            return f"{self.value(cls, words)}({state})"
+        name = self._type_name(cls)
         if name.startswith("pylandscape.") and callable(getattr(value, "describe", None)):
             return self.value(value.describe(), words)  # a Landscape, an operator
         if cls.__module__.partition(".")[0] in ("torch", "scipy", "numpy", "pylandscape") and (
@@ -261,12 +264,14 @@ class Record:
         if not library:
             self._code(f.__code__, f"code of {name}", name, f.__globals__)
         self._around(f, name)
-        return f"{home}.{f.__qualname__}" if library else f"function {f.__qualname__}"
+        full = f"{home}.{f.__qualname__}" if library else f"function {f.__qualname__}"
+        return self._numbered(full, f)
 
     def _around(self, f: types.FunctionType, name: str) -> None:
         """The closure, the defaults and the attributes of a function."""
+        own = _names_in(f.__code__).written
         for variable, cell in zip(f.__code__.co_freevars, f.__closure__ or (), strict=True):
-            if variable == "__class__":  # of super(), whose methods are followed
+            if variable == "__class__" or variable in own:  # super(): its methods are followed
                 continue
             try:
                 inside = cell.cell_contents
@@ -285,6 +290,8 @@ class Record:
         self._part(words, _named_code(code))
         names = _names_in(code)
         for variable in names.globals:
+            if variable in names.written:
+                continue
             if variable in where:
                 self._global(variable, where[variable], name, names.attributes)
             elif not hasattr(builtins, variable):
@@ -298,15 +305,17 @@ class Record:
         self.add(f"{variable} of {name}", value)
         if isinstance(value, types.ModuleType) and not _is_library(value.__name__):
             for attribute in attributes:
-                if attribute in vars(value):
-                    self.add(f"{variable}.{attribute} of {name}", vars(value)[attribute])
+                if attribute in vars(value) and variable.count(".") < DEPTH:
+                    self._global(
+                        f"{variable}.{attribute}", vars(value)[attribute], name, attributes
+                    )
 
     def _class(self, cls: type) -> str:
         """A class by its name and, where it is no library's, by the code of all methods."""
         if not _is_library(cls.__module__):
             found = [n for c in _own_bases(cls) for n in vars(c) if n not in _NOT_COMPUTING]
             self._methods(cls, tuple(dict.fromkeys(found)))
-        return _type_name(cls)
+        return self._type_name(cls)
 
     def _methods(self, cls: type, names: tuple[str, ...]) -> None:
         """The attributes of a class with these names, and those that their code names."""
@@ -333,7 +342,7 @@ class Record:
         for f in functions:
             if id(f) not in self._seen:
                 self._alive.append(f)
-                self._seen[id(f)] = f"function {f.__qualname__}"
+                self._seen[id(f)] = self._numbered(f"function {f.__qualname__}", f)
                 label = f"{name} of {owner.__name__}"
                 if not _is_library(str(f.__globals__.get("__name__"))):
                     self._code(f.__code__, label, label, f.__globals__)
@@ -342,10 +351,24 @@ class Record:
 
     def _part(self, words: str, text: str) -> None:
         name, count = words, 1
-        while self.parts.get(name, text) != text:
+        while name in self.parts:
             count += 1
             name = f"{words} ({count})"
         self.parts[name] = text
+
+    def _numbered(self, name: str, of: Any) -> str:
+        """The name, with a number where functions or classes before have the same one."""
+        same = self._named.setdefault(name, [])
+        if id(of) not in same:
+            self._alive.append(of)
+            same.append(id(of))
+        at = same.index(id(of)) + 1
+        return name if at == 1 else f"{name} ({at})"
+
+    def _type_name(self, cls: type) -> str:
+        """With its module where it is a library's; a script's classes move between modules."""
+        whole = f"{cls.__module__}.{cls.__qualname__}"
+        return self._numbered(whole if _is_library(cls.__module__) else cls.__qualname__, cls)
 
 
 def _is_library(module: str | None) -> bool:
@@ -356,15 +379,6 @@ def _is_library(module: str | None) -> bool:
         return True
     file = getattr(sys.modules.get(top), "__file__", None)  # a script may be called statistics.py
     return file is None or file.startswith(_STANDARD)
-
-
-def _type_name(cls: type) -> str:
-    """With its module where it is a library's; a script's classes move between modules."""
-    return (
-        f"{cls.__module__}.{cls.__qualname__}"
-        if _is_library(cls.__module__)
-        else (cls.__qualname__)
-    )
 
 
 def _own_bases(cls: type) -> list[type]:
@@ -394,12 +408,24 @@ def _short(text: str) -> str:
 
 
 class _Names:
-    """What a code object and those inside it name."""
+    """What a code object and those inside it name.
+
+    `written`: variables that it rebinds (`nonlocal`, `global`) or fills, such as counters and
+    histories: what they hold is left by earlier calls, and no part of what is computed.
+    """
 
     def __init__(self, code: types.CodeType) -> None:
         found: dict[str, dict[str, None]] = {"globals": {}, "attributes": {}, "imports": {}}
+        written = set()
         for each in _codes_in(code):
+            before = None
             for step in dis.get_instructions(each):
+                if step.opname in ("STORE_DEREF", "STORE_GLOBAL"):
+                    written.add(step.argval)
+                elif step.argval in _CHANGING and before is not None:
+                    written.add(before)
+                named = step.opname in ("LOAD_DEREF", "LOAD_GLOBAL")
+                before = step.argval if named else None
                 kind = {
                     "LOAD_GLOBAL": "globals", "LOAD_NAME": "globals", "LOAD_ATTR": "attributes",
                     "LOAD_METHOD": "attributes", "LOAD_SUPER_ATTR": "attributes",
@@ -410,6 +436,7 @@ class _Names:
         self.globals = tuple(found["globals"])
         self.attributes = tuple(found["attributes"])
         self.imports = tuple(found["imports"])
+        self.written = frozenset(written)
 
 
 @functools.lru_cache(maxsize=4096)

@@ -27,9 +27,8 @@ import h5py
 import numpy as np
 
 from .arrays import digest, text_digest, to_json
-from .atomic import replacing
 from .errors import FileFormatError, InvalidArgument
-from .hdf5 import array, as_path, member, not_matching
+from .hdf5 import array, as_path, member, not_matching, replacing_hdf5
 
 GROUP = "pylandscape"
 FORMAT = 1
@@ -89,10 +88,7 @@ def save(result: Any, path: str | os.PathLike[str]) -> None:
     stored, texts = _numbers(arrays)
     about = {"fields": facts, "arrays": list(stored), "texts": texts}
     stored["about"] = np.frombuffer(to_json(about, "info").encode(), dtype=np.uint8)
-    with (
-        replacing(target) as temporary,
-        h5py.File(temporary, "w", locking=False) as file,
-    ):
+    with replacing_hdf5(target) as file:
         file.attrs[GROUP] = FORMAT
         group = file.create_group(GROUP)
         group.attrs["format"] = FORMAT

@@ -11,9 +11,9 @@ from torch import nn
 from pylandscape.classify import classify
 from pylandscape.critical_results import EPS, CriticalPoints
 from pylandscape.errors import FileFormatError, InvalidArgument, ResumeMismatch
-from pylandscape.loading import load
 from pylandscape.hessians import PointEvaluator
 from pylandscape.landscape import Landscape
+from pylandscape.loading import load
 
 QUIET = {"progress": False}
 

@@ -285,6 +285,16 @@ def test_another_request_does_not_resume_a_file(folder, monkeypatch, capsys):
     assert "s.h5" in err
 
 
+def test_an_interrupted_command_without_out_advises_none(folder, monkeypatch, capsys):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.modules["pylandscape.theory"], "theory", interrupted)
+    code, _, err = in_process(folder, monkeypatch, capsys, "theory", "group")
+    assert code == 130
+    assert err.strip() == "pylandscape: interrupted"
+
+
 def test_interrupt_exits_with_130_and_the_same_command_goes_on(folder):
     command = [
         "line", "--model", "mine:model", "--data", "mine:data", "--objective", "mine:slow",

@@ -9,10 +9,10 @@ from grid_support import classifier, directions, quadratic, scalar_landscape
 
 from pylandscape.convexity import METRICS, convexity
 from pylandscape.errors import InvalidArgument, LayoutMismatch, ResumeMismatch
-from pylandscape.loading import load
 from pylandscape.grids import plane
 from pylandscape.journal import Journal
 from pylandscape.landscape import Landscape
+from pylandscape.loading import load
 
 QUIET = {"progress": False}
 UNIT = np.eye(4)

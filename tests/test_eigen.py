@@ -184,7 +184,7 @@ def test_an_interrupted_run_goes_on_from_its_file(tmp_path: Path) -> None:
         return v @ a
 
     def ask(path: Path | None) -> EigenPairs:
-        op = SymmetricOperator(300, product)
+        op = SymmetricOperator(300, product, about={"matrix": "the test's"})  # whatever `stop` is
         return eigenpairs(op, 3, basis=40, tol=1e-9, path=path, progress=False)
 
     with pytest.raises(KeyboardInterrupt):
@@ -206,7 +206,10 @@ def test_an_interrupted_run_goes_on_from_its_file(tmp_path: Path) -> None:
     assert calls == 0
     np.testing.assert_array_equal(again.values, whole.values)
     with pytest.raises(ResumeMismatch, match="tol"):
-        eigenpairs(SymmetricOperator(300, product), 3, basis=40, tol=1e-3, path=path)
+        eigenpairs(
+            SymmetricOperator(300, product, about={"matrix": "the test's"}), 3, basis=40,
+            tol=1e-3, path=path,
+        )  # fmt: skip
 
 
 def test_another_matrix_is_noticed_on_resume(tmp_path: Path) -> None:
@@ -221,10 +224,13 @@ def test_another_matrix_is_noticed_on_resume(tmp_path: Path) -> None:
         return v @ a
 
     path = tmp_path / "pairs.h5"
+    about = {"known by": "a name that both have"}
+    op = SymmetricOperator(100, product, about=about)
     with pytest.raises(KeyboardInterrupt):
-        eigenpairs(SymmetricOperator(100, product), 2, path=path, progress=False)
+        eigenpairs(op, 2, path=path, progress=False)
+    other = SymmetricOperator(100, lambda v: v @ (2 * a), about=about)
     with pytest.raises(ResumeMismatch, match="it is another matrix"):
-        eigenpairs(SymmetricOperator(100, lambda v: v @ (2 * a)), 2, path=path, progress=False)
+        eigenpairs(other, 2, path=path, progress=False)
 
 
 @pytest.mark.parametrize(("options", "message"), [

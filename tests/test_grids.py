@@ -11,9 +11,9 @@ from grid_support import classifier, directions, quadratic, scalar_landscape
 from torch import nn
 
 from pylandscape.errors import InvalidArgument, LayoutMismatch
-from pylandscape.loading import load
 from pylandscape.grids import interpolate, line, make_axis, plane
 from pylandscape.landscape import Landscape
+from pylandscape.loading import load
 from pylandscape.results import Curve, Surface
 from pylandscape.sweep import missing, next_size, sweep
 

@@ -108,7 +108,9 @@ def test_a_finished_file_of_any_kind_is_answered_for_its_own_model_and_loss_only
     ask = functools.partial(KINDS[kind], path=tmp_path / "r.h5", progress=False)
     made = ask(landscape())
     assert ask(landscape()).info["request"] == made.info["request"]
-    with pytest.raises(ResumeMismatch, match=r"model: module itself: file .*tanh.*, request .*sigmoid"):
+    with pytest.raises(
+        ResumeMismatch, match=r"model: module itself: file .*tanh.*, request .*sigmoid"
+    ):
         ask(landscape(Net(torch.sigmoid)))
     with pytest.raises(ResumeMismatch, match=r"loss\.name: file 'mse', request '<lambda>'"):
         ask(landscape(loss=lambda o, t: ((o - t) ** 2).mean()))
@@ -287,6 +289,25 @@ def test_a_function_that_the_loss_calls_counts(monkeypatch):
     assert landscape(loss=keyword).describe() != before
 
 
+@pytest.mark.parametrize("make", [lambda a, b: (a, b), lambda a, b: (scaled(a), scaled(b)),
+                                  lambda a, b: (Weighted(a), Weighted(b))])  # fmt: skip
+def test_which_of_equal_names_stands_where_counts(make):
+    """A, B, A is not A, B, B."""
+    if make(1, 2) == (1, 2):
+        one, two = (type("Own", (Weighted,), {"power": power}) for power in (1, 2))
+        rows = [(one(1), two(1), one(1)), (one(1), two(1), two(1))]
+    else:
+        (a, b), (c, d) = make(1.0, 2.0), make(1.0, 2.0)
+        rows = [(a, b, a), (a, b, b), (a, b, c), (a, b, d)]
+    told = []
+    for row in rows:
+        record = Record()
+        record.add("row", row)
+        told.append(record.parts)
+    for one, two in zip(told[::2], told[1::2], strict=True):
+        assert one != two
+
+
 def test_two_lambdas_of_one_line_are_two():
     one, two = (lambda o, t: (o - t).abs().mean(), lambda o, t: (o - t).square().mean())
     told = []
@@ -372,6 +393,21 @@ def test_asking_again_gives_the_same_identity_and_changes_nothing():
     assert land.describe() == land.describe()
     assert torch.equal(torch.random.get_rng_state(), before)
     assert "opaque" not in land.describe()
+
+
+def test_counters_and_histories_of_a_loss_are_no_part_of_what_it_computes(tmp_path):
+    calls, history = 0, []
+
+    def loss(o, t):
+        nonlocal calls
+        calls += 1
+        history.append(calls)
+        return square(o, t)
+
+    ask = functools.partial(pl.random_walk, walks=1, steps=2, path=tmp_path / "w.h5")
+    made = ask(landscape(loss=loss), progress=False)
+    assert calls == len(history) > 0
+    assert ask(landscape(loss=loss), progress=False).info == made.info
 
 
 # --- what cannot be looked into ------------------------------------------------------------------

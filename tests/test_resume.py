@@ -20,9 +20,9 @@ from torch import nn
 
 from pylandscape import atomic, journal, resume
 from pylandscape.errors import FileFormatError, PylandscapeError, ResumeMismatch
-from pylandscape.loading import load
 from pylandscape.grids import interpolate, line, plane
 from pylandscape.journal import Journal
+from pylandscape.loading import load
 
 SIZE = 12  # of the grids' sides
 ASKED = {"metrics": ("loss", "accuracy"), "progress": False}

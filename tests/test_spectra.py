@@ -207,7 +207,7 @@ def test_an_interrupted_run_goes_on_from_its_file(
     path = tmp_path / "s.h5"
 
     def ask(path: Path | None, **options: Any) -> pl.Spectrum:
-        op = SymmetricOperator(70, product)
+        op = SymmetricOperator(70, product, about={"matrix": "the test's"})  # whatever `stop` is
         return spectrum(op, 5, 20, vectors=2, seed=3, path=path, progress=False, **options)
 
     with pytest.raises(KeyboardInterrupt):

@@ -19,8 +19,9 @@ from ...request import differences, listing
 from ._files import replacing
 
 UNFILLED = foreign.UNFILLED
-REQUEST = "request"  # what the numbers that we filled in were asked with: JSON in NAME_request; in
-# older files an attribute of NAME, which cannot be longer than 64 KiB
+REQUEST = "request"  # attribute of a dataset that we filled: what its numbers were asked with; a
+# long one goes on in "request 2", ..., as an attribute has at most 64 KiB
+PIECE = 60_000
 SAVE_SECONDS = 2.0  # between two writes of a file
 
 
@@ -150,14 +151,18 @@ class Record:
 
 
 def _recorded(f: h5py.File, key: str) -> str | None:
-    if f"{key}_{REQUEST}" in f:
-        return bytes(array(f, f"{key}_{REQUEST}").astype(np.uint8)).decode()
-    return str(f[key].attrs[REQUEST]) if key in f and REQUEST in f[key].attrs else None
+    if key not in f or REQUEST not in f[key].attrs:
+        return None
+    kept, pieces = f[key].attrs, [REQUEST]
+    while (name := f"{REQUEST} {len(pieces) + 1}") in kept:
+        pieces.append(name)
+    return "".join(str(kept[name]) for name in pieces)
 
 
 def _record(f: h5py.File, key: str, request: Mapping[str, Any]) -> None:
-    f[key].attrs.pop(REQUEST, None)
-    name = f"{key}_{REQUEST}"
-    if name in f:
-        del f[name]
-    f[name] = np.frombuffer(json.dumps(request).encode(), dtype=np.uint8)
+    kept, text = f[key].attrs, json.dumps(request)
+    for name in [name for name in kept if name.startswith(REQUEST)]:
+        del kept[name]
+    for i in range(0, len(text), PIECE):
+        name = REQUEST if i == 0 else f"{REQUEST} {i // PIECE + 1}"
+        kept[name] = text[i : i + PIECE]
