@@ -155,7 +155,10 @@ def trace(model: nn.Module, example: Tensor, how: str) -> torch.fx.GraphModule:
     """
     with restored_attributes(model), refused(how), torch.no_grad():
         if how == "fx":
-            return torch.fx.GraphModule(model, _Tracer().trace(model))
+            graph = _Tracer().trace(model)
+            if any(node.target == "register_hook" for node in graph.nodes):
+                raise Final("the forward pass hooks gradients")
+            return torch.fx.GraphModule(model, graph)
         with _silent():
             program = torch.export.export(model, (example,), strict=False)
         return _with_own_tensors(program, model)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
+import os
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,6 +25,9 @@ from .errors import InvalidArgument, NotLowered
 from .layout import ParameterLayout
 from .losses import FreeLoss, KnownLoss, as_scalar, resolve_loss
 from .torch_derivatives import MEMORY
+
+if TYPE_CHECKING:
+    from .hessians import PointEvaluator
 
 Evaluate = Callable[[np.ndarray], dict[str, np.ndarray]]
 Metric = str | Callable[[Tensor, Tensor], Any]
@@ -134,18 +140,26 @@ class Landscape:
         effective_bn = bn if self.has_batchnorm else "eval"
         if bn == "interpolate":
             effective_bn = bn if self.moved.n > self.layout.n else "eval"
+        self._asked = own_device, effective_bn, dtype, engine
+        self._start()
+
+    def _start(self) -> None:
+        own_device, bn, dtype, engine = self._asked
+        self._lock = threading.RLock()  # of what is made when it is first asked for:
+        self._elsewhere: tuple[str, Landscape] | None = None  # with another model's buffers
+        self._points: PointEvaluator | None = None
         self._torch = TorchEngine(
-            model,
+            self.model,
             self.loss_spec,
             self.dataset.batches,
             self.moved,
             dtype=dtype,
             device=self.device,
-            bn=effective_bn,
+            bn=bn,
             memory=self.memory,
         )
-        self._model_loss = self._first_loss(own_device, effective_bn, dtype)
-        self._native, self._report = self._choose(engine, effective_bn)
+        self._model_loss = self._first_loss(own_device, bn, dtype)
+        self._native, self._report = self._choose(engine, bn)
 
     @property
     def n_params(self) -> int:
@@ -170,7 +184,8 @@ class Landscape:
 
     def loss(self, theta: Any = None) -> float:
         """L at theta (n,); default the model's parameters."""
-        return float(self.losses(points=self._point(theta)[None])[0])
+        home, point = self._located(theta)
+        return float(home.losses(points=point[None])[0])
 
     def losses(
         self,
@@ -185,7 +200,8 @@ class Landscape:
         Args:
             coefficients, directions: (G, k) and (k, n): the points theta + C D.
             points: instead of them, any thetas (P, n).
-            theta: the origin (n,) of the directions; default the model's parameters.
+            theta: the origin of the directions: (n,), a module or a state dict; default the
+                model's parameters.
 
         With bn="interpolate", running statistics come along in a module, a state dict or a
         Direction that has them, or as further columns (n + m) in the order of ``moved``. A bare
@@ -243,8 +259,8 @@ class Landscape:
 
         chosen = _checked_metrics(metrics, self.loss_spec)
         vectors, _ = as_steps(self, directions)
-        base = self._point(theta)
-        engine = self._native or self._torch
+        home, base = self._located(theta)
+        engine = home._native or home._torch
         ask = engine.prepare(base, vectors, chosen)
         negative = statistics.negative(self.moved, base, vectors)
         names = [m if isinstance(m, str) else m.__name__ for m in chosen]
@@ -264,12 +280,16 @@ class Landscape:
         return evaluate
 
     def gradient(self, theta: Any = None) -> Tensor:
-        """dL/dtheta (n,) float64, in loss per unit of parameter."""
-        point = self._smooth_point(theta)
+        """dL/dtheta (n,) float64, in loss per unit of parameter.
+
+        ``theta``, as in all of this class: (n,), or a module or state dict, which brings its
+        buffers along (see `at`); default the model's parameters.
+        """
+        home, point = self._smooth_point(theta)
         try:
-            result: Tensor = (self._native or self._torch).gradient(point)
-        except NotLowered:  # an op without a compiled derivative
-            result = self._torch.gradient(point)
+            result: Tensor = (home._native or home._torch).gradient(point)
+        except NotLowered:  # derivatives that are not compiled
+            result = home._torch.gradient(point)
         return result[: self.n_params]
 
     def hvp(self, v: Any, theta: Any = None) -> Tensor:
@@ -296,26 +316,37 @@ class Landscape:
 
         N n numbers: for small models.
         """
-        point = self._smooth_point(theta)
+        home, point = self._smooth_point(theta)
         try:
-            result: Tensor = (self._native or self._torch).per_sample_gradients(point)
-        except NotLowered:  # an op without a compiled derivative
-            result = self._torch.per_sample_gradients(point)
+            result: Tensor = (home._native or home._torch).per_sample_gradients(point)
+        except NotLowered:  # derivatives that are not compiled
+            result = home._torch.per_sample_gradients(point)
         return result[:, : self.n_params].contiguous()
 
     def hessian(self, theta: Any = None) -> Tensor:
-        """The Hessian (n, n), float64, symmetrised; n^2 numbers, so for small models."""
+        """The Hessian (n, n), float64, symmetrised; n^2 numbers, so for small models.
+
+        Raises InvalidArgument where it and what it is made from cannot fit the machine's memory.
+        """
+        there, needed = _memory_of(self.device), 3 * 8 * self.n_params**2
+        if needed > there:
+            raise InvalidArgument(
+                f"hessian: expected a model whose Hessian fits the memory, but of n = "
+                f"{self.n_params:,} parameters it takes {needed / 2**30:,.0f} GiB and there are "
+                f"{there / 2**30:,.0f}; hvp(), linear_operator(), eigenpairs() and spectrum() need "
+                "products alone"
+            )
         identity = torch.eye(self.n_params, dtype=self.dtype, device=self.device)
         h = self.hvp(identity, theta)
         return (h + h.T) / 2
 
     def linear_operator(self, theta: Any = None) -> LinearOperator:
         """The Hessian at theta as a scipy LinearOperator (n, n), float64."""
-        point = self._point(theta)
+        home, point = self._located(theta)
 
         def matmat(v: np.ndarray) -> np.ndarray:
             rows = torch.as_tensor(np.ascontiguousarray(np.asarray(v).T))
-            return np.asarray(self.hvp(rows, point).cpu()).T
+            return np.asarray(home.hvp(rows, point).cpu()).T
 
         def matvec(v: np.ndarray) -> np.ndarray:
             return matmat(np.asarray(v).reshape(-1, 1))[:, 0]
@@ -330,9 +361,59 @@ class Landscape:
             dtype=np.dtype(np.float64),
         )
 
-    def model_loss(self) -> float:
-        """The module's own loss when the landscape was made: plain torch, no engine."""
-        return self._model_loss
+    def model_loss(self, theta: Any = None) -> float:
+        """The module's own loss when the landscape was made, or that of another module or state
+        dict: by torch, without the compiled program."""
+        if theta is None:
+            return self._model_loss
+        home, point = self._located(theta)
+        return float(home._torch.prepare_points(("loss",))(point[None])["loss"][0])
+
+    def at(self, theta: Any) -> Landscape:
+        """The landscape that ``theta`` is a point of: this one, unless theta is a module or a state
+        dict with other buffers than the model's, for example other running statistics.
+
+        Points have only what `moved` lists, so such a model has a landscape of its own: with its
+        buffers, the same data and loss. The last one is kept. All methods and functions that take
+        ``theta=`` ask it.
+
+        Raises:
+            InvalidArgument: theta has other parameters beside those that ``params=`` chose.
+            LayoutMismatch: another layout; a state dict without running statistics.
+        """
+        buffers = statistics.foreign_buffers(self, theta, "theta")
+        if not buffers:
+            return self
+        whole = {**dict(self.model.named_buffers()), **buffers}
+        point = self.moved.vector(_named(theta), "theta", self.dtype, self.device)
+        key = hashlib.sha256(_tensor_digest(point).encode())
+        for name in sorted(buffers):
+            key.update(f"{name}{_tensor_digest(whole[name])}".encode())
+        with self._lock:
+            if self._elsewhere is None or self._elsewhere[0] != key.hexdigest():
+                self._elsewhere = None  # before the next one takes its memory
+                self._elsewhere = key.hexdigest(), self._moved_to(point, buffers)
+            return self._elsewhere[1]
+
+    def _moved_to(self, point: Tensor, buffers: dict[str, Tensor]) -> Landscape:
+        other = copy.copy(self)
+        other.model = copy.deepcopy(self.model)
+        other.origin, other.theta = point, point[: self.n_params]
+        named = dict(other.model.named_parameters()) | dict(other.model.named_buffers())
+        with torch.no_grad():
+            for name, tensor in (self.moved.unflatten(point) | buffers).items():
+                named[name].copy_(tensor)
+        other._start()
+        return other
+
+    def point_evaluator(self) -> PointEvaluator:
+        """Loss, gradient and Hessian of many points of a small model (hessians.py), made once."""
+        from .hessians import PointEvaluator
+
+        with self._lock:
+            if self._points is None:
+                self._points = PointEvaluator(self)
+            return self._points
 
     def describe(self) -> dict[str, Any]:
         """What determines the numbers, JSON-able: engine, versions, dtype, digests, loss."""
@@ -358,7 +439,8 @@ class Landscape:
                 f"v: expected shape ({self.n_params},) or (k, {self.n_params}), "
                 f"got {tuple(vectors.shape)}"
             )
-        return self._product_at(matrix, vectors, self._point(theta))
+        home, point = self._located(theta)
+        return home._product_at(matrix, vectors, point)
 
     def _product_at(self, matrix: str, vectors: Tensor, point: Tensor) -> Tensor:
         """The same of vectors (n,) or (k, n) like theta at a point of `_point`, all checked."""
@@ -368,7 +450,7 @@ class Landscape:
             block = torch.nn.functional.pad(block, (0, self.moved.n - self.n_params))
         try:
             result: Tensor = (self._native or self._torch).product(matrix, point, block)
-        except NotLowered:  # an op without a compiled derivative
+        except NotLowered:  # derivatives that are not compiled
             result = self._torch.product(matrix, point, block)
         return result[:, : self.n_params].reshape(vectors.shape)
 
@@ -379,16 +461,24 @@ class Landscape:
         return self._native.product_into(matrix, self._point(point))
 
     def _theta(self, theta: Any) -> Tensor:
-        """The parameters (n,) of a point."""
-        return self._point(theta)[: self.n_params]
+        """The parameters (n,) of a point, whatever its buffers."""
+        if theta is None:
+            return self.theta
+        return statistics.parameters(self, theta, "theta")
 
     def _point(self, theta: Any) -> Tensor:
-        """The parameters and what else the landscape moves, (n + m,)."""
+        """The parameters and what else the landscape moves, (n + m,); not of other buffers."""
         return self.origin if theta is None else statistics.point(self, theta, "theta")
 
-    def _smooth_point(self, theta: Any) -> Tensor:
-        """The point of derivatives: NaN in place of negative variances, where there are none."""
-        return statistics.without_negative(self.moved, self._point(theta))
+    def _located(self, theta: Any) -> tuple[Landscape, Tensor]:
+        """The landscape that has the buffers of theta, and theta as its point."""
+        home = self.at(theta)
+        return home, home._point(theta)
+
+    def _smooth_point(self, theta: Any) -> tuple[Landscape, Tensor]:
+        """The same for derivatives: NaN in place of negative variances, where there are none."""
+        home, point = self._located(theta)
+        return home, statistics.without_negative(self.moved, point)
 
     def _first_loss(self, own: torch.device, bn: str, dtype: torch.dtype | None) -> float:
         """Runs the module once as the user would; every misfit of model and data shows here."""
@@ -527,6 +617,16 @@ def _memory(memory: Any) -> int:
     return memory
 
 
+def _memory_of(device: torch.device) -> int:
+    """Bytes of all of the device's memory."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[1])
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError, AttributeError):  # not on this system
+        return 1 << 40
+
+
 def _device(device: torch.device | str) -> torch.device:
     try:
         chosen = torch.device(device)
@@ -603,6 +703,15 @@ def _checked_metrics(metrics: Sequence[Metric], loss: Any) -> tuple[Metric, ...]
             f"bce_with_logits, got {loss.name!r}; pass a callable metric instead"
         )
     return chosen
+
+
+def _named(model: Any) -> dict[str, Tensor]:
+    """The parameters and buffers of a module or state dict by name, aliases too."""
+    if not isinstance(model, nn.Module):
+        return dict(model)
+    return dict(model.named_parameters(remove_duplicate=False)) | dict(
+        model.named_buffers(remove_duplicate=False)
+    )
 
 
 def _own_version() -> str:

@@ -22,7 +22,6 @@ from tqdm import tqdm
 from .arguments import integer
 from .checkpoint import Checkpoint, resumable
 from .errors import InvalidArgument
-from .hessians import _evaluator
 from .request import FORMAT, digest
 from .results import Array
 from .sweep import BAR_DELAY
@@ -189,7 +188,7 @@ class _Sampler:
             np.full((*shape, self.land.n_params), np.nan), np.full(shape, np.nan),
             np.full(shape, np.nan), self.rule.kind,
         )  # fmt: skip
-        advance = Advance(self.rule, found, _evaluator(self.land).gradients, self.starts)
+        advance = Advance(self.rule, found, self.land.point_evaluator().gradients, self.starts)
         before = kept.load()
         if before is not None:
             advance.take_up(before)
