@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from .errors import NotLowered
+from .errors import NotLowered, out_of_memory
 
 # Modules whose own Python code fx cannot trace; they stand in the graph as one call.
 _WHOLE = (
@@ -76,15 +76,9 @@ def refused(how: str) -> Iterator[None]:
     except NotLowered:
         raise
     except Exception as error:
-        if is_memory(error):
+        if out_of_memory(error):
             raise
         raise NotLowered(f"{how}: {first_line(error)}") from error
-
-
-def is_memory(error: BaseException) -> bool:
-    """Whether memory ran out: torch has a plain RuntimeError for the CPU's."""
-    out = isinstance(error, MemoryError | torch.OutOfMemoryError)
-    return out or "DefaultCPUAllocator" in str(error)
 
 
 def check_example(model: nn.Module, example: Tensor) -> None:
@@ -93,7 +87,7 @@ def check_example(model: nn.Module, example: Tensor) -> None:
         try:
             model(example)
         except Exception as error:
-            if is_memory(error):
+            if out_of_memory(error):
                 raise
             raise Final(
                 f"the forward pass does not run on another number of samples ({len(example)}) "

@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from .capture import Final, first_line, is_memory, restored_attributes
+from .capture import Final, first_line, restored_attributes
 from .data import Batch
 from .engine_torch import TorchEngine
-from .errors import NotLowered, PylandscapeError
+from .errors import NotLowered, PylandscapeError, out_of_memory
 from .losses import KnownLoss
 from .statistics import KIND, is_variance
 
@@ -148,7 +148,7 @@ def check_derivatives(
                 raise
             return refusal.reason  # no derivatives in the program
         except Exception as error:  # the model cannot run in float64, or has no derivatives
-            if is_memory(error):
+            if out_of_memory(error):
                 raise
             problem = error
             continue
@@ -230,7 +230,7 @@ def _check_product(
             warnings.simplefilter("ignore")
             want = reference.product("hessian", point, v)[0]
     except Exception as error:  # the program or torch has no second derivative of an op
-        if is_memory(error):
+        if out_of_memory(error):
             raise
         return
     gap, where = compare(got, want)

@@ -19,11 +19,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from . import engine_cuda, engine_native, engine_recompute, statistics
-from .data import Dataset, untouched_random_state
-from .engine_torch import Objective, TorchEngine, call_model, eval_mode
-from .errors import InvalidArgument, NotLowered
-from .layout import ParameterLayout
-from .losses import FreeLoss, KnownLoss, as_scalar, resolve_loss
+from .data import Dataset, not_finite
+from .engine_torch import Objective, TorchEngine, eval_mode, rebound
+from .errors import InvalidArgument, NotLowered, out_of_memory, wrapping
+from .layout import ParameterLayout, without_wrappers
+from .losses import FreeLoss, KnownLoss, resolve_loss
+from .snapshot import Snapshot, unwrapped
 from .torch_derivatives import MEMORY
 
 if TYPE_CHECKING:
@@ -64,7 +65,12 @@ class Landscape:
     """L(theta) of ``loss(model(x), y)`` over data, or of ``objective(model, batch)``.
 
     Args:
-        model: any ``nn.Module``. It is never changed, and later changes of it do not reach here.
+        model: any ``nn.Module``. The landscape answers for its own copy, ``land.model``, in eval
+            mode: the module is never changed, and later changes of it do not reach here. While the
+            landscape is made, the module itself runs once at moved parameters, as a check of the
+            copy, and gets every bit back. DataParallel, DistributedDataParallel and torch.compile
+            are taken off. State that the model keeps between calls (buffers, attributes, tensors
+            changed in place) starts anew at every point; batches of one point see it evolve.
         loss: a torch.nn loss, its functional form, a name ("cross_entropy", "nll", "mse",
             "bce_with_logits"), or any callable of (outputs, target) giving a scalar.
         data: (x, y) tensors, a DataLoader, or an iterable of batches; read once, in order, kept.
@@ -113,18 +119,24 @@ class Landscape:
         memory: int | None = None,
     ) -> None:
         _check_choices(model, loss, data, objective, weight, bn, dtype, engine)
+        whole, model = model, unwrapped(model)
         own_device = _device_of(model)
-        self.model = model
         self.device = own_device if device is None else _device(device)
-        self.layout = ParameterLayout.of(model, params)
         _check_finite(model)
+        moved = None if self.device == own_device else self.device
+        snapshot = Snapshot(model, dtype, moved)
+        if whole is not model:  # what holds the wrapper gets the copy of the module inside
+            snapshot.alias(whole, model)
+        self.model = snapshot.model
+        params = _own_names(params)
+        self.layout = ParameterLayout.of(self.model, params)
         self.dtype = dtype or _theta_dtype(self.layout)
-        named: dict[str, Tensor] = dict(model.named_parameters())
+        named: dict[str, Tensor] = dict(self.model.named_parameters())
         # What a point moves: theta, and with bn="interpolate" the running statistics after it.
         self.moved = self.layout
         if bn == "interpolate":
-            self.moved = statistics.with_statistics(self.layout, model, params)
-            named |= dict(model.named_buffers())
+            self.moved = statistics.with_statistics(self.layout, self.model, params)
+            named |= dict(self.model.named_buffers())
         self.origin = self.moved.flatten(named, self.dtype, self.device)
         self.theta = self.origin[: self.layout.n]
         self.has_batchnorm = any(isinstance(m, _BatchNorm) for m in model.modules())
@@ -133,18 +145,25 @@ class Landscape:
         self.dataset = Dataset(
             data, pairs=objective is None, device=self.device, move=device is not None
         )
+        own_loss: KnownLoss | FreeLoss | Objective
         if objective is None:
-            self.loss_spec: KnownLoss | FreeLoss | Objective = resolve_loss(loss)
+            own_loss = resolve_loss(loss)
         else:
-            self.loss_spec = Objective(objective, _weights(weight, self.dataset))
+            own_loss = Objective(objective, _weights(weight, self.dataset))
+        self.loss_spec = rebound(snapshot, own_loss)
         effective_bn = bn if self.has_batchnorm else "eval"
         if bn == "interpolate":
             effective_bn = bn if self.moved.n > self.layout.n else "eval"
-        self._asked = own_device, effective_bn, dtype, engine
-        self._start()
+        self._asked = effective_bn, dtype, engine
+        self._start(snapshot)
+        first = self.dataset.batches[0]
+        if moved is not None:
+            first = first.mapped(lambda t: t.to(own_device))
+        self._torch.compare(model, own_loss, first, dtype is not None or moved is not None)
+        self._choose()
 
-    def _start(self) -> None:
-        own_device, bn, dtype, engine = self._asked
+    def _start(self, snapshot: Snapshot) -> None:
+        bn, dtype, _ = self._asked
         self._lock = threading.RLock()  # of what is made when it is first asked for:
         self._elsewhere: tuple[str, Landscape] | None = None  # with another model's buffers
         self._points: PointEvaluator | None = None
@@ -157,9 +176,9 @@ class Landscape:
             device=self.device,
             bn=bn,
             memory=self.memory,
+            snapshot=snapshot,
         )
-        self._model_loss = self._first_loss(own_device, bn, dtype)
-        self._native, self._report = self._choose(engine, bn)
+        self._model_loss = self._first_loss()
 
     @property
     def n_params(self) -> int:
@@ -397,13 +416,16 @@ class Landscape:
 
     def _moved_to(self, point: Tensor, buffers: dict[str, Tensor]) -> Landscape:
         other = copy.copy(self)
-        other.model = copy.deepcopy(self.model)
-        other.origin, other.theta = point, point[: self.n_params]
+        with self._torch.session():
+            snapshot = Snapshot(self.model)
+            other.loss_spec = rebound(snapshot, self.loss_spec)
+        other.model, other.origin, other.theta = snapshot.model, point, point[: self.n_params]
         named = dict(other.model.named_parameters()) | dict(other.model.named_buffers())
         with torch.no_grad():
             for name, tensor in (self.moved.unflatten(point) | buffers).items():
                 named[name].copy_(tensor)
-        other._start()
+        other._start(snapshot)
+        other._choose()
         return other
 
     def point_evaluator(self) -> PointEvaluator:
@@ -480,60 +502,51 @@ class Landscape:
         home, point = self._located(theta)
         return home, statistics.without_negative(self.moved, point)
 
-    def _first_loss(self, own: torch.device, bn: str, dtype: torch.dtype | None) -> float:
-        """Runs the module once as the user would; every misfit of model and data shows here."""
+    def _first_loss(self) -> float:
+        """Runs the copy over the data; every misfit of model and data shows here."""
         try:
-            if bn in ("recompute", "batch") or isinstance(self.loss_spec, Objective) or dtype:
-                points = self._torch.prepare_points(("loss",))(self.origin[None])
-                return float(points["loss"][0])
-            if own != self.device:
-                points = self._torch.prepare_points(("loss",))(self.origin[None])
-                return float(points["loss"][0])
-            return self._eager_loss()
+            loss = self._torch.first_loss()
         except InvalidArgument:
             raise
         except Exception as error:
-            raise InvalidArgument(
-                f"data: the model and its loss could not be run on the batches given: "
-                f"{type(error).__name__}: {error}"
-            ) from error
+            raise wrapping(error, _advice(error)) from error
+        if not np.isfinite(loss):
+            where = not_finite(self.dataset.batches)
+            if where is not None:
+                raise InvalidArgument(f"data: expected finite numbers, but {where}; L is {loss}")
+        return loss
 
-    def _eager_loss(self) -> float:
-        total = denominator = 0.0
-        spec = self.loss_spec
-        with eval_mode(self.model), untouched_random_state(self.device), torch.no_grad():
-            buffers = {name: b.clone() for name, b in self.model.named_buffers()}
-            for batch in self.dataset.batches:
-                inputs = batch.inputs
-                outputs = torch.func.functional_call(
-                    _Plain(self.model), {f"model.{k}": b for k, b in buffers.items()}, (inputs,)
-                )
-                if isinstance(spec, KnownLoss):
-                    total += float(spec.total(outputs, batch.target))
-                    share = spec.denominator(batch.target, tuple(outputs.shape))
-                    denominator += share if spec.reduction == "mean" else 0.0
-                elif isinstance(spec, FreeLoss):
-                    total += batch.size * float(as_scalar(spec.fn(outputs, batch.target), "loss"))
-                    denominator += batch.size
-        if isinstance(spec, KnownLoss) and spec.reduction == "sum":
-            return total
-        return total / denominator if denominator else float("nan")
-
-    def _choose(self, engine: str, bn: str) -> tuple[Any, EngineReport]:
+    def _choose(self) -> None:
+        """Which engine answers."""
+        self._torch.release()
+        bn, _, engine = self._asked
         start = time.perf_counter()
+        self._native: Any = None
         if engine == "torch":
-            return None, EngineReport("torch", "asked for", 0.0)
+            self._report = EngineReport("torch", "asked for", 0.0)
+            return
         try:
+            if self._torch.writes_input:
+                raise NotLowered("the forward pass writes into its input")
             native = self._lower(bn)
+            obstacle = self._torch.obstacle()
+            if obstacle is not None:
+                raise NotLowered(obstacle)
         except NotLowered as refusal:
             if engine == "native":
                 raise InvalidArgument(
                     f"engine: expected a model that the native engine can run, but {refusal.reason}"
                 ) from refusal
-            return None, EngineReport("torch", refusal.reason, time.perf_counter() - start)
-        seconds = time.perf_counter() - start
-        return native, EngineReport(
-            "native", None, seconds, native.how, native.ops, native.instruction_set
+            self._report = EngineReport("torch", refusal.reason, time.perf_counter() - start)
+            return
+        self._native = native
+        self._report = EngineReport(
+            "native",
+            None,
+            time.perf_counter() - start,
+            native.how,
+            native.ops,
+            native.instruction_set,
         )
 
     def _lower(self, bn: str) -> Any:
@@ -544,7 +557,7 @@ class Landscape:
             build = engine_cuda.build
         elif self.device.type != "cpu":
             raise NotLowered(f"the landscape is on {self.device}")
-        with eval_mode(self.model, bn == "batch"), untouched_random_state():
+        with self._torch.session(), eval_mode(self.model, bn == "batch"):
             return build(
                 self.model,
                 self.loss_spec,
@@ -555,17 +568,6 @@ class Landscape:
                 memory=self.memory,
                 bn=bn,
             )
-
-
-class _Plain(nn.Module):
-    """Calls the module with its own parameters and with copies of its buffers."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, inputs: Any) -> Any:
-        return call_model(self.model, inputs)
 
 
 def _check_choices(
@@ -580,6 +582,11 @@ def _check_choices(
 ) -> None:
     if not isinstance(model, nn.Module):
         raise InvalidArgument(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise InvalidArgument(
+            f"model: expected a torch.nn.Module of Python, got TorchScript "
+            f"({type(model).__name__}); pass the module that it was scripted or traced from"
+        )
     if (loss is None) == (objective is None):
         got = "neither" if loss is None else "both"
         raise InvalidArgument(f"loss, objective: expected exactly one of them, got {got}")
@@ -597,6 +604,28 @@ def _check_choices(
         raise InvalidArgument(f"engine: expected one of {', '.join(_ENGINES)}, got {engine!r}")
     if dtype is not None and dtype not in (torch.float32, torch.float64):
         raise InvalidArgument(f"dtype: expected torch.float32 or torch.float64, got {dtype}")
+
+
+def _own_names(params: Sequence[str] | None) -> Sequence[str] | None:
+    """Name patterns without what DataParallel and torch.compile put in front."""
+    if params is None or isinstance(params, str):
+        return None if params is None else without_wrappers(params)
+    return [without_wrappers(p) if isinstance(p, str) else p for p in params]
+
+
+def _advice(error: BaseException) -> str:
+    """What a first run that failed may mean."""
+    if out_of_memory(error):
+        return (
+            "data: not enough memory to run one batch; pass smaller batches "
+            f"({type(error).__name__}: {error})"
+        )
+    return (
+        "data: the model and its loss could not be run on the batches given: "
+        f"{type(error).__name__}: {error} (the model runs in eval mode; inputs have a leading "
+        "batch dimension; a batch (inputs, target) is called as loss(model(inputs), target), "
+        "anything else needs objective=f(model, batch))"
+    )
 
 
 def _check_finite(model: nn.Module) -> None:

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import InvalidArgument, LayoutMismatch
-from .layout import ParameterEntry, ParameterLayout
+from .layout import ParameterEntry, ParameterLayout, without_wrappers
 
 if TYPE_CHECKING:
     from .landscape import Landscape
@@ -136,6 +136,8 @@ def foreign_buffers(land: Landscape, value: Any, name: str) -> dict[str, Tensor]
         }
     if not isinstance(value, Mapping):
         return {}
+    if not any(alias in value for alias in land.layout.aliases):
+        value = {without_wrappers(str(key)): part for key, part in value.items()}
     model = land.model
     norms = {p: m for p, m in model.named_modules(remove_duplicate=False)
              if isinstance(m, nn.modules.batchnorm._NormBase)}  # fmt: skip
