@@ -122,6 +122,14 @@ class CudaEngine:
         v = vectors.detach().to(self.device, self.dtype)
         return derivatives.products(matrix, v, self.product_scale(matrix))
 
+    def derivatives_refused(self) -> str | None:
+        """Why derivatives are torch's; None where they are compiled."""
+        try:
+            self.derivatives.structure()
+        except NotLowered as refusal:
+            return refusal.reason
+        return None
+
     def product_into(self, matrix: str, theta: Tensor) -> None:
         """None: callers that own memory own the CPU's."""
         return

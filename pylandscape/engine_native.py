@@ -148,6 +148,10 @@ class NativeEngine:
 
         return into
 
+    def derivatives_refused(self) -> str | None:
+        """Why derivatives are torch's; None where they are compiled."""
+        return self.no_derivatives
+
     def sums(self) -> tuple[Any, float]:
         """The program, whose losses are sums over the samples, and what L divides them by; for
         derivatives. Raises NotLowered where they are not compiled."""

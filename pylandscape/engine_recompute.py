@@ -50,6 +50,10 @@ class RecomputeEngine:
     def no_derivatives(self, reason: str | None) -> None:
         self._fixed.no_derivatives = reason
 
+    def derivatives_refused(self) -> str | None:
+        """As `NativeEngine`."""
+        return self.no_derivatives
+
     def prepare(self, theta: Tensor, directions: Tensor, metrics: Sequence[Any]) -> Evaluate:
         """A function of coefficients (g, k) to {metric: (g,)} along directions (k, n)."""
         collect = self._collector.collector(self._padded(theta), self._padded(directions))

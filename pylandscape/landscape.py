@@ -23,7 +23,7 @@ from .data import Dataset, not_finite
 from .engine_torch import Objective, TorchEngine, eval_mode, rebound
 from .errors import InvalidArgument, NotLowered, out_of_memory, wrapping
 from .layout import ParameterLayout, without_wrappers
-from .losses import FreeLoss, KnownLoss, resolve_loss
+from .losses import FreeLoss, KnownLoss, resolve_loss, why_free
 from .snapshot import Snapshot, unwrapped
 from .torch_derivatives import MEMORY
 
@@ -41,7 +41,9 @@ _ENGINES = ("auto", "native", "torch")
 class EngineReport:
     """Which engine answers, and why: ``reason`` is None for the native engine.
 
-    ``seconds``: what capture, lowering and the comparison with the module took.
+    ``seconds``: what capture, lowering and the comparison with the module took. ``derivatives``: of
+    the native engine, why gradients and products run in torch nevertheless; None where they are
+    compiled too. ``arithmetic``: how a model of half precision is computed.
     """
 
     engine: str
@@ -50,15 +52,21 @@ class EngineReport:
     capture: str | None = None
     ops: tuple[str, ...] = ()
     instruction_set: str | None = None
+    derivatives: str | None = None
+    arithmetic: str | None = None
 
     def __str__(self) -> str:
+        more = "" if self.arithmetic is None else f"; {self.arithmetic}"
         if self.reason is not None:
-            return f"torch ({self.reason})"
+            return f"torch ({self.reason}{more})"
         ops = ", ".join(dict.fromkeys(self.ops))
-        return (
-            f"native ({self.instruction_set}; captured by {self.capture} in "
-            f"{self.seconds * 1e3:.0f} ms; ops: {ops})"
+        about = (
+            f"{self.instruction_set}; captured by {self.capture} in {self.seconds * 1e3:.0f} ms; "
+            f"ops: {ops}{more}"
         )
+        if self.derivatives is not None:
+            return f"values native ({about}), derivatives torch ({self.derivatives})"
+        return f"native ({about})"
 
 
 class Landscape:
@@ -95,8 +103,9 @@ class Landscape:
             parameters and the data; default 2 GiB. What does not fit is computed anew.
 
     L is the loss of the concatenated data: known losses divide by their own denominator (samples,
-    class weights, targets not ignored), "sum" adds, a free loss or objective is averaged by batch
-    size or ``weight``. Known losses are computed in float64 from the outputs.
+    class weights, targets not ignored), "sum" adds. They are computed in float64 from the outputs.
+    What a free loss or an objective gives for a batch is averaged over the batches by batch size or
+    ``weight``, also where it is a sum over the samples; of one batch, L is what it gives.
 
     Raises:
         InvalidArgument: for arguments that do not fit each other, non-finite parameters, data that
@@ -523,7 +532,7 @@ class Landscape:
         start = time.perf_counter()
         self._native: Any = None
         if engine == "torch":
-            self._report = EngineReport("torch", "asked for", 0.0)
+            self._report = EngineReport("torch", "asked for", 0.0, arithmetic=self._half())
             return
         try:
             if self._torch.writes_input:
@@ -537,7 +546,8 @@ class Landscape:
                 raise InvalidArgument(
                     f"engine: expected a model that the native engine can run, but {refusal.reason}"
                 ) from refusal
-            self._report = EngineReport("torch", refusal.reason, time.perf_counter() - start)
+            seconds = time.perf_counter() - start
+            self._report = EngineReport("torch", refusal.reason, seconds, arithmetic=self._half())
             return
         self._native = native
         self._report = EngineReport(
@@ -547,11 +557,26 @@ class Landscape:
             native.how,
             native.ops,
             native.instruction_set,
+            native.derivatives_refused(),
+            self._half(),
+        )
+
+    def _half(self) -> str | None:
+        """How a model of half precision is computed."""
+        half = {e.dtype for e in self.layout.entries if torch.finfo(e.dtype).bits < 32}
+        if not half:
+            return None
+        names = " and ".join(sorted(str(d).removeprefix("torch.") for d in half))
+        if self._asked[1] is not None:
+            return f"a {names} model, converted to {self.dtype}".replace("torch.", "")
+        return (
+            f"a {names} model: theta is float32 and rounded to {names} at every point, the forward "
+            f"pass runs in {names}; dtype=torch.float32 computes it in float32"
         )
 
     def _lower(self, bn: str) -> Any:
         if not isinstance(self.loss_spec, KnownLoss):
-            raise NotLowered(f"the loss {self.loss_spec.name!r} is free Python code")
+            raise NotLowered(why_free(self.loss_spec))
         build: Any = engine_recompute.build if bn == "recompute" else engine_native.build
         if self.device.type == "cuda":
             build = engine_cuda.build
