@@ -5,6 +5,8 @@ from __future__ import annotations
 import operator
 from typing import Any
 
+from torch import nn
+
 from .errors import InvalidArgument
 
 
@@ -19,3 +21,12 @@ def integer(value: Any, name: str, least: int | None = None, most: int | None = 
     if least is not None and found < least:
         raise InvalidArgument(f"{name}: expected at least {least}, got {found}")
     return found
+
+
+def check_landscape(land: Any, function: str) -> None:
+    """Raises InvalidArgument for a module in the place of a landscape."""
+    if isinstance(land, nn.Module):
+        raise InvalidArgument(
+            f"land: {function}() expected a Landscape, got the module {type(land).__name__}; make "
+            "one with pylandscape.Landscape(model, loss, data)"
+        )

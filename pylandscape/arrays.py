@@ -90,6 +90,8 @@ def _head_and_bytes(array: Any) -> tuple[str, Any]:
     """dtype and shape as a text, and the bytes."""
     if hasattr(array, "untyped_storage"):  # a tensor; torch need not be loaded to read a file
         tensor = array.detach().cpu()
+        if tensor.is_quantized:
+            tensor = tensor.int_repr()
         if tensor.layout is not _strided():
             tensor = tensor.to_dense()
         tensor = tensor.resolve_conj().resolve_neg().contiguous()

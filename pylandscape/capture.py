@@ -3,21 +3,24 @@
 ``torch.fx`` traces through every submodule (milliseconds); where it cannot (control flow on values,
 custom Python) or where its graph is not the module (``h += 1`` under an alias), ``torch.export`` is
 tried (up to seconds the first time). Nothing here is trusted: the lowered program is compared with
-the module itself before it is used (engine_native.py).
+the module itself before it is used (capture_check.py). Whatever goes wrong in the module's own code
+meanwhile is a reason for the torch engine, not an error.
 """
 
 from __future__ import annotations
 
+import io
+import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from .errors import NotLowered
+from .errors import NotLowered, out_of_memory
 
 # Modules whose own Python code fx cannot trace; they stand in the graph as one call.
 _WHOLE = (
@@ -30,9 +33,66 @@ _WHOLE = (
 _WHOLE_THEMSELVES = (nn.TransformerEncoderLayer, nn.TransformerEncoder)
 
 
+# Of a tensor, what the shape alone decides.
+_OF_SHAPE = (
+    "shape", "ndim", "dtype", "device", "is_cuda", "size", "dim", "ndimension", "numel", "nelement",
+    "is_floating_point", "is_complex", "element_size",
+)  # fmt: skip
+
+
+class Final(NotLowered):
+    """No other way of capturing can help."""
+
+
 class _Tracer(torch.fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, _WHOLE) or type(m) in _WHOLE_THEMSELVES
+
+    def to_bool(self, obj: torch.fx.Proxy) -> bool:
+        if _reads_values(obj.node):
+            raise Final(
+                "the forward pass could not be captured: it decides on the values of its tensors, "
+                "or on whether they require a gradient"
+            )
+        return super().to_bool(obj)
+
+
+def _reads_values(node: torch.fx.Node) -> bool:
+    """Whether the node's value depends on more than the shapes of tensors."""
+    if node.op in ("placeholder", "get_attr", "call_module"):
+        return True
+    name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
+    if name in _OF_SHAPE or (name == "getattr" and node.args[1] in _OF_SHAPE):
+        return False
+    return any(map(_reads_values, node.all_input_nodes))
+
+
+@contextmanager
+def refused(how: str) -> Iterator[None]:
+    """Turns whatever the module's code or its lowering raises into NotLowered, with its first line;
+    out of memory and Ctrl-C pass."""
+    try:
+        yield
+    except NotLowered:
+        raise
+    except Exception as error:
+        if out_of_memory(error):
+            raise
+        raise NotLowered(f"{how}: {first_line(error)}") from error
+
+
+def check_example(model: nn.Module, example: Tensor) -> None:
+    """Raises Final for a model that does not take so few samples as are traced."""
+    with restored_attributes(model), torch.no_grad():
+        try:
+            model(example)
+        except Exception as error:
+            if out_of_memory(error):
+                raise
+            raise Final(
+                f"the forward pass does not run on another number of samples ({len(example)}) "
+                f"than in a batch of the data: {first_line(error)}"
+            ) from error
 
 
 def check_traceable(model: nn.Module) -> None:
@@ -85,20 +145,38 @@ def trace(model: nn.Module, example: Tensor, how: str) -> torch.fx.GraphModule:
     """The graph of ``model(example)`` in eval mode, by "fx" or by "export".
 
     The graph's parameters and buffers are the model's own tensors. Raises NotLowered when the
-    tracer fails.
+    tracer fails, Final where no other can succeed.
     """
-    with restored_attributes(model):
-        try:
-            if how == "fx":
-                return torch.fx.GraphModule(model, _Tracer().trace(model))
-            with warnings.catch_warnings():  # of the attributes that are restored here
-                warnings.simplefilter("ignore", UserWarning)
-                program = torch.export.export(model, (example,), strict=False)
-            return _with_own_tensors(program, model)
-        except NotLowered:
-            raise
-        except Exception as error:
-            raise NotLowered(f"{how}: {_first_line(error)}") from error
+    with restored_attributes(model), refused(how), torch.no_grad():
+        if how == "fx":
+            graph = _Tracer().trace(model)
+            if any(node.target == "register_hook" for node in graph.nodes):
+                raise Final("the forward pass hooks gradients")
+            return torch.fx.GraphModule(model, graph)
+        with _silent():
+            program = torch.export.export(model, (example,), strict=False)
+        return _with_own_tensors(program, model)
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Without what export writes about code that it cannot follow: warnings, logs, stderr."""
+    said = logging.getLogger("torch")
+    level, disabled = said.level, []
+    for name in list(logging.root.manager.loggerDict):
+        logger = logging.getLogger(name)
+        if name.startswith("torch.") and not logger.disabled:
+            logger.disabled = True
+            disabled.append(logger)
+    said.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        said.setLevel(level)
+        for logger in disabled:
+            logger.disabled = False
 
 
 def _with_own_tensors(program: Any, model: nn.Module) -> torch.fx.GraphModule:
@@ -121,6 +199,7 @@ def _with_own_tensors(program: Any, model: nn.Module) -> torch.fx.GraphModule:
     return torch.fx.GraphModule(model, graph)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
+    """Its type and the first line of what it says."""
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0][:160]}" if text else type(error).__name__

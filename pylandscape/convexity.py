@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .arguments import integer
+from .arguments import check_landscape, integer
 from .arrays import Array
 from .ends import both_ends
 from .errors import InvalidArgument
@@ -78,6 +78,8 @@ def convexity(
     if not (isinstance(tol, int | float) and 0 < tol < 1):
         raise InvalidArgument(f"tol: expected a number between 0 and 1, got {tol!r}")
     limit, seed = integer(dense, "dense", 0), integer(seed, "seed", 0)
+    check_landscape(land, "convexity")
+    land = land.at(theta)
     asked = plane_question(land, d1, d2, x, y, theta)
     whole = land.n_params <= max(limit, 2)
     about: dict[str, Any] = {"method": "dense"}

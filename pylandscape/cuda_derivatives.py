@@ -13,6 +13,7 @@ depends neither on the block that it comes in nor on what memory there is.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -476,9 +477,12 @@ class AtTheta:
         self._theta: Tensor | None = None
         self._version: int | None = None
         self._found: Derivatives | None = None
+        self._lock = threading.Lock()
 
     def structure(self) -> Structure:
         """Raises NotLowered where an op has no derivative."""
+        if self._engine.no_derivatives is not None:
+            raise NotLowered(self._engine.no_derivatives)
         if self._structure is None:
             self._structure = Structure(self._engine)
         if self._structure.refusal is not None:
@@ -488,14 +492,15 @@ class AtTheta:
     def __call__(self, theta: Tensor) -> Derivatives:
         """The same memory, unchanged as far as torch counts changes, is taken for the same theta;
         any other tensor is compared, for which the host waits."""
-        structure, theta = self.structure(), theta.detach()
-        if self._found is not None and self._same(theta):
-            return self._found
-        self._found = None  # before the next one takes its memory
-        point = theta.to(self._engine.device, self._engine.dtype, copy=True)
-        found = Derivatives(self._engine, structure, point, self._memory)
-        self._theta, self._version, self._found = theta, _version(theta), found
-        return found
+        with self._lock:
+            structure, theta = self.structure(), theta.detach()
+            if self._found is not None and self._same(theta):
+                return self._found
+            self._found = None  # before the next one takes its memory
+            point = theta.to(self._engine.device, self._engine.dtype, copy=True)
+            found = Derivatives(self._engine, structure, point, self._memory)
+            self._theta, self._version, self._found = theta, _version(theta), found
+            return found
 
     def _same(self, theta: Tensor) -> bool:
         assert self._theta is not None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,8 @@ from torch import Tensor
 from .arrays import digest_of_all
 from .errors import InvalidArgument
 
+_MOST_BATCHES = 1_000_000  # of an iterable that does not tell its length
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -23,6 +26,27 @@ class Batch:
     inputs: Any
     target: Any
     size: int
+
+    def mapped(self, f: Callable[[Tensor], Tensor]) -> Batch:
+        """The batch with f of its tensors; what stands in it twice does so afterwards."""
+        memo: dict[int, Any] = {}
+        parts = [_mapped(part, f, memo) for part in (self.raw, self.inputs, self.target)]
+        return Batch(*parts, self.size)
+
+    def fresh(self) -> Batch:
+        """A copy that code may write into."""
+        return self.mapped(_clone)
+
+    def tensors(self) -> list[Tensor]:
+        """Its tensors, each once."""
+        found: dict[int, Tensor] = {}
+
+        def note(t: Tensor) -> Tensor:
+            found[id(t)] = t
+            return t
+
+        self.mapped(note)
+        return list(found.values())
 
 
 @contextmanager
@@ -40,6 +64,8 @@ class Dataset:
     batches. Tensors must be on ``device`` unless ``move``. A batch may have several targets per
     input, where the model gives as many rows of outputs (tokens). Raises InvalidArgument for empty
     data and for batches that are no pair where pairs are needed.
+
+    The tensors kept are copies: what happens to the caller's later does not reach them.
     """
 
     def __init__(self, data: Any, *, pairs: bool, device: torch.device, move: bool) -> None:
@@ -81,11 +107,86 @@ def _read(data: Any) -> list[Any]:
             "data: expected a pair (x, y) of tensors, a DataLoader or an iterable of batches, "
             f"got {type(data).__name__}"
         )
-    return list(data)
+    if isinstance(data, Sized):
+        return list(data)
+    most, kept, taken = _most_bytes(), [], 0
+    for batch in data:  # it may have no end
+        kept.append(batch)
+        taken += _bytes(batch)
+        if len(kept) > _MOST_BATCHES or taken > most:
+            raise InvalidArgument(
+                f"data: expected an iterable that ends, but it gave {len(kept)} batches "
+                f"({taken / 2**30:.3g} GiB) and goes on; batches are read once and kept: pass a "
+                "list, or itertools.islice(data, count)"
+            )
+    return kept
+
+
+def _most_bytes() -> float:
+    """How much an iterable without a length may give: half of the machine's memory."""
+    return 0.5 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _bytes(item: Any) -> int:
+    if isinstance(item, Tensor):
+        return item.numel() * item.element_size()
+    if isinstance(item, np.ndarray):
+        return int(item.nbytes)
+    if isinstance(item, Mapping):
+        return sum(map(_bytes, item.values()))
+    return sum(map(_bytes, item)) if isinstance(item, tuple | list) else 0
+
+
+def _clone(t: Tensor) -> Tensor:
+    return t.detach().clone().requires_grad_(t.requires_grad)
+
+
+def _mapped(item: Any, f: Callable[[Tensor], Tensor], memo: dict[int, Any]) -> Any:
+    if id(item) in memo:
+        return memo[id(item)]
+    found: Any = item
+    if isinstance(item, Tensor):
+        found = f(item)
+    elif isinstance(item, Mapping):
+        found = {key: _mapped(value, f, memo) for key, value in item.items()}
+    elif isinstance(item, tuple | list):
+        parts = [_mapped(value, f, memo) for value in item]
+        found = type(item)(*parts) if hasattr(item, "_fields") else type(item)(parts)
+    memo[id(item)] = found
+    return found
+
+
+def dense_parts(t: Tensor) -> list[Tensor]:
+    """The strided tensors that a tensor of any layout is made of."""
+    t = t.detach()
+    if t.is_quantized:
+        return [t.int_repr()]
+    if t.layout == torch.strided:
+        return [t]
+    if t.layout == torch.sparse_coo:
+        t = t.coalesce()
+        return [t.indices(), t.values()]
+    if t.layout in (torch.sparse_csr, torch.sparse_bsr):
+        return [t.crow_indices(), t.col_indices(), t.values()]
+    if t.layout in (torch.sparse_csc, torch.sparse_bsc):
+        return [t.ccol_indices(), t.row_indices(), t.values()]
+    return [t.to_dense()]
+
+
+def not_finite(batches: Sequence[Batch]) -> str | None:
+    """Where the data hold a NaN or an infinity, as the end of a sentence; None where nowhere."""
+    for index, batch in enumerate(batches):
+        for t in batch.tensors():
+            if t.is_floating_point():
+                bad = sum(int((~torch.isfinite(part)).sum()) for part in dense_parts(t))
+                if bad:
+                    return f"batch {index} has {bad} elements that are NaN or infinite"
+    return None
 
 
 def _placed(item: Any, device: torch.device, move: bool) -> Any:
-    """The item with its arrays as tensors on ``device``; moved there only if ``move``."""
+    """A copy of the item with its arrays as tensors on ``device``; moved there only if
+    ``move``."""
     if isinstance(item, np.ndarray):
         return torch.from_numpy(np.array(item)).to(device)
     if isinstance(item, Tensor):
@@ -94,7 +195,9 @@ def _placed(item: Any, device: torch.device, move: bool) -> Any:
                 f"data: expected tensors on {device}, where the model is, got {item.device}; "
                 f"move one of them, or pass device= to have the data moved"
             )
-        return item.detach().to(device)
+        return (
+            item.detach().to(device, copy=True).requires_grad_(item.requires_grad and item.is_leaf)
+        )
     if isinstance(item, Mapping):
         return {key: _placed(value, device, move) for key, value in item.items()}
     if isinstance(item, tuple | list):

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from . import statistics
 from ._native import cuda_problem, ops
+from .arguments import check_landscape
 from .errors import CudaUnavailable, InvalidArgument, LayoutMismatch
 
 if TYPE_CHECKING:
@@ -85,6 +86,7 @@ def random_directions(
     normalised ones too, GPUs agree to a few eps. Sums are double. A segment is
     ``d * |theta| / (|d| + 1e-10)``: zero filters give zero, never NaN.
     """
+    check_landscape(land, "random_directions")
     count, seed = _integer(count, "count", 1, 2**31), _integer(seed, "seed", -(2**63), 2**63)
     point = land.theta if theta is None else land._theta(theta)
     mode = _mode(normalize)
@@ -116,12 +118,14 @@ def normalize_direction(
     ignore: Sequence[str] = ("bias", "norm"),
     theta: Any = None,
 ) -> Direction:
-    """Any direction (Direction, vector, module or state dict), normalised.
+    """Any direction (Direction or vector), normalised.
 
     Arguments, errors and numerics as in ``random_directions``. A direction that moves running
     statistics (bn="interpolate") is only taken with normalize=None: of a rescaled one, they would
     be those of no model.
     """
+    check_landscape(land, "normalize_direction")
+    statistics.check_direction(direction, "direction")
     carried = getattr(direction, "statistics", None)
     if carried is not None and normalize is not None:
         raise InvalidArgument(
@@ -153,7 +157,12 @@ def target_direction(
 
     With bn="interpolate" also from its running statistics to the target's, which must have them;
     ``normalize`` must be None then, and ignore=("norm",) leaves the statistics still as well.
+
+    Raises:
+        InvalidArgument: with another ``bn``, for a target whose buffers are others, which the way
+            there could not move.
     """
+    check_landscape(land, "target_direction")
     n = land.n_params
     moves = land.moved.n > n
     step = statistics.point(land, target, "target", needed=moves) - land.origin
@@ -166,13 +175,16 @@ def as_directions(
 ) -> tuple[Tensor, list[dict[str, Any]]]:
     """Anything that gives directions as one matrix (k, n) and one info each.
 
-    Accepts a Direction, a vector (n,), a matrix (k, n), a module or state dict (as a vector), or a
-    sequence of them. Raises LayoutMismatch or InvalidArgument naming the offender.
+    Accepts a Direction, a vector (n,), a matrix (k, n), or a sequence of them. Raises
+    LayoutMismatch or InvalidArgument naming the offender, also for a module or state dict.
     """
     dtype, device = land.theta.dtype, land.theta.device
-    return _rows(
-        land, directions, name, lambda item, own: land.layout.vector(item, own, dtype, device)
-    )
+
+    def read(item: Any, own: str) -> Tensor:
+        statistics.check_direction(item, own)
+        return land.layout.vector(item, own, dtype, device)
+
+    return _rows(land, directions, name, read)
 
 
 def as_steps(

@@ -25,15 +25,9 @@ from torch import Tensor, nn
 from . import engine_native
 from ._native import cuda_problem, ops
 from .capture import check_traceable
+from .capture_check import check_batches, check_outputs
 from .cuda_derivatives import AtTheta
-from .engine_native import (
-    Data,
-    Evaluate,
-    NativeEngine,
-    check_batches,
-    check_outputs,
-    metric_name,
-)
+from .engine_native import Data, Evaluate, NativeEngine, metric_name
 from .errors import NotLowered
 from .native_loss import loss_tensors
 from .point_parameters import Moved, Parameters, Source, Where
@@ -79,6 +73,7 @@ class CudaEngine:
         self.kernels, self.shared_limit, self.recorder = kernels, shared_limit, recorder
         self.wide_bytes = _WIDE_BYTES
         self.mixes: bool = self.program.mixes  # whether samples depend on their batch
+        self.no_derivatives = native.no_derivatives
         self.output = native._output
         self.torch_program = TorchProgram(self.program, kernels, device)
         self.data_targets = data.targets.to(device)
@@ -126,6 +121,14 @@ class CudaEngine:
         derivatives = self.derivatives(theta)
         v = vectors.detach().to(self.device, self.dtype)
         return derivatives.products(matrix, v, self.product_scale(matrix))
+
+    def derivatives_refused(self) -> str | None:
+        """Why derivatives are torch's; None where they are compiled."""
+        try:
+            self.derivatives.structure()
+        except NotLowered as refusal:
+            return refusal.reason
+        return None
 
     def product_into(self, matrix: str, theta: Tensor) -> None:
         """None: callers that own memory own the CPU's."""

@@ -1,12 +1,13 @@
 """The native engine: a model, a known loss and its data as one compiled program.
 
-Addresses of tensors cross into the core here and nowhere else: every tensor is checked for dtype,
-layout and device, and is kept alive for the length of the call.
+Where addresses of tensors cross into the core, every tensor is checked for dtype, layout and
+device, and is kept alive for the length of the call.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -26,14 +27,12 @@ from . import (  # noqa: F401
     lowering_shapes,
 )
 from ._native import core, cpu_capability
-from .capture import check_traceable, restored_attributes, trace
-from .data import Batch
-from .engine_torch import TorchEngine
+from .capture import Final, check_example, check_traceable, refused, restored_attributes, trace
+from .capture_check import CHECKED_BATCHES, CHECKED_SAMPLES, MIXED, check_capture
 from .errors import NotLowered, UnknownOp
 from .losses import metric_name
 from .lowering import Lowering
 from .native_loss import Output, counted_targets, set_loss
-from .statistics import is_variance
 
 if TYPE_CHECKING:
     from .data import Dataset
@@ -45,9 +44,7 @@ _PROGRAMS = {
     torch.float64: (core.ProgramF64, core.QuestionF64, core.DerivativesF64),
 }
 _TRACED_SAMPLES = 3  # fewer coincidences with feature sizes than 1 or 2
-_CHECKED_SAMPLES = 256
-_CHECKED_BATCHES = 2  # where samples depend on their batch
-_CHECK_STEP = 0.1  # of each parameter tensor's spread
+_SEVERAL = "several targets per sample where samples depend on their batch"
 
 Evaluate = Callable[[np.ndarray], dict[str, np.ndarray]]
 
@@ -78,12 +75,14 @@ class NativeEngine:
         self._targets = targets
         self._output = output
         self._memory = memory  # bytes that derivatives may keep at one theta
-        self._kept: tuple[Tensor, Any] | None = None  # derivatives at the last theta
+        self._kept: tuple[Tensor, Any] | None = None  # derivatives at the last theta,
+        self._lock = threading.Lock()  # which calls use after it, as they wait for each other
         self.how = how
         self.ops = tuple(ops)
         outputs_shape = output.module_shape(program.samples)
         mean = loss.reduction == "mean"
         self.mixes: bool = program.mixes  # whether samples depend on their batch
+        self.no_derivatives: str | None = MIXED if self.mixes else None  # why there are none
         self._denominator = loss.denominator(targets, outputs_shape) if mean else 1.0
         self._counted = counted_targets(loss, targets, outputs_shape)
 
@@ -140,7 +139,7 @@ class NativeEngine:
 
     def product_into(self, matrix: str, theta: Tensor) -> Callable[[int, int, int], None] | None:
         """(k, address of (k, n) vectors, address of (k, n) float64 products), without copies."""
-        if self.mixes:
+        if self.no_derivatives is not None:
             return None
         which, scale = getattr(core.Matrix, matrix), self.product_scale(matrix)
 
@@ -150,8 +149,15 @@ class NativeEngine:
 
         return into
 
+    def derivatives_refused(self) -> str | None:
+        """Why derivatives are torch's; None where they are compiled."""
+        return self.no_derivatives
+
     def sums(self) -> tuple[Any, float]:
-        """The program, whose losses are sums over the samples, and what L divides them by."""
+        """The program, whose losses are sums over the samples, and what L divides them by; for
+        derivatives. Raises NotLowered where they are not compiled."""
+        if self.no_derivatives is not None:
+            raise NotLowered(self.no_derivatives)
         return self._program, self._denominator
 
     def product_scale(self, matrix: str) -> float:
@@ -168,15 +174,16 @@ class NativeEngine:
         return result.mul_(self._program.samples / self._denominator)
 
     def _derivatives_at(self, theta: Tensor) -> Any:
-        if self.mixes:
-            raise NotLowered("derivatives of a batch's own statistics")
+        if self.no_derivatives is not None:
+            raise NotLowered(self.no_derivatives)
         point = theta.detach().to("cpu", self._dtype).contiguous()
-        if self._kept is None or not torch.equal(self._kept[0], point):
-            self._kept = None  # before the next one takes its memory
-            kind = _PROGRAMS[self._dtype][2]
-            derivatives = kind(self._program, point.data_ptr(), self._memory)
-            self._kept = (point.clone(), derivatives)
-        return self._kept[1]
+        with self._lock:  # threads at different points make their own, one after the other
+            if self._kept is None or not torch.equal(self._kept[0], point):
+                self._kept = None  # before the next one takes its memory
+                kind = _PROGRAMS[self._dtype][2]
+                derivatives = kind(self._program, point.data_ptr(), self._memory)
+                self._kept = (point.clone(), derivatives)
+            return self._kept[1]
 
     def _evaluator(self, question: Any, metrics: Sequence[Any], width: int) -> Any:
         wants_accuracy = "accuracy" in metrics
@@ -263,14 +270,32 @@ class Data:
             raise NotLowered(f"the inputs are {inputs.dtype}, wider than the {dtype} asked for")
         return cls(inputs.to(dtype), targets, sizes, dtype)
 
-    def first(self, batches: int, samples: int) -> Data:
-        """At most so many batches, of at most so many of their samples."""
-        if len(self.targets) != len(self.inputs):
-            raise NotLowered("several targets per sample where samples depend on their batch")
-        starts = [sum(self.sizes[:b]) for b in range(min(batches, len(self.sizes)))]
-        sizes = tuple(min(samples, self.sizes[b]) for b in range(len(starts)))
+    def first(self, batches: int, samples: int) -> tuple[Data, Tensor]:
+        """At most so many batches, of at most so many of their samples, and which these are.
+
+        The largest batch is among them: the trace has few samples, as a small batch may.
+        """
+        order = sorted(range(len(self.sizes)), key=lambda b: (-self.sizes[b], b))[:1]
+        order += [b for b in range(batches) if b < len(self.sizes) and b not in order]
+        chosen = sorted(order[:batches])
+        starts = [sum(self.sizes[:b]) for b in chosen]
+        sizes = tuple(min(samples, self.sizes[b]) for b in chosen)
         rows = torch.cat([torch.arange(a, a + n) for a, n in zip(starts, sizes, strict=True)])
-        return Data(self.inputs[rows], self.targets[rows], sizes, self.dtype)
+        if len(self.targets) % len(self.inputs):
+            raise NotLowered("another number of targets per input in every batch")
+        targets = self.targets.unflatten(0, (len(self.inputs), -1))[rows].flatten(0, 1)
+        return Data(self.inputs[rows], targets, sizes, self.dtype), rows
+
+    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches' inputs and targets."""
+        each = len(self.targets) // len(self.inputs)
+        targets = self.targets.split([each * size for size in self.sizes])
+        return zip(self.inputs.split(self.sizes), targets, strict=True)
+
+    def in_dtype(self, dtype: torch.dtype, targets: Tensor) -> Data:
+        """The same inputs, for a program of another dtype, with other targets."""
+        inputs = self.inputs.to(dtype) if self.inputs.is_floating_point() else self.inputs
+        return Data(inputs, targets, self.sizes, dtype)
 
 
 def example_of(model: nn.Module, data: Data) -> Tensor:
@@ -301,25 +326,38 @@ def build(
     check_tensors(model, dtype)
     check_traceable(model)
     example = example_of(model, data)
+    few, _ = data.first(CHECKED_BATCHES, CHECKED_SAMPLES // CHECKED_BATCHES)
     reasons: list[str] = []
     for how in ("fx",) if bn == "batch" else ("fx", "export"):
         try:
-            with torch.no_grad():
+            with refused(how):
                 graph = trace(model, example, how)
-                engine = lower(graph, example, model, loss, layout, data, how, memory)
-                if engine.mixes:
-                    few = _few(data)
-                    other = lower(graph, example, model, loss, layout, few, how, memory)
-                    check_batches(other, model, loss, layout, theta, few, bn)
-                else:
-                    check_outputs(engine, model, layout, theta, data)
-            return engine
+
+                def engine_of(
+                    of: Data,
+                    loss: KnownLoss,
+                    graph: torch.fx.GraphModule = graph,
+                    how: str = how,
+                ) -> NativeEngine:
+                    engine = lower(graph, example, model, loss, layout, of, how, memory)
+                    if engine.mixes and len(of.targets) != len(of.inputs):
+                        raise NotLowered(_SEVERAL)
+                    return engine
+
+                problem = check_capture(engine_of, model, loss, layout, theta, few, bn)
+                engine = engine_of(data, loss)
+                engine.no_derivatives = problem
+                return engine
+        except Final:
+            raise
         except UnknownOp as refusal:
             if not reasons:
                 raise  # the other tracer would find the same call
             reasons.append(refusal.reason)
         except NotLowered as refusal:
             reasons.append(refusal.reason)
+            if how == "fx":
+                check_example(model, example)
     raise NotLowered("the forward pass could not be captured: " + "; ".join(reasons))
 
 
@@ -332,14 +370,11 @@ def lower_few(
     memory: int,
 ) -> tuple[NativeEngine, Data]:
     """A captured model over a few samples of a few batches, to be compared with the module."""
-    example, few = example_of(model, data), _few(data)
+    example = example_of(model, data)
+    few, _ = data.first(CHECKED_BATCHES, CHECKED_SAMPLES // CHECKED_BATCHES)
     with torch.no_grad():
         graph = trace(model, example, how)
         return lower(graph, example, model, loss, layout, few, how, memory), few
-
-
-def _few(data: Data) -> Data:
-    return data.first(_CHECKED_BATCHES, _CHECKED_SAMPLES // _CHECKED_BATCHES)
 
 
 def lower(
@@ -359,7 +394,7 @@ def lower(
     constants, sources = _sources(model, layout, dtype)
     program = _PROGRAMS[dtype][0](layout.n, constants.data_ptr(), constants.numel())
     lowering = Lowering(graph, program, sources, collect)
-    with restored_attributes(model):
+    with restored_attributes(model), torch.no_grad():
         lowering.run(example)
     output = lowering.result
     if output is None:
@@ -408,81 +443,3 @@ def _sources(
             constants.append(tensor.detach().reshape(-1).to(dtype))
             size += tensor.numel()
     return torch.cat(constants), sources
-
-
-def check_outputs(
-    engine: Any, model: nn.Module, layout: ParameterLayout, theta: Tensor, data: Data
-) -> None:
-    """The engine's outputs must be the module's, at theta and at two perturbed thetas."""
-    rows = data.inputs[:_CHECKED_SAMPLES]
-    fixed = {
-        name: t.detach().to(data.dtype) if t.is_floating_point() else t.detach().clone()
-        for name, t in (*model.named_parameters(), *model.named_buffers())
-    }
-    for point in _checked_points(layout, theta.detach().to("cpu", data.dtype)):
-        got = engine.outputs_at(point[None])[0]
-        with torch.no_grad(), restored_attributes(model):
-            state = {**fixed, **layout.unflatten(point)}
-            expected = torch.func.functional_call(model, state, (rows,), tie_weights=True)
-        few = len(got) * len(rows) // len(data.inputs)
-        _compare(got[:few].cpu(), expected, len(engine.ops))
-
-
-def check_batches(
-    engine: Any,
-    model: nn.Module,
-    loss: KnownLoss,
-    layout: ParameterLayout,
-    theta: Tensor,
-    data: Data,
-    bn: str,
-) -> None:
-    """The same where samples depend on their batch, against the torch engine over all ``data``."""
-    dtype = data.dtype
-    pairs = zip(data.inputs.split(data.sizes), data.targets.split(data.sizes), strict=True)
-    batches = [Batch((x, y), x, y, len(x)) for x, y in pairs]
-    expected: list[Any] = []
-
-    def outputs(found: Tensor, target: Any) -> float:
-        expected.append(found)
-        return 0.0
-
-    reference = TorchEngine(
-        model, loss, batches, layout, dtype=dtype, device=torch.device("cpu"), bn=bn
-    )
-    points = torch.stack(_checked_points(layout, theta.detach().to("cpu", dtype)))
-    reference.prepare_points((outputs,))(points)
-    for got, want in zip(engine.outputs_at(points), expected, strict=True):
-        _compare(got.cpu(), want, len(engine.ops))
-
-
-def _checked_points(layout: ParameterLayout, theta: Tensor) -> list[Tensor]:
-    """theta, and two points not far from it."""
-    generator = torch.Generator().manual_seed(0)
-    points = [theta]
-    for _ in range(2):
-        point = theta.clone()
-        for entry in layout.entries:
-            part = point[entry.offset : entry.offset + entry.numel]
-            spread = part.std() if part.numel() > 1 else part.abs().sum()
-            step = _CHECK_STEP * (float(spread) + 1e-3)
-            part += step * torch.randn(part.shape, generator=generator, dtype=point.dtype)
-            if is_variance(entry):
-                part.abs_()
-        points.append(point)
-    return points
-
-
-def _compare(got: Tensor, expected: Any, ops: int) -> None:
-    """Raises NotLowered where the program's outputs are not the module's."""
-    if not isinstance(expected, Tensor) or expected.shape != got.shape:
-        raise NotLowered("the program's outputs have another shape than the module's")
-    tolerance = torch.finfo(got.dtype).eps * 500 * (2 + ops)
-    finite = torch.isfinite(expected)
-    scale = float(expected[finite].abs().max()) if bool(finite.any()) else 0.0
-    error = float((got - expected)[finite].abs().max()) if bool(finite.any()) else 0.0
-    if not error <= tolerance * scale or not bool((torch.isfinite(got) == finite).all()):
-        raise NotLowered(
-            f"the program's outputs differ from the module's by {error:.3g} "
-            f"(scale {scale:.3g}): the captured graph does not describe the module"
-        )

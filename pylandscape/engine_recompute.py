@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .capture import check_traceable, trace
-from .engine_native import Data, Evaluate, check_batches, check_tensors, example_of, lower
+from .capture import check_traceable, refused, trace
+from .capture_check import CHECKED_BATCHES, CHECKED_SAMPLES, check_capture
+from .engine_native import Data, Evaluate, check_tensors, example_of, lower
 from .engine_native import build as build_plain
 from .statistics import with_statistics
 
@@ -27,18 +28,31 @@ if TYPE_CHECKING:
     from .losses import KnownLoss
 
 _POINTS_BYTES = 64 << 20  # points between the two programs
-_CHECKED_BATCHES, _CHECKED_SAMPLES = 2, 128
 
 
 class RecomputeEngine:
     """Answers questions about L; derivatives hold the statistics at theta, as torch's engine."""
 
     name = "native"
+    mixes = False  # derivatives hold the statistics
 
     def __init__(self, collector: NativeEngine, fixed: NativeEngine, n: int, extended: int) -> None:
         self._collector, self._fixed = collector, fixed
         self._n, self._more = n, extended - n
         self.how, self.ops, self.instruction_set = fixed.how, fixed.ops, fixed.instruction_set
+
+    @property
+    def no_derivatives(self) -> str | None:
+        """Why there are none, as `NativeEngine`."""
+        return self._fixed.no_derivatives
+
+    @no_derivatives.setter
+    def no_derivatives(self, reason: str | None) -> None:
+        self._fixed.no_derivatives = reason
+
+    def derivatives_refused(self) -> str | None:
+        """As `NativeEngine`."""
+        return self.no_derivatives
 
     def prepare(self, theta: Tensor, directions: Tensor, metrics: Sequence[Any]) -> Evaluate:
         """A function of coefficients (g, k) to {metric: (g,)} along directions (k, n)."""
@@ -111,15 +125,17 @@ def build(
     check_traceable(model)
     example = example_of(model, data)
 
-    def engine(of: Data) -> RecomputeEngine:
+    def engine(of: Data, loss: KnownLoss) -> RecomputeEngine:
         collector, fixed = (
             lower(graph, example, model, loss, extended, of, "fx", memory, collect)
             for collect in (True, False)
         )
         return RecomputeEngine(collector, fixed, layout.n, extended.n)
 
-    with torch.no_grad():
+    with refused("fx"):
         graph = trace(model, example, "fx")
-        few = data.first(_CHECKED_BATCHES, _CHECKED_SAMPLES)
-        check_batches(engine(few), model, loss, layout, theta, few, bn)
-        return engine(data)
+        few, _ = data.first(CHECKED_BATCHES, CHECKED_SAMPLES // CHECKED_BATCHES)
+        problem = check_capture(engine, model, loss, layout, theta, few, bn)
+        found = engine(data, loss)
+        found.no_derivatives = problem
+        return found

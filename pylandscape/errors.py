@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class PylandscapeError(Exception):
     """Base of every error that pylandscape raises on purpose."""
@@ -9,6 +11,10 @@ class PylandscapeError(Exception):
 
 class InvalidArgument(PylandscapeError, ValueError):
     """An argument of the wrong type, shape or value."""
+
+
+class NotDifferentiable(InvalidArgument):
+    """A derivative was asked for of what has none, or of what torch cannot differentiate."""
 
 
 class LayoutMismatch(InvalidArgument):
@@ -37,3 +43,33 @@ class UnknownOp(NotLowered):
 
 class CudaUnavailable(PylandscapeError, RuntimeError):
     """CUDA kernels were asked for where there are none; the message says how to get them."""
+
+
+def wrapping(
+    error: BaseException, message: str, kind: type[PylandscapeError] = InvalidArgument
+) -> PylandscapeError:
+    """An error of ours about an error of the user's code or torch: an instance of both types.
+
+    So ``except RuntimeError`` finds a RuntimeError of the user's loss. Types that cannot be joined
+    give ``kind`` alone.
+    """
+
+    def initialise(self: Any, *args: Any) -> None:
+        Exception.__init__(self, *args)
+
+    if isinstance(error, kind):
+        return kind(message)
+    try:
+        joined = type(kind.__name__, (kind, type(error)), {"__init__": initialise})
+        found: PylandscapeError = joined(message)
+    except TypeError:
+        return kind(message)
+    return found
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error of Python or torch says that memory ran out."""
+    names = {c.__name__ for c in type(error).__mro__}
+    return bool(names & {"MemoryError", "OutOfMemoryError"}) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +16,7 @@ import torch
 from numpy.typing import ArrayLike
 
 from . import statistics
+from .arguments import check_landscape
 from .arrays import Array
 from .directions import as_steps
 from .errors import InvalidArgument
@@ -68,10 +69,11 @@ def line(
         FileFormatError: `path` is a file of another kind, or its journal is damaged.
         OSError: the disk is full; what was computed is kept, and the same call continues.
     """
-    axis = make_axis(x, "x")
+    check_landscape(land, "line")
+    axis, land = make_axis(x, "x"), land.at(theta)
     vectors, infos = _directions(land, {"direction": direction})
-    base, given = _centre(land, theta)
-    question = Question("line", {"x": axis}, axis[:, None], base, vectors, infos, given)
+    centre = _centre(land, theta)
+    question = Question("line", {"x": axis}, axis[:, None], centre[0], vectors, infos, centre[1])
     result = answer(land, question, metrics, path, progress)
     assert isinstance(result, Curve)
     return result
@@ -102,6 +104,8 @@ def plane(
     Raises:
         As `line`.
     """
+    check_landscape(land, "plane")
+    land = land.at(theta)
     question = plane_question(land, d1, d2, x, y, theta)
     result = answer(land, question, metrics, path, progress)
     assert isinstance(result, Surface)
@@ -111,12 +115,13 @@ def plane(
 def plane_question(
     land: Landscape, d1: Any, d2: Any, x: Axis, y: Axis, theta: Any = None
 ) -> Question:
-    """The points theta + x[i] d1 + y[j] d2, y fastest; arguments and errors as in `plane`."""
+    """The points theta + x[i] d1 + y[j] d2, y fastest; arguments and errors as in `plane`, but for
+    the landscape, which must be ``land.at(theta)``."""
     axes = {"x": make_axis(x, "x"), "y": make_axis(y, "y")}
     vectors, infos = _directions(land, {"d1": d1, "d2": d2})
-    base, given = _centre(land, theta)
+    base, own_loss = _centre(land, theta)
     coefficients = np.stack(_mesh(axes), axis=1)
-    return Question("plane", axes, coefficients, base, vectors, infos, given)
+    return Question("plane", axes, coefficients, base, vectors, infos, own_loss)
 
 
 def interpolate(
@@ -154,6 +159,7 @@ def interpolate(
     Raises:
         As `line`.
     """
+    check_landscape(land, "interpolate")
     try:
         given = [] if isinstance(vertices, str | Mapping) else list(vertices)
     except TypeError:
@@ -179,7 +185,7 @@ def interpolate(
         kind, weights = "bilinear", bilinear_weights(*mesh)
     infos = [{"kind": "vertex", "index": i} for i in range(len(given))]
     base = torch.zeros_like(solutions[0])
-    question = Question(kind, axes, weights, base, solutions, infos, True)
+    question = Question(kind, axes, weights, base, solutions, infos, None)
     return answer(land, question, metrics, path, progress)
 
 
@@ -230,11 +236,15 @@ def _directions(
     return torch.cat(parts), infos
 
 
-def _centre(land: Landscape, theta: Any) -> tuple[torch.Tensor, bool]:
-    """The base of a line or plane, and whether it is not the model's own."""
+def _centre(land: Landscape, theta: Any) -> tuple[torch.Tensor, Callable[[], float] | None]:
+    """The base of a line or plane, and what gives the loss of the model that lies there, by torch;
+    None for a bare vector. ``land``: ``land.at(theta)``."""
     if theta is None:
-        return land.origin, False
-    return statistics.point(land, theta, "theta"), True
+        return land.origin, land.model_loss
+    base = statistics.point(land, theta, "theta")
+    if isinstance(theta, torch.nn.Module | Mapping):
+        return base, lambda: land.model_loss(base)
+    return base, None
 
 
 def _mesh(axes: dict[str, Array]) -> list[Array]:

@@ -5,15 +5,16 @@ Everything here is float64, whatever the model's dtype.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from . import points_cuda
+from . import points_cuda, statistics
+from .arguments import check_landscape
 from .errors import InvalidArgument, NotLowered
 from .point_reference import TorchPoints
 from .points_cuda import PointsCuda
@@ -125,7 +126,7 @@ def gradients(land: Landscape, points: Any) -> PointGradients:
     Raises:
         InvalidArgument: points of another shape.
     """
-    return PointGradients(*_evaluator(land).gradients(as_points(land, points)))
+    return PointGradients(*land.point_evaluator().gradients(as_points(land, points)))
 
 
 def hessians(
@@ -146,7 +147,7 @@ def hessians(
         InvalidArgument: points of another shape, or more than ``memory``.
     """
     p = as_points(land, points)
-    evaluator = _evaluator(land)
+    evaluator = land.point_evaluator()
     if not matrices:
         return PointHessians(*evaluator.gradients(p), None)
     check_memory(len(p), land.n_params, memory)
@@ -161,7 +162,7 @@ def iterate_hessians(
     ``block``: points of one; default as many as take 64 MiB.
     """
     p = as_points(land, points)
-    evaluator = _evaluator(land)
+    evaluator = land.point_evaluator()
     size = block or block_size(land.n_params)
     for first in range(0, len(p), size):
         part = slice(first, min(first + size, len(p)))
@@ -181,7 +182,11 @@ def eigenvalues(matrices: Any) -> np.ndarray:
 
 
 def as_points(land: Landscape, points: Any) -> np.ndarray:
-    """Points as a contiguous float64 array (P, n)."""
+    """Points as a contiguous float64 array (P, n); a module or state dict, whose buffers must be
+    the landscape's (``Landscape.at``), as one point."""
+    check_landscape(land, "gradients and hessians")
+    if isinstance(points, nn.Module | Mapping):
+        points = statistics.point(land, points, "points")[None, : land.n_params]
     p = points.detach().cpu() if isinstance(points, Tensor) else points
     try:
         found = np.ascontiguousarray(p, dtype=np.float64)
@@ -217,12 +222,3 @@ def _native_points(land: Landscape) -> NativePoints | PointsCuda:
     if land.device.type != "cpu":
         raise NotLowered(f"no kernels on {land.device.type}")
     return NativePoints(land)
-
-
-def _evaluator(land: Landscape) -> PointEvaluator:
-    """The landscape's evaluator, made once."""
-    found: PointEvaluator | None = getattr(land, "_point_evaluator", None)
-    if found is None:
-        found = PointEvaluator(land)
-        land._point_evaluator = found  # type: ignore[attr-defined]
-    return found

@@ -8,7 +8,6 @@ input.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -49,12 +48,12 @@ def notice(
     near = total = 0
     known = True
     engine = land._torch
-    with torch.no_grad(), engine.session():
+    with engine.session(), engine.grad_mode():
         for point in chosen:
-            state = engine.state(land._point(point))
+            engine.move(land._point(point))
             for index, batch in enumerate(engine.batches):
                 with _Watch(batch.size, distance) as watch:
-                    engine.run(state, partial(engine.batch_loss, index=index))
+                    engine.batch_loss(index)
                 names += [name for name in watch.names if name not in names]
                 known &= watch.known
                 near += int(watch.near.sum())

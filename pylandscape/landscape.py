@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import os
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,12 +17,17 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from . import engine_cuda, engine_native, engine_recompute, identity, statistics
-from .data import Dataset, untouched_random_state
-from .engine_torch import Objective, TorchEngine, call_model, eval_mode
-from .errors import InvalidArgument, NotLowered
-from .layout import ParameterLayout
-from .losses import FreeLoss, KnownLoss, as_scalar, metric_name, resolve_loss
+from .arrays import digest_of_all
+from .data import Dataset, not_finite
+from .engine_torch import Objective, TorchEngine, eval_mode, rebound
+from .errors import InvalidArgument, NotLowered, out_of_memory, wrapping
+from .layout import ParameterLayout, without_wrappers
+from .losses import FreeLoss, KnownLoss, metric_name, resolve_loss, why_free
+from .snapshot import Snapshot, unwrapped
 from .torch_derivatives import MEMORY
+
+if TYPE_CHECKING:
+    from .hessians import PointEvaluator
 
 Evaluate = Callable[[np.ndarray], dict[str, np.ndarray]]
 Metric = str | Callable[[Tensor, Tensor], Any]
@@ -32,7 +40,9 @@ _ENGINES = ("auto", "native", "torch")
 class EngineReport:
     """Which engine answers, and why: ``reason`` is None for the native engine.
 
-    ``seconds``: what capture, lowering and the comparison with the module took.
+    ``seconds``: what capture, lowering and the comparison with the module took. ``derivatives``: of
+    the native engine, why gradients and products run in torch nevertheless; None where they are
+    compiled too. ``arithmetic``: how a model of half precision is computed.
     """
 
     engine: str
@@ -41,22 +51,33 @@ class EngineReport:
     capture: str | None = None
     ops: tuple[str, ...] = ()
     instruction_set: str | None = None
+    derivatives: str | None = None
+    arithmetic: str | None = None
 
     def __str__(self) -> str:
+        more = "" if self.arithmetic is None else f"; {self.arithmetic}"
         if self.reason is not None:
-            return f"torch ({self.reason})"
+            return f"torch ({self.reason}{more})"
         ops = ", ".join(dict.fromkeys(self.ops))
-        return (
-            f"native ({self.instruction_set}; captured by {self.capture} in "
-            f"{self.seconds * 1e3:.0f} ms; ops: {ops})"
+        about = (
+            f"{self.instruction_set}; captured by {self.capture} in {self.seconds * 1e3:.0f} ms; "
+            f"ops: {ops}{more}"
         )
+        if self.derivatives is not None:
+            return f"values native ({about}), derivatives torch ({self.derivatives})"
+        return f"native ({about})"
 
 
 class Landscape:
     """L(theta) of ``loss(model(x), y)`` over data, or of ``objective(model, batch)``.
 
     Args:
-        model: any ``nn.Module``. It is never changed, and later changes of it do not reach here.
+        model: any ``nn.Module``. The landscape answers for its own copy, ``land.model``, in eval
+            mode: the module is never changed, and later changes of it do not reach here. While the
+            landscape is made, the module itself runs once at moved parameters, as a check of the
+            copy, and gets every bit back. DataParallel, DistributedDataParallel and torch.compile
+            are taken off. State that the model keeps between calls (buffers, attributes, tensors
+            changed in place) starts anew at every point; batches of one point see it evolve.
         loss: a torch.nn loss, its functional form, a name ("cross_entropy", "nll", "mse",
             "bce_with_logits"), or any callable of (outputs, target) giving a scalar.
         data: (x, y) tensors, a DataLoader, or an iterable of batches; read once, in order, kept.
@@ -81,8 +102,9 @@ class Landscape:
             parameters and the data; default 2 GiB. What does not fit is computed anew.
 
     L is the loss of the concatenated data: known losses divide by their own denominator (samples,
-    class weights, targets not ignored), "sum" adds, a free loss or objective is averaged by batch
-    size or ``weight``. Known losses are computed in float64 from the outputs.
+    class weights, targets not ignored), "sum" adds. They are computed in float64 from the outputs.
+    What a free loss or an objective gives for a batch is averaged over the batches by batch size or
+    ``weight``, also where it is a sum over the samples; of one batch, L is what it gives.
 
     Raises:
         InvalidArgument: for arguments that do not fit each other, non-finite parameters, data that
@@ -105,18 +127,24 @@ class Landscape:
         memory: int | None = None,
     ) -> None:
         _check_choices(model, loss, data, objective, weight, bn, dtype, engine)
+        whole, model = model, unwrapped(model)
         own_device = _device_of(model)
-        self.model = model
         self.device = own_device if device is None else _device(device)
-        self.layout = ParameterLayout.of(model, params)
         _check_finite(model)
+        moved = None if self.device == own_device else self.device
+        snapshot = Snapshot(model, dtype, moved)
+        if whole is not model:  # what holds the wrapper gets the copy of the module inside
+            snapshot.alias(whole, model)
+        self.model = snapshot.model
+        params = _own_names(params)
+        self.layout = ParameterLayout.of(self.model, params)
         self.dtype = dtype or _theta_dtype(self.layout)
-        named: dict[str, Tensor] = dict(model.named_parameters())
+        named: dict[str, Tensor] = dict(self.model.named_parameters())
         # What a point moves: theta, and with bn="interpolate" the running statistics after it.
         self.moved = self.layout
         if bn == "interpolate":
-            self.moved = statistics.with_statistics(self.layout, model, params)
-            named |= dict(model.named_buffers())
+            self.moved = statistics.with_statistics(self.layout, self.model, params)
+            named |= dict(self.model.named_buffers())
         self.origin = self.moved.flatten(named, self.dtype, self.device)
         self.theta = self.origin[: self.layout.n]
         self.has_batchnorm = any(isinstance(m, _BatchNorm) for m in model.modules())
@@ -125,25 +153,40 @@ class Landscape:
         self.dataset = Dataset(
             data, pairs=objective is None, device=self.device, move=device is not None
         )
+        own_loss: KnownLoss | FreeLoss | Objective
         if objective is None:
-            self.loss_spec: KnownLoss | FreeLoss | Objective = resolve_loss(loss)
+            own_loss = resolve_loss(loss)
         else:
-            self.loss_spec = Objective(objective, _weights(weight, self.dataset))
+            own_loss = Objective(objective, _weights(weight, self.dataset))
+        self.loss_spec = rebound(snapshot, own_loss)
         effective_bn = bn if self.has_batchnorm else "eval"
         if bn == "interpolate":
             effective_bn = bn if self.moved.n > self.layout.n else "eval"
+        self._asked = effective_bn, dtype, engine
+        self._start(snapshot)
+        first = self.dataset.batches[0]
+        if moved is not None:
+            first = first.mapped(lambda t: t.to(own_device))
+        self._torch.compare(model, own_loss, first, dtype is not None or moved is not None)
+        self._choose()
+
+    def _start(self, snapshot: Snapshot) -> None:
+        bn, dtype, _ = self._asked
+        self._lock = threading.RLock()  # of what is made when it is first asked for:
+        self._elsewhere: tuple[str, Landscape] | None = None  # with another model's buffers
+        self._points: PointEvaluator | None = None
         self._torch = TorchEngine(
-            model,
+            self.model,
             self.loss_spec,
             self.dataset.batches,
             self.moved,
             dtype=dtype,
             device=self.device,
-            bn=effective_bn,
+            bn=bn,
             memory=self.memory,
+            snapshot=snapshot,
         )
-        self._model_loss = self._first_loss(own_device, effective_bn, dtype)
-        self._native, self._report = self._choose(engine, effective_bn)
+        self._model_loss = self._first_loss()
 
     @property
     def n_params(self) -> int:
@@ -168,7 +211,8 @@ class Landscape:
 
     def loss(self, theta: Any = None) -> float:
         """L at theta (n,); default the model's parameters."""
-        return float(self.losses(points=self._point(theta)[None])[0])
+        home, point = self._located(theta)
+        return float(home.losses(points=point[None])[0])
 
     def losses(
         self,
@@ -183,7 +227,8 @@ class Landscape:
         Args:
             coefficients, directions: (G, k) and (k, n): the points theta + C D.
             points: instead of them, any thetas (P, n).
-            theta: the origin (n,) of the directions; default the model's parameters.
+            theta: the origin of the directions: (n,), a module or a state dict; default the
+                model's parameters.
 
         With bn="interpolate", running statistics come along in a module, a state dict or a
         Direction that has them, or as further columns (n + m) in the order of ``moved``. A bare
@@ -241,8 +286,8 @@ class Landscape:
 
         chosen = _checked_metrics(metrics, self.loss_spec)
         vectors, _ = as_steps(self, directions)
-        base = self._point(theta)
-        engine = self._native or self._torch
+        home, base = self._located(theta)
+        engine = home._native or home._torch
         ask = engine.prepare(base, vectors, chosen)
         negative = statistics.negative(self.moved, base, vectors)
         names = [metric_name(m) for m in chosen]
@@ -262,12 +307,16 @@ class Landscape:
         return evaluate
 
     def gradient(self, theta: Any = None) -> Tensor:
-        """dL/dtheta (n,) float64, in loss per unit of parameter."""
-        point = self._smooth_point(theta)
+        """dL/dtheta (n,) float64, in loss per unit of parameter.
+
+        ``theta``, as in all of this class: (n,), or a module or state dict, which brings its
+        buffers along (see `at`); default the model's parameters.
+        """
+        home, point = self._smooth_point(theta)
         try:
-            result: Tensor = (self._native or self._torch).gradient(point)
-        except NotLowered:  # an op without a compiled derivative
-            result = self._torch.gradient(point)
+            result: Tensor = (home._native or home._torch).gradient(point)
+        except NotLowered:  # derivatives that are not compiled
+            result = home._torch.gradient(point)
         return result[: self.n_params]
 
     def hvp(self, v: Any, theta: Any = None) -> Tensor:
@@ -294,26 +343,37 @@ class Landscape:
 
         N n numbers: for small models.
         """
-        point = self._smooth_point(theta)
+        home, point = self._smooth_point(theta)
         try:
-            result: Tensor = (self._native or self._torch).per_sample_gradients(point)
-        except NotLowered:  # an op without a compiled derivative
-            result = self._torch.per_sample_gradients(point)
+            result: Tensor = (home._native or home._torch).per_sample_gradients(point)
+        except NotLowered:  # derivatives that are not compiled
+            result = home._torch.per_sample_gradients(point)
         return result[:, : self.n_params].contiguous()
 
     def hessian(self, theta: Any = None) -> Tensor:
-        """The Hessian (n, n), float64, symmetrised; n^2 numbers, so for small models."""
+        """The Hessian (n, n), float64, symmetrised; n^2 numbers, so for small models.
+
+        Raises InvalidArgument where it and what it is made from cannot fit the machine's memory.
+        """
+        there, needed = _memory_of(self.device), 3 * 8 * self.n_params**2
+        if needed > there:
+            raise InvalidArgument(
+                f"hessian: expected a model whose Hessian fits the memory, but of n = "
+                f"{self.n_params:,} parameters it takes {needed / 2**30:,.0f} GiB and there are "
+                f"{there / 2**30:,.0f}; hvp(), linear_operator(), eigenpairs() and spectrum() need "
+                "products alone"
+            )
         identity = torch.eye(self.n_params, dtype=self.dtype, device=self.device)
         h = self.hvp(identity, theta)
         return (h + h.T) / 2
 
     def linear_operator(self, theta: Any = None) -> LinearOperator:
         """The Hessian at theta as a scipy LinearOperator (n, n), float64."""
-        point = self._point(theta)
+        home, point = self._located(theta)
 
         def matmat(v: np.ndarray) -> np.ndarray:
             rows = torch.as_tensor(np.ascontiguousarray(np.asarray(v).T))
-            return np.asarray(self.hvp(rows, point).cpu()).T
+            return np.asarray(home.hvp(rows, point).cpu()).T
 
         def matvec(v: np.ndarray) -> np.ndarray:
             return matmat(np.asarray(v).reshape(-1, 1))[:, 0]
@@ -328,9 +388,60 @@ class Landscape:
             dtype=np.dtype(np.float64),
         )
 
-    def model_loss(self) -> float:
-        """The module's own loss when the landscape was made: plain torch, no engine."""
-        return self._model_loss
+    def model_loss(self, theta: Any = None) -> float:
+        """The module's own loss when the landscape was made, or that of another module or state
+        dict: by torch, without the compiled program."""
+        if theta is None:
+            return self._model_loss
+        home, point = self._located(theta)
+        return float(home._torch.prepare_points(("loss",))(point[None])["loss"][0])
+
+    def at(self, theta: Any) -> Landscape:
+        """The landscape that ``theta`` is a point of: this one, unless theta is a module or a state
+        dict with other buffers than the model's, for example other running statistics.
+
+        Points have only what `moved` lists, so such a model has a landscape of its own: with its
+        buffers, the same data and loss. The last one is kept. All methods and functions that take
+        ``theta=`` ask it.
+
+        Raises:
+            InvalidArgument: theta has other parameters beside those that ``params=`` chose.
+            LayoutMismatch: another layout; a state dict without running statistics.
+        """
+        buffers = statistics.foreign_buffers(self, theta, "theta")
+        if not buffers:
+            return self
+        whole = {**dict(self.model.named_buffers()), **buffers}
+        point = self.moved.vector(_named(theta), "theta", self.dtype, self.device)
+        key = digest_of_all([point, {name: whole[name] for name in sorted(buffers)}])
+        with self._lock:
+            if self._elsewhere is None or self._elsewhere[0] != key:
+                self._elsewhere = None  # before the next one takes its memory
+                self._elsewhere = key, self._moved_to(point, buffers)
+            return self._elsewhere[1]
+
+    def _moved_to(self, point: Tensor, buffers: dict[str, Tensor]) -> Landscape:
+        other = copy.copy(self)
+        with self._torch.session():
+            snapshot = Snapshot(self.model)
+            other.loss_spec = rebound(snapshot, self.loss_spec)
+        other.model, other.origin, other.theta = snapshot.model, point, point[: self.n_params]
+        named = dict(other.model.named_parameters()) | dict(other.model.named_buffers())
+        with torch.no_grad():
+            for name, tensor in (self.moved.unflatten(point) | buffers).items():
+                named[name].copy_(tensor)
+        other._start(snapshot)
+        other._choose()
+        return other
+
+    def point_evaluator(self) -> PointEvaluator:
+        """Loss, gradient and Hessian of many points of a small model (hessians.py), made once."""
+        from .hessians import PointEvaluator
+
+        with self._lock:
+            if self._points is None:
+                self._points = PointEvaluator(self)
+            return self._points
 
     def describe(self) -> dict[str, Any]:
         """What determines the numbers, JSON-able (see `identity.py`): the model's structure, code
@@ -344,7 +455,8 @@ class Landscape:
                 f"v: expected shape ({self.n_params},) or (k, {self.n_params}), "
                 f"got {tuple(vectors.shape)}"
             )
-        return self._product_at(matrix, vectors, self._point(theta))
+        home, point = self._located(theta)
+        return home._product_at(matrix, vectors, point)
 
     def _product_at(self, matrix: str, vectors: Tensor, point: Tensor) -> Tensor:
         """The same of vectors (n,) or (k, n) like theta at a point of `_point`, all checked."""
@@ -354,7 +466,7 @@ class Landscape:
             block = torch.nn.functional.pad(block, (0, self.moved.n - self.n_params))
         try:
             result: Tensor = (self._native or self._torch).product(matrix, point, block)
-        except NotLowered:  # an op without a compiled derivative
+        except NotLowered:  # derivatives that are not compiled
             result = self._torch.product(matrix, point, block)
         return result[:, : self.n_params].reshape(vectors.shape)
 
@@ -365,82 +477,97 @@ class Landscape:
         return self._native.product_into(matrix, self._point(point))
 
     def _theta(self, theta: Any) -> Tensor:
-        """The parameters (n,) of a point."""
-        return self._point(theta)[: self.n_params]
+        """The parameters (n,) of a point, whatever its buffers."""
+        if theta is None:
+            return self.theta
+        return statistics.parameters(self, theta, "theta")
 
     def _point(self, theta: Any) -> Tensor:
-        """The parameters and what else the landscape moves, (n + m,)."""
+        """The parameters and what else the landscape moves, (n + m,); not of other buffers."""
         return self.origin if theta is None else statistics.point(self, theta, "theta")
 
-    def _smooth_point(self, theta: Any) -> Tensor:
-        """The point of derivatives: NaN in place of negative variances, where there are none."""
-        return statistics.without_negative(self.moved, self._point(theta))
+    def _located(self, theta: Any) -> tuple[Landscape, Tensor]:
+        """The landscape that has the buffers of theta, and theta as its point."""
+        home = self.at(theta)
+        return home, home._point(theta)
 
-    def _first_loss(self, own: torch.device, bn: str, dtype: torch.dtype | None) -> float:
-        """Runs the module once as the user would; every misfit of model and data shows here."""
+    def _smooth_point(self, theta: Any) -> tuple[Landscape, Tensor]:
+        """The same for derivatives: NaN in place of negative variances, where there are none."""
+        home, point = self._located(theta)
+        return home, statistics.without_negative(self.moved, point)
+
+    def _first_loss(self) -> float:
+        """Runs the copy over the data; every misfit of model and data shows here."""
         try:
-            if bn in ("recompute", "batch") or isinstance(self.loss_spec, Objective) or dtype:
-                points = self._torch.prepare_points(("loss",))(self.origin[None])
-                return float(points["loss"][0])
-            if own != self.device:
-                points = self._torch.prepare_points(("loss",))(self.origin[None])
-                return float(points["loss"][0])
-            return self._eager_loss()
+            loss = self._torch.first_loss()
         except InvalidArgument:
             raise
         except Exception as error:
-            raise InvalidArgument(
-                f"data: the model and its loss could not be run on the batches given: "
-                f"{type(error).__name__}: {error}"
-            ) from error
+            raise wrapping(error, _advice(error)) from error
+        if not np.isfinite(loss):
+            where = not_finite(self.dataset.batches)
+            if where is not None:
+                raise InvalidArgument(f"data: expected finite numbers, but {where}; L is {loss}")
+        return loss
 
-    def _eager_loss(self) -> float:
-        total = denominator = 0.0
-        spec = self.loss_spec
-        with eval_mode(self.model), untouched_random_state(self.device), torch.no_grad():
-            buffers = {name: b.clone() for name, b in self.model.named_buffers()}
-            for batch in self.dataset.batches:
-                inputs = batch.inputs
-                outputs = torch.func.functional_call(
-                    _Plain(self.model), {f"model.{k}": b for k, b in buffers.items()}, (inputs,)
-                )
-                if isinstance(spec, KnownLoss):
-                    total += float(spec.total(outputs, batch.target))
-                    share = spec.denominator(batch.target, tuple(outputs.shape))
-                    denominator += share if spec.reduction == "mean" else 0.0
-                elif isinstance(spec, FreeLoss):
-                    total += batch.size * float(as_scalar(spec.fn(outputs, batch.target), "loss"))
-                    denominator += batch.size
-        if isinstance(spec, KnownLoss) and spec.reduction == "sum":
-            return total
-        return total / denominator if denominator else float("nan")
-
-    def _choose(self, engine: str, bn: str) -> tuple[Any, EngineReport]:
+    def _choose(self) -> None:
+        """Which engine answers."""
+        self._torch.release()
+        bn, _, engine = self._asked
         start = time.perf_counter()
+        self._native: Any = None
         if engine == "torch":
-            return None, EngineReport("torch", "asked for", 0.0)
+            self._report = EngineReport("torch", "asked for", 0.0, arithmetic=self._half())
+            return
         try:
+            if self._torch.writes_input:
+                raise NotLowered("the forward pass writes into its input")
             native = self._lower(bn)
+            obstacle = self._torch.obstacle()
+            if obstacle is not None:
+                raise NotLowered(obstacle)
         except NotLowered as refusal:
             if engine == "native":
                 raise InvalidArgument(
                     f"engine: expected a model that the native engine can run, but {refusal.reason}"
                 ) from refusal
-            return None, EngineReport("torch", refusal.reason, time.perf_counter() - start)
-        seconds = time.perf_counter() - start
-        return native, EngineReport(
-            "native", None, seconds, native.how, native.ops, native.instruction_set
+            seconds = time.perf_counter() - start
+            self._report = EngineReport("torch", refusal.reason, seconds, arithmetic=self._half())
+            return
+        self._native = native
+        self._report = EngineReport(
+            "native",
+            None,
+            time.perf_counter() - start,
+            native.how,
+            native.ops,
+            native.instruction_set,
+            native.derivatives_refused(),
+            self._half(),
+        )
+
+    def _half(self) -> str | None:
+        """How a model of half precision is computed."""
+        half = {e.dtype for e in self.layout.entries if torch.finfo(e.dtype).bits < 32}
+        if not half:
+            return None
+        names = " and ".join(sorted(str(d).removeprefix("torch.") for d in half))
+        if self._asked[1] is not None:
+            return f"a {names} model, converted to {self.dtype}".replace("torch.", "")
+        return (
+            f"a {names} model: theta is float32 and rounded to {names} at every point, the forward "
+            f"pass runs in {names}; dtype=torch.float32 computes it in float32"
         )
 
     def _lower(self, bn: str) -> Any:
         if not isinstance(self.loss_spec, KnownLoss):
-            raise NotLowered(f"the loss {self.loss_spec.name!r} is free Python code")
+            raise NotLowered(why_free(self.loss_spec))
         build: Any = engine_recompute.build if bn == "recompute" else engine_native.build
         if self.device.type == "cuda":
             build = engine_cuda.build
         elif self.device.type != "cpu":
             raise NotLowered(f"the landscape is on {self.device}")
-        with eval_mode(self.model, bn == "batch"), untouched_random_state():
+        with self._torch.session(), eval_mode(self.model, bn == "batch"):
             return build(
                 self.model,
                 self.loss_spec,
@@ -451,17 +578,6 @@ class Landscape:
                 memory=self.memory,
                 bn=bn,
             )
-
-
-class _Plain(nn.Module):
-    """Calls the module with its own parameters and with copies of its buffers."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, inputs: Any) -> Any:
-        return call_model(self.model, inputs)
 
 
 def _check_choices(
@@ -476,6 +592,11 @@ def _check_choices(
 ) -> None:
     if not isinstance(model, nn.Module):
         raise InvalidArgument(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise InvalidArgument(
+            f"model: expected a torch.nn.Module of Python, got TorchScript "
+            f"({type(model).__name__}); pass the module that it was scripted or traced from"
+        )
     if (loss is None) == (objective is None):
         got = "neither" if loss is None else "both"
         raise InvalidArgument(f"loss, objective: expected exactly one of them, got {got}")
@@ -495,6 +616,28 @@ def _check_choices(
         raise InvalidArgument(f"dtype: expected torch.float32 or torch.float64, got {dtype}")
 
 
+def _own_names(params: Sequence[str] | None) -> Sequence[str] | None:
+    """Name patterns without what DataParallel and torch.compile put in front."""
+    if params is None or isinstance(params, str):
+        return None if params is None else without_wrappers(params)
+    return [without_wrappers(p) if isinstance(p, str) else p for p in params]
+
+
+def _advice(error: BaseException) -> str:
+    """What a first run that failed may mean."""
+    if out_of_memory(error):
+        return (
+            "data: not enough memory to run one batch; pass smaller batches "
+            f"({type(error).__name__}: {error})"
+        )
+    return (
+        "data: the model and its loss could not be run on the batches given: "
+        f"{type(error).__name__}: {error} (the model runs in eval mode; inputs have a leading "
+        "batch dimension; a batch (inputs, target) is called as loss(model(inputs), target), "
+        "anything else needs objective=f(model, batch))"
+    )
+
+
 def _check_finite(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         finite = torch.isfinite(parameter.detach())
@@ -511,6 +654,16 @@ def _memory(memory: Any) -> int:
     if isinstance(memory, bool) or not isinstance(memory, int) or memory < 0:
         raise InvalidArgument(f"memory: expected a number of bytes, 0 or more, got {memory!r}")
     return memory
+
+
+def _memory_of(device: torch.device) -> int:
+    """Bytes of all of the device's memory."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[1])
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError, AttributeError):  # not on this system
+        return 1 << 40
 
 
 def _device(device: torch.device | str) -> torch.device:
@@ -589,3 +742,12 @@ def _checked_metrics(metrics: Sequence[Metric], loss: Any) -> tuple[Metric, ...]
             f"bce_with_logits, got {loss.name!r}; pass a callable metric instead"
         )
     return chosen
+
+
+def _named(model: Any) -> dict[str, Tensor]:
+    """The parameters and buffers of a module or state dict by name, aliases too."""
+    if not isinstance(model, nn.Module):
+        return dict(model)
+    return dict(model.named_parameters(remove_duplicate=False)) | dict(
+        model.named_buffers(remove_duplicate=False)
+    )

@@ -162,6 +162,8 @@ class ParameterLayout:
         self, value: Mapping[str, Any], name: str, dtype: torch.dtype, device: torch.device | str
     ) -> Tensor:
         found: dict[str, Tensor] = {}
+        if not any(alias in value for alias in self.aliases):
+            value = {without_wrappers(str(key)): part for key, part in value.items()}
         for alias, own in self.aliases.items():
             if alias in value:
                 found.setdefault(own, torch.as_tensor(value[alias]))
@@ -178,6 +180,14 @@ class ParameterLayout:
                     f"{name}: expected shape {entry.shape} for {entry.name!r}, got {shape}"
                 )
         return self.flatten(found, dtype, device)
+
+
+def without_wrappers(name: str) -> str:
+    """A parameter's name without what DataParallel and torch.compile put in it."""
+    parts = name.split(".")
+    while parts and parts[0] == "module":
+        parts = parts[1:]
+    return ".".join(part for part in parts if part != "_orig_mod") or name
 
 
 _NORM_TYPES = (

@@ -122,7 +122,8 @@ _NAMES = ("cross_entropy", "nll", "mse", "bce_with_logits")
 
 
 def resolve_loss(loss: Any) -> KnownLoss | FreeLoss:
-    """The loss as one that both engines know, or as a free function.
+    """The loss as one that both engines know, or as a free function. A class of torch.nn stands
+    for its instance with default options.
 
     Accepts the names "cross_entropy", "nll", "mse", "bce_with_logits"; the functions of
     torch.nn.functional; instances of nn.CrossEntropyLoss, NLLLoss, MSELoss, BCEWithLogitsLoss; any
@@ -134,6 +135,8 @@ def resolve_loss(loss: Any) -> KnownLoss | FreeLoss:
         if loss not in _NAMES:
             raise InvalidArgument(f"loss: expected one of {', '.join(_NAMES)}, got {loss!r}")
         return KnownLoss(loss)
+    if isinstance(loss, type) and issubclass(loss, nn.Module):
+        loss = _instance(loss)
     known = _from_module(loss)
     if known is not None:
         if known.reduction not in ("mean", "sum"):
@@ -150,6 +153,79 @@ def resolve_loss(loss: Any) -> KnownLoss | FreeLoss:
     except TypeError:  # an unhashable callable
         kind = None
     return KnownLoss(kind) if kind else FreeLoss(loss)
+
+
+# torch.nn losses that run as they are, by how near they are to one that is compiled.
+_NEAR: dict[str, str] = {
+    "HuberLoss": "not compiled; of smooth losses of a residual, only MSELoss is",
+    "SmoothL1Loss": "not compiled; of smooth losses of a residual, only MSELoss is",
+    "L1Loss": "not compiled; of losses of a residual, only MSELoss is",
+    "BCELoss": (
+        "not compiled: drop the model's last sigmoid and use BCEWithLogitsLoss, which is the same "
+        "function and compiled"
+    ),
+    "KLDivLoss": (
+        "not compiled: CrossEntropyLoss of the logits, with the same probabilities as targets, "
+        "differs from its 'batchmean' by a constant and is compiled"
+    ),
+    "PoissonNLLLoss": "not compiled; no compiled loss is near it",
+    "GaussianNLLLoss": "not compiled; no compiled loss is near it",
+    "MultiLabelSoftMarginLoss": (
+        "not compiled: BCEWithLogitsLoss with the same targets is the same function and compiled"
+    ),
+    "SoftMarginLoss": (
+        "not compiled: BCEWithLogitsLoss with targets 0 and 1 for -1 and 1 is the same function "
+        "and compiled"
+    ),
+    "MultiMarginLoss": "not compiled; CrossEntropyLoss takes the same targets and is",
+}
+_NEAR_FUNCTIONS = {
+    "huber_loss": "HuberLoss",
+    "smooth_l1_loss": "SmoothL1Loss",
+    "l1_loss": "L1Loss",
+    "binary_cross_entropy": "BCELoss",
+    "kl_div": "KLDivLoss",
+    "poisson_nll_loss": "PoissonNLLLoss",
+    "gaussian_nll_loss": "GaussianNLLLoss",
+    "multilabel_soft_margin_loss": "MultiLabelSoftMarginLoss",
+    "soft_margin_loss": "SoftMarginLoss",
+    "multi_margin_loss": "MultiMarginLoss",
+}
+_KNOWN_MODULES = (nn.CrossEntropyLoss, nn.NLLLoss, nn.MSELoss, nn.BCEWithLogitsLoss)
+
+
+def why_free(loss: Any) -> str:
+    """Why a loss or objective runs as Python code, and what near it is compiled."""
+    fn, name = getattr(loss, "fn", loss), loss.name
+    if not isinstance(loss, FreeLoss):
+        return (
+            f"the objective {name!r} is Python code of your own; "
+            "loss= with cross_entropy, nll, mse or bce_with_logits can be compiled"
+        )
+    near = _NEAR_FUNCTIONS.get(name, name)
+    own = type(fn).__module__ == "torch.nn.modules.loss" or getattr(F, name, None) is fn
+    if own:
+        return f"the loss {name} is {_NEAR.get(near, 'not compiled')}"
+    for kind in _KNOWN_MODULES:
+        if isinstance(fn, kind):
+            return (
+                f"the loss {name!r} is a class of your own, derived from {kind.__name__}, which "
+                "would be compiled"
+            )
+    return (
+        f"the loss {name!r} is free Python code; where it is a cross-entropy, nll, mse or "
+        "bce-with-logits, pass the torch.nn loss or its name and it can be compiled"
+    )
+
+
+def _instance(kind: type[nn.Module]) -> nn.Module:
+    try:
+        return kind()
+    except Exception as error:
+        raise InvalidArgument(
+            f"loss: expected an instance, got the class {kind.__name__}, which cannot be made "
+            f"without arguments ({type(error).__name__}: {error})"
+        ) from error
 
 
 def _from_module(loss: Any) -> KnownLoss | None:

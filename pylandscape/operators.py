@@ -191,6 +191,7 @@ def _of_landscape(
 ) -> SymmetricOperator:
     if matrix not in MATRICES:
         raise InvalidArgument(f"matrix: expected one of {', '.join(MATRICES)}, got {matrix!r}")
+    land = land.at(theta)
     point = land._point(theta)
     layout = land.layout if params is None else land.layout.select(params)
 

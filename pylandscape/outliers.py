@@ -133,6 +133,7 @@ def outliers(
     from .eigen import eigenpairs
 
     k = integer(classes, "classes", 1, land.n_params)
+    land = land.at(theta)
     point = land._point(theta)
     options: dict[str, Any] = {"tol": tol, "theta": point, "seed": seed, "progress": progress}
     top = eigenpairs(land, k, "LA", **options)

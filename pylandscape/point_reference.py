@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from .engine_torch import TorchEngine
+from .errors import out_of_memory, wrapping
 from .statistics import KIND
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _BYTES = 256 << 20  # of the Hessians of the points that are vectorised together
 _MAX_POINTS = 512
+_AGREEMENT = 1e-9  # of the largest element: torch.func against the module moved in place
 _ASYMMETRY = 1e-9  # of a Hessian's largest entry, beyond which torch.func is wrong
 
 
@@ -36,7 +37,7 @@ class TorchPoints:
         self.n, self.device = land.n_params, land.device
         bn = land.bn if land.has_batchnorm else "eval"
         self._engine = TorchEngine(
-            copy.deepcopy(land.model).to(land.device).double(),
+            land.model,
             land.loss_spec,
             land.dataset.batches,
             land.layout,
@@ -46,10 +47,11 @@ class TorchPoints:
         )
         assert all(entry.kind != KIND for entry in land.layout.entries)
         self._vectorised = bn in ("eval", "interpolate")
+        self._compared: set[int] = set()  # widths whose first point agreed with the engine's
 
     def gradients(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """Losses (p,) and gradients (p, n) of points (p, n), float64 on the CPU."""
-        value = torch.func.grad_and_value(self._loss)
+        value = torch.func.grad_and_value(self._engine.functional_loss)
 
         def both(p: Tensor) -> tuple[Tensor, ...]:
             gradient, loss = torch.func.vmap(value)(p)
@@ -60,8 +62,8 @@ class TorchPoints:
 
     def hessians(self, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The same, and Hessians (p, n, n), exactly symmetric."""
-        value = torch.func.grad_and_value(self._loss)
-        hessian = torch.func.hessian(self._loss)
+        value = torch.func.grad_and_value(self._engine.functional_loss)
+        hessian = torch.func.hessian(self._engine.functional_loss)
 
         def all_three(p: Tensor) -> tuple[Tensor, ...]:
             gradient, loss = torch.func.vmap(value)(p)
@@ -88,11 +90,19 @@ class TorchPoints:
         for chunk in p.split(size) if len(p) else (p[:0],):
             if self._vectorised and len(chunk):
                 try:
-                    with self._engine.session():
-                        parts.append(tuple(t.detach().cpu() for t in vectorised(chunk)))
-                    continue
-                except Exception:  # what torch.func cannot follow runs point by point
-                    self._vectorised = False
+                    found = self._vectorise(chunk, vectorised)
+                    if width in self._compared or _agree(found, single(chunk[0])):
+                        self._compared.add(width)
+                        parts.append(found)
+                        continue
+                except Exception as error:  # what torch.func cannot follow runs point by point
+                    if out_of_memory(error):
+                        raise wrapping(
+                            error,
+                            f"points: not enough memory for {len(chunk)} of them at once; ask for "
+                            f"fewer points ({type(error).__name__}: {error})",
+                        ) from error
+                self._vectorised = False
             rows = [single(point) for point in chunk]
             shapes = ((), (self.n,), (self.n, self.n))[: 2 + (width > 1)]
             parts.append(
@@ -102,19 +112,13 @@ class TorchPoints:
             )
         return tuple(torch.cat(column) for column in zip(*parts, strict=True))
 
-    def _loss(self, theta: Tensor) -> Tensor:
-        state = self._engine.state(theta)
-        total: Any = 0.0
-        denominator = 0.0
-        for index in range(len(self._engine.batches)):
-
-            def value(model: Any, index: int = index) -> tuple[Tensor, float]:
-                return self._engine.batch_loss(model, index)[:2]
-
-            share, weight = self._engine.run(state, value)
-            total, denominator = total + share, denominator + weight
-        result: Tensor = total / denominator
-        return result
+    def _vectorise(
+        self, chunk: Tensor, vectorised: Callable[[Tensor], tuple[Tensor, ...]]
+    ) -> tuple[Tensor, ...]:
+        with self._engine.session():
+            self._engine.move(chunk[0])
+            with torch.enable_grad():
+                return tuple(t.detach().cpu() for t in vectorised(chunk))
 
     def _gradient(self, point: Tensor) -> tuple[Tensor, ...]:
         loss = self._engine.prepare_points(("loss",))(point[None])["loss"]
@@ -123,3 +127,13 @@ class TorchPoints:
     def _hessian(self, point: Tensor) -> tuple[Tensor, ...]:
         identity = torch.eye(self.n, dtype=torch.float64, device=self.device)
         return *self._gradient(point), self._engine.product("hessian", point, identity)
+
+
+def _agree(found: tuple[Tensor, ...], point: tuple[Tensor, ...]) -> bool:
+    """Whether the first of the vectorised points is what the module itself gives there."""
+    for rows, want in zip(found, point, strict=True):
+        want = want.cpu()
+        scale = max(float(want.abs().max()), 1e-300) if want.numel() else 1.0
+        if not torch.allclose(rows[0], want, rtol=0, atol=_AGREEMENT * scale, equal_nan=True):
+            return False
+    return True

@@ -43,7 +43,7 @@ class Question:
         base: (n,), with the running statistics after it where they move (statistics.py).
         vectors: D (k, n), likewise.
         infos: one per vector, JSON-able.
-        own_base: the base was given, it is not the model's own theta.
+        own_loss: gives the loss of the model at the base, by torch; None where none lies there.
     """
 
     kind: str
@@ -52,7 +52,7 @@ class Question:
     base: torch.Tensor
     vectors: torch.Tensor
     infos: Sequence[Mapping[str, Any]]
-    own_base: bool
+    own_loss: Callable[[], float] | None
 
 
 @dataclass(frozen=True)
@@ -189,7 +189,7 @@ def _info(
         return info
     centre = np.flatnonzero((asked.coefficients == 0.0).all(axis=1))
     info["center_loss"] = float(losses[centre[0]]) if centre.size else land.loss(asked.base)
-    info["model_loss"] = None if asked.own_base else land.model_loss()
+    info["model_loss"] = None if asked.own_loss is None else asked.own_loss()
     info["direction_norms"] = norms
     info["direction_cosine"] = _cosine(vectors, norms)
     info["theta_norm"] = float(torch.linalg.vector_norm(base, dtype=torch.float64))

@@ -28,7 +28,7 @@ from torch import Tensor
 from .arguments import integer
 from .arrays import Array
 from .errors import InvalidArgument
-from .hessians import _evaluator, as_points, eigenvalues, iterate_hessians
+from .hessians import as_points, eigenvalues, iterate_hessians
 from .landscape import Landscape
 from .traces import Estimate
 
@@ -223,7 +223,7 @@ class _Forms:
         theta = self.points[p]
         if self.method == "finite":
             h = self.step
-            losses, _ = _evaluator(self.land).gradients(
+            losses, _ = self.land.point_evaluator().gradients(
                 np.concatenate([theta[None], theta + h * u, theta - h * u])
             )
             right, left = losses[1:].reshape(2, -1)

@@ -92,6 +92,7 @@ def sharpness(
         InvalidArgument: zero or linearly dependent directions; a Surface whose directions cannot be
             had, or whose centre is not theta. LayoutMismatch for another length.
     """
+    land = land.at(theta)
     point = land._point(theta)
     if isinstance(directions, Surface):
         directions = directions_of(land, directions, point)
@@ -141,6 +142,7 @@ def directions_of(land: Landscape, surface: Surface, theta: Any = None) -> Tenso
             f"directions: expected a Surface made by plane(), got one of kind {surface.kind!r} "
             f"with {len(recorded)} directions recorded"
         )
+    land = land.at(theta)
     point = land._point(theta)
     if request["theta"] != digest(point):
         raise InvalidArgument("theta: expected the centre of the Surface, got another point")

@@ -7,6 +7,10 @@ between theirs, as with loss-landscape's ``--dir_type states`` (Li et al. 2018).
 leave s where it is, as theirs do with ``ignore=biasbn``; without it, theirs move every tensor of
 one dimension, statistics too, along itself, which we do not copy.
 
+With the other modes the statistics are no part of a point. A module or state dict with others than
+the landscape's is then a point of another landscape (`Landscape.at`), and neither a direction nor
+a vertex, as there would be no place for its statistics between the models.
+
 Beyond the models a variance can become negative. With epsilon added some of these would still give
 a number, so every metric is NaN wherever one is negative.
 """
@@ -22,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import InvalidArgument, LayoutMismatch
-from .layout import ParameterEntry, ParameterLayout
+from .layout import ParameterEntry, ParameterLayout, without_wrappers
 
 if TYPE_CHECKING:
     from .landscape import Landscape
@@ -66,8 +70,11 @@ def point(land: Landscape, value: Any, name: str, *, needed: bool = False) -> Te
     """(n + m,) of a solution: a module, a state dict, a vector (n + m,) or (n,).
 
     A vector (n,) says nothing of statistics: they are the model's own, or, where they are
-    ``needed``, InvalidArgument is raised.
+    ``needed``, InvalidArgument is raised; as for a module or state dict with other buffers.
     """
+    buffers = foreign_buffers(land, value, name)
+    if buffers:
+        raise InvalidArgument(_no_place(land, sorted(buffers), name))
     vector, statistics = _parts(land, value, name)
     if statistics is None and needed:
         raise InvalidArgument(
@@ -80,8 +87,10 @@ def point(land: Landscape, value: Any, name: str, *, needed: bool = False) -> Te
 def step(land: Landscape, value: Any, name: str) -> Tensor:
     """(n + m,) of a direction; one without statistics leaves them where they are.
 
-    Raises InvalidArgument for a direction to another model without its statistics.
+    Raises InvalidArgument for a direction to another model without its statistics, and for a
+    module or state dict, which is a place.
     """
+    check_direction(value, name)
     vector, statistics = _parts(land, value, name)
     m = land.moved.n - land.n_params
     if statistics is None:
@@ -93,6 +102,104 @@ def step(land: Landscape, value: Any, name: str) -> Tensor:
             )
         statistics = vector.new_zeros(m)
     return torch.cat([vector, statistics])
+
+
+def check_direction(value: Any, name: str) -> None:
+    """Raises InvalidArgument for a module or a state dict."""
+    if isinstance(value, nn.Module | Mapping):
+        raise InvalidArgument(
+            f"{name}: expected a Direction, a tensor or an array (n,), got "
+            f"{type(value).__name__}, which is a place and no direction; "
+            "target_direction(land, model) is the direction from the landscape's model to it"
+        )
+
+
+def parameters(land: Landscape, value: Any, name: str) -> Tensor:
+    """The parameters (n,) of anything that `point` takes, whatever its statistics."""
+    return _parts(land, value, name)[0]
+
+
+def foreign_buffers(land: Landscape, value: Any, name: str) -> dict[str, Tensor]:
+    """The buffers of a module or state dict that are not the landscape's, by the model's names.
+
+    Without those that points have (bn="interpolate") or that the batches decide ("recompute",
+    "batch"), and counters of batches.
+
+    Raises:
+        LayoutMismatch: of another shape, or running statistics are missing.
+        InvalidArgument: a parameter outside theta (params=) is another.
+    """
+    if isinstance(value, nn.Module):
+        value = {
+            **dict(value.named_parameters(remove_duplicate=False)),
+            **dict(value.named_buffers(remove_duplicate=False)),
+        }
+    if not isinstance(value, Mapping):
+        return {}
+    if not any(alias in value for alias in land.layout.aliases):
+        value = {without_wrappers(str(key)): part for key, part in value.items()}
+    model = land.model
+    norms = {p: m for p, m in model.named_modules(remove_duplicate=False)
+             if isinstance(m, nn.modules.batchnorm._NormBase)}  # fmt: skip
+    found_anew: tuple[type, ...] = ()
+    if land.bn in ("recompute", "batch"):
+        found_anew = (nn.modules.batchnorm._BatchNorm,)
+    statistics = {f"{p}.{short}".lstrip("."): isinstance(m, found_anew)
+                  for p, m in norms.items() for short in _BUFFERS}  # fmt: skip
+    skipped = {f"{p}.num_batches_tracked".lstrip(".") for p in norms} | {
+        key for key, anew in statistics.items() if anew
+    }
+    foreign: dict[str, Tensor] = {}
+    for key, own in model.named_buffers():
+        if key in skipped or key in land.moved.aliases:
+            continue
+        if key in value:
+            other = _like(own, value[key], key, name)
+            if not _equal(own, other):
+                foreign[key] = other
+        elif key in statistics:
+            raise LayoutMismatch(
+                f"{name}: expected the running statistics {key!r}, which bn={land.bn!r} needs of a "
+                "model, but they are missing; pass the module, its state_dict(), or a vector (n,) "
+                "for the landscape's own statistics"
+            )
+    for key, own in model.named_parameters():
+        outside = key not in land.moved.aliases and key in value
+        if outside and not _equal(own, _like(own, value[key], key, name)):
+            raise InvalidArgument(
+                f"{name}: expected the landscape's own values of the parameters outside theta "
+                f"(params=), but {key!r} differs; pass a vector (n,) of theta alone, or make a "
+                "landscape of that model"
+            )
+    return foreign
+
+
+def _like(own: Tensor, other: Any, key: str, name: str) -> Tensor:
+    found = torch.as_tensor(other).detach().to(own)
+    if found.shape != own.shape:
+        raise LayoutMismatch(
+            f"{name}: expected shape {tuple(own.shape)} for {key!r}, got {tuple(found.shape)}"
+        )
+    return found
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    return torch.equal(a, b) or bool(((a == b) | ((a != a) & (b != b))).all())
+
+
+def _no_place(land: Landscape, buffers: Sequence[str], name: str) -> str:
+    """Why a model with other buffers is neither a vertex nor a target."""
+    shown = ", ".join(map(repr, buffers[:2])) + (", ..." if len(buffers) > 2 else "")
+    if all(key.rpartition(".")[2] in _BUFFERS for key in buffers):
+        return (
+            f"{name}: expected the running statistics of the landscape's model, which "
+            f"bn={land.bn!r} keeps at every point, but {shown} differ; bn='interpolate' moves them "
+            "along from model to model, bn='recompute' finds them anew at every point"
+        )
+    return (
+        f"{name}: expected the buffers of the landscape's model, which points do not move, but "
+        f"{shown} differ; land.at(model) is the landscape with that model's buffers"
+    )
 
 
 def kept(layout: ParameterLayout, ignore: Sequence[str]) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -65,19 +65,100 @@ def gradient(
     return g
 
 
+class Leaves:
+    """The tensors that derivatives are in, as one vector of ``n`` elements and ``rest`` zeros.
+
+    ``reached``: whether any value so far had a path to one of them.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor], rest: int, dtype: torch.dtype) -> None:
+        self.tensors, self._rest, self._dtype = list(tensors), rest, dtype
+        self._sizes = [t.numel() for t in tensors]
+        self.reached = False
+
+    def pull(
+        self, value: Any, w: Any = None, *, create: bool = False, retain: bool = False
+    ) -> list[Tensor | None]:
+        """w^T dvalue/dleaf for every leaf, None where there is no path; value and w may be lists
+        of tensors."""
+        values = [value] if isinstance(value, Tensor) else value
+        weights = [w] if isinstance(w, Tensor) else w
+        kept = [i for i, v in enumerate(values) if v.requires_grad]
+        if not kept:
+            return [None] * len(self.tensors)
+        found = list(
+            torch.autograd.grad(
+                [values[i] for i in kept],
+                self.tensors,
+                None if weights is None else [weights[i].to(values[i].dtype) for i in kept],
+                create_graph=create,
+                retain_graph=create or retain,
+                allow_unused=True,
+            )
+        )
+        self.reached |= any(g is not None for g in found)
+        return found
+
+    def flat(self, parts: Sequence[Tensor | None]) -> Tensor:
+        """(n + rest,) of the parts, zeros where there is none."""
+        like = self.tensors[0]
+        rows = [
+            like.new_zeros(size, dtype=self._dtype)
+            if g is None
+            else (g if g.layout == torch.strided else g.to_dense()).reshape(-1).to(self._dtype)
+            for g, size in zip(parts, self._sizes, strict=True)
+        ]
+        if self._rest:
+            rows.append(like.new_zeros(self._rest, dtype=self._dtype))
+        return torch.cat(rows)
+
+    def parts(self, v: Tensor) -> list[Tensor]:
+        """v (n + rest,) as tensors shaped like the leaves."""
+        rows = v[: v.numel() - self._rest].split(self._sizes)
+        return [row.view(t.shape) for row, t in zip(rows, self.tensors, strict=True)]
+
+    def gradient(self, value: Any, w: Any = None, *, retain: bool = False) -> Tensor:
+        """w^T dvalue/dtheta (n + rest,)."""
+        return self.flat(self.pull(value, w, retain=retain))
+
+    def hessian_product(self, value: Tensor) -> Product:
+        """v -> H v, H the Hessian of value."""
+        found = self.pull(value, create=True)
+        kept = [i for i, g in enumerate(found) if g is not None and g.requires_grad]
+        values = [found[i] for i in kept]
+
+        def product(v: Tensor) -> Tensor:
+            parts = self.parts(v)
+            return self.flat(self.pull(values, [parts[i] for i in kept], retain=True))
+
+        return product
+
+    def sandwich(self, outputs: Tensor, middle: Product) -> Product:
+        """v -> J^T middle(J v), J the Jacobian of the outputs."""
+        w = torch.zeros_like(outputs, requires_grad=True)
+        pulled = self.pull(outputs, w, create=True)  # J^T w: its derivative in w, along v, is J v
+        kept = [i for i, g in enumerate(pulled) if g is not None and g.requires_grad]
+
+        def product(v: Tensor) -> Tensor:
+            parts = self.parts(v)
+            jv = torch.zeros_like(outputs)
+            if kept:
+                (jv,) = torch.autograd.grad(
+                    [pulled[i] for i in kept],  # type: ignore[misc]
+                    w,
+                    [parts[i].to(outputs.dtype) for i in kept],
+                    retain_graph=True,
+                    materialize_grads=True,
+                )
+            return self.gradient(outputs, middle(jv), retain=True)
+
+        return product
+
+
 def hessian_product(value: Tensor, leaf: Tensor) -> Product:
-    """v -> H v, H the Hessian of value in leaf."""
+    """v -> H v, H the Hessian of value in one tensor."""
     g = gradient(value, leaf, create=True)
     return lambda v: gradient(g, leaf, v, retain=True)
-
-
-def sandwich(outputs: Tensor, leaf: Tensor, middle: Product) -> Product:
-    """v -> J^T middle(J v)."""
-    w = torch.zeros_like(outputs, requires_grad=True)
-    pulled = gradient(outputs, leaf, w, create=True)  # J^T w: its derivative in w, along v, is J v
-    return lambda v: gradient(
-        outputs, leaf, middle(gradient(pulled, w, v, retain=True)), retain=True
-    )
 
 
 @dataclass(eq=False)

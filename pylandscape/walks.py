@@ -22,7 +22,6 @@ from .arguments import integer
 from .arrays import Array, digest, progress_bar
 from .checkpoint import Checkpoint
 from .errors import InvalidArgument
-from .hessians import _evaluator
 from .request import build
 from .resume import resumable
 from .walk_results import Walks, as_points
@@ -188,7 +187,7 @@ class _Sampler:
             np.full((*shape, self.land.n_params), np.nan), np.full(shape, np.nan),
             np.full(shape, np.nan), self.rule.kind,
         )  # fmt: skip
-        advance = Advance(self.rule, found, _evaluator(self.land).gradients, self.starts)
+        advance = Advance(self.rule, found, self.land.point_evaluator().gradients, self.starts)
         before = kept.load()
         if before is not None:
             advance.take_up(before)

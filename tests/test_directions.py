@@ -287,14 +287,15 @@ def test_quadratic_form_of_raw_draws_has_the_trace_and_its_variance() -> None:
     assert abs(float(forms.var()) / variance - 1) < 0.15
 
 
-def test_normalize_direction_takes_views_modules_and_directions() -> None:
+def test_normalize_direction_takes_views_arrays_and_directions() -> None:
     land = landscape()
     given = torch.randn(2 * land.n_params)[::2]
     want = pl.normalize_direction(land, given.contiguous()).vector
     assert torch.equal(pl.normalize_direction(land, given).vector, want)
     assert torch.equal(pl.normalize_direction(land, given.numpy()).vector, want)
-    state = {name: p.clone() for name, p in land.layout.unflatten(given.contiguous()).items()}
-    assert torch.equal(pl.normalize_direction(land, state).vector, want)
+    for place in (Odd(), Odd().state_dict()):
+        with pytest.raises(pl.InvalidArgument, match="a place and no direction; target_direction"):
+            pl.normalize_direction(land, place)
     raw = pl.random_directions(land, 1, normalize=None, ignore=(), seed=3)[0]
     again = pl.normalize_direction(land, raw, normalize="filter")
     assert torch.equal(again.vector, pl.random_directions(land, 1, seed=3)[0].vector)

@@ -100,7 +100,8 @@ def test_a_classification_carries_the_notice_and_looks_at_some_points_only():
     found = classify(land, points(land, 200), progress=False)
     assert found.info["kinks"]["points"] <= kinks.POINTS
     assert "relu has kinks" in found.notes[0]
-    assert land.model.training
+    assert not any(t.isnan().any() for t in land.model.parameters())  # theta is back in place
+    assert torch.equal(nn.utils.parameters_to_vector(land.model.parameters()).detach(), land.theta)
 
 
 def test_points_that_are_not_finite_are_not_looked_at():

@@ -78,7 +78,9 @@ def test_a_vertex_has_the_loss_of_its_own_model_and_the_points_between_mixed_sta
     assert at[1.0] == pytest.approx(own_loss(b), rel=10 * EPS)
     assert curve.info["vertex_losses"] == pytest.approx([at[0.0], at[1.0]], rel=10 * EPS)
     fixed = pl.Landscape(a, "cross_entropy", samples(), engine="torch")
-    assert abs(fixed.loss(b) - own_loss(b)) > 1e-3  # the statistics matter
+    assert fixed.loss(b) == pytest.approx(own_loss(b), rel=10 * EPS)  # by its own statistics
+    parameters = pl.Landscape(b, "cross_entropy", samples(), engine="torch").theta
+    assert abs(fixed.loss(parameters) - own_loss(b)) > 1e-3  # the statistics matter
 
 
 @pytest.mark.parametrize("count", [3, 4])
@@ -128,7 +130,7 @@ def test_a_theta_brings_its_own_statistics_where_it_has_them() -> None:
     assert land.loss() == pytest.approx(own_loss(a), rel=10 * EPS)
     assert land.loss(b) == pytest.approx(own_loss(b), rel=10 * EPS)
     parameters = fixed.theta  # alone they say nothing of statistics
-    with_mine = pl.Landscape(a, "cross_entropy", samples(), engine="torch").loss(b)
+    with_mine = pl.Landscape(a, "cross_entropy", samples(), engine="torch").loss(parameters)
     assert land.loss(parameters) == pytest.approx(with_mine, rel=10 * EPS)
     curve = pl.line(land, d, (-1, 1, 3), theta=b.state_dict(), progress=False)
     assert np.allclose(curve.values, fixed.losses(curve.x[:, None], d), rtol=100 * EPS, atol=0)
@@ -188,7 +190,7 @@ def test_what_has_no_statistics_is_refused_where_they_are_needed() -> None:
         pl.target_direction(land, theta)
     with pytest.raises(pl.LayoutMismatch, match=r"expected the buffer '1\.running_mean'"):
         pl.target_direction(land, dict(b.named_parameters()))
-    towards = pl.target_direction(fixed, b)
+    towards = pl.Direction(torch.ones_like(theta), {"kind": "target"})
     with pytest.raises(pl.InvalidArgument, match=r"direction: .*moves the running statistics too"):
         pl.line(land, towards, progress=False)
     with pytest.raises(pl.InvalidArgument, match=r"normalize: .*moves running statistics"):
@@ -217,13 +219,15 @@ def test_ignored_norms_keep_their_statistics() -> None:
 def test_statistics_move_where_their_names_match_params() -> None:
     a, b = network(0), network(1)
     land = landscape(a, params=("1.*", "0.*"))
-    rows, _ = as_steps(land, pl.target_direction(land, b))
-    assert rows.shape == (1, land.n_params + 12)
     mixed = network(0)
     mixed.load_state_dict(
         {**a.state_dict(), **{k: v for k, v in b.state_dict().items() if k[0] in "01"}}
     )
-    assert land.loss(b) == pytest.approx(own_loss(mixed), rel=10 * EPS)
+    rows, _ = as_steps(land, pl.target_direction(land, mixed))
+    assert rows.shape == (1, land.n_params + 12)
+    assert land.loss(mixed) == pytest.approx(own_loss(mixed), rel=10 * EPS)
+    with pytest.raises(pl.InvalidArgument, match=r"theta: .*outside theta .*'3\.weight' differs"):
+        land.loss(b)
     weights = landscape(a, params=("*.weight",))
     assert weights.moved is weights.layout  # no statistics match: nothing but theta moves
 
@@ -278,7 +282,7 @@ def test_a_file_belongs_to_the_statistics_too(tmp_path) -> None:
         pl.interpolate(landscape(a), [a, b], (0, 1, 5), path=path, progress=False)
     fixed = pl.Landscape(a, "cross_entropy", samples(), engine="torch")
     with pytest.raises(pl.ResumeMismatch, match="bn: file 'interpolate', request 'eval'"):
-        pl.interpolate(fixed, [a, b], (0, 1, 5), path=path, progress=False)
+        pl.interpolate(fixed, [a, fixed.theta], (0, 1, 5), path=path, progress=False)
     moved = network(0)
     moved[1].running_mean[0] += 1e-3
     random = pl.random_directions(landscape(a), 1)[0]

@@ -6,6 +6,7 @@ import gc
 import warnings
 import weakref
 from collections.abc import Callable
+from typing import ClassVar
 
 import pytest
 import torch
@@ -277,11 +278,13 @@ def test_batch_norm_statistics_are_held_fixed_or_the_batches_own(bn: str) -> Non
 
 
 class Counted(nn.Module):
-    """Counts its forward passes."""
+    """Counts the forward passes of all its copies."""
+
+    passes: ClassVar[list[int]] = [0]
 
     def __init__(self) -> None:
         super().__init__()
-        self.inner, self.passes = mlp(), [0]
+        self.inner = mlp()
 
     def forward(self, x: Tensor) -> Tensor:
         self.passes[0] += 1
@@ -549,13 +552,13 @@ def test_sparse_embeddings_and_inference_mode_have_derivatives() -> None:
     tokens, y = torch.randint(0, 10, (12, 3)), classes()
     land = pl.Landscape(model, "cross_entropy", (tokens, y))
     want = hessian_of(lambda t: F.cross_entropy(call(land, t, tokens), y))
-    model[0].sparse = False  # for the reference
+    land.model[0].sparse = False  # for the reference
     dense_hessian = want(land.theta)
-    model[0].sparse = True
+    land.model[0].sparse = True
     with torch.inference_mode():
         close(land.hvp(rows(land)), rows(land) @ dense_hessian)
         close(land.per_sample_gradients().mean(0), land.gradient())
-    assert model[0].sparse
+    assert model[0].sparse and land.model[0].sparse
 
 
 @pytest.mark.parametrize("failure", [ValueError("boom"), KeyboardInterrupt()])
@@ -563,16 +566,18 @@ def test_sparse_embeddings_and_inference_mode_have_derivatives() -> None:
 def test_failures_and_interrupts_leave_everything_as_it_was(
     call: str, failure: BaseException
 ) -> None:
+    left: list[int] = []  # passes until it fails; empty: never
+
     class Failing(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.net = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Linear(5, 3))
-            self.attention, self.left = attention("plain")[0], None
+            self.attention = attention("plain")[0]
 
         def forward(self, x: Tensor) -> Tensor:
-            if self.left is not None:
-                self.left[0] -= 1
-                if self.left[0] < 0:
+            if left:
+                left[0] -= 1
+                if left[0] < 0:
                     raise failure
             torch.rand(2)
             return self.net(x) + self.attention(x[:, None].double()).sum(1, keepdim=True)
@@ -591,11 +596,11 @@ def test_failures_and_interrupts_leave_everything_as_it_was(
 
     def snapshot() -> list[object]:
         return [
-            [m.training for m in model.modules()],
-            [p.grad for p in model.parameters()],
+            [m.training for m in (*model.modules(), *land.model.modules())],
+            [p.grad for p in (*model.parameters(), *land.model.parameters())],
             [p.requires_grad for p in model.parameters()],
             [id(t) for t in (*model.parameters(), *model.buffers())],
-            [t.tolist() for t in model.state_dict().values()],
+            [t.tolist() for m in (model, land.model) for t in m.state_dict().values()],
             torch.get_rng_state().tolist(),
             backends(),
             torch.is_grad_enabled(),
@@ -604,13 +609,12 @@ def test_failures_and_interrupts_leave_everything_as_it_was(
     before = snapshot()
     want = ask()
     assert snapshot() == before
-    for left in (0, 1, 2, 3):  # statistics, then the pass itself
-        model.left = [left]
-        before[4] = snapshot()[4]
+    for count in (0, 1, 2, 3):  # statistics, then the pass itself
+        left[:] = [count]
         with pytest.raises(type(failure)):
             ask(land.theta + 1)
         assert snapshot() == before
-    model.left = None
+    left.clear()
     assert torch.equal(ask(), want)
 
 
@@ -656,8 +660,7 @@ def test_what_a_matrix_needs_is_named_where_it_is_missing() -> None:
     with pytest.raises(pl.InvalidArgument, match=r"gauss_newton: .*one tensor, got tuple"):
         pair.gauss_newton_product(v)
 
-    flat = pl.Landscape(mlp(), lambda o, y: (o.flatten() ** 2).mean(), data)
-    flat.model.append(nn.Flatten(0))
+    flat = pl.Landscape(mlp().append(nn.Flatten(0)), lambda o, y: (o**2).mean(), data)
     with pytest.raises(pl.InvalidArgument, match=r"one row of outputs.* 7 samples.*shape \(21,\)"):
         flat.per_sample_gradients()
 
