@@ -127,7 +127,7 @@ class CudaEngine:
         v = vectors.detach().to(self.device, self.dtype)
         return derivatives.products(matrix, v, self.product_scale(matrix))
 
-    def product_into(self, matrix: str, theta: Tensor) -> None:
+    def products_at(self, matrix: str, theta: Tensor) -> None:
         """None: callers that own memory own the CPU's."""
         return
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .errors import InvalidArgument
 from .request import digest
+from .tall import inner
 
 if TYPE_CHECKING:
     from .landscape import Landscape
@@ -19,8 +20,10 @@ if TYPE_CHECKING:
 
 MATRICES = ("hessian", "gauss_newton", "covariance")
 
+SAFE = 200  # products between 2^-SAFE and 2^SAFE stay as they are
+
 Product = Callable[[Tensor], Tensor]
-Into = Callable[[int, int, int], None]
+Native = Callable[[], tuple[Any, Any, float]]
 
 
 class SymmetricOperator:
@@ -35,8 +38,8 @@ class SymmetricOperator:
         name: "hessian", "gauss_newton", "covariance" or "user".
         layout: the parameters that the n coordinates are, if they are a model's.
         about: JSON-able, what determines the numbers.
-        into: the same product between addresses: (k, address of v in ``dtype``, address of the
-            float64 products), for callers that own the memory.
+        native: the same product as the core has it, if it does: (its Derivatives at the point, which
+            matrix, what their sums are multiplied by), for `Lanczos` to call without Python.
         hint: a vector (n,) that leans towards the eigenvectors of large eigenvalues, if one is at
             hand; the gradient of a loss does (Gur-Ari, Roberts, Dyer 2018).
 
@@ -53,13 +56,13 @@ class SymmetricOperator:
         name: str = "user",
         layout: ParameterLayout | None = None,
         about: dict[str, Any] | None = None,
-        into: Into | None = None,
+        native: Native | None = None,
         hint: Callable[[], Tensor] | None = None,
     ) -> None:
         self.n, self.dtype, self.device = n, dtype, _numbered(device)
         self.name, self.layout = name, layout
         self.products = 0
-        self.into, self.hint = into, hint
+        self.native, self.hint = native, hint
         self._product, self._about = product, dict(about or {})
 
     def __call__(self, v: Tensor) -> Tensor:
@@ -81,6 +84,69 @@ class SymmetricOperator:
         """What determines the numbers: matrix, order, dtype, and the landscape's description."""
         dtype = str(self.dtype).removeprefix("torch.")
         return {"matrix": self.name, "n": self.n, "dtype": dtype, **self._about}
+
+
+class Balanced(SymmetricOperator):
+    """2^exponent A, with products that are far from underflow and overflow, as are their squares.
+
+    The exponent is 0 unless the first product that is not zero is beyond 2^-200 or 2^200: then it
+    brings that one there. Multiplying by a power of two is exact, so that eigenvectors, and
+    eigenvalues times 2^-exponent, are those of A.
+
+    Args:
+        of: A; the products are counted there.
+        known: what `known` gave in an earlier run; default found from the first product.
+    """
+
+    def __init__(self, of: SymmetricOperator, known: np.ndarray | None = None) -> None:
+        self.of = of
+        self.n, self.dtype, self.device = of.n, of.dtype, of.device
+        self.name, self.layout, self.hint = of.name, of.layout, of.hint
+        self.exponent: int | None = None if known is None or not len(known) else int(known[0])
+
+    @property
+    def products(self) -> int:  # type: ignore[override]
+        return self.of.products
+
+    @products.setter
+    def products(self, count: int) -> None:
+        self.of.products = count
+
+    @property
+    def native(self) -> Native | None:  # type: ignore[override]
+        of = self.of.native
+        if of is None:
+            return None
+
+        def scaled() -> tuple[Any, Any, float]:
+            derivatives, matrix, scale = of()
+            return derivatives, matrix, scale * 2.0 ** (self.exponent or 0)
+
+        return scaled
+
+    def multiply(self, v: Tensor) -> Tensor:
+        found = self.of.multiply(v)
+        self.settle(found)
+        return found.double() * 2.0**self.exponent if self.exponent else found
+
+    def settle(self, found: Any) -> None:
+        """Choose the exponent by numbers of A's size, unless there is one or all are zero."""
+        if self.exponent is None:
+            largest = float(torch.as_tensor(found).abs().max())
+            if 0.0 < largest < float("inf"):
+                size = int(np.frexp(largest)[1])
+                self.exponent = int(np.clip(size, -SAFE, SAFE)) - size
+
+    def known(self) -> np.ndarray:
+        """The exponent (1,), or (0,) without one: what a checkpoint keeps of it."""
+        return np.array([] if self.exponent is None else [self.exponent], dtype=np.int64)
+
+    def restored(self, values: Any) -> Any:
+        """Numbers of 2^exponent A as those of A: floats, arrays."""
+        return np.ldexp(values, -(self.exponent or 0))
+
+    def describe(self) -> dict[str, Any]:
+        return self.of.describe()
 
 
 def as_operator(
@@ -119,9 +185,14 @@ def as_operator(
         dense = _dense(a)
         _check_square(tuple(dense.shape))
         dense = dense if dense.dtype in (torch.float32, torch.float64) else dense.double()
+        dense = dense.contiguous()
         about = {"digest": digest(dense)}
+
+        def rows(v: Tensor) -> Tensor:
+            return inner(dense, v).T if dense.device.type == "cpu" else v @ dense.T
+
         return SymmetricOperator(
-            len(dense), lambda v: v @ dense.T, dtype=dense.dtype, device=dense.device, about=about
+            len(dense), rows, dtype=dense.dtype, device=dense.device, about=about
         )
     foreign = interop.on_tensors(a)
     if foreign is not None:
@@ -140,8 +211,10 @@ def as_operator(
 
     about = {"type": type(a).__name__}
     if issparse(a):
-        rows = a.tocoo()
-        about["digest"] = digest(np.stack([rows.row, rows.col, rows.data.astype(np.float64)]))
+        entries = a.tocoo()
+        about["digest"] = digest(
+            np.stack([entries.row, entries.col, entries.data.astype(np.float64)])
+        )
     return SymmetricOperator(a.shape[0], product, about=about)
 
 
@@ -184,7 +257,7 @@ def _of_landscape(
     if params is None:
         return SymmetricOperator(
             land.n_params, whole, dtype=land.dtype, device=land.device, name=matrix,
-            layout=land.layout, about=about, into=land.product_into(matrix, point),
+            layout=land.layout, about=about, native=land.native_products(matrix, point),
             hint=lambda: land.gradient(point),
         )  # fmt: skip
     layout = land.layout.select(params)

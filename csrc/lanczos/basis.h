@@ -45,6 +45,14 @@ class BasisPasses {
   std::vector<double> dots(const std::vector<std::pair<const B*, const double*>>& pairs,
                            const Parallel& parallel);
 
+  // out (count, n) = C Q for rows q (rows, n) and c (count, rows): sums in double, rounded once. `out`
+  // may be `q`.
+  void combine(int64_t rows, const B* q, int64_t count, const double* c, B* out,
+               const Parallel& parallel) const;
+  // out (k, l): x_i . y_j for rows x (k, n) and y (l, n).
+  void inner(int64_t k, const B* x, int64_t l, const B* y, double* out,
+             const Parallel& parallel) const;
+
   static constexpr int64_t kGroups = 16;
 
  private:
