@@ -11,12 +11,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from . import random_source
 from ._native import core
 
 _SUFFIX = {torch.float32: "f32", torch.float64: "f64"}
-_ORTHOGONAL = 4 * torch.finfo(torch.float64).eps  # of what is left, relative: rounding
-_MOST_PASSES = 6
 
 
 def inner(x: Tensor, y: Tensor) -> Tensor:
@@ -33,7 +30,10 @@ def dots(x: Tensor, y: Tensor) -> Tensor:
     """(k,) float64: x_i . y_i for rows x, y (k, n)."""
     if x.device.type != "cpu":
         return (x * y).sum(1, dtype=torch.float64)
-    return torch.cat([inner(a[None], b[None])[0] for a, b in zip(x, y, strict=True)])
+    x, y = x.contiguous(), y.double().contiguous()
+    found = torch.empty(len(x), dtype=torch.float64)
+    _core("dots", x)(x.data_ptr(), y.data_ptr(), len(x), x.shape[1], found.data_ptr())
+    return found
 
 
 def norms(x: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ def combine(coefficients: Tensor, rows: Tensor, out: Tensor | None = None) -> Te
 def orthonormal(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Q (k, n) with orthonormal rows and R (k, k), upper triangular: rows_j = sum_i R[i, j] Q_i.
 
-    Float64, k <= n. Where the rows are dependent, R has a diagonal of rounding, and Q some rows
+    Float64, k <= n; NaN where a row is not finite. Where the rows are dependent, R has a diagonal of rounding, and Q some rows
     orthogonal to the others.
     """
     if rows.device.type != "cpu":
@@ -73,35 +73,13 @@ def orthonormal(rows: Tensor) -> tuple[Tensor, Tensor]:
     r = torch.zeros(len(q), len(q), dtype=torch.float64)
     if not bool(torch.isfinite(q).all()):
         return q.fill_(float("nan")), r.fill_(float("nan"))
-    for j, row in enumerate(q):
-        r[j, j] = _orthogonalized(q, j, r[:j, j])
-        if r[j, j] == 0:  # any vector will do
-            random_source.fill(row, 0, random_source.COMPLEMENT, j)
-            _orthogonalized(q, j, torch.zeros(j, dtype=torch.float64))
-        for _ in range(2):  # scaling up what was left of a long vector scales its rounding too
-            row.div_(norms(row[None])[0])
-            _orthogonalized(q, j, torch.zeros(j, dtype=torch.float64))
-        row.div_(norms(row[None])[0])
+    core.orthonormal_f64(q.data_ptr(), len(q), q.shape[1], r.data_ptr())
     return q, r
 
 
 def matmul(a: Tensor, b: Tensor) -> Tensor:
     """a b of small float64 matrices (k, l) and (l, m)."""
     return inner(a, b.T)
-
-
-def _orthogonalized(q: Tensor, j: int, coefficients: Tensor) -> float:
-    """Row j minus its parts along the rows before it, which `coefficients` (j,) gains; its length."""
-    length, left = 0.0, 1.0
-    removed = torch.empty(j, dtype=torch.float64)
-    for _ in range(_MOST_PASSES):
-        length, left = core.orthogonalize_f64(
-            q.data_ptr(), j, q.shape[1], q[j].data_ptr(), removed.data_ptr()
-        )
-        coefficients += removed
-        if left <= _ORTHOGONAL:
-            break
-    return float(length)
 
 
 def _core(name: str, x: Tensor) -> Callable[..., None]:

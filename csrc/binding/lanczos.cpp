@@ -177,6 +177,21 @@ void bind(py::module_& m, const char* name, const std::string& suffix) {
           py::gil_scoped_release release;
           BasisPasses<B>(n).inner(k, in<B>(x), l, in<B>(y), out<double>(to), pool);
         });
+  // out (k,) float64: x_i . y_i for rows x (k, n) and y (k, n) float64.
+  m.def(("dots_" + suffix).c_str(), [](Address x, Address y, int64_t k, int64_t n, Address to) {
+    const Parallel pool = torch_pool();
+    py::gil_scoped_release release;
+    std::vector<std::pair<const B*, const double*>> pairs;
+    for (int64_t i = 0; i < k; ++i) pairs.push_back({in<B>(x) + i * n, in<double>(y) + i * n});
+    const std::vector<double> found = BasisPasses<B>(n).dots(pairs, pool);
+    std::copy(found.begin(), found.end(), out<double>(to));
+  });
+  // Rows (k, n) become orthonormal; r (k, k) float64.
+  m.def(("orthonormal_" + suffix).c_str(), [](Address rows, int64_t k, int64_t n, Address r) {
+    const Parallel pool = torch_pool();
+    py::gil_scoped_release release;
+    BasisPasses<B>(n).orthonormal(k, out<B>(rows), out<double>(r), pool);
+  });
 }
 
 // passes: see PythonRows; it is given with each call, so that nothing here keeps it alive.

@@ -2,12 +2,19 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
+
+#include "cpu/directions.h"
 
 namespace pylandscape {
 namespace {
 
 constexpr int64_t kChunkBytes = 384 * 1024;  // of the basis: less than half of the L2 cache
 constexpr int64_t kGroupColumns = 16384;     // columns that are worth a work item of their own
+constexpr int kMostPasses = 6;               // of `remove` on one row
+constexpr double kRounding = 4;              // ||Q w|| <= kRounding eps ||w|| is orthogonal
+constexpr double kShort = 1e-3;              // of what is left of a row: its rounding shows
+constexpr uint64_t kComplement = uint64_t{0x15} << 56;  // stream of the draw; random_source.py
 constexpr int64_t kInnerRows = 64;           // rows of `inner` that are one
 
 }  // namespace
@@ -150,6 +157,53 @@ void BasisPasses<B>::inner(int64_t k, const B* x, int64_t l, const B* y, double*
     const int64_t first = item / groups_ * kInnerRows, rows = std::min(kInnerRows, k - first);
     for (int64_t j = 0; j < l; ++j)
       for (int64_t i = 0; i < rows; ++i) out[(first + i) * l + j] += parts[item][j * rows + i];
+  }
+}
+
+template <typename B>
+void BasisPasses<B>::clean(Job& job, std::vector<double>& coefficients, const Parallel& parallel) {
+  std::vector<Job*> jobs{&job};
+  const auto length = [](const std::vector<double>& v) {
+    double sum = 0;
+    for (const double x : v) sum += x * x;
+    return std::sqrt(sum);
+  };
+  run(jobs, false, parallel);
+  for (int pass = 0; pass < kMostPasses; ++pass) {
+    job.in = job.out;
+    for (int64_t i = 0; i < job.rows; ++i) coefficients[i] += job.in[i];
+    run(jobs, true, parallel);
+    if (length(job.out) <= kRounding * std::numeric_limits<B>::epsilon() * job.norm) break;
+  }
+}
+
+template <typename B>
+void BasisPasses<B>::orthonormal(int64_t k, B* a, double* r, const Parallel& parallel) {
+  std::fill_n(r, k * k, 0.0);
+  for (int64_t j = 0; j < k; ++j) {
+    Job job;
+    job.basis = a, job.rows = j, job.w = a + j * n_;
+    std::vector<double> h(j), unused(j);
+    clean(job, h, parallel);
+    double removed = 0;
+    for (int64_t i = 0; i < j; ++i) r[i * k + j] = h[i], removed += h[i] * h[i];
+    r[j * k + j] = job.norm;
+    bool again = job.norm <= kShort * std::sqrt(removed + job.norm * job.norm);
+    if (!(job.norm > 0)) {
+      std::vector<float> drawn(n_);
+      cpu::direction_kernels<float>().draw(0, kComplement | uint64_t(j), 0, n_, drawn.data(),
+                                           nullptr);
+      std::copy(drawn.begin(), drawn.end(), job.w);
+      clean(job, unused, parallel);
+      again = true;
+    }
+    std::vector<Job*> jobs{&job};
+    normalize(jobs, parallel);
+    // Scaling up what was left of a long row scaled its rounding too.
+    if (again) {
+      clean(job, unused, parallel);
+      normalize(jobs, parallel);
+    }
   }
 }
 
