@@ -64,7 +64,8 @@ def eigenpairs(
         matrix, theta, params: see `as_operator`.
         basis: rows of the Lanczos basis before a restart; default 4 k, at least 60, while it takes
             at most 1 GiB. Memory: basis n numbers.
-        max_products: give up after this many; default 10 n, at least 1,000.
+        max_products: at most so many, those that measure residuals among them; default 10 n, at
+            least 1,000. Where k steps leave none for that, residuals are Lanczos' own bounds.
         seed: of the random start (the same on a CPU and a GPU), to which the gradient is added for large eigenvalues of a
             landscape; `start` (n,) replaces both.
         measure: measure every residual with k further products, and improve the pairs by
@@ -152,20 +153,26 @@ class _Iteration:
     def products(self) -> int:
         return self.op.products - self.before
 
+    @property
+    def measuring(self) -> int:
+        """Products that residuals take."""
+        return self.k if self.measure else 1
+
     def run(self, progress: bool) -> EigenPairs:
         started = time.perf_counter()
         lanczos = self.lanczos
-        total = min(self.most, lanczos.most_steps)
+        last = min(self.most, max(self.k, self.most - self.measuring))  # product of the iteration
+        total = min(last, lanczos.most_steps)
         with watched(total, "eigenpairs", progress) as show:
             try:
                 while True:
                     step = 1 if lanczos.steps() < CHECKED_STEPS else CHECK_EVERY
-                    step = min(step, max(1, self.most - self.products))
+                    step = min(step, max(1, last - self.products))
                     lanczos.run(min(lanczos.steps() + step, lanczos.most_steps))
                     show(self.products)
                     if not lanczos.running() and lanczos.outcome() != "complete":
                         break
-                    if self._settled() or self.products >= self.most:
+                    if self._settled() or self.products >= last:
                         break
                     if lanczos.steps() == lanczos.most_steps:
                         self._restart()
@@ -260,7 +267,12 @@ class _Iteration:
                 "found before",
                 stacklevel=4,
             )
-        pairs = pairs_of(lanczos, self.k, self.which, self.tol, self.measure)
+        room = self.products + self.measuring <= self.most
+        if self.measure and not room:
+            info["notes"].append("max_products left none to measure residuals: they are bounds")
+        pairs = pairs_of(
+            lanczos, self.k, self.which, self.tol, self.measure and room, rounding=room
+        )
         pairs.products, pairs.info = self.products, info
         return pairs
 
@@ -296,8 +308,21 @@ def stopping_tolerance(tol: float) -> float:
     return min(tol, max(tol / SURE, TIGHT))
 
 
-def pairs_of(lanczos: Lanczos, k: int, which: str, tol: float, measure: bool = False) -> EigenPairs:
-    """The k wanted Ritz pairs of the first start, with their residuals; the operator is `Balanced`."""
+def pairs_of(
+    lanczos: Lanczos,
+    k: int,
+    which: str,
+    tol: float,
+    measure: bool = False,
+    rounding: bool = True,
+) -> EigenPairs:
+    """The k wanted Ritz pairs of the first start, with their residuals; the operator is `Balanced`.
+
+    Args:
+        measure: by k products, with Rayleigh-Ritz.
+        rounding: else by one product, which shows what rounding added to the bounds; False for the
+            bounds alone.
+    """
     values, turn, bounds = lanczos.ritz()
     op = lanczos.operator
     before = op.products
@@ -310,7 +335,9 @@ def pairs_of(lanczos: Lanczos, k: int, which: str, tol: float, measure: bool = F
     else:
         found = values[chosen]
         signs = np.sign(turn[-1, chosen]) if len(turn) else np.empty(0)
-        residuals = _with_rounding(lanczos, found, x, bounds[chosen], signs)
+        residuals = bounds[chosen]
+        if rounding:
+            residuals = _with_rounding(lanczos, found, x, residuals, signs)
     return EigenPairs(
         op.restored(found), x.to(lanczos.dtype), op.restored(residuals), residuals <= limit,
         op.products - before, which, tol,

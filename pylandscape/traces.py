@@ -304,9 +304,10 @@ def _left_out(r: Tensor) -> Tensor:
     diagonal = lower.diagonal()
     floor = len(r) * torch.finfo(r.dtype).eps
     diagonal.copy_(torch.where(diagonal.abs() < floor, floor, diagonal))
-    s = torch.eye(len(r), dtype=r.dtype, device=r.device)
-    for i in range(len(r)):  # R^T s = 1, from the first row on
-        s[i] = (s[i] - matmul(lower[i : i + 1, :i], s[:i])[0]) / lower[i, i] if i else s[i] / lower[0, 0]
+    rows, found = lower.cpu().numpy(), np.eye(len(r))
+    for i in range(len(r)):  # R^T S = 1, row by row
+        found[i] = (found[i] - np.einsum("j,jk->k", rows[i, :i], found[:i])) / rows[i, i]
+    s = torch.as_tensor(found).to(r.device)
     return s / s.square().sum(0).sqrt()
 
 
