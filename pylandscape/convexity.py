@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from . import random_source
 from .arguments import check_landscape, integer
 from .arrays import Array
 from .ends import both_ends
@@ -22,12 +23,14 @@ from .grids import LINE_AXIS, Axis, Path, plane_question
 from .operators import as_operator
 from .question import Measure, Question, answer
 from .results import Surface
+from .tall import combine, norms
 
 if TYPE_CHECKING:
     from .landscape import Landscape
 
 METRICS = ("loss", "lambda_min", "lambda_max", "ratio", "residual")
-DENSE = 2000  # methods: dense eigenvalues up to this n
+DENSE = 2000  # methods: dense eigenvalues up to this n, of Hessians that are compiled
+DENSE_BY_TORCH = 100  # on the torch engine: n products, beside 30 to 50 of Lanczos
 NOISE = 1.0  # norm of what is random in a warm start, beside two unit vectors
 
 
@@ -42,7 +45,7 @@ def convexity(
     path: Path | None = None,
     progress: bool = True,
     theta: Any = None,
-    dense: int = DENSE,
+    dense: int | None = None,
     warm: bool = False,
     seed: int = 0,
 ) -> Surface:
@@ -51,7 +54,8 @@ def convexity(
     Args:
         tol: of the Lanczos iteration, relative to the larger of |lambda_min| and |lambda_max|.
         dense: up to this many parameters, eigenvalues of the whole Hessian (n^2 numbers) in
-            float64; beyond, both ends by Lanczos.
+            float64; beyond, both ends by Lanczos. Default 2,000 where the Hessian is compiled, 100
+            on the torch engine, where it costs n products, and Lanczos 30 to 50.
         warm: start each point from the eigenvectors of the one before it in its row, with as much
             of a random vector. It saves a third of the products, and where another eigenvalue
             takes the lead between two points it can stay with the old one, unnoticed, until they
@@ -77,6 +81,8 @@ def convexity(
     """
     if not (isinstance(tol, int | float) and 0 < tol < 1):
         raise InvalidArgument(f"tol: expected a number between 0 and 1, got {tol!r}")
+    if dense is None:
+        dense = DENSE_BY_TORCH if land.engine == "torch" else DENSE
     limit, seed = integer(dense, "dense", 0), integer(seed, "seed", 0)
     check_landscape(land, "convexity")
     land = land.at(theta)
@@ -136,15 +142,15 @@ class _Ends:
             return loss, low, high, float(np.abs(np.float64(low) / high)), residual
 
     def _point(self, i: int) -> Tensor:
-        c = torch.as_tensor(self._asked.coefficients[i]).to(self._asked.vectors.device)
+        c = torch.as_tensor(self._asked.coefficients[i])[None]
         base = self._asked.base
-        return (base.double() + c @ self._asked.vectors.double()).to(base.dtype)
+        return (base.double() + combine(c, self._asked.vectors.double())[0]).to(base.dtype)
 
     def _dense(self, i: int) -> tuple[float, float, float]:
         hessian = self._land.hessian(self._point(i))
         if not bool(torch.isfinite(hessian).all()):
             return float("nan"), float("nan"), float("nan")
-        values = torch.linalg.eigvalsh(hessian)
+        values = np.linalg.eigvalsh(hessian.cpu().numpy())  # torch's bits depend on its threads
         return float(values[0]), float(values[-1]), 0.0
 
     def _lanczos(self, i: int) -> tuple[float, float, float]:
@@ -173,7 +179,7 @@ class _Ends:
         vectors = self._last[1]
         if vectors is None:
             return None
-        generator = torch.Generator().manual_seed(self._seed)
-        noise = torch.randn(vectors.shape[1], generator=generator, dtype=torch.float64)
-        noise = noise * (NOISE / torch.linalg.vector_norm(noise))
+        noise = torch.empty(vectors.shape[1], dtype=torch.float64)
+        random_source.fill(noise, self._seed, random_source.NOISE)
+        noise = noise * (NOISE / norms(noise[None])[0])
         return vectors.double().sum(0) + noise

@@ -163,9 +163,7 @@ class DenseSearch(Search):
         at, g = at[keep], found.gradients[keep]
         if not at.size:
             return
-        values, vectors = (
-            each.numpy() for each in torch.linalg.eigh(torch.as_tensor(found.matrices[keep]))
-        )
+        values, vectors = np.linalg.eigh(found.matrices[keep])  # torch's bits depend on its threads
         c = np.einsum("pij,pi->pj", vectors, g)
         size, norms = np.abs(values).max(axis=1), self.norms[at]
         below = norms <= self.tol

@@ -2,8 +2,7 @@
 
 Vectors and products never leave the device. What crosses are numbers: everything that one question
 found, of all starts together, in one copy that is waited for; a step with full
-reorthogonalisation is one question. Random numbers are the library's own counter-based draw, which
-differs from what the CPU draws from the same seed.
+reorthogonalisation is one question. Random numbers are those of the CPU (`random_source`).
 """
 
 from __future__ import annotations
@@ -11,18 +10,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from . import random_source
 from ._native import cuda_problem, ops
 from .errors import InvalidArgument
 
 if TYPE_CHECKING:
     from .operators import SymmetricOperator
 
-MOST_STARTS = 64  # of one launch, and
-MOST_ROWS = 8192  # of a basis (csrc/cuda/basis.h)
+MOST_STARTS = 64  # starts of one launch (csrc/cuda/basis.h)
+MOST_ROWS = 8192  # rows of a basis (csrc/cuda/basis.h)
 COMBINED = 1 << 25  # elements of the basis that are combined at once
 
 Where = Sequence[tuple[int, int]]  # (start, rows) of each job: w is row `rows`, Q the rows before
@@ -32,15 +31,6 @@ Found = list[tuple[list[float], list[float], float]]  # (in, out, ||w||) of each
 def device_kernels(device: torch.device) -> Any:
     """The ops of csrc/binding/spectral_ops.h if they can take tensors of this device, else None."""
     return ops if device.type == "cuda" and cuda_problem() is None else None
-
-
-def gaussian(kernels: Any, out: Tensor, *key: int) -> None:
-    """Standard normal numbers in out (n,): its own ones for every key, the same on every device."""
-    mixed = np.random.SeedSequence([k % 2**64 for k in key]).generate_state(1, np.uint64)[0]
-    drawn = out if out.dtype == torch.float32 else torch.empty_like(out, dtype=torch.float32)
-    kernels.gaussian(int(mixed >> 1), 0, 0, out=drawn)
-    if drawn is not out:
-        out.copy_(drawn)
 
 
 def combine(coefficients: Tensor, rows: Tensor, out: Tensor) -> None:
@@ -129,8 +119,9 @@ class DevicePasses:
             self.kernels.scale_rows_(w, factors)
 
     def draw(self, start: int, row: int, attempt: int) -> None:
-        """w = random."""
-        gaussian(self.kernels, self.basis[start, row], self.seed, start, row, attempt, 1)
+        """w = standard normal numbers, those that csrc/lanczos/host_rows.cpp draws."""
+        index = start << 40 | row << 8 | attempt
+        random_source.fill(self.basis[start, row], self.seed, random_source.FRESH_ROWS, index)
 
     def _pass(self, q: Tensor, w: Tensor, c: Tensor) -> Tensor:
         found: Tensor = self.kernels.basis_pass_(q, w, c, w)

@@ -17,18 +17,22 @@ from .checkpoint import Arrays, Checkpoint
 from .errors import InvalidArgument
 from .grids import Path
 from .lanczos import RECHECK, Array, Lanczos, outcome_of, random_starts, watched
-from .operators import SymmetricOperator, as_operator
+from .operators import Balanced, SymmetricOperator, as_operator
+from .random_source import SOURCE
 from .request import build
 from .resume import resumable
 from .spectral_results import WHICH, EigenPairs
+from .tall import combine, inner, norms, orthonormal
 
 BASIS_BYTES = 1 << 30  # that the default basis takes at most
 LEAST_ROWS, ROWS_PER_PAIR = 60, 4  # of the default basis
-CHECKED_STEPS = 64  # up to here the Ritz values are looked at after every step, then
-CHECK_EVERY = 5  # steps apart
+CHECKED_STEPS = 64  # steps up to which the Ritz values are looked at after each one
+CHECK_EVERY = 5  # steps between two looks beyond CHECKED_STEPS
 ROUNDING = 10  # residuals of ROUNDING eps ||A|| are as small as the dtype allows
 INVARIANT = 100  # eps ||A||: products round by as much, and beta is then noise
 CLEAR = 1e-3  # residual, relative to ||A||, at which a Ritz value is known roughly
+SURE = 1000  # the iteration goes on until residuals are so many times below a loose tolerance
+TIGHT = 1e-6  # tolerance that is not loose
 
 
 def eigenpairs(
@@ -56,12 +60,15 @@ def eigenpairs(
         which: "LA" largest, "SA" smallest (most negative), "LM" largest magnitude, "BE" both ends
             (the larger half of k from the top).
         tol: a pair has converged when ||A x - value x|| <= tol |value|, or, where the dtype allows
-            no better, <= 10 eps ||A||. The iteration stops at tol |value| or eps ||A||.
+            no better, <= 10 eps ||A||. The iteration stops at eps ||A||, or at tol |value| for a
+            tol up to 1e-6, 1e-6 |value| for one up to 1e-3, tol / 1000 |value| beyond: a residual
+            says that some eigenvalue is near, not that none beyond it is.
         matrix, theta, params: see `as_operator`.
         basis: rows of the Lanczos basis before a restart; default 4 k, at least 60, while it takes
             at most 1 GiB. Memory: basis n numbers.
-        max_products: give up after this many; default 10 n, at least 1,000.
-        seed: of the random start, to which the gradient is added for large eigenvalues of a
+        max_products: at most so many, those that measure residuals among them; default 10 n, at
+            least 1,000. Where k steps leave none for that, residuals are Lanczos' own bounds.
+        seed: of the random start (the same on a CPU and a GPU), to which the gradient is added for large eigenvalues of a
             landscape; `start` (n,) replaces both.
         measure: measure every residual with k further products, and improve the pairs by
             Rayleigh-Ritz. Otherwise one product of a random combination of the vectors measures
@@ -87,6 +94,7 @@ def eigenpairs(
     request = build(
         op, "eigenpairs", k=k, which=which, tol=tol, basis=rows, max_products=most,
         start=digest(first), measure=measure,
+        random=SOURCE,  # of the start and of fresh rows
     )  # fmt: skip
 
     def run(checkpoint: Checkpoint) -> EigenPairs:
@@ -96,6 +104,21 @@ def eigenpairs(
         return iteration.run(progress)
 
     return resumable(path, request, run)
+
+
+def rough_norm(
+    op: SymmetricOperator, tol: float, start: Tensor | None, seed: int, progress: bool
+) -> float:
+    """|value| of the first Ritz pair of largest magnitude whose residual is tol |value|, which need
+    not be near the largest eigenvalue. Raises as `eigenpairs`."""
+    k, rows, most = _checked(op.n, op, 1, "LM", tol, None, None)
+    first = _first(op, start, seed, "LM")
+    nowhere = Checkpoint(None, {})
+    iteration = _Iteration(
+        op, k, "LM", tol, rows, most, first, seed, False, nowhere, start is None
+    )
+    iteration.stop = tol
+    return abs(float(iteration.run(progress).values[0]))
 
 
 class _Iteration:
@@ -116,13 +139,15 @@ class _Iteration:
         random: bool,
     ) -> None:
         self.measure = measure
+        found = checkpoint.load()
+        op = Balanced(op, None if found is None else found["exponent"])
         self.op, self.k, self.which, self.tol, self.most = op, k, which, tol, most
+        self.stop = stopping_tolerance(tol)
         self.checkpoint = checkpoint
         self.before, self.restarts = op.products, 0
         self.broken = False  # whether the space was invariant before the last restart
         self.random = random  # the start is
         self.lanczos = Lanczos(op, first[None], rows, fresh=True, seed=seed)
-        found = checkpoint.load()
         if found is not None:
             self._take_up(found)
 
@@ -130,20 +155,26 @@ class _Iteration:
     def products(self) -> int:
         return self.op.products - self.before
 
+    @property
+    def measuring(self) -> int:
+        """Products that residuals take."""
+        return self.k if self.measure else 1
+
     def run(self, progress: bool) -> EigenPairs:
         started = time.perf_counter()
         lanczos = self.lanczos
-        total = min(self.most, lanczos.most_steps)
+        last = min(self.most, max(self.k, self.most - self.measuring))  # product of the iteration
+        total = min(last, lanczos.most_steps)
         with watched(total, "eigenpairs", progress) as show:
             try:
                 while True:
                     step = 1 if lanczos.steps() < CHECKED_STEPS else CHECK_EVERY
-                    step = min(step, max(1, self.most - self.products))
+                    step = min(step, max(1, last - self.products))
                     lanczos.run(min(lanczos.steps() + step, lanczos.most_steps))
                     show(self.products)
                     if not lanczos.running() and lanczos.outcome() != "complete":
                         break
-                    if self._settled() or self.products >= self.most:
+                    if self._settled() or self.products >= last:
                         break
                     if lanczos.steps() == lanczos.most_steps:
                         self._restart()
@@ -160,8 +191,8 @@ class _Iteration:
             return False
         values, _, bounds = self.lanczos.ritz()
         found = wanted(values, self.k, self.which)
-        small = bounds[found] <= allowed(self.op, self.tol, values, found, 1.0)
-        return bool(small.all()) and self._nothing_left(values)
+        small = bounds[found] <= allowed(self.op, self.stop, values, found, 1.0)
+        return bool(small.all()) and self._complete(values)
 
     def _breaks(self) -> np.ndarray:
         """Rows of T after which its Krylov space was invariant, up to rounding."""
@@ -170,7 +201,7 @@ class _Iteration:
         tiny = beta[len(spikes) :] <= INVARIANT * torch.finfo(self.op.dtype).eps * scale
         return len(spikes) + np.flatnonzero(tiny)
 
-    def _nothing_left(self, values: Array) -> bool:
+    def _complete(self, values: Array) -> bool:
         """Whether no wanted value is orthogonal to all rows so far, as far as can be told.
 
         Where the space was invariant, a random vector went on, and bounds of 0 say nothing about
@@ -238,7 +269,12 @@ class _Iteration:
                 "found before",
                 stacklevel=4,
             )
-        pairs = pairs_of(lanczos, self.k, self.which, self.tol, self.measure)
+        room = self.products + self.measuring <= self.most
+        if self.measure and not room:
+            info["notes"].append("max_products left none to measure residuals: they are bounds")
+        pairs = pairs_of(
+            lanczos, self.k, self.which, self.tol, self.measure and room, rounding=room
+        )
         pairs.products, pairs.info = self.products, info
         return pairs
 
@@ -246,7 +282,10 @@ class _Iteration:
         alpha, beta, spikes, outcome = self.lanczos.state()
         rows = self.lanczos.rows(len(alpha) + 1)[0]
         counts = np.array([self.products, self.restarts, int(outcome), int(self.broken)])
-        return {"alpha": alpha, "beta": beta, "spikes": spikes, "basis": rows, "counts": counts}
+        return {
+            "alpha": alpha, "beta": beta, "spikes": spikes, "basis": rows, "counts": counts,
+            "exponent": self.op.known(),
+        }  # fmt: skip
 
     def _take_up(self, found: Arrays) -> None:
         products, self.restarts, outcome, broken = (int(c) for c in found["counts"])
@@ -260,24 +299,51 @@ class _Iteration:
         self.before = self.op.products - products
 
 
-def pairs_of(lanczos: Lanczos, k: int, which: str, tol: float, measure: bool = False) -> EigenPairs:
-    """The k wanted Ritz pairs of the first start, with their residuals."""
+def stopping_tolerance(tol: float) -> float:
+    """Where an iteration that is asked for `tol` stops.
+
+    A Ritz pair of residual r may be a mixture of an eigenvector with the wanted one beside it, whose
+    part in it is up to r / gap: the start was that poor in it. For a random start this has the
+    probability 2/pi atan(r / gap), whatever the matrix. The wanted one is missed by more than tol only
+    if gap > tol, so that a residual of tol / SURE leaves 0.06 % for the worst gap.
+    """
+    return min(tol, max(tol / SURE, TIGHT))
+
+
+def pairs_of(
+    lanczos: Lanczos,
+    k: int,
+    which: str,
+    tol: float,
+    measure: bool = False,
+    rounding: bool = True,
+) -> EigenPairs:
+    """The k wanted Ritz pairs of the first start, with their residuals; the operator is `Balanced`.
+
+    Args:
+        measure: by k products, with Rayleigh-Ritz.
+        rounding: else by one product, which shows what rounding added to the bounds; False for the
+            bounds alone.
+    """
     values, turn, bounds = lanczos.ritz()
     op = lanczos.operator
     before = op.products
     chosen = wanted(values, min(k, len(values)), which)
     x = lanczos.vectors(turn[:, chosen]).double()
-    x = x / torch.linalg.vector_norm(x, dim=1, keepdim=True)
+    x = x / norms(x)[:, None]
     limit = allowed(op, tol, values, chosen, ROUNDING)
     if measure:
         found, x, residuals = _rayleigh_ritz(op, x, which)
     else:
         found = values[chosen]
         signs = np.sign(turn[-1, chosen]) if len(turn) else np.empty(0)
-        residuals = _with_rounding(lanczos, found, x, bounds[chosen], signs)
+        residuals = bounds[chosen]
+        if rounding:
+            residuals = _with_rounding(lanczos, found, x, residuals, signs)
     return EigenPairs(
-        found, x.to(lanczos.dtype), residuals, residuals <= limit, op.products - before, which, tol
-    )
+        op.restored(found), x.to(lanczos.dtype), op.restored(residuals), residuals <= limit,
+        op.products - before, which, tol,
+    )  # fmt: skip
 
 
 def allowed(
@@ -298,28 +364,27 @@ def _with_rounding(
     sum ||e_i||^2, shared out evenly.
     """
     s = np.random.default_rng(0).choice([-1.0, 1.0], len(values))
-    to = [torch.as_tensor(each).to(x.device) for each in (s, s * values)]
-    z = (to[0] @ x).to(lanczos.operator.dtype)
-    error = lanczos.operator(z[None])[0] - to[1] @ x
+    both = combine(torch.as_tensor(np.stack([s, s * values])).to(x.device), x)
+    error = lanczos.operator(both[:1].to(lanczos.operator.dtype))[0] - both[1]
     if lanczos.outcome() in ("complete", "not finite"):
         q = lanczos.basis[0, lanczos.steps()].double()
         error = error - float((s * signs * bounds).sum()) * q.to(error.device)
-    rounding = float(torch.linalg.vector_norm(error)) ** 2 / max(1, len(values))
+    rounding = float(norms(error[None])[0]) ** 2 / max(1, len(values))
     found: Array = np.sqrt(bounds**2 + rounding)
     return found
 
 
 def _rayleigh_ritz(op: SymmetricOperator, x: Tensor, which: str) -> tuple[Array, Tensor, Array]:
     """Values, vectors and measured residuals of A within the span of x (k, n)."""
-    x = torch.linalg.qr(x.T).Q.T
+    x = orthonormal(x)[0]
     ax = op(x.to(op.dtype))
-    inner = x @ ax.T
-    found, rotation = np.linalg.eigh(((inner + inner.T) / 2).cpu().numpy())
+    projected = inner(x, ax)
+    found, rotation = np.linalg.eigh(((projected + projected.T) / 2).cpu().numpy())
     order = wanted(found, len(found), which)
     c = torch.as_tensor(rotation[:, order].T.copy()).to(x.device)
-    x, ax, found = c @ x, c @ ax, found[order]
+    x, ax, found = combine(c, x), combine(c, ax), found[order]
     scaled = torch.as_tensor(found).to(x.device)[:, None] * x
-    return found, x, torch.linalg.vector_norm(ax - scaled, dim=1).cpu().numpy()
+    return found, x, norms(ax - scaled).cpu().numpy()
 
 
 def wanted(values: Array, k: int, which: str) -> np.ndarray:
@@ -377,10 +442,10 @@ def _first(op: SymmetricOperator, start: Any, seed: Any, which: str) -> Tensor:
     if start is None:
         drawn = random_starts(op.n, 1, integer(seed, "seed"), op.dtype, op.device)[0]
         hint = op.hint().to(op.device, torch.float64) if op.hint and which != "SA" else None
-        length = 0.0 if hint is None else float(torch.linalg.vector_norm(hint))
+        length = 0.0 if hint is None else float(norms(hint[None])[0])
         if hint is None or not 0.0 < length < float("inf"):
             return drawn
-        noise = drawn.double() / torch.linalg.vector_norm(drawn.double())
+        noise = drawn.double() / norms(drawn[None])[0]
         return (hint / length + noise).to(op.dtype)
     first = torch.as_tensor(getattr(start, "vector", start)).detach().to(op.device, op.dtype)
     if first.shape != (op.n,):

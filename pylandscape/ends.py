@@ -57,14 +57,13 @@ def both_ends(
     Raises:
         InvalidArgument: the very first product is not finite.
     """
-    from .eigen import eigenpairs
+    from .eigen import eigenpairs, rough_norm
 
     before = op.products
     if op.n == 1:
         only = float(op(torch.ones(1, 1, dtype=op.dtype)))
         return Ends(only, only, (0.0, 0.0), torch.ones(2, 1, dtype=op.dtype), True, 1)
-    largest = eigenpairs(op, 1, "LM", tol=COARSE, start=start, seed=seed, progress=progress)
-    shift = SHIFT * abs(float(largest.values[0]))
+    shift = SHIFT * rough_norm(op, COARSE, start, seed, progress)
 
     def product(v: Tensor) -> Tensor:
         return op(v) + shift * v.double()

@@ -130,7 +130,7 @@ class CudaEngine:
             return refusal.reason
         return None
 
-    def product_into(self, matrix: str, theta: Tensor) -> None:
+    def products_at(self, matrix: str, theta: Tensor) -> None:
         """None: callers that own memory own the CPU's."""
         return
 

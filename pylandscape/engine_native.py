@@ -137,17 +137,16 @@ class NativeEngine:
         derivatives.products(which, v.shape[0], v.data_ptr(), result.data_ptr(), scale)
         return result
 
-    def product_into(self, matrix: str, theta: Tensor) -> Callable[[int, int, int], None] | None:
-        """(k, address of (k, n) vectors, address of (k, n) float64 products), without copies."""
+    def products_at(
+        self, matrix: str, theta: Tensor
+    ) -> Callable[[], tuple[Any, Any, float]] | None:
+        """A function to (the core's derivatives at theta, the matrix, the scale of its products),
+        for callers in the core, which keep the derivatives while they use them; None where they are
+        not compiled."""
         if self.no_derivatives is not None:
             return None
         which, scale = getattr(core.Matrix, matrix), self.product_scale(matrix)
-
-        def into(count: int, vectors: int, products: int) -> None:
-            derivatives = self._derivatives_at(theta)
-            derivatives.products(which, count, vectors, products, scale)
-
-        return into
+        return lambda: (self._derivatives_at(theta), which, scale)
 
     def derivatives_refused(self) -> str | None:
         """Why derivatives are torch's; None where they are compiled."""

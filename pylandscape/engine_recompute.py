@@ -73,7 +73,7 @@ class RecomputeEngine:
         result = self._fixed.product(matrix, self._point(theta), self._padded(vectors))
         return result[:, : self._n]
 
-    def product_into(self, matrix: str, theta: Tensor) -> None:
+    def products_at(self, matrix: str, theta: Tensor) -> None:
         """Not there: vectors need room for the statistics."""
         return
 

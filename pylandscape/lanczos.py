@@ -18,16 +18,15 @@ from numpy.typing import NDArray
 from scipy.linalg import eigh_tridiagonal
 from torch import Tensor
 
-from . import device_passes
+from . import device_passes, random_source, tall
 from ._native import core
 from .arrays import progress_bar
 from .errors import InvalidArgument, ResumeMismatch
-from .operators import SymmetricOperator
+from .operators import Balanced, SymmetricOperator
 
 Array = NDArray[np.float64]
 
 _DRIVERS = {torch.float32: core.LanczosF32, torch.float64: core.LanczosF64}
-COLUMNS = 1 << 16  # of the basis that are rotated at once
 REORTHOGONALIZE = ("full", "partial", "none")
 RUNNING = core.Outcome.running
 RECHECK = 1e-3  # relative difference of a recomputed alpha that is taken for the same matrix
@@ -53,7 +52,7 @@ class Lanczos:
             recurrence of Simon (1984) asks for it. "none": the three-term recurrence alone, whose
             Ritz values repeat.
         fresh: after a breakdown go on with a random vector orthogonal to all before.
-        seed: of these random vectors.
+        seed: of these random vectors, each of which depends on the seed and its row alone.
         workspace: file that holds the basis (s (steps + 1) n numbers) instead of memory. It is host
             memory: of an operator on a GPU every vector and product then crosses. So they do beyond
             8,192 steps, and where this build has no CUDA kernels.
@@ -64,6 +63,9 @@ class Lanczos:
     A start ends with `outcome`: "complete" (all steps), "breakdown" (beta <= eps ||T||: the Krylov
     space is invariant), "exhausted" (n steps), "not finite" (a product with NaN or infinity; what
     came before is kept).
+
+    Where the first product is beyond 2^-200 or 2^200, A is multiplied by a power of two, and T is in
+    the units of A all the same (`operators.Balanced`).
     """
 
     def __init__(
@@ -88,7 +90,9 @@ class Lanczos:
                 f"reorthogonalize: expected one of {', '.join(REORTHOGONALIZE)}, "
                 f"got {reorthogonalize!r}"
             )
-        self.operator, self.n, self.count = operator, n, len(starts)
+        self._own = not isinstance(operator, Balanced)  # whether its units are kept from the caller
+        self.operator = operator if isinstance(operator, Balanced) else Balanced(operator)
+        self.n, self.count = n, len(starts)
         self.dtype = dtype or operator.dtype
         if self.dtype not in _DRIVERS:
             raise InvalidArgument(
@@ -109,7 +113,7 @@ class Lanczos:
                 n, self.count, shape[1], self.basis.data_ptr(), mode, fresh, seed % 2**64
             )
         else:
-            self._passes = device_passes.DevicePasses(operator, self.basis, kernels, seed)
+            self._passes = device_passes.DevicePasses(self.operator, self.basis, kernels, seed)
             wide = self.dtype == torch.float64
             self._driver = core.LanczosDevice(n, self.count, shape[1], wide, mode, fresh)
         try:
@@ -121,8 +125,22 @@ class Lanczos:
 
     def run(self, steps: int | None = None) -> None:
         """Up to `steps` rows of T for every start; default all. Raises what a product raises."""
-        how = self._multiply if self._passes is None else self._passes
-        self._driver.run(self.most_steps if steps is None else steps, how)
+        steps = self.most_steps if steps is None else steps
+        if self._passes is not None:
+            self._driver.run(steps, self._passes)
+            return
+        operator = self.operator
+        if operator.native is None or operator.dtype != self.dtype:
+            self._driver.run(steps, self._multiply)
+            return
+        if operator.exponent is None:  # which the first product decides
+            self._driver.run(min(steps, 1 + min(map(self.steps, range(self.count)))), self._multiply)
+        derivatives, matrix, scale = operator.native()
+        before = self._driver.multiplied
+        try:
+            self._driver.run(steps, derivatives, matrix, scale)
+        finally:
+            operator.products += self._driver.multiplied - before
 
     def load(
         self,
@@ -133,7 +151,11 @@ class Lanczos:
         outcome: Any = RUNNING,
     ) -> None:
         """Take up a state whose rows are in ``basis`` already, the next vector among them."""
-        self._driver.load(start, list(alpha), list(beta), list(spikes), outcome)
+        parts = [np.asarray(part, dtype=np.float64) for part in (alpha, beta, spikes)]
+        if self._own:
+            self.operator.settle(np.concatenate([[0.0], *parts]))
+            parts = [np.ldexp(part, self.operator.exponent or 0) for part in parts]
+        self._driver.load(start, *(part.tolist() for part in parts), outcome)
 
     def recheck(self, start: int, alpha: Array, row: int, tolerance: float) -> None:
         """Compute alpha of a recorded row again: a request cannot tell of everything.
@@ -144,7 +166,7 @@ class Lanczos:
         if row >= len(alpha):
             return
         q = self.basis[start, row][None]
-        now = float(q.double()[0] @ self.operator(q)[0])
+        now = float(tall.dots(q.double(), self._restored(self.operator(q)))[0])
         scale = max(float(np.abs(alpha).max()), 1e-300)
         if not abs(now - alpha[row]) <= tolerance * scale:
             raise ResumeMismatch(
@@ -169,7 +191,7 @@ class Lanczos:
         """alpha (m,), beta (m,), spikes (kept,) and the outcome, as `load` takes them."""
         d = self._driver
         values = (np.array(f(start)) for f in (d.alpha, d.beta, d.spikes))
-        alpha, beta, spikes = values
+        alpha, beta, spikes = (self._restored(part) for part in values)
         return alpha, beta, spikes, d.outcome(start)
 
     @property
@@ -206,7 +228,7 @@ class Lanczos:
         the basis is."""
         rows, c = self.basis[start, : len(coefficients)], torch.as_tensor(coefficients.T.copy())
         if self._passes is None:
-            return c.to(self.dtype) @ rows
+            return tall.combine(c, rows)
         found = torch.empty(len(c), self.n, dtype=self.dtype, device=rows.device)
         device_passes.combine(c.to(rows.device), rows, found)
         return found
@@ -214,25 +236,23 @@ class Lanczos:
     def rotate(self, coefficients: Array, start: int = 0) -> None:
         """The first k rows become those combinations (m, k); the others stay."""
         rows, c = self.basis[start, : len(coefficients)], torch.as_tensor(coefficients.T.copy())
-        if self._passes is not None:
-            return device_passes.combine(c.to(rows.device), rows, rows[: len(c)])
-        c = c.to(self.dtype)
-        for at in range(0, self.n, COLUMNS):
-            rows[: len(c), at : at + COLUMNS] = c @ rows[:, at : at + COLUMNS]
+        if self._passes is None:
+            tall.combine(c, rows, rows[: len(c)])
+        else:
+            device_passes.combine(c.to(rows.device), rows, rows[: len(c)])
 
     def rows(self, count: int) -> NDArray[Any]:
         """The first rows (s, count, n) on the host."""
         found: NDArray[Any] = self.basis[:, :count].cpu().numpy()
         return found
 
+    def _restored(self, values: Any) -> Any:
+        """Numbers of the balanced operator in the units of the operator that was given."""
+        exponent = self.operator.exponent if self._own else None
+        return values * 2.0**-exponent if exponent else values
+
     def _multiply(self, count: int, vectors: int, products: int) -> None:
-        operator = self.operator
-        if operator.into is not None and operator.dtype == self.dtype:
-            operator.into(count, vectors, products)
-            operator.products += count
-            return
-        v = _view(vectors, (count, self.n), self.dtype)
-        found = operator(v.clone())
+        found = self.operator(_view(vectors, (count, self.n), self.dtype).clone())
         if tuple(found.shape) != (count, self.n):
             raise InvalidArgument(
                 f"operator: expected products of shape {(count, self.n)}, got {tuple(found.shape)}"
@@ -252,23 +272,9 @@ def random_starts(
     dtype: torch.dtype,
     device: torch.device = torch.device("cpu"),  # noqa: B008
 ) -> Tensor:
-    """(count, n) of standard normal numbers on the device: row i depends on (seed, i) alone.
-
-    On the CPU drawn in float64. On a GPU, for which a CPU would take as long as many products, by
-    the library's own draw: other numbers of the same kind, the same on every GPU.
-    """
-    kernels = device_passes.device_kernels(device)
-    if kernels is not None:
-        found = torch.empty(count, n, dtype=dtype, device=device)
-        for i, row in enumerate(found):
-            device_passes.gaussian(kernels, row, seed, i)
-        return found
-    rows = []
-    for i in range(count):
-        mixed = np.random.SeedSequence([seed % 2**64, i]).generate_state(1, np.uint64)[0]
-        generator = torch.Generator().manual_seed(int(mixed >> 1))
-        rows.append(torch.randn(n, dtype=torch.float64, generator=generator))
-    return torch.stack(rows).to(device, dtype)
+    """(count, n) of standard normal numbers on the device: row i depends on (seed, i) alone, and has
+    the same bits on every device."""
+    return random_source.normals(count, n, seed, random_source.STARTS, dtype, device)
 
 
 @contextmanager

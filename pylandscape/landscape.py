@@ -470,11 +470,13 @@ class Landscape:
             result = self._torch.product(matrix, point, block)
         return result[:, : self.n_params].reshape(vectors.shape)
 
-    def product_into(self, matrix: str, point: Tensor) -> Callable[[int, int, int], None] | None:
-        """The native engine's product between addresses (see SymmetricOperator), or None."""
+    def native_products(
+        self, matrix: str, point: Tensor
+    ) -> Callable[[], tuple[Any, Any, float]] | None:
+        """What gives the native engine's products (see SymmetricOperator), or None."""
         if self._native is None or self.moved.n > self.n_params:
             return None
-        return self._native.product_into(matrix, self._point(point))
+        return self._native.products_at(matrix, self._point(point))
 
     def _theta(self, theta: Any) -> Tensor:
         """The parameters (n,) of a point, whatever its buffers."""

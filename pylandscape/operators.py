@@ -13,6 +13,7 @@ from torch import Tensor
 from .arrays import digest
 from .errors import InvalidArgument
 from .identity import of_product
+from .tall import inner
 
 if TYPE_CHECKING:
     from .landscape import Landscape
@@ -20,8 +21,10 @@ if TYPE_CHECKING:
 
 MATRICES = ("hessian", "gauss_newton", "covariance")
 
+SAFE = 200  # products between 2^-SAFE and 2^SAFE stay as they are
+
 Product = Callable[[Tensor], Tensor]
-Into = Callable[[int, int, int], None]
+Native = Callable[[], tuple[Any, Any, float]]
 
 
 class SymmetricOperator:
@@ -38,8 +41,8 @@ class SymmetricOperator:
         about: JSON-able, what determines the numbers, or a function that gives it. Default: what
             the function `product` computes: its code, closure and defaults, or, where these cannot
             be looked into, two products.
-        into: the same product between addresses: (k, address of v in ``dtype``, address of the
-            float64 products), for callers that own the memory.
+        native: the same product as the core has it, if it does: (its Derivatives at the point,
+            which matrix, what their sums are multiplied by), for `Lanczos` to call without Python.
         hint: a vector (n,) that leans towards the eigenvectors of large eigenvalues, if one is at
             hand; the gradient of a loss does (Gur-Ari, Roberts, Dyer 2018).
 
@@ -56,13 +59,13 @@ class SymmetricOperator:
         name: str = "user",
         layout: ParameterLayout | None = None,
         about: dict[str, Any] | Callable[[], dict[str, Any]] | None = None,
-        into: Into | None = None,
+        native: Native | None = None,
         hint: Callable[[], Tensor] | None = None,
     ) -> None:
         self.n, self.dtype, self.device = n, dtype, _numbered(device)
         self.name, self.layout = name, layout
         self.products = 0
-        self.into, self.hint = into, hint
+        self.native, self.hint = native, hint
         self._product, self._about = product, about
 
     def __call__(self, v: Tensor) -> Tensor:
@@ -94,6 +97,69 @@ class SymmetricOperator:
         """What determines the products of an object that makes them, JSON-able."""
         like = torch.empty(0, dtype=self.dtype, device=self.device)
         return dict(of_product(what, self.n, self._product, like))
+
+
+class Balanced(SymmetricOperator):
+    """2^exponent A, with products that are far from underflow and overflow, as are their squares.
+
+    The exponent is 0 unless the first product that is not zero is beyond 2^-200 or 2^200: then it
+    brings that one there. Multiplying by a power of two is exact, so that eigenvectors, and
+    eigenvalues times 2^-exponent, are those of A.
+
+    Args:
+        of: A; the products are counted there.
+        known: what `known` gave in an earlier run; default found from the first product.
+    """
+
+    def __init__(self, of: SymmetricOperator, known: np.ndarray | None = None) -> None:
+        self.of = of
+        self.n, self.dtype, self.device = of.n, of.dtype, of.device
+        self.name, self.layout, self.hint = of.name, of.layout, of.hint
+        self.exponent: int | None = None if known is None or not len(known) else int(known[0])
+
+    @property
+    def products(self) -> int:  # type: ignore[override]
+        return self.of.products
+
+    @products.setter
+    def products(self, count: int) -> None:
+        self.of.products = count
+
+    @property
+    def native(self) -> Native | None:  # type: ignore[override]
+        of = self.of.native
+        if of is None:
+            return None
+
+        def scaled() -> tuple[Any, Any, float]:
+            derivatives, matrix, scale = of()
+            return derivatives, matrix, scale * 2.0 ** (self.exponent or 0)
+
+        return scaled
+
+    def multiply(self, v: Tensor) -> Tensor:
+        found = self.of.multiply(v)
+        self.settle(found)
+        return found.double() * 2.0**self.exponent if self.exponent else found
+
+    def settle(self, found: Any) -> None:
+        """Choose the exponent by numbers of A's size, unless there is one or all are zero."""
+        if self.exponent is None:
+            largest = float(torch.as_tensor(found).abs().max())
+            if 0.0 < largest < float("inf"):
+                size = int(np.frexp(largest)[1])
+                self.exponent = int(np.clip(size, -SAFE, SAFE)) - size
+
+    def known(self) -> np.ndarray:
+        """The exponent (1,), or (0,) without one: what a checkpoint keeps of it."""
+        return np.array([] if self.exponent is None else [self.exponent], dtype=np.int64)
+
+    def restored(self, values: Any) -> Any:
+        """Numbers of 2^exponent A as those of A: floats, arrays."""
+        return np.ldexp(values, -(self.exponent or 0))
+
+    def describe(self) -> dict[str, Any]:
+        return self.of.describe()
 
 
 def as_operator(
@@ -131,8 +197,13 @@ def as_operator(
         dense = _dense(a)
         _check_square(tuple(dense.shape))
         dense = dense if dense.dtype in (torch.float32, torch.float64) else dense.double()
+        dense = dense.contiguous()
+
+        def rows(v: Tensor) -> Tensor:
+            return inner(dense, v).T if dense.device.type == "cpu" else v @ dense.T
+
         return SymmetricOperator(
-            len(dense), lambda v: v @ dense.T, dtype=dense.dtype, device=dense.device,
+            len(dense), rows, dtype=dense.dtype, device=dense.device,
             about=lambda: {"digest": digest(dense)},
         )  # fmt: skip
     foreign = interop.on_tensors(a)
@@ -206,7 +277,7 @@ def _of_landscape(
     if params is None:
         return SymmetricOperator(
             land.n_params, whole, dtype=land.dtype, device=land.device, name=matrix,
-            layout=layout, about=about, into=land.product_into(matrix, point),
+            layout=layout, about=about, native=land.native_products(matrix, point),
             hint=lambda: land.gradient(point),
         )  # fmt: skip
     at = torch.cat(

@@ -21,6 +21,7 @@ from .arrays import Array
 from .ends import both_ends
 from .errors import InvalidArgument, PylandscapeError
 from .operators import as_operator
+from .tall import combine, inner, norms, orthonormal
 
 if TYPE_CHECKING:
     from .landscape import Landscape
@@ -157,7 +158,7 @@ def outliers(
     return OutlierReport(
         values=values,
         zeta=outlier_ratio(values, k),
-        gradient_norm=float(torch.linalg.vector_norm(gradient.double())),
+        gradient_norm=float(norms(gradient.detach()[None])[0]),
         gradient_concentration=gradient_concentration(gradient, top.vectors.to(land.device)),
         covariance_overlap=overlap,
         lambda_min=ends.low,
@@ -285,7 +286,7 @@ def gradient_concentration(gradient: Any, vectors: Any) -> float:
         raise InvalidArgument(
             f"gradient: expected shape ({basis.shape[1]},), as the vectors, got {tuple(g.shape)}"
         )
-    return _ratio(float((basis @ g).square().sum()), float(g.square().sum()))
+    return _ratio(float(inner(basis, g[None]).square().sum()), float(inner(g[None], g[None])))
 
 
 def subspace_overlap(vectors: Any, others: Any) -> float:
@@ -301,7 +302,7 @@ def subspace_overlap(vectors: Any, others: Any) -> float:
         raise InvalidArgument(
             f"others: expected rows of length {u.shape[1]}, as the vectors, got {other.shape[1]}"
         )
-    return float((u @ other.T).square().sum() / len(u))
+    return float(inner(u, other).square().sum() / len(u))
 
 
 def covariance_spectrum(
@@ -325,15 +326,16 @@ def covariance_spectrum(
     samples, n = g.shape
     wanted = None if k is None else integer(k, "k", 1, n)
     small = n < samples
-    gram = (g.T @ g if small else g @ g.T) / samples
-    values, vectors = torch.linalg.eigh((gram + gram.T) / 2)
-    values, vectors = values.flip(0).clamp_min(0.0), vectors.flip(1)
+    across = g.T.contiguous() if small else g
+    gram = (inner(across, across) / samples).cpu().numpy()
+    values, vectors = (torch.as_tensor(each) for each in np.linalg.eigh((gram + gram.T) / 2))
+    values, vectors = values.flip(0).clamp_min(0.0), vectors.flip(1).to(g.device)
     rank = int((values > n * torch.finfo(land.dtype).eps * values[0]).sum())
     rank = rank if wanted is None else min(rank, wanted)
     rows = vectors[:, :rank].T
     if not small:  # from the Gram matrix's a_i to g^T a_i, orthogonal up to rounding
-        q, r = torch.linalg.qr(g.T @ rows.T)
-        rows = (q * r.diagonal().sign()).T
+        q, r = orthonormal(combine(rows, g))
+        rows = q * r.diagonal().sign()[:, None]
     return CovarianceSpectrum(values.cpu().numpy(), rows.cpu().contiguous())
 
 
@@ -370,11 +372,10 @@ def _basis(vectors: Any, name: str) -> Tensor:
         raise InvalidArgument(
             f"{name}: expected rows (k, n) with 1 <= k <= n, got {tuple(rows.shape)}"
         )
-    lengths = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-    q, r = torch.linalg.qr((rows / lengths).T)
+    q, r = orthonormal(rows / norms(rows)[:, None])
     if not bool((r.diagonal().abs() > rows.shape[1] * torch.finfo(torch.float64).eps).all()):
         raise InvalidArgument(f"{name}: expected linearly independent rows, got dependent ones")
-    return q.T
+    return q
 
 
 def _ratio(above: float, below: float) -> float:

@@ -27,7 +27,8 @@ from .checkpoint import Arrays, Checkpoint
 from .errors import InvalidArgument
 from .grids import Path
 from .lanczos import RECHECK, REORTHOGONALIZE, Lanczos, outcome_of, random_starts, watched
-from .operators import SymmetricOperator, as_operator
+from .operators import Balanced, SymmetricOperator, as_operator
+from .random_source import SOURCE
 from .request import build
 from .resume import resumable
 from .spectral_results import EigenPairs, Spectrum, check_sigma2
@@ -69,7 +70,8 @@ def spectrum(
         matrix, theta, params: see `as_operator`.
         vectors: also the largest `vectors` eigenpairs that the first probe found, with residuals
             (one product); as `spectrum.pairs`.
-        seed: of the probes, standard normal; `starts` (k, n) replaces them. A GPU draws its own.
+        seed: of the probes, standard normal, the same on every device; `starts` (k, n) replaces
+            them.
         dtype: of the Lanczos basis, torch.float32 or float64; default the operator's. T and all
             sums are float64.
         reorthogonalize: "full", "partial" or "none"; see `Lanczos`.
@@ -112,7 +114,7 @@ def spectrum(
         relative_sigma2=relative_sigma2, vectors=vectors,
         seed=seed if starts is None else None, basis=str(dtype).removeprefix("torch."),
         reorthogonalize=reorthogonalize, starts=None if starts is None else digest(given),
-        device=op.device.type,  # probes of the same seed are others elsewhere
+        random=SOURCE,  # of the probes
     )  # fmt: skip
 
     def run(checkpoint: Checkpoint) -> Spectrum:
@@ -164,6 +166,8 @@ class _Quadrature:
         vectors: int,
         checkpoint: Checkpoint,
     ) -> None:
+        self.found = checkpoint.load()
+        op = Balanced(op, None if self.found is None else self.found["exponent"])
         self.op, self.starts, self.steps, self.dtype = op, starts, steps, dtype
         self.reorthogonalize, self.vectors, self.checkpoint = reorthogonalize, vectors, checkpoint
         shape = (len(starts), steps)
@@ -174,7 +178,6 @@ class _Quadrature:
         self.notes: list[str] = []
         self.done = 0  # probes
         self.before = op.products
-        self.found = checkpoint.load()
         if self.found is not None:
             self._take_up(self.found)
 
@@ -231,7 +234,8 @@ class _Quadrature:
         if not m:
             return
         weights = turn[0] ** 2
-        self.nodes[probe, :m], self.bounds[probe, :m] = values, bounds
+        self.nodes[probe, :m] = self.op.restored(values)
+        self.bounds[probe, :m] = self.op.restored(bounds)
         self.weights[probe, :m] = weights / weights.sum()
 
     def _pairs(self, lanczos: Lanczos) -> EigenPairs:
@@ -267,7 +271,7 @@ class _Quadrature:
             t[0, i, : len(alpha)], t[1, i, : len(beta)] = alpha, beta
         arrays = {
             "nodes": self.nodes, "weights": self.weights, "bounds": self.bounds, "tridiagonal": t,
-            "basis": lanczos.rows(most + 1),
+            "basis": lanczos.rows(most + 1), "exponent": self.op.known(),
             "counts": np.array([self.done, self.products]),
             "outcomes": np.array([int(state[3]) for state in states]),
             "finished": np.array([_NAMES.index(o) for o in self.outcomes]),

@@ -5,10 +5,10 @@
     Hutch++      Meyer, Musco, Musco, Woodruff (2021), algorithm 1
     Hutchinson   Hutchinson (1990); of the diagonal: Bekas, Kokiopoulou, Saad (2007)
 
-All are unbiased, and all come with a standard error. The test vectors are drawn in float64 from a
-seeded generator and rounded to the operator's dtype (for an operator on a GPU there, by the
-library's own draw: others); everything after the products is float64. All of it is done where the
-operator is.
+All are unbiased, and all come with a standard error. The test vectors are `random_source`'s: the
+same on every device. Everything after the products is float64, with sums in an order of their own
+(`tall`), and done where the operator is. Matrices far from 1 are multiplied by a power of two
+first (`Balanced`).
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from . import device_passes
+from . import random_source
 from .arguments import integer
 from .arrays import progress_bar
 from .errors import InvalidArgument
-from .operators import SymmetricOperator, as_operator
+from .operators import Balanced, as_operator
+from .tall import combine, dots, inner, matmul, orthonormal
 
 METHODS = {"xtrace": 4, "hutch++": 4, "hutchinson": 2}  # the fewest products that give an error
 DIAGONAL_METHODS = {"xdiag": 4, "hutchinson": 2}
@@ -103,7 +104,8 @@ def trace(
     """
     op, count = _checked(a, matrix, theta, params, products, method, METHODS)
     with _bar(op, count, "trace", progress) as bar:
-        return _quadratic(op, count, method, _Draw(op, seed), bar, square=False)
+        found = _quadratic(op, count, method, _Draw(op, seed), bar, square=False)
+    return _restored(op, found)
 
 
 def frobenius_norm(
@@ -126,7 +128,7 @@ def frobenius_norm(
         found = _quadratic(op, count, method, _Draw(op, seed), bar, square=True)
     norm = float(np.sqrt(np.maximum(found.value, 0.0)))
     error = found.standard_error / (2 * norm) if norm else found.standard_error
-    return Estimate(norm, error, found.products, found.method)
+    return _restored(op, Estimate(norm, error, found.products, found.method))
 
 
 def diagonal(
@@ -149,17 +151,19 @@ def diagonal(
     with _bar(op, count, "diagonal", progress) as bar:
         if count >= op.n:
             rows = torch.cat([rows[:, at].diagonal() for at, rows in _rows(op, bar)])
-            return Estimate(rows.cpu().numpy(), np.zeros(op.n), op.n, "exact")
-        if method == "xdiag":
-            return _xdiag(op, count // 2, _Draw(op, seed), bar)
-        return _sampled_diagonal(op, count, _Draw(op, seed), bar)
+            found = Estimate(rows.cpu().numpy(), np.zeros(op.n), op.n, "exact")
+        elif method == "xdiag":
+            found = _xdiag(op, count // 2, _Draw(op, seed), bar)
+        else:
+            found = _sampled_diagonal(op, count, _Draw(op, seed), bar)
+    return _restored(op, found)
 
 
 # --- quadratic forms: tr A, or tr A^2 from ||A v||^2 --------------------------------------------
 
 
 def _quadratic(
-    op: SymmetricOperator,
+    op: Balanced,
     count: int,
     method: str,
     draw: _Draw,
@@ -169,7 +173,7 @@ def _quadratic(
     """tr A or, with `square`, tr A^2."""
     if count >= op.n:
         blocks = _rows(op, bar)
-        parts = [rows.square().sum() if square else rows[:, at].trace() for at, rows in blocks]
+        parts = [dots(rows, rows).sum() if square else rows[:, at].trace() for at, rows in blocks]
         return Estimate(float(torch.stack(parts).sum()), 0.0, op.n, "exact")
     if method == "xtrace":
         value, error = _xtrace(op, count // 2, draw, bar, square)
@@ -183,40 +187,40 @@ def _quadratic(
 
 
 def _hutchinson(
-    op: SymmetricOperator,
+    op: Balanced,
     count: int,
     draw: _Draw,
     bar: tqdm,
     square: bool,
     basis: Tensor | None = None,
 ) -> Tensor:
-    """(count,) samples v^T A v or ||A v||^2, v = (I - Q Q^T) g, g of random signs; `basis`: Q."""
+    """(count,) samples v^T A v or ||A v||^2, v = (I - Q Q^T) g, g of random signs; `basis`: Q^T."""
     samples = []
     for at in range(0, count, BLOCK):
         v = draw.signs(min(BLOCK, count - at))
         if basis is not None:
-            v = v - (v @ basis) @ basis.T
+            v = v - combine(inner(v, basis), basis)
         found = _multiply(op, v, bar)
-        samples.append((found * (found if square else v)).sum(1))
+        samples.append(dots(found, found if square else v))
     return torch.cat(samples)
 
 
 def _hutch_plus_plus(
-    op: SymmetricOperator, count: int, draw: _Draw, bar: tqdm, square: bool
+    op: Balanced, count: int, draw: _Draw, bar: tqdm, square: bool
 ) -> Tensor:
     """Samples of the trace: exact on Q = orth(A S), Hutchinson's on its complement.
 
     Given Q the samples are independent, so that their standard error is honest.
     """
     k = count // 3
-    q, _ = torch.linalg.qr(_multiply(op, draw.signs(k), bar).T)
-    z = _multiply(op, q.T, bar)
-    inside = z.square().sum() if square else (z * q.T).sum()
+    q, _ = orthonormal(_multiply(op, draw.signs(k), bar))
+    z = _multiply(op, q, bar)
+    inside = dots(z, z if square else q).sum()
     return inside + _hutchinson(op, count - 2 * k, draw, bar, square, basis=q)
 
 
 def _xtrace(
-    op: SymmetricOperator, k: int, draw: _Draw, bar: tqdm, square: bool
+    op: Balanced, k: int, draw: _Draw, bar: tqdm, square: bool
 ) -> tuple[Tensor, Tensor]:
     """tr B and its standard error, for B = A or A^2, from k test vectors and 2 k products with A.
 
@@ -231,34 +235,34 @@ def _xtrace(
     """
     omega = draw.gaussians(k)
     y = _multiply(op, omega, bar)
-    forms = (y * (y if square else omega)).sum(1)  # omega_i^T B omega_i
-    q, r = torch.linalg.qr(y.T)
-    w, sizes = (omega @ q).T, omega.square().sum(1)
+    forms = dots(y, y if square else omega)  # omega_i^T B omega_i
+    q, r = orthonormal(y)  # rows
+    w, sizes = inner(q, omega), dots(omega, omega)
     del omega, y  # n k numbers each
-    z = _multiply(op, q.T, bar)
-    h, f = (z @ z.T, z @ q @ r) if square else (z @ q, r)
+    z = _multiply(op, q, bar)
+    h, f = (inner(z, z), matmul(inner(z, q), r)) if square else (inner(z, q), r)
     s = _left_out(r)
     along = (s * w).sum(0)
     u = w - s * along
-    base = h.trace() - (s * (h @ s)).sum(0)
-    rest = forms - 2 * (f * u).sum(0) + (u * (h @ u)).sum(0)  # x^T B x
+    base = h.trace() - (s * matmul(h, s)).sum(0)
+    rest = forms - 2 * (f * u).sum(0) + (u * matmul(h, u)).sum(0)  # x^T B x
     size = sizes - w.square().sum(0) + along.square()  # ||x||^2
     samples = base + (op.n - k + 1) * rest / size
 
     # t_i(j), sample i without test vector j: its basis also lacks e = s_j - c s_i, normalised.
-    c = s.T @ s
+    c = matmul(s.T, s)
     room = 1 - c.square()  # ||s_j - c s_i||^2
     room = torch.where(room > LEAST_ROOM, room, torch.inf)  # an infinite one: t_i(j) = t_i
 
     def onto(a: Tensor) -> Tensor:
         """[j, i]: e^T a_i, for the columns a_i."""
-        b = s.T @ a
+        b = matmul(s.T, a)
         return (b - c * b.diagonal()) / room.sqrt()
 
-    k_ = s.T @ h @ s
+    k_ = matmul(matmul(s.T, h), s)
     curvature = (k_.diagonal()[:, None] - 2 * c * k_ + c.square() * k_.diagonal()) / room
     step = onto(w)
-    slope = onto(f) - onto(h @ u)
+    slope = onto(f) - onto(matmul(h, u))
     rest_j = rest + 2 * step * slope + step.square() * curvature
     pairs = base - curvature + (op.n - k + 2) * rest_j / (size + step.square())
     return samples.mean(), _error(samples, pairs)
@@ -300,27 +304,31 @@ def _left_out(r: Tensor) -> Tensor:
     diagonal = lower.diagonal()
     floor = len(r) * torch.finfo(r.dtype).eps
     diagonal.copy_(torch.where(diagonal.abs() < floor, floor, diagonal))
-    unit = torch.eye(len(r), dtype=r.dtype, device=r.device)
-    s = torch.linalg.solve_triangular(lower, unit, upper=False)
-    return s / torch.linalg.vector_norm(s, dim=0)
+    rows, found = lower.cpu().numpy(), np.eye(len(r))
+    for i in range(len(r)):  # R^T S = 1, row by row
+        found[i] = (found[i] - np.einsum("j,jk->k", rows[i, :i], found[:i])) / rows[i, i]
+    s = torch.as_tensor(found).to(r.device)
+    return s / s.square().sum(0).sqrt()
 
 
 # --- the diagonal ------------------------------------------------------------------------------
 
 
-def _xdiag(op: SymmetricOperator, k: int, draw: _Draw, bar: tqdm) -> Estimate:
+def _xdiag(op: Balanced, k: int, draw: _Draw, bar: tqdm) -> Estimate:
     """As `_xtrace`: sample i is diag(Q_i Q_i^T A) + omega_i * (I - Q_i Q_i^T) A omega_i.
 
     As A omega_i = Q R e_i, the second term is omega_i * (Q s_i) (s_i^T R e_i). The standard error
     is `_error`'s per element, its covariance averaged over `SHIFTS` k pairs (i, j).
     """
     omega = draw.signs(k)
-    q, r = torch.linalg.qr(_multiply(op, omega, bar).T)
-    z = _multiply(op, q.T, bar)
+    q, r = orthonormal(_multiply(op, omega, bar))  # rows
+    z = _multiply(op, q, bar)
     s = _left_out(r)
-    base = (q * z.T).sum(1)
-    shares, c = (s * r).sum(0), s.T @ s
-    q, z = s.T @ q.T, s.T @ z  # rows Q s_i and A Q s_i
+    base = torch.zeros_like(q[0])
+    for on_q, on_z in zip(q, z, strict=True):
+        base += on_q * on_z
+    shares, c = (s * r).sum(0), matmul(s.T, s)
+    q, z = combine(s.T, q), combine(s.T, z)  # rows Q s_i and A Q s_i
     moments = _Moments(op)
     for i in range(k):
         moments.add(q[i] * (shares[i] * omega[i] - z[i]))
@@ -346,7 +354,7 @@ def _xdiag(op: SymmetricOperator, k: int, draw: _Draw, bar: tqdm) -> Estimate:
     return Estimate(mean, error.cpu().numpy(), 2 * k, "xdiag")
 
 
-def _sampled_diagonal(op: SymmetricOperator, count: int, draw: _Draw, bar: tqdm) -> Estimate:
+def _sampled_diagonal(op: Balanced, count: int, draw: _Draw, bar: tqdm) -> Estimate:
     moments = _Moments(op)
     for at in range(0, count, BLOCK):
         v = draw.signs(min(BLOCK, count - at))
@@ -359,7 +367,7 @@ def _sampled_diagonal(op: SymmetricOperator, count: int, draw: _Draw, bar: tqdm)
 class _Moments:
     """Mean and spread of vectors (n,) that come one by one (Welford's updates)."""
 
-    def __init__(self, op: SymmetricOperator) -> None:
+    def __init__(self, op: Balanced) -> None:
         self.count = 0
         self.mean = torch.zeros(op.n, dtype=torch.float64, device=op.device)
         self.spread = torch.zeros_like(self.mean)
@@ -377,7 +385,7 @@ class _Moments:
 # --- products and test vectors -----------------------------------------------------------------
 
 
-def _multiply(op: SymmetricOperator, rows: Tensor, bar: tqdm) -> Tensor:
+def _multiply(op: Balanced, rows: Tensor, bar: tqdm) -> Tensor:
     """The rows A v_i (k, n) float64."""
     found = []
     for block in rows.split(BLOCK):
@@ -386,7 +394,7 @@ def _multiply(op: SymmetricOperator, rows: Tensor, bar: tqdm) -> Tensor:
     return torch.cat(found)
 
 
-def _rows(op: SymmetricOperator, bar: tqdm) -> Any:
+def _rows(op: Balanced, bar: tqdm) -> Any:
     """All of A, as (slice of rows, those rows (b, n))."""
     for at in range(0, op.n, BLOCK):
         size = min(BLOCK, op.n - at)
@@ -398,39 +406,37 @@ def _rows(op: SymmetricOperator, bar: tqdm) -> Any:
 class _Draw:
     """Test vectors (count, n) float64 on the operator's device, one after the other."""
 
-    def __init__(self, op: SymmetricOperator, seed: int) -> None:
+    def __init__(self, op: Balanced, seed: int) -> None:
         self.op, self.drawn = op, 0
-        self.kernels = device_passes.device_kernels(op.device)
         try:
             self.seed = operator.index(seed)
-            self.generator = torch.Generator().manual_seed(self.seed)
-        except (TypeError, ValueError, RuntimeError, OverflowError):
+        except TypeError:
             raise InvalidArgument(f"seed: expected a 64-bit integer, got {seed!r}") from None
+        if not -(1 << 63) <= self.seed < 1 << 64:
+            raise InvalidArgument(f"seed: expected a 64-bit integer, got {seed!r}")
 
     def gaussians(self, count: int) -> Tensor:
-        """N(0, 1), rounded to the operator's dtype."""
-        if self.kernels is not None:
-            return self._there(count)
-        shape = (count, self.op.n)
-        drawn = torch.randn(shape, generator=self.generator, dtype=torch.float64)
-        return drawn.to(self.op.dtype).double().to(self.op.device)
-
-    def signs(self, count: int) -> Tensor:
-        """Each element -1 or 1."""
-        if self.kernels is not None:
-            return torch.ones_like(found := self._there(count)).copysign_(found)
-        drawn = torch.randint(0, 2, (count, self.op.n), generator=self.generator)
-        return drawn.double().mul_(2).sub_(1).to(self.op.device)
-
-    def _there(self, count: int) -> Tensor:
+        """N(0, 1), of float32."""
         found = torch.empty(count, self.op.n, dtype=torch.float64, device=self.op.device)
         for row in found:
-            device_passes.gaussian(self.kernels, row, self.seed, self.drawn)
+            random_source.fill(row, self.seed, random_source.TEST_VECTORS, self.drawn)
             self.drawn += 1
         return found
 
+    def signs(self, count: int) -> Tensor:
+        """Each element -1 or 1."""
+        return torch.ones_like(found := self.gaussians(count)).copysign_(found)
 
-def _bar(op: SymmetricOperator, count: int, label: str, progress: bool) -> tqdm:
+
+def _restored(op: Balanced, found: Estimate) -> Estimate:
+    """The estimate in the units of the matrix that was given."""
+    value, error = (op.restored(each) for each in (found.value, found.standard_error))
+    if not isinstance(found.value, np.ndarray):
+        value, error = float(value), float(error)
+    return Estimate(value, error, found.products, found.method)
+
+
+def _bar(op: Balanced, count: int, label: str, progress: bool) -> tqdm:
     total = min(count, op.n)
     return progress_bar(total, label, "product", progress)
 
@@ -443,12 +449,12 @@ def _checked(
     products: int,
     method: str,
     methods: dict[str, int],
-) -> tuple[SymmetricOperator, int]:
+) -> tuple[Balanced, int]:
     if method not in methods:
         known = ", ".join(map(repr, methods))
         raise InvalidArgument(f"method: expected one of {known}, got {method!r}")
     count = integer(products, "products")
-    op = as_operator(a, matrix, theta, params)
+    op = Balanced(as_operator(a, matrix, theta, params))
     fewest = methods[method] if op.n > count else 2
     if count < fewest:
         raise InvalidArgument(

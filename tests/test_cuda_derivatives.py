@@ -383,7 +383,7 @@ def test_an_op_without_a_derivative_is_named_and_torch_answers(
     land = with_engine(backend, pl.Landscape(model, "cross_entropy", (x, y)))
     with pytest.raises(NotLowered, match="cell has no derivative on CUDA"):
         land._native.gradient(land.theta)
-    assert land._native.product_into("hessian", land.theta) is None
+    assert land._native.products_at("hessian", land.theta) is None
     want = pl.Landscape(model, "cross_entropy", (x, y), engine="torch")
     v = vectors(2, land.n_params, torch.float32)
     assert torch.equal(land.gradient(), want.gradient())

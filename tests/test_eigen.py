@@ -264,7 +264,7 @@ def test_wanted_values_in_no_krylov_space_so_far_are_looked_for(which: str, k: i
     values = np.r_[5.0, 4.0, 3.0, -2.0, -1.0, np.zeros(295)]
     q = np.linalg.qr(np.random.default_rng(0).normal(size=(300, 300)))[0]
     a = (q * values) @ q.T
-    found = pl.eigenpairs((a + a.T) / 2, k, which, progress=False)
+    found = pl.eigenpairs((a + a.T) / 2, k, which, seed=2, progress=False)
     ascending = np.sort(values)
     exact = {
         "LA": ascending[::-1][:k],

@@ -5,9 +5,10 @@
 #include <pybind11/stl.h>
 
 #include "binding/module.h"
-#include "binding/pool.h"
+#include "binding/stop.h"
 #include "lanczos/host_rows.h"
 #include "lanczos/lanczos.h"
+#include "program/derivatives.h"
 
 namespace py = pybind11;
 using namespace pylandscape;
@@ -19,6 +20,7 @@ template <typename B>
 struct OnHost {
   HostRows<B> rows;
   Lanczos driver;
+  int64_t multiplied = 0;  // vectors, by derivatives that `run` was given
 };
 
 // The driver over rows that a Python object has; see device_passes.DevicePasses for what it is asked.
@@ -94,7 +96,7 @@ void bind_state(py::class_<L>& c, F driver) {
 }
 
 template <typename B>
-void bind(py::module_& m, const char* name, const char* orthogonalize) {
+void bind(py::module_& m, const char* name, const std::string& suffix) {
   using L = OnHost<B>;
   // basis (starts, capacity, n)
   py::class_<L> c(m, name);
@@ -102,7 +104,7 @@ void bind(py::module_& m, const char* name, const char* orthogonalize) {
                     Reorthogonalize mode, bool fresh, uint64_t seed) {
      return std::unique_ptr<L>(
          new L{HostRows<B>(n, starts, capacity, out<B>(basis), seed),
-               Lanczos(n, starts, capacity, precision_of<B>(), mode, fresh)});
+               Lanczos(n, starts, capacity, precision_of<B>(), mode, fresh), 0});
    }))
       .def("begin",
            [](L& l) {
@@ -112,21 +114,41 @@ void bind(py::module_& m, const char* name, const char* orthogonalize) {
            })
       // product(count, address of the vectors, address of the products), called with the GIL; what
       // it raises comes through, and the step is as if it had not begun.
-      .def("run", [](L& l, int64_t steps, const py::function& product) {
-        l.rows.parallel = torch_pool();
-        l.rows.product = [&](int64_t count, const B* vectors, double* products) {
-          py::gil_scoped_acquire gil;
-          product(count, reinterpret_cast<Address>(vectors), reinterpret_cast<Address>(products));
-          return true;
-        };
-        py::gil_scoped_release release;
-        l.driver.run(steps, l.rows);
-      });
+      .def("run",
+           [](L& l, int64_t steps, const py::function& product) {
+             l.rows.parallel = torch_pool();
+             l.rows.product = [&](int64_t count, const B* vectors, double* products) {
+               py::gil_scoped_acquire gil;
+               product(count, reinterpret_cast<Address>(vectors),
+                       reinterpret_cast<Address>(products));
+               return true;
+             };
+             py::gil_scoped_release release;
+             l.driver.run(steps, l.rows);
+           })
+      // The same with the products scale A v of a Program's derivatives, without a way through Python.
+      // Ctrl-C ends a product, or comes between two: the step is as if it had not begun.
+      .def("run",
+           [](L& l, int64_t steps, Derivatives<B>& derivatives, Matrix matrix, double scale) {
+             finish([&](const Parallel& pool) {
+               l.rows.parallel = pool;
+               Polls stop;
+               l.rows.product = [&](int64_t count, const B* vectors, double* products) {
+                 if (stop.asked()) return false;
+                 const bool done = derivatives.products(matrix, count, vectors, scale, products,
+                                                        pool, interrupted);
+                 if (done) l.multiplied += count;
+                 return done;
+               };
+               return l.driver.run(steps, l.rows);
+             });
+           })
+      .def_readonly("multiplied", &L::multiplied);
   bind_state(c, [](L& l) -> Lanczos& { return l.driver; });
 
   // w (n,) <- w - Q^T (Q w) for orthonormal rows Q (rows, n); coefficients (rows,) = Q w. Gives
   // ||w|| and what is left of Q w, relative to it.
-  m.def(orthogonalize,
+  m.def(("orthogonalize_" + suffix).c_str(),
         [](Address basis, int64_t rows, int64_t n, Address w, Address coefficients) {
           const Parallel pool = torch_pool();
           py::gil_scoped_release release;
@@ -140,6 +162,36 @@ void bind(py::module_& m, const char* name, const char* orthogonalize) {
           for (const double s : job.out) left = std::max(left, std::abs(s));
           return std::make_pair(job.norm, job.norm > 0 ? left / job.norm : 0.0);
         });
+
+  // out (count, n) = C Q for Q (rows, n) and C (count, rows) float64; out may be Q's first rows.
+  m.def(("combine_" + suffix).c_str(), [](Address q, int64_t rows, int64_t n, Address coefficients,
+                                          int64_t count, Address to) {
+    const Parallel pool = torch_pool();
+    py::gil_scoped_release release;
+    BasisPasses<B>(n).combine(rows, in<B>(q), count, in<double>(coefficients), out<B>(to), pool);
+  });
+  // out (k, l) float64: x_i . y_j for rows x (k, n) and y (l, n).
+  m.def(("inner_" + suffix).c_str(),
+        [](Address x, int64_t k, Address y, int64_t l, int64_t n, Address to) {
+          const Parallel pool = torch_pool();
+          py::gil_scoped_release release;
+          BasisPasses<B>(n).inner(k, in<B>(x), l, in<B>(y), out<double>(to), pool);
+        });
+  // out (k,) float64: x_i . y_i for rows x (k, n) and y (k, n) float64.
+  m.def(("dots_" + suffix).c_str(), [](Address x, Address y, int64_t k, int64_t n, Address to) {
+    const Parallel pool = torch_pool();
+    py::gil_scoped_release release;
+    std::vector<std::pair<const B*, const double*>> pairs;
+    for (int64_t i = 0; i < k; ++i) pairs.push_back({in<B>(x) + i * n, in<double>(y) + i * n});
+    const std::vector<double> found = BasisPasses<B>(n).dots(pairs, pool);
+    std::copy(found.begin(), found.end(), out<double>(to));
+  });
+  // Rows (k, n) become orthonormal; r (k, k) float64.
+  m.def(("orthonormal_" + suffix).c_str(), [](Address rows, int64_t k, int64_t n, Address r) {
+    const Parallel pool = torch_pool();
+    py::gil_scoped_release release;
+    BasisPasses<B>(n).orthonormal(k, out<B>(rows), out<double>(r), pool);
+  });
 }
 
 // passes: see PythonRows; it is given with each call, so that nothing here keeps it alive.
@@ -174,7 +226,7 @@ void pylandscape::bind_lanczos(py::module_& m) {
       .value("breakdown", Outcome::kBreakdown)
       .value("exhausted", Outcome::kExhausted)
       .value("not_finite", Outcome::kNotFinite);
-  bind<float>(m, "LanczosF32", "orthogonalize_f32");
-  bind<double>(m, "LanczosF64", "orthogonalize_f64");
+  bind<float>(m, "LanczosF32", "f32");
+  bind<double>(m, "LanczosF64", "f64");
   bind_device(m);
 }

@@ -2,6 +2,8 @@
 #pragma once
 #include <pybind11/pybind11.h>
 
+#include <chrono>
+
 #include "binding/pool.h"
 
 namespace pylandscape {
@@ -11,6 +13,20 @@ inline bool interrupted() {
   pybind11::gil_scoped_acquire gil;
   return PyErr_CheckSignals() != 0;
 }
+
+// The same for many short pieces of work, asked at most every 50 ms.
+class Polls {
+ public:
+  bool asked() {
+    const auto now = std::chrono::steady_clock::now();
+    if (now < next_) return false;
+    next_ = now + std::chrono::milliseconds(50);
+    return interrupted();
+  }
+
+ private:
+  std::chrono::steady_clock::time_point next_ = std::chrono::steady_clock::now();
+};
 
 // Runs work(pool) without the GIL; where it was stopped, raises what the signal handler raised.
 template <typename F>

@@ -45,6 +45,19 @@ class BasisPasses {
   std::vector<double> dots(const std::vector<std::pair<const B*, const double*>>& pairs,
                            const Parallel& parallel);
 
+  // out (count, n) = C Q for rows q (rows, n) and c (count, rows): sums in double, rounded once. `out`
+  // may be `q`.
+  void combine(int64_t rows, const B* q, int64_t count, const double* c, B* out,
+               const Parallel& parallel) const;
+  // out (k, l): x_i . y_j for rows x (k, n) and y (l, n).
+  void inner(int64_t k, const B* x, int64_t l, const B* y, double* out,
+             const Parallel& parallel) const;
+
+  // Rows a (k, n), k <= n, become orthonormal ones Q with a_j = sum_i r_ij q_i, r (k, k) upper
+  // triangular with a diagonal >= 0. Where the rows are dependent, the diagonal is rounding, and q_j
+  // some vector orthogonal to the others.
+  void orthonormal(int64_t k, B* a, double* r, const Parallel& parallel);
+
   static constexpr int64_t kGroups = 16;
 
  private:
@@ -52,6 +65,8 @@ class BasisPasses {
   int64_t begin(int64_t group) const { return n_ * group / groups_ / 64 * 64; }
   int64_t end(int64_t group) const { return group + 1 == groups_ ? n_ : begin(group + 1); }
   void run(std::vector<Job*>& jobs, bool removes, const Parallel& parallel);
+  // w <- w - Q^T Q w until Q w is rounding; the coefficients (rows,) gain what was removed.
+  void clean(Job& job, std::vector<double>& coefficients, const Parallel& parallel);
   // One group of one job: Q w into sums (rows,); returns the new ||w||^2 of the group.
   double pass(const Job& job, bool removes, int64_t group, std::vector<double>& sums) const;
 

@@ -3,11 +3,13 @@
 #include <algorithm>
 #include <cmath>
 
+#include "cpu/directions.h"
+
 namespace pylandscape {
 
 template <typename B>
 HostRows<B>::HostRows(int64_t n, int64_t starts, int64_t capacity, B* basis, uint64_t seed)
-    : n_(n), starts_(starts), capacity_(capacity), basis_(basis), passes_(n), random_(seed) {}
+    : n_(n), starts_(starts), capacity_(capacity), basis_(basis), passes_(n), seed_(seed) {}
 
 template <typename B>
 typename HostRows<B>::Pass HostRows<B>::pass_of(const Job& job) const {
@@ -96,9 +98,15 @@ void HostRows<B>::normalize(const Jobs& jobs) {
 
 template <typename B>
 void HostRows<B>::draw(const Job& job, int attempt) {
-  if (attempt == 0) normal_.reset();
+  constexpr int64_t kBlock = 4096;
+  const uint64_t stream = fresh_stream(job.start, job.rows, attempt);
   B* const w = row(job.start, job.rows);
-  for (int64_t c = 0; c < n_; ++c) w[c] = static_cast<B>(normal_(random_));
+  Items((n_ + kBlock - 1) / kBlock, parallel, {}).run([&](int, int64_t item) {
+    const int64_t first = item * kBlock, count = std::min(kBlock, n_ - first);
+    float drawn[kBlock];
+    cpu::direction_kernels<float>().draw(seed_, stream, first, count, drawn, nullptr);
+    std::copy_n(drawn, count, w + first);
+  });
 }
 
 template class HostRows<float>;

@@ -1,7 +1,6 @@
 // Rows in the caller's memory: basis (starts, capacity, n) of B, float or double.
 #pragma once
 #include <functional>
-#include <random>
 
 #include "lanczos/basis.h"
 #include "lanczos/rows.h"
@@ -14,7 +13,7 @@ class HostRows final : public BasisRows {
   // products (count, n) of vectors (count, n); false: stop.
   using Product = std::function<bool(int64_t count, const B* vectors, double* products)>;
 
-  // seed: of what is drawn.
+  // seed: of what is drawn, by counter (common/gaussian.h): a function of the seed and the row alone.
   HostRows(int64_t n, int64_t starts, int64_t capacity, B* basis, uint64_t seed);
 
   Parallel parallel;  // both are set before the driver runs
@@ -39,8 +38,7 @@ class HostRows final : public BasisRows {
   const int64_t n_, starts_, capacity_;
   B* const basis_;
   BasisPasses<B> passes_;
-  std::mt19937_64 random_;
-  std::normal_distribution<double> normal_;
+  const uint64_t seed_;
   Buffer<B> inputs_;
   Buffer<double> products_;
 };

@@ -177,8 +177,13 @@ bool Lanczos::run(int64_t steps, BasisRows& rows) {
   }
 }
 
+// Row j of T, from p = A q_j, which `rows` holds. Symbols: Q (j + 1, n) the rows so far, eps ||T||
+// what counts as rounding, s_i the spikes of the kept rows.
 void Lanczos::step(std::vector<Job>& jobs, BasisRows& rows) {
-  // w = A q_j - alpha q_j - beta q_{j-1} (or the kept rows' terms), then h = Q w.
+  // alpha_j = q_j . p
+  // w = p - alpha_j q_j - beta_{j-1} q_{j-1}    (after a restart, once: - sum_i s_i q_i)
+  // full: h = Q w, w <- w - Q^T h
+  // beta_j = ||w||
   BasisRows::Jobs all, full, next;
   for (Job& job : jobs) all.push_back(&job);
   rows.advance(all, mode_ == Reorthogonalize::kFull);
@@ -190,6 +195,7 @@ void Lanczos::step(std::vector<Job>& jobs, BasisRows& rows) {
     s.beta.push_back(job.norm);
     if (needs_reorthogonalization(job.start)) full.push_back(&job);
   }
+  // partial, where |q_{j+1} . q_i| may be above sqrt(eps): h = Q w, w <- w - Q^T h
   if (mode_ == Reorthogonalize::kPartial && !full.empty()) {
     rows.orthogonalize(full);
     passes_ += 2;
@@ -202,22 +208,28 @@ void Lanczos::step(std::vector<Job>& jobs, BasisRows& rows) {
     }
     const int64_t j = s.steps() - 1;
     if (std::find(full.begin(), full.end(), &job) != full.end()) {
+      // while ||Q w|| > rounding ||w||: h <- h + Q w, w <- w - Q^T Q w
+      // alpha_j <- alpha_j + h_j
       std::vector<double> total = job.in;
       clean(job, total, rows);
       s.alpha[j] += total[j];
     }
+    // beta_j = ||w||
     s.beta[j] = job.norm;
     if (!std::isfinite(job.norm)) {
       s.alpha.pop_back(), s.beta.pop_back();
       s.outcome = Outcome::kNotFinite;
       continue;
     }
+    // j + 1 = n: Q is square, w = 0
     if (j + 1 == n_) {
       s.outcome = Outcome::kExhausted;
       s.beta[j] = 0;
       continue;
     }
-    if (job.norm <= (fresh_ ? noise_ : 1) * eps_ * norm_of(s)) {  // w is rounding
+    // ||w|| <= eps ||T||: w is rounding, and span Q is invariant. beta_j = 0, and q_{j+1} is a random
+    // vector orthogonal to Q, or nothing.
+    if (job.norm <= (fresh_ ? noise_ : 1) * eps_ * norm_of(s)) {
       s.beta[j] = 0;
       if (!fresh_ || j + 1 >= capacity_ || !fresh_row(job.start, j + 1, rows))
         s.outcome = Outcome::kBreakdown;
@@ -226,6 +238,7 @@ void Lanczos::step(std::vector<Job>& jobs, BasisRows& rows) {
     }
     next.push_back(&job);
   }
+  // q_{j+1} = w / beta_j
   if (!next.empty()) rows.normalize(next);
 }
 

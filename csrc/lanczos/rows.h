@@ -9,6 +9,12 @@
 
 namespace pylandscape {
 
+// The stream of the Gaussian draw (common/gaussian.h) that fills row `row` of a start after a
+// breakdown; pylandscape/random_source.py lists all streams.
+constexpr uint64_t fresh_stream(int64_t start, int64_t row, int attempt) {
+  return uint64_t{0x13} << 56 | uint64_t(start) << 40 | uint64_t(row) << 8 | uint64_t(attempt);
+}
+
 class BasisRows {
  public:
   struct Job {
@@ -34,7 +40,7 @@ class BasisRows {
   virtual void remove(const Jobs& jobs) = 0;
   // w <- w / norm.
   virtual void normalize(const Jobs& jobs) = 0;
-  // w = random, a different one at each attempt (0, 1, ...).
+  // w = standard normal numbers of `fresh_stream`, others at each attempt (0, 1, ...).
   virtual void draw(const Job& job, int attempt) = 0;
 };
 

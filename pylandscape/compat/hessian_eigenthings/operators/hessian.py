@@ -68,7 +68,7 @@ class HessianOperator(LandscapeOperator):
         self.microbatch_size = microbatch_size
         self.fd_eps = STEPS.get(self.dtype, OTHER_STEP) if fd_eps is None else fd_eps
         self._next = cycle([None])
-        if compat and not full_dataset:
+        if self.compat and not full_dataset:
             self._next = cycle(dataloader)
 
     def symmetric_operator(self) -> SymmetricOperator:
