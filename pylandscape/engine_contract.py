@@ -20,26 +20,12 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
-from torch import Tensor, nn
-
-from .data import Dataset
-from .space import Space
+from torch import Tensor
 
 Values = dict[str, np.ndarray]  # {metric: (g,) float64}; a callable under its __name__
 Evaluate = Callable[[np.ndarray], Values]  # of coefficients (g, k) float64
 EvaluatePoints = Callable[[Tensor], Values]  # of points (p, n)
 Losses = np.ndarray  # (p,) float64
-
-
-class Problem(Space, Protocol):
-    """What an engine is built from: model, loss and data. A Landscape is one."""
-
-    model: nn.Module
-    loss_spec: Any  # KnownLoss | FreeLoss | Objective
-    dataset: Dataset
-    bn: str  # "eval", "recompute", "batch" or "interpolate", as the caller chose
-    has_batchnorm: bool
-    memory: int  # bytes that derivatives may keep between products
 
 
 class Engine(Protocol):

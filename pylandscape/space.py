@@ -1,12 +1,13 @@
-"""Where a landscape's points lie: what directions and vectors need of it."""
+"""What directions and engines need of a landscape: where its points lie, and what L is."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from .data import Dataset
 from .layout import ParameterLayout
 
 
@@ -27,3 +28,14 @@ class Space(Protocol):
     @property
     def n_params(self) -> int:
         """n."""
+
+
+class Problem(Space, Protocol):
+    """What an engine is built from: model, loss and data. A Landscape is one."""
+
+    model: nn.Module
+    loss_spec: Any  # KnownLoss | FreeLoss | Objective
+    dataset: Dataset
+    bn: str  # "eval", "recompute", "batch" or "interpolate", as the caller chose
+    has_batchnorm: bool
+    memory: int  # bytes that derivatives may keep between products
