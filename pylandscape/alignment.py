@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
+from .arrays import Array
 from .errors import InvalidArgument
 from .group_actions import GroupAction
 from .mlp_structure import GroupElement
-from .results import Array
 
 SEARCHED = 1_000  # orders of groups that are searched whole
 ROUNDS = 100  # over the layers; each round gains or is the last

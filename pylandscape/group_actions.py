@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .arrays import Array
 from .canonical import canonical_forms
 from .errors import InvalidArgument
 from .mlp_structure import GroupElement, Layers, numbers
-from .results import Array
 
 
 class GroupAction:

@@ -19,10 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .alignment import Alignment, align
+from .arrays import Array
 from .errors import InvalidArgument
 from .group_actions import GroupAction
 from .mlp_structure import ODD, Layers, layers_of
-from .results import Array
 
 IMAGES = 100_000  # most images that are listed
 

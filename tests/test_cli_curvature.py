@@ -16,7 +16,7 @@ import torch
 
 import pylandscape as pl
 from pylandscape import cli
-from pylandscape.files import load
+from pylandscape.loading import load
 from pylandscape.results import Surface
 from pylandscape.spectral_results import EigenPairs, Spectrum
 

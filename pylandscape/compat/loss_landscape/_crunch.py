@@ -12,14 +12,15 @@ import h5py
 import numpy as np
 
 from ... import foreign
+from ...arrays import Array
 from ...errors import ResumeMismatch
 from ...hdf5 import array, as_path, open_hdf5
 from ...request import differences, listing
-from ...results import Array
 from ._files import replacing
 
 UNFILLED = foreign.UNFILLED
-REQUEST = "request"  # attribute of a dataset that we filled: what its numbers were asked with
+REQUEST = "request"  # what the numbers that we filled in were asked with: JSON in NAME_request; in
+# older files an attribute of NAME, which cannot be longer than 64 KiB
 SAVE_SECONDS = 2.0  # between two writes of a file
 
 
@@ -96,7 +97,7 @@ class Record:
             axes = [array(f, name).ravel() for name in names]
             self._shape = tuple(axis.size for axis in reversed(axes))  # [y, x]
             columns = [self._column(f, key) for key in self._keys]
-            recorded = f[keys[0]].attrs.get(REQUEST) if keys[0] in f else None
+            recorded = _recorded(f, keys[0])
         mesh = np.meshgrid(*axes)  # [y, x]
         self.points = np.stack([m.ravel() for m in mesh], axis=1)
         loss, accuracy = columns
@@ -144,5 +145,19 @@ class Record:
                     f[key] = np.empty(self._shape)
                 f[key][...] = column.reshape(self._shape)
                 if self._own:
-                    f[key].attrs[REQUEST] = json.dumps(self._request)
+                    _record(f, key, self._request)
         self._saved = time.monotonic()
+
+
+def _recorded(f: h5py.File, key: str) -> str | None:
+    if f"{key}_{REQUEST}" in f:
+        return bytes(array(f, f"{key}_{REQUEST}").astype(np.uint8)).decode()
+    return str(f[key].attrs[REQUEST]) if key in f and REQUEST in f[key].attrs else None
+
+
+def _record(f: h5py.File, key: str, request: Mapping[str, Any]) -> None:
+    f[key].attrs.pop(REQUEST, None)
+    name = f"{key}_{REQUEST}"
+    if name in f:
+        del f[name]
+    f[name] = np.frombuffer(json.dumps(request).encode(), dtype=np.uint8)

@@ -26,7 +26,7 @@ from ... import statistics
 from ...cli_inputs import call, named, parse_axis
 from ...directions import as_steps
 from ...errors import InvalidArgument, PylandscapeError
-from ...request import build
+from ...question import request_for
 from ...sweep import sweep
 from .._options import version_of
 from .._report import report
@@ -99,7 +99,7 @@ def crunch(
     directions = [asked.direction(parts, f"d[{i}]") for i, parts in enumerate(d)]
     vectors, infos = as_steps(land, directions)
     base = statistics.point(land, asked.point(s if states else w), "s" if states else "w")
-    request = build(
+    request = request_for(
         land, "line" if len(d) == 1 else "plane", {}, asked.metrics, base, vectors, infos
     )
     record = Record(surf_file, (loss_key, acc_key), request)
