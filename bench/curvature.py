@@ -11,13 +11,13 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from importlib import import_module
-from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+import pylandscape
 
 from .harness import Arm, Row, Run, absent, fastest, interleave, rows
 from .workloads import digits, mlp
@@ -60,11 +60,9 @@ def w(quick: bool) -> Problem:
     return Problem(model, x[::10], y[::10]) if quick else Problem(model, x, y)
 
 
-def ours(module: str, name: str) -> Any:
-    """``pylandscape.<module>.<name>``, or None where the build does not have the module."""
-    if find_spec(f"pylandscape.{module}") is None:
-        return None
-    return getattr(import_module(f"pylandscape.{module}"), name)
+def ours(name: str) -> Any:
+    """``pylandscape.<name>``, or None where the build does not have it."""
+    return getattr(pylandscape, name, None)
 
 
 def check_rows(arm: Arm, got: Tensor, want: Tensor, rtol: float) -> None:

@@ -103,9 +103,9 @@ def _table(case: Case, repetitions: int | None, pairs: int, most: int) -> list[R
 
     field.add(EIGSH, {"on our products": lambda: _eigsh(case)}, check, units=case.k)
     theirs = found[EIGSH]
-    eigenpairs = ours("eigen", "eigenpairs")
+    eigenpairs = ours("eigenpairs")
     if eigenpairs is None:
-        field.miss(OURS, "not in this build: pylandscape.eigen")
+        field.miss(OURS, "not in this build: pylandscape.eigenpairs")
     else:
 
         def call() -> Eigen:

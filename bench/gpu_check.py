@@ -200,7 +200,7 @@ def rows_of(part: str, bandwidth: float, options: argparse.Namespace) -> Iterato
             # Same bits, but for sums of another order: a few eps of the factor.
             yield _kernel(row, 24 * double.eps if "direction" in row.name else 0.0)
     elif part == "curvature":
-        for values in gpu_curvature.measure(bandwidth, median_ms):
+        for values in gpu_curvature.measure(engine_of, bandwidth, median_ms):
             yield _kernel(Row(*values), gpu_curvature.ALLOWED[values[0]])
     else:
         peak = gpu_programs.multiply_adds_per_ms()  # in float32

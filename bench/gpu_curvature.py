@@ -19,6 +19,7 @@ from . import gpu_products, networks
 from .workloads import mlp
 
 Run = Callable[[int], Any]
+Make = Callable[[nn.Module, Any], Any]
 # name, milliseconds, floor, share, torch's milliseconds, error: gpu_check.Row
 Values = tuple[str, float, float, float, float | None, float]
 ALLOWED: dict[str, float] = {}  # error by name, filled as rows are measured
@@ -56,8 +57,11 @@ SPECTRA = (
 )
 
 
-def measure(bandwidth: float, median_ms: Callable[[Run, int], float]) -> Iterator[Values]:
-    """Rows; bandwidth in bytes per millisecond."""
+def measure(
+    engine_of: Make, bandwidth: float, median_ms: Callable[[Run, int], float]
+) -> Iterator[Values]:
+    """Rows; ``engine_of(model, landscape)`` gives the engine whose products are measured, bandwidth
+    is in bytes per millisecond."""
     for dtype in (torch.float32, torch.float64):
         for rows, n in ((64, 10_000_000), (64, 9_999_999), (200, 2_000_000), (600, 500_000)):
             yield _orthogonalize(rows, n, dtype, bandwidth, median_ms)
@@ -75,12 +79,12 @@ def measure(bandwidth: float, median_ms: Callable[[Run, int], float]) -> Iterato
         (500, 200),
     ):
         yield _eigenvalues(count, n, bandwidth, median_ms)
-    yield from _hessian_products(bandwidth, median_ms)
+    yield from _hessian_products(engine_of, bandwidth, median_ms)
 
 
-def _hessian_products(bandwidth: float, median_ms: Callable[[Run, int], float]) -> Iterator[Values]:
-    from .gpu_check import engine_of
-
+def _hessian_products(
+    engine_of: Make, bandwidth: float, median_ms: Callable[[Run, int], float]
+) -> Iterator[Values]:
     for values in gpu_products.measure(engine_of, bandwidth, median_ms):
         ALLOWED[values[0]] = gpu_products.ALLOWED
         yield values

@@ -47,7 +47,7 @@ def headline(quick: bool) -> list[Row]:
         f"eigenvalues {exact[0]:.3g} to {exact[-1]:.3g}"
     )
     row = partial(_row, name, exact=exact, target=None if quick else L1, note=about)
-    spectrum, table = ours("spectra", "spectrum"), []
+    spectrum, table = ours("spectrum"), []
     if spectrum is None:
         table.append(absent(name, "pylandscape spectrum()", "not in this build"))
     else:

@@ -55,10 +55,10 @@ def slq(quick: bool, repetitions: int) -> list[Row]:
     probes, steps = (3, 40) if quick else (10, 90)
     exact = truth(problem)
     field = Field(f"SLQ {steps} steps, 784-20-10", "probe")
-    spectrum = ours("spectra", "spectrum")
+    spectrum = ours("spectrum")
     name = "pylandscape spectrum()"
     if spectrum is None:
-        field.miss(name, "not in this build: pylandscape.spectra")
+        field.miss(name, "not in this build: pylandscape.spectrum")
     else:
         land = pl.Landscape(problem.model, "cross_entropy", (problem.x, problem.y), engine="native")
 

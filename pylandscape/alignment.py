@@ -10,17 +10,15 @@ Volgenant 1987 in scipy).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from .arrays import Array
 from .errors import InvalidArgument
+from .group_actions import GroupAction
 from .mlp_structure import GroupElement
-
-if TYPE_CHECKING:
-    from .symmetry import EquioutputGroup
 
 SEARCHED = 1_000  # orders of groups that are searched whole
 ROUNDS = 100  # over the layers; each round gains or is the last
@@ -49,7 +47,7 @@ class Alignment:
 
 
 def align(
-    group: EquioutputGroup, theta: Any, reference: Any, *, restarts: int = 10, seed: int = 0
+    group: GroupAction, theta: Any, reference: Any, *, restarts: int = 10, seed: int = 0
 ) -> Alignment:
     """The image g theta nearest to reference, as far as it can be found.
 
@@ -92,7 +90,7 @@ def align(
     return Alignment(image, best, distance, exact)
 
 
-def _improved(group: EquioutputGroup, a: Array, b: Array, start: GroupElement) -> GroupElement:
+def _improved(group: GroupAction, a: Array, b: Array, start: GroupElement) -> GroupElement:
     """The start, with layer after layer replaced by its best order for the others' present one."""
     best = start
     hidden = len(group.widths)
@@ -108,7 +106,7 @@ def _improved(group: EquioutputGroup, a: Array, b: Array, start: GroupElement) -
     return best
 
 
-def _best_of_layer(group: EquioutputGroup, a: Array, b: Array, layer: int) -> GroupElement:
+def _best_of_layer(group: GroupAction, a: Array, b: Array, layer: int) -> GroupElement:
     """The element of one layer that brings a nearest to b."""
     places = np.concatenate([group.layers.incoming(layer), group.layers.outgoing(layer)], axis=1)
     inner = b[places] @ a[places].T  # [i, j]: unit i of b with unit j of a
@@ -122,13 +120,13 @@ def _best_of_layer(group: EquioutputGroup, a: Array, b: Array, layer: int) -> Gr
     return GroupElement(tuple(orders), tuple(signs))
 
 
-def _canonical_start(group: EquioutputGroup, a: Array, b: Array) -> GroupElement:
+def _canonical_start(group: GroupAction, a: Array, b: Array) -> GroupElement:
     """The element that gives a's canonical form, then undoes b's."""
     to_a, to_b = (_sorting(group, point) for point in (a, b))
     return to_b.inverse().after(to_a)
 
 
-def _sorting(group: EquioutputGroup, point: Array) -> GroupElement:
+def _sorting(group: GroupAction, point: Array) -> GroupElement:
     """The element that takes a point to its canonical form, where no units are tied."""
     form, element = group.canonical(point), group.identity()
     for layer in range(len(group.widths)):
@@ -138,9 +136,7 @@ def _sorting(group: EquioutputGroup, point: Array) -> GroupElement:
     return element
 
 
-def _best_of_layer_keys(
-    group: EquioutputGroup, keys: Array, wanted: Array, layer: int
-) -> GroupElement:
+def _best_of_layer_keys(group: GroupAction, keys: Array, wanted: Array, layer: int) -> GroupElement:
     """The element of one layer whose units' keys (M, k) are the wanted ones."""
     plus = np.abs(wanted[:, None] - keys[None]).sum(axis=2)
     minus = np.abs(wanted[:, None] + keys[None]).sum(axis=2)
@@ -154,7 +150,7 @@ def _best_of_layer_keys(
     return GroupElement(tuple(orders), tuple(signs))
 
 
-def _point(group: EquioutputGroup, value: Any, name: str) -> Array:
+def _point(group: GroupAction, value: Any, name: str) -> Array:
     point = group.points(value)
     if point.ndim != 1:
         raise InvalidArgument(f"{name}: expected shape ({group.n},), got {point.shape}")

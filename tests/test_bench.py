@@ -57,10 +57,10 @@ ARMS = {
 }
 
 OURS = {
-    "SLQ": "pylandscape.spectra:spectrum",
+    "SLQ": "pylandscape:spectrum",
     "reorth": "pylandscape._C:orthogonalize_f32",
-    "eigen": "pylandscape.eigen:eigenpairs",
-    "headline": "pylandscape.spectra:spectrum",
+    "eigen": "pylandscape:eigenpairs",
+    "headline": "pylandscape:spectrum",
 }
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 import pylandscape as pl
 from pylandscape import _native
 from pylandscape._native import has_cuda_kernels, ops
+from pylandscape.directions import NORMALIZATIONS
 from pylandscape.errors import CudaUnavailable, InvalidArgument
 
 HELD = (960, 961, 962, 8128, 8129, 8130)  # lengths around what a warp and a block hold
@@ -206,7 +207,7 @@ def test_tensors_on_other_devices_are_refused() -> None:
 
 
 @on_gpu
-@pytest.mark.parametrize("normalize", pl.directions.NORMALIZATIONS)
+@pytest.mark.parametrize("normalize", NORMALIZATIONS)
 def test_random_directions_of_a_landscape_on_cuda_are_the_cpus(normalize: str | None) -> None:
     land = landscape()
     there = pl.Landscape(

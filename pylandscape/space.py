@@ -1,0 +1,41 @@
+"""What directions and engines need of a landscape: where its points lie, and what L is."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from .data import Dataset
+from .layout import ParameterLayout
+
+
+class Space(Protocol):
+    """Points theta (n,) of a parameter layout; a Landscape is one.
+
+    With bn="interpolate" a point has the running statistics after theta, (n + m,): ``moved`` is
+    the layout of both, otherwise the same as ``layout``.
+    """
+
+    layout: ParameterLayout
+    moved: ParameterLayout
+    origin: Tensor  # (n + m,): the model's own point
+    theta: Tensor  # (n,): its parameters
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def n_params(self) -> int:
+        """n."""
+
+
+class Problem(Space, Protocol):
+    """What an engine is built from: model, loss and data. A Landscape is one."""
+
+    model: nn.Module
+    loss_spec: Any  # KnownLoss | FreeLoss | Objective
+    dataset: Dataset
+    bn: str  # "eval", "recompute", "batch" or "interpolate", as the caller chose
+    has_batchnorm: bool
+    memory: int  # bytes that derivatives may keep between products
