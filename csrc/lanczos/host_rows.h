@@ -5,6 +5,7 @@
 
 #include "lanczos/basis.h"
 #include "lanczos/rows.h"
+#include "program/buffer.h"
 
 namespace pylandscape {
 
