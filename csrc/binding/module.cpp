@@ -13,8 +13,9 @@
 #include "binding/program_lists.h"
 #include "binding/stop.h"
 #include "cpu/isa.h"
-#include "program/derivatives.h"
+#include "derivatives/derivatives.h"
 #include "program/program.h"
+#include "question/question.h"
 
 namespace py = pybind11;
 using namespace pylandscape;
@@ -159,17 +160,10 @@ void bind(py::module_& m, const char* program_name, const char* question_name,
 
   py::class_<Q>(m, question_name)
       .def(py::init([](const P& p, Address theta, Address directions, int64_t k) {
-             const Parallel pool = torch_pool();
-             py::gil_scoped_release release;
-             return std::make_unique<Q>(p, in<T>(theta), in<T>(directions), k, pool);
+             return construct<Q>(p, in<T>(theta), in<T>(directions), k);
            }),
            py::keep_alive<1, 2>())
-      .def(py::init([](const P& p) {
-             const Parallel pool = torch_pool();
-             py::gil_scoped_release release;
-             return std::make_unique<Q>(p, pool);
-           }),
-           py::keep_alive<1, 2>())
+      .def(py::init([](const P& p) { return construct<Q>(p); }), py::keep_alive<1, 2>())
       .def("run",
            [](const Q& q, int64_t g, Address coordinates, Address loss, Address correct,
               Address outputs) {
@@ -189,9 +183,7 @@ void bind(py::module_& m, const char* program_name, const char* question_name,
 
   py::class_<D>(m, derivatives_name)
       .def(py::init([](const P& p, Address theta, int64_t memory) {
-             const Parallel pool = torch_pool();
-             py::gil_scoped_release release;
-             return std::make_unique<D>(p, in<T>(theta), memory, pool);
+             return construct<D>(p, in<T>(theta), memory);
            }),
            py::keep_alive<1, 2>())
       .def_property_readonly("loss", &D::loss)

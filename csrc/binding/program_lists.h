@@ -6,6 +6,7 @@
 #include <optional>
 #include <vector>
 
+#include "program/ops/entry.h"
 #include "program/program.h"
 #include "program/resident_plan.h"
 
@@ -55,14 +56,10 @@ inline py::dict matmul_of(const Op& op) {
 // The ops by name: as they run (with epilogues and lookups fused), or as they were given.
 template <typename T>
 py::list op_list(const Program<T>& p, bool fused) {
-  constexpr const char* kNames[] = {"linear",     "unary",     "binary", "layer_norm", "softmax",
-                                    "concat",     "expand",    "gather", "conv",       "batch_norm",
-                                    "pool",       "matmul",    "group_norm", "embedding", "cell",
-                                    "lookup"};
   py::list all;
   for (const Op& op : fused ? p.fused() : p.ops()) {
     py::dict d;
-    d["kind"] = kNames[static_cast<int>(op.kind)];
+    d["kind"] = kOpNames[static_cast<int>(op.kind)];
     d["inputs"] = op.inputs, d["output"] = op.output;
     d["weight"] = source_of(p, op.weight), d["bias"] = source_of(p, op.bias);
     d["second"] = source_of(p, op.second), d["norm"] = norm_of(p, op.norm);

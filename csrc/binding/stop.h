@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 
 #include <chrono>
+#include <memory>
 
 #include "binding/pool.h"
 
@@ -38,6 +39,18 @@ void finish(F work) {
     done = work(pool);
   }
   if (!done) throw pybind11::error_already_set();
+}
+
+// Constructs a C(args..., pool, stop) without the GIL, which Ctrl-C stops in the same way.
+template <typename C, typename... Args>
+std::unique_ptr<C> construct(const Args&... args) {
+  const Parallel pool = torch_pool();
+  try {
+    pybind11::gil_scoped_release release;
+    return std::make_unique<C>(args..., pool, interrupted);
+  } catch (const Stopped&) {
+    throw pybind11::error_already_set();
+  }
 }
 
 }  // namespace pylandscape

@@ -4,6 +4,7 @@
 
 #include "lanczos/basis.h"
 #include "lanczos/rows.h"
+#include "program/buffer.h"
 
 namespace pylandscape {
 

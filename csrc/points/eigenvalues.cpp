@@ -12,8 +12,6 @@ namespace {
 
 constexpr int64_t kLaneBytes = 400 << 10;  // of a triangle of vectors: beyond it, one by one
 
-int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
-
 }  // namespace
 
 EigenWork::EigenWork(int64_t n)

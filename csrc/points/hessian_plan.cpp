@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <stdexcept>
 
-#include "program/op_parts.h"
+#include "program/ops/parts.h"
 
 namespace pylandscape {
 namespace {

@@ -1,9 +1,9 @@
 // The passes of Points over the steps of one block of samples. dy: adjoint of y; a leading r:
-// tangent. The same as program/derivative_passes.cpp, with parameters that differ from lane to lane.
+// tangent. The same as program/ops, with parameters that differ from lane to lane.
 #include <algorithm>
 
 #include "points/points.h"
-#include "program/op_parts.h"
+#include "program/ops/parts.h"
 
 namespace pylandscape {
 

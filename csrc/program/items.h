@@ -2,9 +2,10 @@
 #pragma once
 #include <atomic>
 #include <chrono>
+#include <cstdint>
 #include <thread>
 
-#include "program/program.h"
+#include "program/parallel.h"
 
 namespace pylandscape {
 
@@ -13,23 +14,29 @@ class Items {
   Items(int64_t count, const Parallel& parallel, const ShouldStop& stop)
       : count_(count), parallel_(parallel), stop_(stop) {}
 
-  // Runs body on items 0 .. count-1; false when stopped before the end.
+  // Runs body on items 0 .. count-1; false when stopped before the end. Once per object.
   bool run(const std::function<void(int worker, int64_t item)>& body) {
-    const auto caller = std::this_thread::get_id();
+    caller_ = std::this_thread::get_id();
+    next_poll_ = std::chrono::steady_clock::now() + kPollInterval;
     parallel_.run([&](int worker) {
-      const bool polls = stop_ && std::this_thread::get_id() == caller;
-      auto next_poll = std::chrono::steady_clock::now() + kPollInterval;
       while (!stopped_.load(std::memory_order_relaxed)) {
         const int64_t item = next_.fetch_add(1, std::memory_order_relaxed);
         if (item >= count_) break;
         body(worker, item);
-        if (polls && std::chrono::steady_clock::now() >= next_poll) {
-          if (stop_()) stopped_.store(true);
-          next_poll = std::chrono::steady_clock::now() + kPollInterval;
-        }
+        stopping();
       }
     });
     return !stopped_.load();
+  }
+
+  // For bodies that take long: whether to leave early. Asks on the calling thread alone, every 50 ms.
+  bool stopping() {
+    if (stop_ && std::this_thread::get_id() == caller_ &&
+        std::chrono::steady_clock::now() >= next_poll_) {
+      if (stop_()) stopped_.store(true);
+      next_poll_ = std::chrono::steady_clock::now() + kPollInterval;
+    }
+    return stopped_.load(std::memory_order_relaxed);
   }
 
  private:
@@ -37,6 +44,8 @@ class Items {
   const int64_t count_;
   const Parallel& parallel_;
   const ShouldStop& stop_;
+  std::thread::id caller_;
+  std::chrono::steady_clock::time_point next_poll_;  // of the calling thread alone
   std::atomic<int64_t> next_{0};
   std::atomic<bool> stopped_{false};
 };

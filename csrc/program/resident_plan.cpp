@@ -3,6 +3,9 @@
 #include <algorithm>
 #include <stdexcept>
 
+#include "program/ops/entry.h"
+#include "program/plan.h"
+
 namespace pylandscape {
 namespace {
 
@@ -12,8 +15,6 @@ using resident::Step;
 constexpr int64_t kRoom = 80 << 10;  // shared memory of a block of which an SM holds two
 constexpr int64_t kFewSamples = 64;  // up to which points share a block
 constexpr int32_t kAlign = 4;        // packed weights are read four at a time
-
-int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
 
 int32_t narrow(int64_t x) {
   if (x < 0 || x > INT32_MAX / 2) throw std::invalid_argument("Program: too large for a block");
@@ -32,96 +33,52 @@ void each_panel_element(int64_t rows, int64_t cols, F offset) {
   }
 }
 
-bool in_place(OpKind kind) {
-  return kind == OpKind::kUnary || kind == OpKind::kBinary || kind == OpKind::kSoftmax ||
-         kind == OpKind::kLayerNorm;
-}
-
 }  // namespace
 
 template <typename T>
 class ResidentPlanner {
  public:
-  using Moves = std::optional<std::vector<std::vector<int>>>;
-
-  ResidentPlanner(const Program<T>& program, int64_t directions, const Moves& moves)
-      : p_(program), moves_(moves), directions_(directions) {
+  ResidentPlanner(const Program<T>& program, int64_t directions,
+                  const std::optional<std::vector<std::vector<int>>>& moves)
+      : p_(program), directions_(directions) {
     if (moves && moves->size() != program.uses_.size())
       throw std::invalid_argument("Program: expected the moves of every use");
+    moves_.free_points = !moves;
+    if (moves) moves_.directions = *moves;
   }
 
   ResidentPlan plan(int64_t shared_limit) {
     for (const Op& op : p_.fused_)
-      if (found_.reason.empty()) check(op);
-    choose_steps();
+      if (entry(op.kind).resident == nullptr) found_.reason = "it has ops without a resident kernel";
+    plan_ = plan_steps(p_, moves_, [](const Op&, int64_t) { return true; });
+    for (const How how : plan_.how) found_.fixed.push_back(how == How::kStatic);
     place_rows();
     pack(shared_limit);
     for (size_t i = 0; i < p_.fused_.size(); ++i)
-      if (how_[i] != How::kStatic && found_.reason.empty()) add_step(p_.fused_[i], i);
+      if (how(i) != How::kStatic && found_.reason.empty()) add_step(p_.fused_[i], i);
     describe();
     if (found_.reason.empty()) choose_block(shared_limit);
     return std::move(found_);
   }
 
  private:
-  enum class How { kStatic, kKernel, kCombine };
+  bool moved(int use) const { return moves_.moved(p_, use); }
+  How how(size_t op) const { return plan_.how[op]; }
 
-  void check(const Op& op) {
-    switch (op.kind) {
-      case OpKind::kLinear:
-      case OpKind::kUnary:
-      case OpKind::kBinary:
-      case OpKind::kLayerNorm:
-      case OpKind::kSoftmax:
-      case OpKind::kConcat:
-      case OpKind::kExpand:
-      case OpKind::kGather: return;
-      default: found_.reason = "it has ops without a resident kernel";
-    }
-  }
-
-  bool moved(int use) const {
-    if (!moves_) return p_.uses_[use].source >= 0;
-    return !(*moves_)[use].empty();
-  }
-
-  // As Question::plan_steps: what no point changes is static; a linear op on it is combined where
-  // that is less work than the product.
-  void choose_steps() {
-    dynamic_.assign(p_.slots_.size(), false);
-    needed_.assign(p_.slots_.size(), false);
-    for (const Op& op : p_.fused_) {
-      bool on_dynamic = false, any = false;
-      op.each_use([&](int use) { any = any || moved(use); });
-      for (const int x : op.inputs) on_dynamic = on_dynamic || dynamic_[x];
-      // A batch's own statistics are of its samples alone: never computed over all of them.
-      How how = on_dynamic || any || op.norm.own ? How::kKernel : How::kStatic;
-      if (how == How::kKernel && op.kind == OpKind::kLinear && !on_dynamic && moves_ &&
-          1 + static_cast<int64_t>((*moves_)[op.weight].size()) < op.k)
-        how = How::kCombine;
-      dynamic_[op.output] = how != How::kStatic;
-      if (how == How::kKernel)
-        for (const int x : op.inputs) needed_[x] = needed_[x] || !dynamic_[x];
-      how_.push_back(how);
-      found_.fixed.push_back(how == How::kStatic);
-    }
-    needed_[p_.output_] = needed_[p_.output_] || !dynamic_[p_.output_];
-  }
-
-  // Rows of the external matrix, and of the arena by first fit over what is alive together.
+  // Rows of the external matrix, and of the arena.
   void place_rows() {
     int64_t external = 0;
     external_.assign(p_.slots_.size(), -1);
     terms_.assign(p_.fused_.size(), -1);
     for (size_t s = 0; s < p_.slots_.size(); ++s) {
-      if (!needed_[s]) continue;
+      if (!plan_.kept[s]) continue;
       external_[s] = external, external += p_.slots_[s];
       found_.external.push_back({static_cast<int>(s), -1, false, {}});
     }
     for (size_t i = 0; i < p_.fused_.size(); ++i) {
-      if (how_[i] != How::kCombine) continue;
+      if (how(i) != How::kCombine) continue;
       const Op& op = p_.fused_[i];
-      const std::vector<int>& moves = (*moves_)[op.weight];
+      const std::vector<int>& moves = moves_.directions[op.weight];
       terms_[i] = external;
       external += (1 + static_cast<int64_t>(moves.size())) * op.outer * op.m;
       found_.external.push_back({op.inputs[0], static_cast<int>(i),
@@ -129,55 +86,22 @@ class ResidentPlanner {
     }
     found_.program.external_rows = narrow(external);
 
-    const int steps = static_cast<int>(p_.fused_.size());
-    std::vector<int> last(p_.slots_.size(), -1);
-    for (int i = 0; i < steps; ++i)
-      if (how_[i] == How::kKernel)
-        for (const int x : p_.fused_[i].inputs) last[x] = i;
-    last[p_.output_] = steps;
-    arena_.assign(p_.slots_.size(), -1);
-    std::vector<int> alive;
-    int64_t rows = 0;
-    for (int i = 0; i < steps; ++i) {
-      if (how_[i] == How::kStatic) continue;
-      const Op& op = p_.fused_[i];
-      const bool over = in_place(op.kind);
-      alive.erase(std::remove_if(alive.begin(), alive.end(),
-                                 [&](int s) { return over ? last[s] <= i : last[s] < i; }),
-                  alive.end());
-      const auto dying = std::find_if(op.inputs.begin(), op.inputs.end(), [&](int s) {
-        return over && last[s] == i && arena_[s] >= 0;
-      });
-      int64_t at = 0;
-      if (dying != op.inputs.end()) {
-        at = arena_[*dying];
-      } else {
-        // Under a thread's writes, no input may lie that another thread still reads.
-        std::vector<int> taken = alive;
-        for (const int x : op.inputs)
-          if (how_[i] == How::kKernel && arena_[x] >= 0 &&
-              std::find(taken.begin(), taken.end(), x) == taken.end())
-            taken.push_back(x);
-        std::sort(taken.begin(), taken.end(), [&](int a, int b) { return arena_[a] < arena_[b]; });
-        for (const int s : taken) {
-          if (at + p_.slots_[op.output] <= arena_[s]) break;
-          at = std::max(at, arena_[s] + p_.slots_[s]);
-        }
-      }
-      arena_[op.output] = at;
-      rows = std::max(rows, at + p_.slots_[op.output]);
-      alive.push_back(op.output);
+    std::vector<bool> runs, reads;
+    for (const How how : plan_.how) {
+      runs.push_back(how != How::kStatic), reads.push_back(how == How::kKernel);
     }
-    found_.program.arena_rows = narrow(rows);
+    Arena arena = plan_arena(p_, p_.fused_, runs, reads);
+    arena_ = std::move(arena.place);
+    found_.program.arena_rows = narrow(arena.rows);
   }
 
   // The weights that steps read, one use after the other.
   void pack(int64_t shared_limit) {
     std::vector<int> read;
     for (size_t i = 0; i < p_.fused_.size(); ++i) {
-      const Op& op = p_.fused_[i];
-      if (how_[i] == How::kKernel) op.each_use([&](int use) { read.push_back(use); });
-      if (how_[i] == How::kCombine && op.bias >= 0 && moved(op.bias)) read.push_back(op.bias);
+      each_read(p_.fused_[i], how(i), [&](int use) {
+        if (how(i) == How::kKernel || moved(use)) read.push_back(use);  // z[0] has a fixed bias
+      });
     }
     std::sort(read.begin(), read.end());
     read.erase(std::unique(read.begin(), read.end()), read.end());
@@ -213,7 +137,7 @@ class ResidentPlanner {
 
   // Row `i` of a slot.
   int32_t row(int slot, int64_t i = 0) const {
-    return dynamic_[slot] ? narrow(arena_[slot] + i) : -1 - narrow(external_[slot] + i);
+    return plan_.dynamic[slot] ? narrow(arena_[slot] + i) : -1 - narrow(external_[slot] + i);
   }
   int32_t weight(int use) const { return use < 0 ? -1 : packed_[use]; }
 
@@ -223,47 +147,16 @@ class ResidentPlanner {
     s.outer = narrow(op.outer), s.k = narrow(op.k), s.inner = narrow(op.inner);
     s.m = narrow(p_.slots_[op.output]);
     s.relu = op.relu, s.log = op.log, s.a = op.a, s.b = op.b;
-    if (how_[i] != How::kCombine && !op.inputs.empty()) s.x = row(op.inputs[0]);
-    switch (op.kind) {
-      case OpKind::kLinear:
-        if (how_[i] == How::kCombine) return combine(op, i, s);
-        s.kind = Kind::kLinear, s.m = narrow(op.m);
-        s.x = row(op.inputs[0], op.first(0));
-        s.weight = weight(op.weight), s.bias = weight(op.bias);
-        break;
-      case OpKind::kUnary:
-        s.kind = Kind::kUnary, s.function = static_cast<int32_t>(op.unary);
-        break;
-      case OpKind::kBinary:
-        s.kind = Kind::kBinary, s.function = static_cast<int32_t>(op.binary);
-        s.y = row(op.inputs[1]);
-        break;
-      case OpKind::kLayerNorm:
-        s.kind = Kind::kLayerNorm, s.weight = weight(op.weight), s.bias = weight(op.bias);
-        break;
-      case OpKind::kSoftmax: s.kind = Kind::kSoftmax; break;
-      case OpKind::kConcat:
-        gather(s, [&](auto add) { each_concat_row(op, add); });
-        break;
-      case OpKind::kGather:
-        gather(s, [&](auto add) {
-          for (const int64_t from : op.index)
-            add(from < 0 ? resident::kFill : row(op.inputs[0], from));
-        });
-        break;
-      case OpKind::kExpand:
-        gather(s, [&](auto add) {
-          for (const int64_t from : op.index) add(narrow(from));
-        });
-        s.kind = Kind::kExpand, s.weight = weight(op.weight);
-        break;
-      default: throw std::invalid_argument("Program: an op without a resident kernel");
-    }
-    add(s);
+    if (how(i) != How::kCombine && !op.inputs.empty()) s.x = row(op.inputs[0]);
+    if (how(i) == How::kCombine) return combine(op, i, s);
+    ResidentStep step{op, p_, [&](int slot, int64_t r) { return row(slot, r); },
+                      [&](int use) { return weight(use); }, found_.list, s};
+    entry(op.kind).resident(step);
+    add(step.step);
   }
 
   void combine(const Op& op, size_t i, Step s) {
-    const std::vector<int>& moves = (*moves_)[op.weight];
+    const std::vector<int>& moves = moves_.directions[op.weight];
     s.kind = Kind::kCombine;
     s.x = -1 - narrow(terms_[i]);
     s.k = narrow(static_cast<int64_t>(moves.size()));
@@ -274,25 +167,6 @@ class ResidentPlanner {
     s.bias = bias ? weight(op.bias) : -1;
     s.inner = bias ? narrow(op.m) : s.m;  // after how many rows the bias begins anew
     add(s);
-  }
-
-  template <typename F>
-  void gather(Step& s, F each) {
-    s.kind = Kind::kGather;
-    s.index = narrow(static_cast<int64_t>(found_.list.size()));
-    each([&](int32_t from) { found_.list.push_back(from); });
-  }
-
-  template <typename F>
-  void each_concat_row(const Op& op, F add) const {
-    for (size_t i = 0; i < op.rows.size(); ++i)
-      for (int64_t r = 0; r < op.rows[i].count; ++r) add(row(op.inputs[i], op.rows[i].first + r));
-    if (!op.rows.empty()) return;
-    for (int64_t o = 0; o < op.outer; ++o)
-      for (const int x : op.inputs) {
-        const int64_t part = p_.slots_[x] / op.outer;
-        for (int64_t r = 0; r < part; ++r) add(row(x, o * part + r));
-      }
   }
 
   void add(const Step& s) {
@@ -313,8 +187,8 @@ class ResidentPlanner {
     to.magic = resident::Program::kMagic;
     to.output = row(p_.output_), to.features = narrow(p_.slots_[p_.output_]);
     to.index_size = narrow(static_cast<int64_t>(found_.list.size()));
-    to.free_points = !moves_;
-    to.directions = narrow(moves_ ? directions_ : p_.n_);
+    to.free_points = moves_.free_points;
+    to.directions = narrow(moves_.free_points ? p_.n_ : directions_);
     to.samples = narrow(p_.samples_), to.target_rows = narrow(p_.target_rows_);
     to.loss = p_.loss_, to.loss.weight = nullptr, to.loss.pos_weight = nullptr;
     to.loss_weights = narrow(static_cast<int64_t>(p_.weight_.size()));
@@ -352,11 +226,10 @@ class ResidentPlanner {
   }
 
   const Program<T>& p_;
-  const Moves& moves_;
+  Moves moves_;
   int64_t directions_;
   ResidentPlan found_;
-  std::vector<How> how_;
-  std::vector<bool> dynamic_, needed_;         // by slot
+  StepPlan plan_;
   std::vector<int64_t> external_, arena_;      // by slot: first row, or -1
   std::vector<int64_t> terms_;                 // by op
   std::vector<int32_t> packed_;                // by use

@@ -1,8 +1,9 @@
+#include "question/question.h"
+
 #include <algorithm>
-#include <cmath>
 
 #include "program/items.h"
-#include "program/program.h"
+#include "program/ops/entry.h"
 
 namespace pylandscape {
 namespace {
@@ -33,15 +34,17 @@ bool any_nonzero(const T* x, int64_t count) {
 
 template <typename T>
 Question<T>::Question(const Program<T>& program, const T* theta, const T* directions, int64_t k,
-                      const Parallel& parallel)
+                      const Parallel& parallel, const ShouldStop& stop)
     : program_(program), k_(k), points_(theta == nullptr) {
   const Program<T>& p = program_;
   base_ = Buffer<T>(p.packed_size_);
   for (const Use& use : p.uses_) p.pack(use, theta, p.constants_.data(), base_.data() + use.packed);
-  find_moved(directions);
-  plan_steps(directions);
+  const Moves moves = find_moves(directions);
+  for (size_t use = 0; use < p.uses_.size(); ++use)
+    moved_.push_back(moves.moved(p, static_cast<int>(use)));
+  choose_steps(moves);
   place_weights(directions);
-  compute_static(directions, parallel);
+  compute_static(directions, parallel, stop);
   for (size_t i = 0; i < p.fused_.size(); ++i) {
     if (!p.fused_[i].norm.own) continue;
     own_.push_back(i);
@@ -65,59 +68,45 @@ Question<T>::Question(const Program<T>& program, const T* theta, const T* direct
 }
 
 template <typename T>
-Question<T>::Question(const Program<T>& program, const Parallel& parallel)
-    : Question(program, nullptr, nullptr, program.n_, parallel) {}
+Question<T>::Question(const Program<T>& program, const Parallel& parallel, const ShouldStop& stop)
+    : Question(program, nullptr, nullptr, program.n_, parallel, stop) {}
 
-// Which uses a point changes.
+// Which directions move which uses.
 template <typename T>
-void Question<T>::find_moved(const T* directions) {
-  for (const Use& use : program_.uses_) {
-    bool moved = points_ && use.source >= 0;
-    for (int64_t j = 0; !points_ && use.source >= 0 && j < k_ && !moved; ++j)
-      moved = any_nonzero(directions + j * program_.n_ + use.source, use.size());
-    moved_.push_back(moved);
+Moves Question<T>::find_moves(const T* directions) const {
+  Moves moves{points_, {}};
+  moves.directions.resize(program_.uses_.size());
+  if (points_) return moves;
+  for (size_t u = 0; u < program_.uses_.size(); ++u) {
+    const Use& use = program_.uses_[u];
+    for (int64_t j = 0; use.source >= 0 && j < k_; ++j)
+      if (any_nonzero(directions + j * program_.n_ + use.source, use.size()))
+        moves.directions[u].push_back(static_cast<int>(j));
   }
+  return moves;
 }
 
-// A step is static when no point changes its inputs or its parameters. A linear op on a static
-// input is linear in the point: its pre-activations for theta and for each direction are computed
-// once and combined per point, where that is less work than the product.
 template <typename T>
-void Question<T>::plan_steps(const T* directions) {
+void Question<T>::choose_steps(const Moves& moves) {
   const Program<T>& p = program_;
-  std::vector<bool> dynamic(p.slots_.size(), false);
-  std::vector<bool> cached(p.slots_.size(), false);
-  for (const Op& op : p.fused_) {
-    const bool moved_weight = op.weight >= 0 && moved_[op.weight];
-    bool on_dynamic = false, moved = false;
-    op.each_use([&](int use) { moved = moved || moved_[use]; });
-    for (const int x : op.inputs) on_dynamic = on_dynamic || dynamic[x];
-    Step step{How::kKernel, {}, {}};
-    if (!on_dynamic && !moved && !op.norm.own) {
-      step.how = How::kStatic;
-    } else {
-      dynamic[op.output] = true;
-      if (op.kind == OpKind::kLinear && !on_dynamic && !points_) {
-        const Use& use = p.uses_[op.weight];
-        for (int64_t j = 0; moved_weight && j < k_; ++j)
-          if (any_nonzero(directions + j * p.n_ + use.source, use.size()))
-            step.moves.push_back(static_cast<int>(j));
-        const int64_t terms = 1 + static_cast<int64_t>(step.moves.size());
-        const int64_t size = p.tiles_ * terms * op.outer * op.m * p.tile_;
-        if (terms < op.k && size * static_cast<int64_t>(sizeof(T)) <= kCombineBytes) {
-          step.how = How::kCombine;
-          step.z = Buffer<T>(size);
-        }
-      }
-      if (step.how == How::kKernel)
-        for (const int x : op.inputs) cached[x] = cached[x] || !dynamic[x];
+  const auto size = [&](const Op& op, int64_t terms) {  // of the terms of a combination
+    return p.tiles_ * terms * op.outer * op.m * p.tile_;
+  };
+  const StepPlan plan = plan_steps(p, moves, [&](const Op& op, int64_t terms) {
+    return size(op, terms) * static_cast<int64_t>(sizeof(T)) <= kCombineBytes;
+  });
+  for (size_t i = 0; i < p.fused_.size(); ++i) {
+    const Op& op = p.fused_[i];
+    Step step{plan.how[i], {}, {}};
+    if (step.how == How::kCombine) {
+      step.moves = moves.directions[op.weight];
+      step.z = Buffer<T>(size(op, 1 + static_cast<int64_t>(step.moves.size())));
     }
     steps_.push_back(std::move(step));
   }
-  cached[p.output_] = !dynamic[p.output_];
   cache_.resize(p.slots_.size());
   for (size_t s = 1; s < p.slots_.size(); ++s)
-    if (cached[s] && !dynamic[s]) cache_[s] = Buffer<T>(p.tiles_ * p.slots_[s] * p.tile_);
+    if (plan.kept[s]) cache_[s] = Buffer<T>(p.tiles_ * p.slots_[s] * p.tile_);
 }
 
 // A point's own weights: the moved uses that its kernels read. A combined layer reads only its bias.
@@ -130,11 +119,7 @@ void Question<T>::place_weights(const T* directions) {
     weight_place_[use] = weights_size_;
     weights_size_ += (p.uses_[use].size() + 15) / 16 * 16;
   };
-  for (size_t i = 0; i < p.fused_.size(); ++i) {
-    const Op& op = p.fused_[i];
-    if (steps_[i].how == How::kKernel) op.each_use(place);
-    if (steps_[i].how == How::kCombine && op.bias >= 0) place(op.bias);
-  }
+  for (size_t i = 0; i < p.fused_.size(); ++i) each_read(p.fused_[i], steps_[i].how, place);
   perturbed_size_ = weights_size_;
   table_place_.assign(p.tables_.size(), -1);
   tables_.resize(p.tables_.size());
@@ -157,30 +142,10 @@ void Question<T>::place_weights(const T* directions) {
   }
 }
 
-// Data and targets with every sample repeated for vector_length points.
-template <typename T>
-void Question<T>::expand_lanes() {
-  const Program<T>& p = program_;
-  const int64_t lanes = p.kernels_.vector_length, features = p.slots_[0];
-  const int64_t cols = p.samples_ * lanes, stride = p.padded_columns(0);
-  lane_x_ = Buffer<T>(features * cols);
-  for (int64_t f = 0; f < features; ++f)
-    for (int64_t c = 0; c < cols; ++c)
-      lane_x_.data()[f * cols + c] = p.x_.data()[f * stride + c / lanes];
-  const int64_t rows = p.target_rows_;
-  if (p.index_.size() > 0) lane_index_ = Buffer<int32_t>(rows * cols);
-  if (p.dense_.size() > 0) lane_dense_ = Buffer<double>(rows * cols);
-  for (int64_t f = 0; f < rows; ++f)
-    for (int64_t c = 0; c < cols; ++c) {
-      const int64_t from = f * stride + c / lanes, to = f * cols + c;
-      if (lane_index_.size() > 0) lane_index_.data()[to] = p.index_.data()[from];
-      if (lane_dense_.size() > 0) lane_dense_.data()[to] = p.dense_.data()[from];
-    }
-}
-
 // Runs the static steps on every tile, keeps what the others read, and fills the combined layers.
 template <typename T>
-void Question<T>::compute_static(const T* directions, const Parallel& parallel) {
+void Question<T>::compute_static(const T* directions, const Parallel& parallel,
+                                 const ShouldStop& stop) {
   const Program<T>& p = program_;
   const auto& kernels = p.kernels_;
   std::vector<std::vector<Buffer<T>>> packed(p.fused_.size());  // combined layers' directions
@@ -191,18 +156,18 @@ void Question<T>::compute_static(const T* directions, const Parallel& parallel) 
       p.pack(use, directions + j * p.n_, nullptr, packed[i].back().data());
     }
   std::vector<Buffer<T>> arenas(parallel.workers);
-  Items(p.tiles_, parallel, {}).run([&](int worker, int64_t t) {
+  const bool done = Items(p.tiles_, parallel, stop).run([&](int worker, int64_t t) {
     Buffer<T>& arena = arenas[worker];
     if (arena.size() == 0) arena = Buffer<T>(std::max<int64_t>(1, p.arena_rows_) * p.tile_);
     const int64_t cols = p.padded_columns(t);
     std::vector<const T*> slots(p.slots_.size(), nullptr);
-    slots[0] = p.x_.data() + t * p.slots_[0] * p.tile_;
+    slots[0] = p.tile_data(t);
     for (size_t i = 0; i < p.fused_.size(); ++i) {
       const Op& op = p.fused_[i];
       const Step& step = steps_[i];
       if (step.how == How::kStatic) {
         T* out = arena.data() + p.place_[op.output] * p.tile_;
-        apply(op, cols, slots.data(), nullptr, out);
+        call(op, cols, slots.data(), nullptr, out);
         slots[op.output] = out;
         if (cache_[op.output].size() > 0)
           std::copy_n(out, p.slots_[op.output] * cols,
@@ -222,6 +187,7 @@ void Question<T>::compute_static(const T* directions, const Parallel& parallel) 
       }
     }
   });
+  if (!done) throw Stopped();
 }
 
 template <typename T>
@@ -247,105 +213,16 @@ void Question<T>::fill_table(const Op& op, T* weights, T* table) const {
   program_.kernels_.linear_add(op.outer, op.m, op.k, w, x, table);
 }
 
-// Scale, then shift of every channel: of the batch norm, and of the convolution's bias before it.
-template <typename T>
-std::vector<T> Question<T>::norm_affine(const Op& op, const T* weights) const {
-  const auto data = [&](int use) { return use_data(use, weights); };
-  const int64_t channels = program_.uses_[op.norm.mean].size();
-  const T *gain = data(op.norm.gain), *shift = data(op.norm.shift), *bias = data(op.bias);
-  const T *mean = data(op.norm.mean), *variance = data(op.norm.variance);
-  std::vector<T> affine(2 * channels);
-  for (int64_t c = 0; c < channels; ++c) {
-    const double scale =
-        (gain != nullptr ? double(gain[c]) : 1.0) / std::sqrt(variance[c] + op.norm.eps);
-    const double at = double(bias != nullptr ? bias[c] : T(0)) - mean[c];
-    affine[c] = static_cast<T>(scale);
-    affine[channels + c] = static_cast<T>(at * scale + (shift != nullptr ? shift[c] : T(0)));
-  }
-  return affine;
-}
-
 // One op of one tile, samples as lanes.
 template <typename T>
-void Question<T>::apply(const Op& op, int64_t cols, const T* const* slots, const T* weights,
-                        T* out) const {
-  const auto& kernels = program_.kernels_;
-  const T* x = op.inputs.empty() ? nullptr : slots[op.inputs[0]];
-  const T* w = use_data(op.weight, weights);
-  const T* b = use_data(op.bias, weights);
-  const int64_t size = program_.slots_[op.output] * cols;
-  switch (op.kind) {
-    case OpKind::kLinear:
-      for (int64_t o = 0; o < op.outer; ++o)
-        kernels.linear(op.m, cols, op.k, w, x + (op.first(0) + o * op.k) * cols, b, op.relu,
-                       out + o * op.m * cols);
-      break;
-    case OpKind::kUnary: kernels.unary(op.unary, op.a, op.b, size, x, out); break;
-    case OpKind::kBinary:
-      kernels.binary(op.binary, size, x, slots[op.inputs[1]], out);
-      if (op.relu) kernels.unary(cpu::Unary::kRelu, 0, 0, size, out, out);
-      break;
-    case OpKind::kLayerNorm: kernels.layer_norm(op.outer, op.k, cols, op.a, w, b, x, out); break;
-    case OpKind::kSoftmax:
-      kernels.softmax(op.log, op.outer, op.k, op.inner, cols, x, out);
-      break;
-    case OpKind::kConcat:
-      for (size_t i = 0; i < op.rows.size(); ++i)
-        out = std::copy_n(slots[op.inputs[i]] + op.rows[i].first * cols, op.rows[i].count * cols,
-                          out);
-      if (!op.rows.empty()) break;
-      for (int64_t o = 0; o < op.outer; ++o)
-        for (const int s : op.inputs) {
-          const int64_t part = program_.slots_[s] / op.outer * cols;
-          out = std::copy_n(slots[s] + o * part, part, out);
-        }
-      break;
-    case OpKind::kExpand:
-      for (size_t f = 0; f < op.index.size(); ++f)
-        kernels.fill_rows(1, cols, w + op.index[f], out + static_cast<int64_t>(f) * cols);
-      break;
-    case OpKind::kConv: {
-      cpu::Epilogue<T> e{nullptr, b, op.inputs.size() > 1 ? slots[op.inputs[1]] : nullptr, op.relu};
-      std::vector<T> affine;
-      if (op.norm.on()) {
-        affine = norm_affine(op, weights);
-        e.scale = affine.data(), e.shift = e.scale + affine.size() / 2;
-      }
-      kernels.conv(op.conv, cols, w, x, e, out);
-      break;
-    }
-    case OpKind::kBatchNorm: {
-      const std::vector<T> affine = norm_affine(op, weights);
-      kernels.channel_affine(op.outer, op.k, cols, affine.data(), affine.data() + op.k, op.relu, x,
-                             out);
-      break;
-    }
-    case OpKind::kMatmul:
-      kernels.matmul(op.matmul(), cols, static_cast<T>(op.a), false, x, slots[op.inputs[1]], out);
-      break;
-    case OpKind::kGather: gather_rows(op.index, cols, static_cast<T>(op.a), x, out); break;
-    case OpKind::kGroupNorm:
-      kernels.group_norm(op.norm_args(), cols, w, b, op.relu, x, out);
-      break;
-    case OpKind::kPool: kernels.pool(op.pool_args(), cols, x, out); break;
-    case OpKind::kEmbedding:
-      for (size_t i = 0; i < op.index.size(); ++i)
-        kernels.embedding(op.k, cols, -1, w, x + op.index[i] * cols,
-                          out + static_cast<int64_t>(i) * op.k * cols);
-      break;
-    case OpKind::kLookup: {
-      const T* table = table_place_[op.table] >= 0 ? weights + table_place_[op.table]
-                                                   : tables_[op.table].data();
-      for (size_t i = 0; i < op.index.size(); ++i)
-        kernels.embedding(op.m, cols, -1, table, x + op.index[i] * cols,
-                          out + static_cast<int64_t>(i) * op.m * cols);
-      break;
-    }
-    case OpKind::kCell:
-      kernels.cell(op.cell, op.k, cols,
-                   {x, slots[op.inputs[1]], slots[op.inputs[2]] + op.first(2) * cols}, out);
-      break;
-  }
+void Question<T>::call(const Op& op, int64_t cols, const T* const* slots, const T* weights,
+                       T* out) const {
+  const T* table = nullptr;
+  if (op.table >= 0)
+    table = table_place_[op.table] >= 0 ? weights + table_place_[op.table]
+                                        : tables_[op.table].data();
+  const Parameters<T> at(op, [&](int use) { return use_data(use, weights); });
+  passes<T>(op.kind).call({op, program_, program_.kernels_, cols, slots, at, table, out});
 }
 
 // Part `part` of a point's moved weights: a chunk of the packed vector, or one use of a point.
@@ -378,7 +255,7 @@ template <typename T>
 void Question<T>::find_slots(int64_t t, T* arena, Worker& worker) const {
   const Program<T>& p = program_;
   worker.slots.resize(p.slots_.size());
-  worker.slots[0] = p.x_.data() + t * p.slots_[0] * p.tile_;
+  worker.slots[0] = p.tile_data(t);
   for (size_t s = 1; s < p.slots_.size(); ++s) {
     if (cache_[s].size() > 0)
       worker.slots[s] = cache_[s].data() + t * p.slots_[s] * p.tile_;
@@ -398,24 +275,29 @@ void Question<T>::run_ops(size_t first, size_t last, int64_t t, const T* c, cons
     const Step& step = steps_[i];
     if (step.how == How::kStatic) continue;
     T* out = arena + p.place_[op.output] * p.tile_;
-    if (step.how == How::kKernel) {
-      apply(op, cols, slot.data(), weights, out);
-    } else {
-      const int64_t count = static_cast<int64_t>(step.moves.size());
-      const int64_t rows = op.outer * op.m;
-      auto& z = worker.z;
-      auto& own = worker.own;
-      z.clear(), own.clear();
-      for (int64_t j = 0; j <= count; ++j)
-        z.push_back(step.z.data() + (t * (count + 1) + j) * rows * p.tile_);
-      for (const int j : step.moves) own.push_back(c[j]);
-      const T* bias = op.bias >= 0 && moved_[op.bias] ? use_data(op.bias, weights) : nullptr;
-      for (int64_t o = 0; o < op.outer; ++o) {
-        p.kernels_.combine(op.m, cols, count, z.data(), own.data(), bias, op.relu,
-                           out + o * op.m * cols);
-        for (auto& pointer : z) pointer += op.m * cols;
-      }
-    }
+    if (step.how == How::kKernel) call(op, cols, slot.data(), weights, out);
+    else combine(op, step, t, c, weights, worker, out);
+  }
+}
+
+// A linear op as theta's products plus the coefficients' sum of those of the directions.
+template <typename T>
+void Question<T>::combine(const Op& op, const Step& step, int64_t t, const T* c, const T* weights,
+                          Worker& worker, T* out) const {
+  const Program<T>& p = program_;
+  const int64_t cols = p.padded_columns(t), rows = op.outer * op.m;
+  const int64_t count = static_cast<int64_t>(step.moves.size());
+  auto& z = worker.z;
+  auto& own = worker.own;
+  z.clear(), own.clear();
+  for (int64_t j = 0; j <= count; ++j)
+    z.push_back(step.z.data() + (t * (count + 1) + j) * rows * p.tile_);
+  for (const int j : step.moves) own.push_back(c[j]);
+  const T* bias = op.bias >= 0 && moved_[op.bias] ? use_data(op.bias, weights) : nullptr;
+  for (int64_t o = 0; o < op.outer; ++o) {
+    p.kernels_.combine(op.m, cols, count, z.data(), own.data(), bias, op.relu,
+                       out + o * op.m * cols);
+    for (auto& pointer : z) pointer += op.m * cols;
   }
 }
 
@@ -432,12 +314,8 @@ void Question<T>::finish_tile(int64_t t, Worker& worker, double* loss, double* c
       for (int64_t f = 0; f < features; ++f)
         outputs[(p.tile_first_[t] + s) * features + f] = result[f * cols + s];
   }
-  cpu::Targets targets;
-  const int64_t at = t * p.target_rows_ * p.tile_;
-  if (p.index_.size() > 0) targets.index = p.index_.data() + at;
-  if (p.dense_.size() > 0) targets.dense = p.dense_.data() + at;
   double* hits = correct != nullptr ? scratch + p.tile_ : nullptr;
-  p.kernels_.loss(p.loss_, targets, cols, result, scratch, hits);
+  p.kernels_.loss(p.loss_, p.targets(t), cols, result, scratch, hits);
   *loss = sum_columns(scratch, samples);
   if (correct != nullptr) *correct = sum_columns(hits, samples);
 }
@@ -514,85 +392,6 @@ bool Question<T>::run_tiles(int64_t g, const T* coordinates, double* loss, doubl
       if (correct != nullptr) correct[first + point] = hits;
     }
     return true;
-  });
-}
-
-// vector_length points at once: every parameter is a vector over the points.
-template <typename T>
-void Question<T>::run_block(int64_t first, int64_t count, const T* coordinates, Worker& worker,
-                            double* loss, double* correct) const {
-  const Program<T>& p = program_;
-  const auto& kernels = p.kernels_;
-  const int64_t lanes = kernels.vector_length, cols = p.samples_ * lanes;
-  const int64_t source = static_cast<int64_t>(source_base_.size());
-  T* weights = worker.arena.data();
-  double* scratch = worker.scratch.data();
-  T* c = weights + source * lanes;
-  T* values = c + (points_ ? 0 : k_) * lanes;
-  // Lanes beyond the last point repeat it.
-  const int64_t width = points_ ? p.n_ : k_;
-  T* moved = points_ ? weights : c;
-  for (int64_t l = 0; l < lanes; ++l) {
-    const T* row = coordinates + (first + std::min(l, count - 1)) * width;
-    for (int64_t i = 0; i < width; ++i) moved[i * lanes + l] = row[i];
-  }
-  if (!points_) kernels.perturb_lanes(source, k_, source_base_.data(), worker.z.data(), c, weights);
-  const auto place = [&](int slot) -> T* { return values + p.place_[slot] * cols; };
-  const auto read = [&](int slot) -> const T* { return slot == 0 ? lane_x_.data() : place(slot); };
-  const auto parameter = [&](int use) -> const T* {
-    if (use < 0) return nullptr;
-    const int64_t s = p.uses_[use].source;
-    return weights + (s >= 0 ? s : p.n_ - 1 - s) * lanes;
-  };
-  std::vector<const T*>& slots = worker.slots;
-  for (const Op& op : p.fused_) {
-    T* out = place(op.output);
-    if (op.kind == OpKind::kLinear) {
-      for (int64_t o = 0; o < op.outer; ++o)
-        kernels.linear_lanes(op.m, p.samples_, op.k, parameter(op.weight),
-                             read(op.inputs[0]) + (op.first(0) + o * op.k) * cols,
-                             parameter(op.bias), op.relu,
-                             out + o * op.m * cols);
-    } else {
-      for (const int s : op.inputs) slots[s] = read(s);
-      apply(op, cols, slots.data(), nullptr, out);
-    }
-  }
-  cpu::Targets targets;
-  if (lane_index_.size() > 0) targets.index = lane_index_.data();
-  if (lane_dense_.size() > 0) targets.dense = lane_dense_.data();
-  double* hits = correct != nullptr ? scratch + cols : nullptr;
-  kernels.loss(p.loss_, targets, cols, read(p.output_), scratch, hits);
-  const auto sum_samples = [&](double* terms, double* result) {
-    for (int64_t s = 1; s < p.samples_; ++s)
-      for (int64_t l = 0; l < lanes; ++l) terms[l] += terms[s * lanes + l];
-    std::copy_n(terms, count, result + first);
-  };
-  sum_samples(scratch, loss);
-  if (hits != nullptr) sum_samples(hits, correct);
-}
-
-template <typename T>
-bool Question<T>::run_lanes(int64_t g, const T* coordinates, double* loss, double* correct,
-                            const Parallel& parallel, const ShouldStop& stop) const {
-  const Program<T>& p = program_;
-  const int64_t lanes = p.kernels_.vector_length, cols = p.samples_ * lanes;
-  const int64_t per_item = 8 * lanes;
-  const int64_t rows = static_cast<int64_t>(source_base_.size()) + (points_ ? 0 : k_);
-  std::vector<Worker> workers(parallel.workers);
-  return Items((g + per_item - 1) / per_item, parallel, stop).run([&](int id, int64_t item) {
-    Worker& worker = workers[id];
-    if (worker.scratch.size() == 0) {
-      worker.arena = Buffer<T>(rows * lanes + p.arena_rows_ * cols);
-      worker.scratch = Buffer<double>(2 * cols);
-      worker.slots.resize(p.slots_.size());
-      for (const auto& direction : source_directions_) worker.z.push_back(direction.data());
-      for (size_t i = p.n_; i < source_base_.size(); ++i)  // points leave the constants alone
-        std::fill_n(worker.arena.data() + i * lanes, lanes, source_base_[i]);
-    }
-    const int64_t end = std::min(g, (item + 1) * per_item);
-    for (int64_t first = item * per_item; first < end; first += lanes)
-      run_block(first, std::min(lanes, end - first), coordinates, worker, loss, correct);
   });
 }
 

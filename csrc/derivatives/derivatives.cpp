@@ -1,4 +1,4 @@
-#include "program/derivatives.h"
+#include "derivatives/derivatives.h"
 
 #include <algorithm>
 #include <numeric>
@@ -9,12 +9,15 @@
 namespace pylandscape {
 namespace {
 
-constexpr int64_t kGroups = 4;        // independent partial sums over tiles; fixed, so bits are
-constexpr int64_t kInFlight = 16;     // vectors at once
-constexpr int64_t kPartialBytes = int64_t{256} << 20;  // of their partial sums, at most
-constexpr int64_t kBlock = 8;                          // vectors that a tile takes together,
-constexpr int64_t kBlockBytes = int64_t{1} << 20;      // if their tangents take no more,
-constexpr int64_t kRecomputeBytes = int64_t{1} << 26;  // or no more where values are recomputed
+// Independent partial sums over tiles. Fixed, so that the bits are, whatever the threads.
+constexpr int64_t kGroups = 4;
+constexpr int64_t kInFlight = 16;                      // vectors at once
+constexpr int64_t kPartialBytes = int64_t{256} << 20;  // of their partial sums at most
+constexpr int64_t kBlock = 8;                          // vectors that a tile takes together at most
+// Of the tangents of such a block at most: where values at theta are kept, and where they are
+// computed anew for every block.
+constexpr int64_t kBlockBytes = int64_t{1} << 20;
+constexpr int64_t kRecomputeBytes = int64_t{1} << 26;
 
 void add(int64_t n, const double* x, double* y) {
   for (int64_t i = 0; i < n; ++i) y[i] += x[i];
@@ -24,98 +27,51 @@ void add(int64_t n, const double* x, double* y) {
 
 template <typename T>
 Derivatives<T>::Derivatives(const Program<T>& program, const T* theta, int64_t memory,
-                            const Parallel& parallel)
+                            const Parallel& parallel, const ShouldStop& stop)
     : program_(program),
       kernels_(program.kernels_),
-      groups_(std::min(kGroups, program.tiles_)) {
+      groups_(std::min(kGroups, program.tiles_)),
+      layout_(program, program.tile_, program.kernels_.vector_length) {
   const Program<T>& p = program_;
   if (p.mixes()) throw std::invalid_argument("Derivatives: statistics of the batch");
-  plan();
   fill(theta, p.constants_.data(), theta_);
   const int64_t bytes =
-      (2 * (rows_ + bent_rows_) * p.tile_ + columns_size_ + panels_size_) *
+      (2 * (layout_.rows + layout_.bent_rows) * p.tile_ + layout_.columns + layout_.panels) *
       static_cast<int64_t>(sizeof(T));
   if (bytes <= memory / p.tiles_) kept_.resize(p.tiles_);
-  const int64_t tangents = std::max<int64_t>(1, 2 * rows_ * p.tile_ * int64_t{sizeof(T)});
+  const int64_t tangents = std::max<int64_t>(1, 2 * layout_.rows * p.tile_ * int64_t{sizeof(T)});
   block_ = std::clamp<int64_t>((kept() ? kBlockBytes : kRecomputeBytes) / tangents, 1, kBlock);
 
   std::vector<double> partial(groups_ * p.n_), losses(groups_);
-  std::vector<Primal> own(kept() ? 0 : parallel.workers);
-  Items(groups_, parallel, {}).run([&](int worker, int64_t group) {
-    for (int64_t t = group_begin(group); t < group_begin(group + 1); ++t) {
-      Primal& to = kept() ? kept_[t] : own[worker];
+  std::vector<Primal<T>> own(kept() ? 0 : parallel.workers);
+  Items items(groups_, parallel, stop);
+  const bool done = items.run([&](int worker, int64_t group) {
+    for (int64_t t = group_begin(group); t < group_begin(group + 1) && !items.stopping(); ++t) {
+      Primal<T>& to = kept() ? kept_[t] : own[worker];
       if (to.values.size() == 0) to = new_primal();
       losses[group] += primal(t, to, partial.data() + group * p.n_);
     }
   });
+  if (!done) throw Stopped();
   loss_ = std::accumulate(losses.begin(), losses.end(), 0.0);
   gradient_.assign(p.n_, 0.0);
   for (int64_t g = 0; g < groups_; ++g) add(p.n_, partial.data() + g * p.n_, gradient_.data());
 }
 
-// Which slots depend on theta, and where everything lies within a tile's buffers.
 template <typename T>
-void Derivatives<T>::plan() {
-  const Program<T>& p = program_;
-  row_.assign(p.slots_.size(), -1);
-  bent_row_.assign(p.slots_.size(), -1);
-  moves_.assign(p.slots_.size(), false);
-  transposed_.assign(p.uses_.size(), false);
-  columns_at_.assign(p.ops_.size(), -1);
-  panels_at_.assign(p.ops_.size(), -1);
-  for (size_t i = 0; i < p.ops_.size(); ++i) {
-    const Op& op = p.ops_[i];
-    row_[op.output] = rows_;
-    rows_ += p.slots_[op.output];
-    bool moves = std::any_of(op.inputs.begin(), op.inputs.end(),
-                             [&](int s) { return bool(moves_[s]); });
-    op.each_use([&](int use) { moves = moves || in_theta(use); });
-    moves_[op.output] = moves;
-    if (op.kind == OpKind::kUnary && moves) {
-      bent_row_[op.output] = bent_rows_;
-      bent_rows_ += p.slots_[op.output];
-    }
-    const bool conv = op.kind == OpKind::kConv;
-    if (op.kind != OpKind::kLinear && !conv) continue;
-    if (moves_[op.inputs[0]]) transposed_[op.weight] = true;
-    if (!in_theta(op.weight)) continue;
-    if (!conv) {
-      panels_at_[i] = panels_size_;
-      panels_size_ += op.outer * op.m * p.tile_;
-    }
-    for (size_t j = 0; j < i; ++j) {  // several ops may read the same slot (q, k, v)
-      const Op& other = p.ops_[j];
-      if (columns_at_[j] < 0 || other.kind != op.kind || other.inputs != op.inputs) continue;
-      if (conv ? other.conv.in_w == op.conv.in_w &&
-                     other.conv.groups * other.conv.channels == op.conv.groups * op.conv.channels
-               : other.outer == op.outer && other.k == op.k && other.first(0) == op.first(0))
-        columns_at_[i] = columns_at_[j];
-    }
-    const int64_t width = (conv ? 1 : 2) * kernels_.vector_length;
-    const int64_t k = conv ? op.conv.groups * op.conv.channels : op.k;
-    const int64_t size = (k + width - 1) / width * width * p.tile_;
-    const int64_t count = conv ? op.conv.in_h * op.conv.in_w : op.outer;
-    most_columns_ = std::max(most_columns_, conv ? count * size : size);
-    if (columns_at_[i] >= 0) continue;
-    columns_at_[i] = columns_size_;
-    columns_size_ += count * size;
-  }
-}
-
-template <typename T>
-typename Derivatives<T>::Primal Derivatives<T>::new_primal() const {
-  const int64_t size = rows_ * program_.tile_, bent = bent_rows_ * program_.tile_;
-  return {Buffer<T>(size), Buffer<T>(size),          Buffer<T>(bent),
-          Buffer<T>(bent), Buffer<T>(columns_size_), Buffer<T>(panels_size_)};
+Primal<T> Derivatives<T>::new_primal() const {
+  const int64_t size = layout_.rows * program_.tile_, bent = layout_.bent_rows * program_.tile_;
+  return {Buffer<T>(size), Buffer<T>(size),            Buffer<T>(bent),
+          Buffer<T>(bent), Buffer<T>(layout_.columns), Buffer<T>(layout_.panels)};
 }
 
 template <typename T>
 typename Derivatives<T>::Work& Derivatives<T>::ready(Work& work, bool primal) const {
   if (work.tangents.empty()) {
-    const int64_t size = rows_ * program_.tile_;
+    const int64_t size = layout_.rows * program_.tile_;
     for (int64_t b = 0; b < block_; ++b)
       work.tangents.push_back({Buffer<T>(size), Buffer<T>(size)});
-    work.columns = Buffer<T>(most_columns_), work.panels = Buffer<T>(panels_size_);
+    work.columns = Buffer<T>(layout_.most_columns), work.panels = Buffer<T>(layout_.panels);
     work.dots = Buffer<T>(program_.tile_);
     if (primal) work.primal = new_primal();
   }
@@ -124,7 +80,7 @@ typename Derivatives<T>::Work& Derivatives<T>::ready(Work& work, bool primal) co
 
 // Parameters of one vector, in panels and in panels of the transposed matrices.
 template <typename T>
-void Derivatives<T>::fill(const T* vector, const T* constants, Vector& to) const {
+void Derivatives<T>::fill(const T* vector, const T* constants, Vector<T>& to) const {
   const Program<T>& p = program_;
   if (to.packed.size() == 0)
     to = {Buffer<T>(p.packed_size_), Buffer<T>(p.packed_size_)};
@@ -134,7 +90,7 @@ void Derivatives<T>::fill(const T* vector, const T* constants, Vector& to) const
                                              : nullptr;
     if (source == nullptr) continue;  // stays zero
     p.pack(use, vector, constants, to.packed.data() + use.packed);
-    if (!transposed_[&use - p.uses_.data()]) continue;
+    if (!layout_.transposed[&use - p.uses_.data()]) continue;
     T* transposed = to.transposed.data() + use.packed;
     if (use.packing == Use::Packing::kConv)
       kernels_.pack_conv_transposed(use.conv, source, transposed);
@@ -160,23 +116,24 @@ bool Derivatives<T>::products(Matrix matrix, int64_t k, const T* vectors, double
     Items(count, parallel, {}).run(
         [&](int, int64_t j) { fill(vectors + (start + j) * n, nullptr, vectors_[j]); });
     const auto sums = [&](int64_t j, int64_t g) { return partial_.data() + (j * groups_ + g) * n; };
-    const bool done = Items(blocks * groups_, parallel, stop).run([&](int worker, int64_t item) {
+    Items items(blocks * groups_, parallel, stop);
+    const bool done = items.run([&](int worker, int64_t item) {
       Work& work = ready(works_[worker], !kept());
       const int64_t group = item % groups_, part = item / groups_;
       const int64_t first = count * part / blocks, last = count * (part + 1) / blocks;
       for (int64_t j = first; j < last; ++j) std::fill_n(sums(j, group), n, 0.0);
-      if (!moves_[program_.output_]) return;  // no parameter reaches the output
-      for (int64_t t = group_begin(group); t < group_begin(group + 1); ++t) {
+      if (!layout_.moves[program_.output_]) return;  // no parameter reaches the output
+      for (int64_t t = group_begin(group); t < group_begin(group + 1) && !items.stopping(); ++t) {
         if (!kept()) primal(t, work.primal, nullptr);
-        const Primal& at_theta = kept() ? kept_[t] : work.primal;
+        const Primal<T>& at_theta = kept() ? kept_[t] : work.primal;
         // All forward, then all backward: each half reads its own large matrices of the tile.
         for (int64_t j = first; j < last; ++j) {
-          const Tangents& tangents = work.tangents[j - first];
+          const Tangents<T>& tangents = work.tangents[j - first];
           tangent_forward(t, at_theta, vectors_[j], tangents);
           seed(matrix, t, at_theta, tangents, work);
         }
         for (int64_t j = first; j < last; ++j) {
-          const Tangents& tangents = work.tangents[j - first];
+          const Tangents<T>& tangents = work.tangents[j - first];
           if (matrix == Matrix::kHessian)
             tangent_reverse(t, at_theta, vectors_[j], tangents, work, sums(j, group));
           else
@@ -199,7 +156,7 @@ template <typename T>
 bool Derivatives<T>::sample_gradients(T* out, const Parallel& parallel,
                                       const ShouldStop& stop) const {
   const Program<T>& p = program_;
-  std::vector<Primal> own(kept() ? 0 : parallel.workers);
+  std::vector<Primal<T>> own(kept() ? 0 : parallel.workers);
   return Items(p.tiles_, parallel, stop).run([&](int worker, int64_t t) {
     T* rows = out + t * p.tile_ * p.n_;
     std::fill_n(rows, p.tile_columns(t) * p.n_, T(0));

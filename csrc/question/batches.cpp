@@ -10,7 +10,7 @@
 #include <stdexcept>
 
 #include "program/items.h"
-#include "program/program.h"
+#include "question/question.h"
 
 namespace pylandscape {
 namespace {

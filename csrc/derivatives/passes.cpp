@@ -1,0 +1,152 @@
+// The passes of Derivatives over the ops of one tile; what an op does in them is in its own file,
+// program/ops/<op>.cpp.
+#include <algorithm>
+#include <numeric>
+
+#include "derivatives/derivatives.h"
+#include "program/ops/entry.h"
+
+namespace pylandscape {
+
+template <typename T>
+Pass<T> Derivatives<T>::pass(int64_t tile, const Primal<T>& primal, size_t number) const {
+  const Program<T>& p = program_;
+  return {p,
+          layout_,
+          kernels_,
+          theta_,
+          primal,
+          p.tile_data(tile),
+          p.tile_,
+          p.padded_columns(tile),
+          p.tile_columns(tile),
+          number,
+          p.ops_[number]};
+}
+
+template <typename T>
+const T* Derivatives<T>::output(const Primal<T>& primal) const {
+  return primal.values.data() + layout_.row[program_.output_] * program_.tile_;
+}
+
+template <typename T>
+T* Derivatives<T>::output_part(const Buffer<T>& rows) const {
+  const int slot = program_.output_;
+  return layout_.moves[slot] ? rows.data() + layout_.row[slot] * program_.tile_ : nullptr;
+}
+
+// A padding column weighs nothing: with a zero seed, all of its adjoints are zero.
+template <typename T>
+void Derivatives<T>::clear_padding(int64_t tile, T* seed) const {
+  const Program<T>& p = program_;
+  const int64_t cols = p.padded_columns(tile), samples = p.tile_columns(tile);
+  for (int64_t f = 0; f < p.slots_[p.output_]; ++f)
+    std::fill(seed + f * cols + samples, seed + (f + 1) * cols, T(0));
+}
+
+template <typename T>
+double Derivatives<T>::primal(int64_t t, Primal<T>& to, double* gradient) const {
+  const Program<T>& p = program_;
+  const int64_t cols = p.padded_columns(t);
+  forward(t, to);
+  std::vector<double> terms(cols);
+  kernels_.loss(p.loss_, p.targets(t), cols, output(to), terms.data(), nullptr);
+  const double loss =
+      std::accumulate(terms.begin(), terms.begin() + p.tile_columns(t), 0.0);
+  std::fill_n(to.adjoints.data(), to.adjoints.size(), T(0));
+  T* seed = output_part(to.adjoints);
+  if (seed == nullptr) return loss;  // no parameter reaches the output
+  kernels_.loss_gradient(p.loss_, p.targets(t), cols, output(to), seed);
+  clear_padding(t, seed);
+  reverse(t, to, to.adjoints, to.panels.data(), gradient);
+  for (size_t i = 0; i < p.ops_.size(); ++i) {  // f'' dy, which a tangent meets again and again
+    const Pass<T> at = pass(t, to, i);
+    if (layout_.bent_row[at.op.output] < 0) continue;
+    T* curved = at.bent(to.curved);
+    kernels_.binary(cpu::Binary::kMul, at.size(), curved, at.at(to.adjoints, at.op.output), curved);
+  }
+  return loss;
+}
+
+template <typename T>
+void Derivatives<T>::forward(int64_t t, Primal<T>& to) const {
+  const Program<T>& p = program_;
+  std::vector<const T*> slots(p.slots_.size(), nullptr);
+  slots[0] = p.tile_data(t);
+  for (size_t i = 0; i < p.ops_.size(); ++i) {
+    const Forward<T> at(pass(t, to, i), to, slots.data());
+    passes<T>(at.op.kind).forward(at);
+    slots[at.op.output] = at.out;
+  }
+}
+
+template <typename T>
+void Derivatives<T>::reverse(int64_t t, const Primal<T>& primal, const Buffer<T>& adjoints,
+                             T* panels, double* gradient) const {
+  for (size_t i = program_.ops_.size(); i-- > 0;) {
+    const Op& op = program_.ops_[i];
+    if (!layout_.moves[op.output]) continue;
+    const Reverse<T> at(pass(t, primal, i), adjoints, panels, gradient);
+    if (op.relu) kernels_.mask(at.size(), at.y(), at.dy);
+    passes<T>(op.kind).reverse(at);
+  }
+}
+
+template <typename T>
+void Derivatives<T>::tangent_forward(int64_t t, const Primal<T>& primal, const Vector<T>& v,
+                                     const Tangents<T>& to) const {
+  for (size_t i = 0; i < program_.ops_.size(); ++i) {
+    const Op& op = program_.ops_[i];
+    if (!layout_.moves[op.output]) continue;
+    const TangentForward<T> at(pass(t, primal, i), v, to.values);
+    passes<T>(op.kind).tangent_forward(at);
+    if (op.relu) kernels_.mask(at.size(), at.y(), at.ry);
+  }
+}
+
+template <typename T>
+void Derivatives<T>::tangent_reverse(int64_t t, const Primal<T>& primal, const Vector<T>& v,
+                                     const Tangents<T>& tangents, const Work& work,
+                                     double* out) const {
+  for (size_t i = program_.ops_.size(); i-- > 0;) {
+    const Op& op = program_.ops_[i];
+    if (!layout_.moves[op.output]) continue;
+    const TangentReverse<T> at(pass(t, primal, i), v, tangents, work.columns.data(),
+                               work.panels.data(), out);
+    if (op.relu) kernels_.mask(at.size(), at.y(), at.rdy);  // dy is masked already
+    passes<T>(op.kind).tangent_reverse(at);
+  }
+}
+
+template <typename T>
+void Derivatives<T>::seed(Matrix matrix, int64_t t, const Primal<T>& primal,
+                          const Tangents<T>& tangents, const Work& work) const {
+  const Program<T>& p = program_;
+  const int64_t cols = p.padded_columns(t), features = p.slots_[p.output_];
+  std::fill_n(tangents.adjoints.data(), tangents.adjoints.size(), T(0));
+  T* to = output_part(tangents.adjoints);
+  const T* moved = output_part(tangents.values);
+  if (matrix == Matrix::kCovariance) {  // sum_i (grad l_i) (grad l_i . v)
+    const T* slopes = output_part(primal.adjoints);
+    kernels_.column_dots(features, cols, slopes, moved, work.dots.data());
+    std::copy_n(slopes, features * cols, to);
+    kernels_.scale_columns(features, cols, work.dots.data(), to);
+    return;
+  }
+  kernels_.loss_hvp(p.loss_, p.targets(t), cols, output(primal), moved, to);
+  clear_padding(t, to);
+}
+
+template <typename T>
+void Derivatives<T>::add_sample_gradients(int64_t t, const Primal<T>& primal, T* out) const {
+  for (size_t i = 0; i < program_.ops_.size(); ++i) {
+    const Op& op = program_.ops_[i];
+    if (layout_.moves[op.output])
+      passes<T>(op.kind).sample_gradients(SampleGradients<T>(pass(t, primal, i), out));
+  }
+}
+
+template class Derivatives<float>;
+template class Derivatives<double>;
+
+}  // namespace pylandscape

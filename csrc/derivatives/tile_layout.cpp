@@ -1,0 +1,52 @@
+#include "derivatives/tile_layout.h"
+
+#include <algorithm>
+
+#include "program/ops/entry.h"
+
+namespace pylandscape {
+
+TileLayout::TileLayout(const OpList& program, int64_t tile, int64_t vector_length)
+    : row(program.slots().size(), -1),
+      bent_row(program.slots().size(), -1),
+      moves(program.slots().size(), false),
+      transposed(program.uses().size(), false),
+      columns_at(program.ops().size(), -1),
+      panels_at(program.ops().size(), -1) {
+  const std::vector<Op>& ops = program.ops();
+  for (size_t i = 0; i < ops.size(); ++i) {
+    const Op& op = ops[i];
+    const OpEntry& own = entry(op.kind);
+    const int64_t features = program.features(op.output);
+    row[op.output] = rows;
+    rows += features;
+    bool moved = std::any_of(op.inputs.begin(), op.inputs.end(),
+                             [&](int s) { return bool(moves[s]); });
+    op.each_use([&](int use) { moved = moved || program.in_theta(use); });
+    moves[op.output] = moved;
+    if (own.curves && moved) {
+      bent_row[op.output] = bent_rows;
+      bent_rows += features;
+    }
+    if (own.columns == nullptr) continue;
+    if (moves[op.inputs[0]]) transposed[op.weight] = true;
+    if (!program.in_theta(op.weight)) continue;
+    const Columns found = own.columns(op);
+    if (found.panel_rows > 0) {
+      panels_at[i] = panels;
+      panels += found.panel_rows * tile;
+    }
+    for (size_t j = 0; j < i; ++j) {  // several ops may read the same slot (q, k, v)
+      const Op& other = ops[j];
+      if (columns_at[j] < 0 || other.kind != op.kind || other.inputs != op.inputs) continue;
+      if (own.columns(other).same_input(found)) columns_at[i] = columns_at[j];
+    }
+    const int64_t size = round_up(found.k, found.vectors * vector_length) * tile;
+    most_columns = std::max(most_columns, found.at_once * size);
+    if (columns_at[i] >= 0) continue;
+    columns_at[i] = columns;
+    columns += found.count * size;
+  }
+}
+
+}  // namespace pylandscape

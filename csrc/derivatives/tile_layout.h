@@ -1,0 +1,21 @@
+// Which slots depend on theta, and where everything lies within a tile's buffers.
+#pragma once
+#include <vector>
+
+#include "program/op_list.h"
+
+namespace pylandscape {
+
+struct TileLayout {
+  TileLayout(const OpList& ops, int64_t tile, int64_t vector_length);
+
+  std::vector<int64_t> row;       // first row of each slot but the data
+  std::vector<int64_t> bent_row;  // of the outputs of ops that curve, in `first` and `curved`; or -1
+  std::vector<bool> moves;        // whether a slot depends on theta
+  std::vector<bool> transposed;   // uses whose transpose a reverse pass multiplies by
+  std::vector<int64_t> columns_at, panels_at;  // by op; -1 where no weight of theta is multiplied by
+  int64_t rows = 0, bent_rows = 0, columns = 0, panels = 0;  // sizes; the last two in elements
+  int64_t most_columns = 0;  // elements that the tangents of one op take at once
+};
+
+}  // namespace pylandscape
