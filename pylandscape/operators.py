@@ -22,6 +22,7 @@ MATRICES = ("hessian", "gauss_newton", "covariance")
 
 Product = Callable[[Tensor], Tensor]
 Into = Callable[[int, int, int], None]
+About = Callable[[bool], dict[str, Any]]
 
 
 class SymmetricOperator:
@@ -35,9 +36,10 @@ class SymmetricOperator:
         device: where the vectors are that the product takes. A Lanczos basis is kept there.
         name: "hessian", "gauss_newton", "covariance" or "user".
         layout: the parameters that the n coordinates are, if they are a model's.
-        about: JSON-able, what determines the numbers, or a function that gives it. Default: what
-            the function `product` computes: its code, closure and defaults, or, where these cannot
-            be looked into, two products.
+        about: JSON-able, what determines the numbers, or a function that gives it and takes what
+            `describe` takes. Default: what `source` computes: its code, closure and defaults, or,
+            where these cannot be looked into, two products.
+        source: the object that makes the products; default `product`.
         into: the same product between addresses: (k, address of v in ``dtype``, address of the
             float64 products), for callers that own the memory.
         hint: a vector (n,) that leans towards the eigenvectors of large eigenvalues, if one is at
@@ -55,7 +57,8 @@ class SymmetricOperator:
         device: torch.device | str = "cpu",
         name: str = "user",
         layout: ParameterLayout | None = None,
-        about: dict[str, Any] | Callable[[], dict[str, Any]] | None = None,
+        about: dict[str, Any] | About | None = None,
+        source: Any = None,
         into: Into | None = None,
         hint: Callable[[], Tensor] | None = None,
     ) -> None:
@@ -64,6 +67,7 @@ class SymmetricOperator:
         self.products = 0
         self.into, self.hint = into, hint
         self._product, self._about = product, about
+        self._source = product if source is None else source
 
     def __call__(self, v: Tensor) -> Tensor:
         if v.dim() != 2 or v.shape[1] != self.n:
@@ -80,20 +84,22 @@ class SymmetricOperator:
         self.products += len(v)
         return found.to(self.device)
 
-    def describe(self) -> dict[str, Any]:
-        """What determines the numbers: matrix, order, dtype, and the landscape's description."""
+    def describe(self, whole: bool = True) -> dict[str, Any]:
+        """What determines the numbers: matrix, order, dtype, and the landscape's description.
+
+        `whole`: also of a function without `about`, which costs looking into it, maybe two
+        products; only files need that.
+        """
         dtype = str(self.dtype).removeprefix("torch.")
         about = self._about
-        if about is None:
-            about = self.known_by(self._product)
-        elif callable(about):
-            about = about()
+        if callable(about):
+            about = about(whole)
+        elif about is None and whole:
+            like = torch.empty(0, dtype=self.dtype, device=self.device)
+            about = of_product(self._source, self.n, self._product, like)
+        elif about is None:
+            about = {"operator": "not looked into"}
         return {"matrix": self.name, "n": self.n, "dtype": dtype, **about}
-
-    def known_by(self, what: Any) -> dict[str, Any]:
-        """What determines the products of an object that makes them, JSON-able."""
-        like = torch.empty(0, dtype=self.dtype, device=self.device)
-        return dict(of_product(what, self.n, self._product, like))
 
 
 def as_operator(
@@ -133,7 +139,7 @@ def as_operator(
         dense = dense if dense.dtype in (torch.float32, torch.float64) else dense.double()
         return SymmetricOperator(
             len(dense), lambda v: v @ dense.T, dtype=dense.dtype, device=dense.device,
-            about=lambda: {"digest": digest(dense)},
+            about=lambda _: {"digest": digest(dense)},
         )  # fmt: skip
     foreign = interop.on_tensors(a)
     if foreign is not None:
@@ -150,15 +156,13 @@ def as_operator(
     def product(v: Tensor) -> Tensor:
         return torch.as_tensor(np.ascontiguousarray(np.asarray(a.dot(v.numpy().T)).T))
 
-    def about() -> dict[str, Any]:
-        if not issparse(a):
-            return found.known_by(a)
+    def sparse(_: bool) -> dict[str, Any]:
         rows = a.tocoo()
         told = digest(np.stack([rows.row, rows.col, rows.data.astype(np.float64)]))
         return {"type": type(a).__name__, "digest": told}
 
-    found = SymmetricOperator(a.shape[0], product, about=about)
-    return found
+    about = sparse if issparse(a) else None
+    return SymmetricOperator(a.shape[0], product, about=about, source=a)
 
 
 def _numbered(device: torch.device | str) -> torch.device:
@@ -194,7 +198,7 @@ def _of_landscape(
     point = land._point(theta)
     layout = land.layout if params is None else land.layout.select(params)
 
-    def about() -> dict[str, Any]:
+    def about(_: bool) -> dict[str, Any]:
         described = {**land.describe(), "theta": digest(point)}
         described.pop("model_theta")  # the point says it
         return described | ({} if params is None else {"params": [e.name for e in layout.entries]})
