@@ -92,8 +92,8 @@ def eigenpairs(
     k, rows, most = _checked(op.n, op, k, which, tol, basis, max_products)
     first = _first(op, start, seed, which)
     request = build(
-        op, "eigenpairs", k=k, which=which, tol=tol, basis=rows, max_products=most,
-        start=digest(first), measure=measure,
+        op, "eigenpairs", path is not None, k=k, which=which, tol=tol, basis=rows,
+        max_products=most, start=digest(first), measure=measure,
         random=SOURCE,  # of the start and of fresh rows
     )  # fmt: skip
 

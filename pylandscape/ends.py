@@ -70,7 +70,7 @@ def both_ends(
 
     moved = SymmetricOperator(
         op.n, product, dtype=op.dtype, device=op.device,
-        about=lambda: {"of": op.describe(), "shift": shift},
+        about=lambda whole: {"of": op.describe(whole), "shift": shift},
     )  # fmt: skip
     # of the shifted matrix the larger end is at most 4.33 times the scale
     own = tol / (SHIFT + 4 / 3)

@@ -192,11 +192,9 @@ def _wrapped(
     a: Any, n: int, dtype: torch.dtype, product: Callable[[Tensor], Tensor]
 ) -> SymmetricOperator:
     wide = dtype if dtype in (torch.float32, torch.float64) else torch.float32
-    found = SymmetricOperator(
-        int(n), lambda v: product(v.to(dtype)).detach(), dtype=wide, device=a.device,
-        about=lambda: found.known_by(a),
-    )  # fmt: skip
-    return found
+    return SymmetricOperator(
+        int(n), lambda v: product(v.to(dtype)).detach(), dtype=wide, device=a.device, source=a
+    )
 
 
 def from_product(
@@ -226,7 +224,7 @@ def from_product(
                 )
         return torch.stack(found)
 
-    return SymmetricOperator(n, rows, dtype=dtype)
+    return SymmetricOperator(n, rows, dtype=dtype, source=product)
 
 
 def from_function(

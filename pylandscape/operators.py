@@ -25,6 +25,7 @@ SAFE = 200  # products between 2^-SAFE and 2^SAFE stay as they are
 
 Product = Callable[[Tensor], Tensor]
 Native = Callable[[], tuple[Any, Any, float]]
+About = Callable[[bool], dict[str, Any]]
 
 
 class SymmetricOperator:
@@ -38,9 +39,10 @@ class SymmetricOperator:
         device: where the vectors are that the product takes. A Lanczos basis is kept there.
         name: "hessian", "gauss_newton", "covariance" or "user".
         layout: the parameters that the n coordinates are, if they are a model's.
-        about: JSON-able, what determines the numbers, or a function that gives it. Default: what
-            the function `product` computes: its code, closure and defaults, or, where these cannot
-            be looked into, two products.
+        about: JSON-able, what determines the numbers, or a function that gives it and takes what
+            `describe` takes. Default: what `source` computes: its code, closure and defaults, or,
+            where these cannot be looked into, two products.
+        source: the object that makes the products; default `product`.
         native: the same product as the core has it, if it does: (its Derivatives at the point,
             which matrix, what their sums are multiplied by), for `Lanczos` to call without Python.
         hint: a vector (n,) that leans towards the eigenvectors of large eigenvalues, if one is at
@@ -58,7 +60,8 @@ class SymmetricOperator:
         device: torch.device | str = "cpu",
         name: str = "user",
         layout: ParameterLayout | None = None,
-        about: dict[str, Any] | Callable[[], dict[str, Any]] | None = None,
+        about: dict[str, Any] | About | None = None,
+        source: Any = None,
         native: Native | None = None,
         hint: Callable[[], Tensor] | None = None,
     ) -> None:
@@ -67,6 +70,7 @@ class SymmetricOperator:
         self.products = 0
         self.native, self.hint = native, hint
         self._product, self._about = product, about
+        self._source = product if source is None else source
 
     def __call__(self, v: Tensor) -> Tensor:
         if v.dim() != 2 or v.shape[1] != self.n:
@@ -83,20 +87,22 @@ class SymmetricOperator:
         self.products += len(v)
         return found.to(self.device)
 
-    def describe(self) -> dict[str, Any]:
-        """What determines the numbers: matrix, order, dtype, and the landscape's description."""
+    def describe(self, whole: bool = True) -> dict[str, Any]:
+        """What determines the numbers: matrix, order, dtype, and the landscape's description.
+
+        `whole`: also of a function without `about`, which costs looking into it, maybe two
+        products; only files need that.
+        """
         dtype = str(self.dtype).removeprefix("torch.")
         about = self._about
-        if about is None:
-            about = self.known_by(self._product)
-        elif callable(about):
-            about = about()
+        if callable(about):
+            about = about(whole)
+        elif about is None and whole:
+            like = torch.empty(0, dtype=self.dtype, device=self.device)
+            about = of_product(self._source, self.n, self._product, like)
+        elif about is None:
+            about = {"operator": "not looked into"}
         return {"matrix": self.name, "n": self.n, "dtype": dtype, **about}
-
-    def known_by(self, what: Any) -> dict[str, Any]:
-        """What determines the products of an object that makes them, JSON-able."""
-        like = torch.empty(0, dtype=self.dtype, device=self.device)
-        return dict(of_product(what, self.n, self._product, like))
 
 
 class Balanced(SymmetricOperator):
@@ -158,8 +164,8 @@ class Balanced(SymmetricOperator):
         """Numbers of 2^exponent A as those of A: floats, arrays."""
         return np.ldexp(values, -(self.exponent or 0))
 
-    def describe(self) -> dict[str, Any]:
-        return self.of.describe()
+    def describe(self, whole: bool = True) -> dict[str, Any]:
+        return self.of.describe(whole)
 
 
 def as_operator(
@@ -204,7 +210,7 @@ def as_operator(
 
         return SymmetricOperator(
             len(dense), rows, dtype=dense.dtype, device=dense.device,
-            about=lambda: {"digest": digest(dense)},
+            about=lambda _: {"digest": digest(dense)},
         )  # fmt: skip
     foreign = interop.on_tensors(a)
     if foreign is not None:
@@ -221,15 +227,13 @@ def as_operator(
     def product(v: Tensor) -> Tensor:
         return torch.as_tensor(np.ascontiguousarray(np.asarray(a.dot(v.numpy().T)).T))
 
-    def about() -> dict[str, Any]:
-        if not issparse(a):
-            return found.known_by(a)
+    def sparse(_: bool) -> dict[str, Any]:
         rows = a.tocoo()
         told = digest(np.stack([rows.row, rows.col, rows.data.astype(np.float64)]))
         return {"type": type(a).__name__, "digest": told}
 
-    found = SymmetricOperator(a.shape[0], product, about=about)
-    return found
+    about = sparse if issparse(a) else None
+    return SymmetricOperator(a.shape[0], product, about=about, source=a)
 
 
 def _numbered(device: torch.device | str) -> torch.device:
@@ -266,7 +270,7 @@ def _of_landscape(
     point = land._point(theta)
     layout = land.layout if params is None else land.layout.select(params)
 
-    def about() -> dict[str, Any]:
+    def about(_: bool) -> dict[str, Any]:
         described = {**land.describe(), "theta": digest(point)}
         described.pop("model_theta")  # the point says it
         return described | ({} if params is None else {"params": [e.name for e in layout.entries]})

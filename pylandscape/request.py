@@ -28,17 +28,19 @@ FORMAT = 2  # of requests: 1 knew the model by its printed form, free losses by 
 Metric = str | Callable[..., Any]
 
 
-def build(of: Landscape | SymmetricOperator, kind: str, **asked: Any) -> dict[str, Any]:
+def build(
+    of: Landscape | SymmetricOperator, kind: str, whole: bool = True, **asked: Any
+) -> dict[str, Any]:
     """The request for a result of this kind: of whom (see `identity`), and what was asked.
 
-    The model's own theta is not part of it: what depends on a theta says so in `asked`.
+    The model's own theta is not part of it: what depends on a theta says so in `asked`. `whole`:
+    see `SymmetricOperator.describe`; a request that is not cannot be compared with others.
 
     Raises:
         InvalidArgument: something asked has no JSON form.
     """
-    about = of.describe()
-    if "matrix" in about:
-        about = {"operator": about}
+    operator: Any = of if hasattr(of, "multiply") else None
+    about = of.describe() if operator is None else {"operator": operator.describe(whole)}
     about = {name: value for name, value in about.items() if name != "model_theta"}
     return dict(jsonable({**about, "format": FORMAT, "kind": kind, **asked}, "request"))
 

@@ -195,7 +195,7 @@ def _across(
 
     operator = SymmetricOperator(
         n, product, dtype=hessian.dtype, device=hessian.device,
-        about=lambda: {**hessian.describe(), "without": digest(q), "matrix": "hessian"},
+        about=lambda whole: {**hessian.describe(whole), "without": digest(q), "matrix": "hessian"},
     )  # fmt: skip
     ends = both_ends(operator, tol, seed=seed, progress=progress)
     return ends.high, ends.low, ends.converged

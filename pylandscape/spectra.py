@@ -110,7 +110,7 @@ def spectrum(
     else:
         given = _starts(starts, op)
     request = build(
-        op, "spectrum", probes=len(given), steps=steps, sigma2=sigma2,
+        op, "spectrum", path is not None, probes=len(given), steps=steps, sigma2=sigma2,
         relative_sigma2=relative_sigma2, vectors=vectors,
         seed=seed if starts is None else None, basis=str(dtype).removeprefix("torch."),
         reorthogonalize=reorthogonalize, starts=None if starts is None else digest(given),

@@ -83,7 +83,7 @@ def by_fields(kind: Class) -> Class:
 def save(result: Any, path: str | os.PathLike[str]) -> None:
     """Write a result to `path`, atomically. See `Curve.save`."""
     target = target_of(path)
-    content = _BY_CLASS[type(result)]
+    content = next(_BY_CLASS[cls] for cls in type(result).__mro__ if cls in _BY_CLASS)
     arrays, facts = content.apart(result)
     stored, texts = _numbers(arrays)
     about = {"fields": facts, "arrays": list(stored), "texts": texts}

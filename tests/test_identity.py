@@ -483,6 +483,19 @@ def test_an_operator_that_cannot_be_looked_into_is_told_by_two_products(tmp_path
         pl.eigenpairs(op, 1, path=path, progress=False)
 
 
+def test_without_a_path_no_function_is_looked_into_or_called_for_it():
+    turns = iter(range(100))
+    seen = []
+
+    def product(v):
+        seen.append((next(turns), len(v)))
+        return 2.0 * v
+
+    found = pl.eigenpairs(pl.SymmetricOperator(3, product), 1, progress=False)
+    assert sum(rows for _, rows in seen) == found.products
+    assert found.info["request"]["operator"]["operator"] == "not looked into"
+
+
 def test_a_shuffling_loader_is_asked_about(tmp_path):
     gen = torch.Generator().manual_seed(0)
     x, y = torch.randn(20, 2, generator=gen).double(), torch.randn(20, 1, generator=gen).double()
