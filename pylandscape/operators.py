@@ -38,8 +38,9 @@ class SymmetricOperator:
         name: "hessian", "gauss_newton", "covariance" or "user".
         layout: the parameters that the n coordinates are, if they are a model's.
         about: JSON-able, what determines the numbers.
-        native: the same product as the core has it, if it does: (its Derivatives at the point, which
-            matrix, what their sums are multiplied by), for `Lanczos` to call without Python.
+        native: gives the same product as the core has it, if it does: (its Derivatives at the
+            point, which matrix, what their sums are multiplied by), for `Lanczos` to call without
+            Python.
         hint: a vector (n,) that leans towards the eigenvectors of large eigenvalues, if one is at
             hand; the gradient of a loss does (Gur-Ari, Roberts, Dyer 2018).
 
