@@ -106,7 +106,7 @@ class Balanced(SymmetricOperator):
         self.exponent: int | None = None if known is None or not len(known) else int(known[0])
 
     @property
-    def products(self) -> int:  # type: ignore[override]
+    def products(self) -> int:
         return self.of.products
 
     @products.setter
