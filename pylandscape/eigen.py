@@ -68,8 +68,8 @@ def eigenpairs(
             at most 1 GiB. Memory: basis n numbers.
         max_products: at most so many, those that measure residuals among them; default 10 n, at
             least 1,000. Where k steps leave none for that, residuals are Lanczos' own bounds.
-        seed: of the random start (the same on a CPU and a GPU), to which the gradient is added for large eigenvalues of a
-            landscape; `start` (n,) replaces both.
+        seed: of the random start (the same on a CPU and a GPU), to which the gradient is added for
+            large eigenvalues of a landscape; `start` (n,) replaces both.
         measure: measure every residual with k further products, and improve the pairs by
             Rayleigh-Ritz. Otherwise one product of a random combination of the vectors measures
             what rounding added to Lanczos' own bounds, for all pairs together.
@@ -114,9 +114,7 @@ def rough_norm(
     k, rows, most = _checked(op.n, op, 1, "LM", tol, None, None)
     first = _first(op, start, seed, "LM")
     nowhere = Checkpoint(None, {})
-    iteration = _Iteration(
-        op, k, "LM", tol, rows, most, first, seed, False, nowhere, start is None
-    )
+    iteration = _Iteration(op, k, "LM", tol, rows, most, first, seed, False, nowhere, start is None)
     iteration.stop = tol
     return abs(float(iteration.run(progress).values[0]))
 
@@ -302,10 +300,10 @@ class _Iteration:
 def stopping_tolerance(tol: float) -> float:
     """Where an iteration that is asked for `tol` stops.
 
-    A Ritz pair of residual r may be a mixture of an eigenvector with the wanted one beside it, whose
-    part in it is up to r / gap: the start was that poor in it. For a random start this has the
-    probability 2/pi atan(r / gap), whatever the matrix. The wanted one is missed by more than tol only
-    if gap > tol, so that a residual of tol / SURE leaves 0.06 % for the worst gap.
+    A Ritz pair of residual r may be a mixture of an eigenvector with the wanted one beside it,
+    whose part in it is up to r / gap: the start was that poor in it. For a random start this has
+    the probability 2/pi atan(r / gap), whatever the matrix. The wanted one is missed by more than
+    tol only if gap > tol, so that a residual of tol / SURE leaves 0.06 % for the worst gap.
     """
     return min(tol, max(tol / SURE, TIGHT))
 

@@ -64,8 +64,8 @@ class Lanczos:
     space is invariant), "exhausted" (n steps), "not finite" (a product with NaN or infinity; what
     came before is kept).
 
-    Where the first product is beyond 2^-200 or 2^200, A is multiplied by a power of two, and T is in
-    the units of A all the same (`operators.Balanced`).
+    Where the first product is beyond 2^-200 or 2^200, A is multiplied by a power of two
+    (`operators.Balanced`); T is in the units of A all the same.
     """
 
     def __init__(
@@ -134,7 +134,8 @@ class Lanczos:
             self._driver.run(steps, self._multiply)
             return
         if operator.exponent is None:  # which the first product decides
-            self._driver.run(min(steps, 1 + min(map(self.steps, range(self.count)))), self._multiply)
+            first = 1 + min(self.steps(i) for i in range(self.count))
+            self._driver.run(min(steps, first), self._multiply)
         derivatives, matrix, scale = operator.native()
         before = self._driver.multiplied
         try:
@@ -272,8 +273,8 @@ def random_starts(
     dtype: torch.dtype,
     device: torch.device = torch.device("cpu"),  # noqa: B008
 ) -> Tensor:
-    """(count, n) of standard normal numbers on the device: row i depends on (seed, i) alone, and has
-    the same bits on every device."""
+    """(count, n) of standard normal numbers on the device: row i depends on (seed, i) alone, and
+    has the same bits on every device."""
     return random_source.normals(count, n, seed, random_source.STARTS, dtype, device)
 
 

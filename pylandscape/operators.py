@@ -43,8 +43,9 @@ class SymmetricOperator:
             `describe` takes. Default: what `source` computes: its code, closure and defaults, or,
             where these cannot be looked into, two products.
         source: the object that makes the products; default `product`.
-        native: the same product as the core has it, if it does: (its Derivatives at the point,
-            which matrix, what their sums are multiplied by), for `Lanczos` to call without Python.
+        native: gives the same product as the core has it, if it does: (its Derivatives at the
+            point, which matrix, what their sums are multiplied by), for `Lanczos` to call without
+            Python.
         hint: a vector (n,) that leans towards the eigenvectors of large eigenvalues, if one is at
             hand; the gradient of a loss does (Gur-Ari, Roberts, Dyer 2018).
 
@@ -124,7 +125,7 @@ class Balanced(SymmetricOperator):
         self.exponent: int | None = None if known is None or not len(known) else int(known[0])
 
     @property
-    def products(self) -> int:  # type: ignore[override]
+    def products(self) -> int:
         return self.of.products
 
     @products.setter

@@ -1,4 +1,4 @@
-"""The package's random numbers on the spectral path: a counter-based Gaussian (csrc/common/gaussian.h).
+"""Random numbers of the spectral path: the counter-based Gaussian of csrc/common/gaussian.h.
 
 Number j of a stream is a function of (seed, stream, j) alone: the same on every CPU, GPU and thread
 count, and in a run that was stopped and goes on. They are float32 values, in vectors of any dtype.

@@ -53,7 +53,8 @@ def combine(coefficients: Tensor, rows: Tensor, out: Tensor | None = None) -> Te
         return found if out is None else out.copy_(found)
     rows, c = rows.contiguous(), coefficients.double().contiguous()
     found = torch.empty(len(c), rows.shape[1], dtype=rows.dtype) if out is None else out
-    assert found.is_contiguous() and found.dtype == rows.dtype
+    assert found.is_contiguous()
+    assert found.dtype == rows.dtype
     addresses = (c.data_ptr(), len(c), found.data_ptr())
     _core("combine", rows)(rows.data_ptr(), len(rows), rows.shape[1], *addresses)
     return found
@@ -62,8 +63,8 @@ def combine(coefficients: Tensor, rows: Tensor, out: Tensor | None = None) -> Te
 def orthonormal(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Q (k, n) with orthonormal rows and R (k, k), upper triangular: rows_j = sum_i R[i, j] Q_i.
 
-    Float64, k <= n; NaN where a row is not finite. Where the rows are dependent, R has a diagonal of rounding, and Q some rows
-    orthogonal to the others.
+    Float64, k <= n; NaN where a row is not finite. Where the rows are dependent, R has a diagonal
+    of rounding, and Q some rows orthogonal to the others.
     """
     if rows.device.type != "cpu":
         q, r = torch.linalg.qr(rows.double().T)

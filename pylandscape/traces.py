@@ -205,9 +205,7 @@ def _hutchinson(
     return torch.cat(samples)
 
 
-def _hutch_plus_plus(
-    op: Balanced, count: int, draw: _Draw, bar: tqdm, square: bool
-) -> Tensor:
+def _hutch_plus_plus(op: Balanced, count: int, draw: _Draw, bar: tqdm, square: bool) -> Tensor:
     """Samples of the trace: exact on Q = orth(A S), Hutchinson's on its complement.
 
     Given Q the samples are independent, so that their standard error is honest.
@@ -219,9 +217,7 @@ def _hutch_plus_plus(
     return inside + _hutchinson(op, count - 2 * k, draw, bar, square, basis=q)
 
 
-def _xtrace(
-    op: Balanced, k: int, draw: _Draw, bar: tqdm, square: bool
-) -> tuple[Tensor, Tensor]:
+def _xtrace(op: Balanced, k: int, draw: _Draw, bar: tqdm, square: bool) -> tuple[Tensor, Tensor]:
     """tr B and its standard error, for B = A or A^2, from k test vectors and 2 k products with A.
 
     omega_i: Gaussian vectors, A Omega = Q R. Sample i has the basis of A Omega without its column

@@ -327,3 +327,25 @@ def test_a_script_gets_ours_and_its_submodules():
         assert operator.compat == V
         assert lanczos(operator, k=3).iterations == 6
     assert lanczos is ours.lanczos
+
+
+def test_single_batches_under_a_compat_mode_that_was_set_outside():
+    model, batches = problem()
+    loss = ours.supervised_loss(F.cross_entropy)
+    with patched(compat={"hessian_eigenthings": V}):
+        outside = ours.HessianOperator(model, batches, loss, full_dataset=False)
+    own = ours.HessianOperator(model, batches, loss, full_dataset=False, compat=V)
+    v = torch.randn(own.size, generator=torch.Generator().manual_seed(3))
+    for _ in range(3):
+        torch.testing.assert_close(outside @ v, own @ v)
+
+
+@pytest.mark.parametrize("most", [5, 6, 20])
+def test_lanczos_takes_at_most_max_iter_products(most: int):
+    operator = operators(ours, *problem())[0]
+    taken = []
+    op = operator.symmetric_operator()
+    multiply = op.multiply
+    op.native, op.multiply = None, lambda v: (taken.extend(v), multiply(v))[1]
+    ours.lanczos(op, k=5, max_iter=most, tol=1e-9)
+    assert len(taken) <= most

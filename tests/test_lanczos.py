@@ -253,3 +253,46 @@ def test_bad_starts_are_named() -> None:
     wrong = SymmetricOperator(4, lambda v: v[:, :3])
     with pytest.raises(InvalidArgument, match="operator: expected products of shape"):
         Lanczos(wrong, torch.ones(1, 4), 3).run()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("matrix", ["hessian", "gauss_newton", "covariance"])
+def test_native_products_cross_once_and_have_the_bits_of_those_through_python(
+    dtype: torch.dtype, matrix: str
+) -> None:
+    import pylandscape as pl
+
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.Tanh(), torch.nn.Linear(8, 3))
+    data = torch.randn(50, 6), torch.randint(0, 3, (50,))
+    land = pl.Landscape(model, "cross_entropy", data, engine="native", dtype=dtype)
+    direct, through = as_operator(land, matrix), as_operator(land, matrix)
+    through.native = None
+    called = []
+    multiply = direct.multiply
+    direct.multiply = lambda v: (called.append(len(v)), multiply(v))[1]  # type: ignore[method-assign]
+    runs = [Lanczos(op, random_starts(op.n, 2, 0, dtype), 12) for op in (direct, through)]
+    for run in runs:
+        run.run()
+    assert called == [2]  # the first step's, which decides the scale
+    assert direct.products == through.products == 24
+    for i in range(2):
+        for mine, theirs in zip(runs[0].state(i)[:2], runs[1].state(i)[:2], strict=True):
+            assert mine.tobytes() == theirs.tobytes()
+    assert torch.equal(runs[0].basis[:, :12], runs[1].basis[:, :12])
+
+
+@pytest.mark.parametrize("size", [1e-250, 1e250])
+def test_tiny_and_huge_matrices_have_their_own_units(size: float) -> None:
+    a = with_spectrum(np.linspace(-1, 3, 30))
+    plain, scaled = process(a, 10), process(a * size, 10)
+    for mine, theirs in zip(scaled.ritz(), plain.ritz(), strict=True):
+        scale = 1.0 if mine.ndim == 2 else size
+        np.testing.assert_allclose(abs(mine) / scale, abs(theirs), rtol=1e-7, atol=1e-10)
+    alpha, beta, spikes, _ = scaled.state()
+    again = Lanczos(as_operator(a * size), random_starts(30, 1, 0, torch.float64), 14)
+    again.basis[0, :11] = scaled.basis[0, :11]
+    again.load(0, alpha, beta, spikes)
+    again.recheck(0, alpha, 3, 1e-9)
+    again.run()
+    np.testing.assert_allclose(again.ritz()[0] / size, process(a, 14).ritz()[0], rtol=1e-9)

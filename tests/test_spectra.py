@@ -323,3 +323,14 @@ def test_an_unfinished_run_that_cannot_be_read_is_not_called_continuable(
     with pytest.raises(pl.FileFormatError):
         pl.spectrum(np.eye(5), 2, 3, path=tmp_path / "s.h5", progress=False)
     assert "continues" not in caplog.text
+
+
+@pytest.mark.parametrize("size", [1e-200, 1e-160, 1e200])
+def test_the_size_of_a_matrix_does_not_matter(size: float) -> None:
+    a = np.diag(np.linspace(-1, 3, 60))
+    plain, scaled = (pl.spectrum(a * f, 2, 20, vectors=2, progress=False) for f in (1.0, size))
+    np.testing.assert_allclose(scaled.nodes / size, plain.nodes, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(scaled.weights, plain.weights, rtol=1e-6, atol=1e-12)
+    assert scaled.pairs is not None
+    assert plain.pairs is not None
+    np.testing.assert_allclose(scaled.pairs.values / size, plain.pairs.values, rtol=1e-9)

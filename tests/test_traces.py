@@ -288,3 +288,13 @@ def test_an_estimated_diagonal_is_no_number():
     assert repr(found) == "2 values +- at most 0 (2 products, exact)"
     with pytest.raises(TypeError, match="expected one number, got 2"):
         float(found)
+
+
+@pytest.mark.parametrize("size", [1e-200, 1e-165, 1e200])
+@pytest.mark.parametrize("products", [20, 100])
+def test_the_size_of_a_matrix_does_not_matter(size: float, products: int) -> None:
+    a = np.diag(np.linspace(1, 3, 60))
+    for function in (trace, frobenius_norm, diagonal):
+        plain, scaled = function(a, products), function(a * size, products)
+        np.testing.assert_allclose(scaled.value / size, plain.value, rtol=1e-12)
+        np.testing.assert_allclose(scaled.standard_error / size, plain.standard_error, rtol=1e-6)

@@ -1,0 +1,142 @@
+"""One thread and several give the same bits, on the native engine and of dense matrices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import pylandscape as pl
+from pylandscape import tall
+
+QUIET: dict[str, Any] = {"progress": False}
+
+
+@pytest.fixture(params=[1, 3])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def land(width: int = 16) -> pl.Landscape:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(
+        torch.nn.Linear(8, width), torch.nn.Tanh(), torch.nn.Linear(width, 8), torch.nn.Tanh(),
+        torch.nn.Linear(8, 3),
+    )  # fmt: skip
+    return pl.Landscape(model, "cross_entropy", (torch.randn(200, 8), torch.randint(0, 3, (200,))))
+
+
+def bits(*arrays: Any) -> list[bytes]:
+    return [np.ascontiguousarray(torch.as_tensor(a).numpy()).tobytes() for a in arrays]
+
+
+def _pairs(**options: Any) -> Callable[[], list[bytes]]:
+    def run() -> list[bytes]:
+        found = pl.eigenpairs(land(2000), 3, max_products=40, **options, **QUIET)
+        return bits(found.values, found.vectors, found.residuals)
+
+    return run
+
+
+def _spectrum() -> list[bytes]:
+    found = pl.spectrum(land(2000), 2, 12, vectors=2, **QUIET)
+    assert found.pairs is not None
+    return bits(found.nodes, found.weights, found.pairs.vectors, found.pairs.residuals)
+
+
+def _estimate(function: Any, method: str, width: int = 2000) -> Callable[[], list[bytes]]:
+    def run() -> list[bytes]:
+        found = function(land(width), 16, method)
+        return bits(found.value, found.standard_error)
+
+    return run
+
+
+def _outliers() -> list[bytes]:
+    found = pl.outliers(land(), 3, **QUIET)
+    return bits(found.values, found.gradient_concentration, found.covariance_overlap)
+
+
+def _critical(method: str, solver: str) -> Callable[[], list[bytes]]:
+    def run() -> list[bytes]:
+        small = land()
+        starts = np.random.default_rng(0).standard_normal((2, small.n_params))
+        found = pl.find_critical_points(
+            small, starts, max_iter=3, method=method, solver=solver, samples=0, **QUIET
+        )
+        return bits(found.final_losses, found.final_norms)
+
+    return run
+
+
+def _convexity(dense: int) -> Callable[[], list[bytes]]:
+    def run() -> list[bytes]:
+        small = land()
+        found = pl.convexity(
+            small, *pl.random_directions(small, 2), (-1, 1, 2), (-1, 1, 2), dense=dense, **QUIET
+        )
+        return bits(*(found.metrics[name] for name in ("lambda_min", "lambda_max")))
+
+    return run
+
+
+def _dense() -> list[bytes]:
+    a = np.random.default_rng(0).standard_normal((400, 400))
+    found = pl.eigenpairs(a + a.T, 3, **QUIET)
+    return bits(found.values, found.vectors, found.residuals, pl.trace(a + a.T, 20).value)
+
+
+QUESTIONS: dict[str, Callable[[], list[bytes]]] = {
+    "eigenpairs": _pairs(), "measured": _pairs(measure=True), "spectrum": _spectrum,
+    **{f"trace {m}": _estimate(pl.trace, m) for m in ("xtrace", "hutch++", "hutchinson")},
+    "frobenius norm": _estimate(pl.frobenius_norm, "xtrace"),
+    **{f"diagonal {m}": _estimate(pl.diagonal, m) for m in ("xdiag", "hutchinson")},
+    "outliers": _outliers, "newton": _critical("newton", "exact"),
+    "gradient norm": _critical("gradient_norm", "exact"),
+    "products": _critical("newton", "products"),
+    "convexity, dense": _convexity(2000), "convexity, Lanczos": _convexity(0), "dense": _dense,
+}  # fmt: skip
+ONE_THREAD: dict[str, list[bytes]] = {}
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_bits_do_not_depend_on_threads(question: str, threads: int) -> None:
+    if threads == 1:
+        ONE_THREAD[question] = QUESTIONS[question]()
+    elif question not in ONE_THREAD:
+        torch.set_num_threads(1)
+        ONE_THREAD[question] = QUESTIONS[question]()
+        torch.set_num_threads(threads)
+    assert QUESTIONS[question]() == ONE_THREAD[question]
+
+
+def test_rows_become_orthonormal_whatever_their_rank() -> None:
+    a = torch.randn(6, 50, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    a[3], a[5] = a[1] + a[2], 0.0
+    q, r = tall.orthonormal(a)
+    torch.testing.assert_close(q @ q.T, torch.eye(6, dtype=torch.float64), rtol=0, atol=1e-14)
+    torch.testing.assert_close(r.T @ q, a, rtol=0, atol=1e-14)
+    assert torch.equal(r, r.triu())
+
+
+@pytest.mark.parametrize("n", [1, 7, 300, 40_000])
+def test_products_of_tall_matrices_are_torchs(n: int) -> None:
+    generator = torch.Generator().manual_seed(n)
+    x, y, c = (
+        torch.randn(shape, dtype=torch.float64, generator=generator)
+        for shape in ((70, n), (3, n), (4, 70))
+    )
+    close = {"rtol": 1e-12, "atol": 1e-11}
+    torch.testing.assert_close(tall.inner(x, y), x @ y.T, **close)
+    torch.testing.assert_close(tall.dots(x[:3], y), (x[:3] * y).sum(1), **close)
+    torch.testing.assert_close(tall.combine(c, x), c @ x, **close)
+    torch.testing.assert_close(tall.norms(y * 1e-200), y.norm(dim=1) * 1e-200, rtol=1e-12, atol=0)
+    expected = c @ x
+    tall.combine(c, x, x[:4])  # in place
+    torch.testing.assert_close(x[:4], expected, **close)
