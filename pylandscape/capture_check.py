@@ -185,9 +185,11 @@ def _reference(
     model: nn.Module, loss: KnownLoss, layout: ParameterLayout, data: Data, bn: str
 ) -> TorchEngine:
     batches = [Batch((x, y), x, y, len(x)) for x, y in data.batches()]
-    return TorchEngine(
+    reference = TorchEngine(
         model, loss, batches, layout, dtype=data.dtype, device=torch.device("cpu"), bn=bn
     )
+    reference.assume_ordinary()  # the landscape's own engine has looked
+    return reference
 
 
 def _outputs(reference: TorchEngine, points: Tensor) -> list[Any]:

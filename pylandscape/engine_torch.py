@@ -507,6 +507,11 @@ class TorchEngine:
             return float(self.prepare_points(("loss",))(self._origin[None])["loss"][0])
         return self._first
 
+    def assume_ordinary(self) -> None:
+        """Leaves out the first run, for a model that another engine has looked at."""
+        self._looked = True
+        self.release()
+
     def release(self) -> None:
         """Lets go of the user's module, which nothing needs after `compare`."""
         self._snapshot.forget_originals()

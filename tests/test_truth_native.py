@@ -1,4 +1,4 @@
-"""The compiled side of truth: derivatives are autograd's, models bring their buffers, words hold."""
+"""The compiled side of truth: derivatives are autograd's, models bring their buffers."""
 
 from __future__ import annotations
 
