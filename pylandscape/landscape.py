@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -15,9 +15,9 @@ from scipy.sparse.linalg import LinearOperator
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from . import engine_cuda, engine_native, engine_recompute, statistics
-from .data import Dataset, not_finite
-from .engine_torch import Objective, TorchEngine, eval_mode, rebound
+from . import engine_cuda, engine_native, engine_recompute, slopes, statistics
+from .data import Batch, Dataset, not_finite
+from .engine_torch import LOCK, Objective, TorchEngine, eval_mode, rebound
 from .errors import InvalidArgument, NotLowered, out_of_memory, wrapping
 from .layout import ParameterLayout, without_wrappers
 from .losses import FreeLoss, KnownLoss, resolve_loss
@@ -35,7 +35,8 @@ _ENGINES = ("auto", "native", "torch")
 class EngineReport:
     """Which engine answers, and why: ``reason`` is None for the native engine.
 
-    ``seconds``: what capture, lowering and the comparison with the module took.
+    ``seconds``: what capture, lowering and the comparison with the module took. ``note``: where
+    derivatives are not the slope of the losses (`Landscape.slope_mismatch`).
     """
 
     engine: str
@@ -44,14 +45,16 @@ class EngineReport:
     capture: str | None = None
     ops: tuple[str, ...] = ()
     instruction_set: str | None = None
+    note: str | None = None
 
     def __str__(self) -> str:
+        end = "" if self.note is None else f"; {self.note}"
         if self.reason is not None:
-            return f"torch ({self.reason})"
+            return f"torch ({self.reason}){end}"
         ops = ", ".join(dict.fromkeys(self.ops))
         return (
             f"native ({self.instruction_set}; captured by {self.capture} in "
-            f"{self.seconds * 1e3:.0f} ms; ops: {ops})"
+            f"{self.seconds * 1e3:.0f} ms; ops: {ops}){end}"
         )
 
 
@@ -118,7 +121,8 @@ class Landscape:
         self.device = own_device if device is None else _device(device)
         _check_finite(model)
         moved = None if self.device == own_device else self.device
-        snapshot = Snapshot(model, dtype, moved)
+        with LOCK:  # another landscape in the making moves its module
+            snapshot = Snapshot(model, dtype, moved)
         if whole is not model:  # what holds the wrapper gets the copy of the module inside
             snapshot.alias(whole, model)
         self.model = snapshot.model
@@ -163,9 +167,12 @@ class Landscape:
         first = self.dataset.batches[0]
         if moved is not None:
             first = first.mapped(lambda t: t.to(own_device))
-        self._torch.compare(model, own_loss, first, dtype is not None or moved is not None)
+        # Where it is not the module itself that runs, an error there says nothing.
+        converted = dtype is not None or moved is not None or whole is not model
+        self._torch.compare(model, own_loss, first, converted)
         self._torch.release()
         self._native, self._report = self._choose(engine, effective_bn)
+        self._slope: tuple[str | None, ...] = ()
 
     @property
     def n_params(self) -> int:
@@ -185,8 +192,27 @@ class Landscape:
         )
 
     def engine_report(self) -> EngineReport:
-        """Which engine runs and, where it is torch's, what kept the native one from it."""
-        return self._report
+        """Which engine runs and, where it is torch's, what kept the native one from it.
+
+        The first call also looks at the derivatives (`slope_mismatch`), but for networks of more
+        than ten million parameters, where that has to be asked for.
+        """
+        return replace(self._report, note=self.slope_note())
+
+    def slope_note(self) -> str | None:
+        """`slope_mismatch` where it is cheap or known already, else None."""
+        known = self._slope or self.n_params <= slopes.UNASKED
+        return self.slope_mismatch() if known else None
+
+    def slope_mismatch(self) -> str | None:
+        """A sentence where the derivatives, autograd's, are not the slope of the losses.
+
+        So it is for models with detach, no_grad, hooks on gradients, custom autograd functions.
+        None where they are; found once, from a few samples of the first batch.
+        """
+        if not self._slope:
+            self._slope = (slopes.mismatch(self),)
+        return self._slope[0]
 
     def loss(self, theta: Any = None) -> float:
         """L at theta (n,); default the model's parameters."""
@@ -417,7 +443,7 @@ class Landscape:
         except InvalidArgument:
             raise
         except Exception as error:
-            raise wrapping(error, _advice(error)) from error
+            raise wrapping(error, _advice(error, self.dataset.batches[0])) from error
         if not np.isfinite(loss):
             where = not_finite(self.dataset.batches)
             if where is not None:
@@ -510,23 +536,36 @@ def _own_names(params: Sequence[str] | None) -> Sequence[str] | None:
     return [without_wrappers(p) if isinstance(p, str) else p for p in params]
 
 
-def _advice(error: BaseException) -> str:
+def _advice(error: BaseException, batch: Batch) -> str:
     """What a first run that failed may mean."""
     if out_of_memory(error):
         return (
             "data: not enough memory to run one batch; pass smaller batches "
             f"({type(error).__name__}: {error})"
         )
+    advice = (
+        "the model runs in eval mode, so a loss that it computes in train mode alone is not there; "
+        "a batch (inputs, target) is called as loss(model(inputs), target), anything else needs "
+        "objective=f(model, batch)"
+    )
+    if isinstance(batch.inputs, Tensor) and batch.inputs.dim() <= 1:
+        advice = (
+            f"inputs of shape {tuple(batch.inputs.shape)} look like one sample: expected a leading "
+            "batch dimension, x[None]"
+        )
     return (
         "data: the model and its loss could not be run on the batches given: "
-        f"{type(error).__name__}: {error} (the model runs in eval mode; inputs have a leading "
-        "batch dimension; a batch (inputs, target) is called as loss(model(inputs), target), "
-        "anything else needs objective=f(model, batch))"
+        f"{type(error).__name__}: {error} ({advice})"
     )
 
 
 def _check_finite(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
+        if nn.parameter.is_lazy(parameter):
+            raise InvalidArgument(
+                f"model: expected parameters that have shapes, but {name!r} is of a lazy module "
+                "that has not run yet; call the model once on a batch"
+            )
         finite = torch.isfinite(parameter.detach())
         if not bool(finite.all()):
             bad = int((~finite).sum())
