@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
@@ -30,8 +31,10 @@ class Batch:
     def mapped(self, f: Callable[[Tensor], Tensor]) -> Batch:
         """The batch with f of its tensors; what stands in it twice does so afterwards."""
         memo: dict[int, Any] = {}
-        parts = [_mapped(part, f, memo) for part in (self.raw, self.inputs, self.target)]
-        return Batch(*parts, self.size)
+        raw, inputs, target = (
+            _mapped(part, f, memo) for part in (self.raw, self.inputs, self.target)
+        )
+        return Batch(raw, inputs, target, self.size)
 
     def fresh(self) -> Batch:
         """A copy that code may write into."""
@@ -73,7 +76,11 @@ class Dataset:
             raw = [data] if _is_pair_of_tensors(data) else _read(data)
         if not raw:
             raise InvalidArgument("data: expected at least one batch, got none")
-        self.batches = [_batch(_placed(item, device, move), i, pairs) for i, item in enumerate(raw)]
+        placed = [_placed(item, device, move) for item in raw]
+        if pairs:  # an objective may differentiate in its inputs
+            for t in (t for item in placed for t in Batch(item, None, None, 0).tensors()):
+                t.requires_grad_(False)
+        self.batches = [_batch(item, i, pairs) for i, item in enumerate(placed)]
         self.size = sum(batch.size for batch in self.batches)
         if self.size == 0:
             raise InvalidArgument("data: expected at least one sample, got none")
@@ -203,7 +210,10 @@ def _placed(item: Any, device: torch.device, move: bool) -> Any:
     if isinstance(item, tuple | list):
         placed = [_placed(value, device, move) for value in item]
         return type(item)(*placed) if hasattr(item, "_fields") else type(item)(placed)
-    return item
+    try:
+        return copy.deepcopy(item)
+    except Exception:  # a handle or the like
+        return item
 
 
 def _batch(item: Any, index: int, pairs: bool) -> Batch:

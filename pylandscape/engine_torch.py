@@ -44,7 +44,7 @@ from .torch_derivatives import MEMORY, Derivatives
 _SEED = 0  # of the random numbers that a forward pass draws, at every point
 _STEP = 0.1  # of each parameter tensor's spread: where the copy is compared with the module
 _ROUNDING = 64  # eps of the coarsest parameters: two kernels' values of one loss
-_LOCK = threading.RLock()  # torch's switches and generators belong to the whole process
+LOCK = threading.RLock()  # torch's switches and generators belong to the whole process
 
 
 @dataclass(frozen=True)
@@ -170,8 +170,9 @@ class TorchEngine:
     ) -> None:
         self._kept_open = snapshot is not None  # its owner releases it
         if snapshot is None:
-            snapshot = Snapshot(model, dtype, device)
-            loss = rebound(snapshot, loss)
+            with LOCK:  # it may be another engine's model, which a session moves
+                snapshot = Snapshot(model, dtype, device)
+                loss = rebound(snapshot, loss)
         self.model, self._snapshot = snapshot.model, snapshot
         self.loss, self._layout, self.bn, self.device = loss, layout, bn, device
         self._digest: str | None = None
@@ -205,7 +206,8 @@ class TorchEngine:
             self._state = State(snapshot.copies(), snapshot.cells, moved, frozen)
         self.sizes = [t.numel() for t in self._slots]
         self._depth = 0
-        self._looked, self._first = False, None  # L at the origin, from the first run
+        self._looked = False
+        self._first: float | None = None  # L at the origin, from the first run
         self._needs_grad = False  # values: the forward pass differentiates, or differs without
         self.writes_input = False
         self.writes_state = False  # into tensors, in place
@@ -270,17 +272,18 @@ class TorchEngine:
                 for name, tensor in (*self.model.named_parameters(), *self.model.named_buffers())
                 if name not in self._layout.aliases
             }
-            with _LOCK, torch.inference_mode(False):
+            with LOCK, torch.inference_mode(False):
                 self._digest = digest_of_all([dict(sorted(fixed.items()))])
         return self._digest
 
     @contextmanager
     def session(self) -> Iterator[None]:
         """Inside, points may be moved and the model run; after it, all is as it was before."""
-        with _LOCK, ExitStack() as stack:
+        with LOCK, ExitStack() as stack:
             if torch.is_inference_mode_enabled():
                 stack.enter_context(torch.inference_mode(False))
-            stack.enter_context(_switches(self.device, self._draws))
+            draws = bool(self._draws) or not self._looked
+            stack.enter_context(_switches(self.device, draws))
             stack.enter_context(self._modes())
             self._depth += 1
             try:
@@ -417,7 +420,7 @@ class TorchEngine:
         copy does not follow.
         """
         with self.session():
-            theta = self._moved_theta()
+            theta = self._origin + _STEP * self.random_step()
             real = {id(own): x for x, own in self._snapshot.pairs if isinstance(x, Tensor)}
             slots = [real.get(id(t)) for t in self._slots]
             if any(t is None or t.is_meta or _overlapping(t) for t in slots):
@@ -488,16 +491,28 @@ class TorchEngine:
         finally:
             _persistently(put_back)
 
-    def _moved_theta(self) -> Tensor:
-        """A point near the origin at which every parameter has moved, and no statistic."""
+    def origin(self) -> Tensor:
+        """The parameters (n,) of the model, in the widest of their dtypes."""
+        return self._origin.clone()
+
+    def random_step(self) -> Tensor:
+        """(n,) Gaussian, every parameter tensor scaled to its own spread; statistics stay."""
         generator = torch.Generator().manual_seed(_SEED)
-        theta = self._origin.clone()
-        for part, entry in zip(theta.split(self.sizes), self._layout.entries, strict=True):
+        step = torch.zeros_like(self._origin)
+        parts = zip(
+            step.split(self.sizes), self._origin.split(self.sizes), self._layout.entries,
+            strict=True,
+        )  # fmt: skip
+        for part, values, entry in parts:
             if entry.kind != KIND and part.numel():
-                spread = part.std() if part.numel() > 1 else part.abs().sum()
+                spread = values.std() if part.numel() > 1 else values.abs().sum()
                 noise = torch.randn(part.shape, generator=generator).to(part)
-                part += _STEP * (float(spread) + 1e-3) * noise
-        return theta
+                part.copy_((float(spread) + 1e-3) * noise)
+        return step
+
+    def rounding(self) -> float:
+        """eps of the coarsest dtype among the parameters."""
+        return float(max(torch.finfo(t.dtype).eps for t in self._slots))
 
     def first_loss(self) -> float:
         """L at the model's own parameters; makes the first run where it is still to come."""
@@ -571,8 +586,6 @@ class TorchEngine:
             self._draws = [
                 name for name, state in _generators().items() if state != generators[name]
             ]
-            if self._draws:
-                _set_generators(generators)
         self.writes_state = self._state.learn(self._original)
         self.keeps_state = self.writes_state or self._state.differs()
         self._state.restore()
@@ -581,8 +594,7 @@ class TorchEngine:
         self._first = total / denominator if denominator else float("nan")
         if self._draws:  # this run began from an unknown state
             self._first = None
-            with _switches(self.device, self._draws):
-                return self._once(self.grad_mode())
+            return self._once(self.grad_mode())
         return found[0][0]
 
     def _undo_run(self) -> None:
@@ -605,7 +617,7 @@ class TorchEngine:
 
     def _check_repeats(self, first: float) -> None:
         second, enabled = self._second()
-        allowed = _ROUNDING * max(torch.finfo(t.dtype).eps for t in self._slots)
+        allowed = _ROUNDING * self.rounding()
         exact = 0.0 if self.device.type == "cpu" else allowed
         if _near(first, second, exact):
             return
@@ -789,8 +801,11 @@ def rebound(
 
 
 @contextmanager
-def _switches(device: torch.device, draws: Sequence[str]) -> Iterator[None]:
-    """Switches and generators of the whole process, as the engine needs them."""
+def _switches(device: torch.device, draws: bool) -> Iterator[None]:
+    """Switches and generators of the whole process, as the engine needs them.
+
+    ``draws``: whether generators of Python and numpy may be used.
+    """
     checkpoints: Any = torch.utils.checkpoint
     fast, own = torch.backends.mha.get_fastpath_enabled(), checkpoints.CheckpointFunction
     kept = _generators() if draws else None
@@ -847,8 +862,8 @@ def _persistently(f: Callable[[], None]) -> None:
 
 def _generators() -> dict[str, Any]:
     """The states of Python's and numpy's global generators, comparable."""
-    name, keys, *rest = np.random.get_state()  # type: ignore[misc]  # noqa: NPY002
-    return {"random": random.getstate(), "numpy": (name, keys.tobytes(), *rest)}  # type: ignore[union-attr]
+    state: Any = np.random.get_state()  # noqa: NPY002
+    return {"random": random.getstate(), "numpy": (state[0], state[1].tobytes(), *state[2:])}
 
 
 def _set_generators(states: dict[str, Any]) -> None:

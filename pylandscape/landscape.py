@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,10 +16,10 @@ from scipy.sparse.linalg import LinearOperator
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from . import engine_cuda, engine_native, engine_recompute, identity, statistics
+from . import engine_cuda, engine_native, engine_recompute, identity, slopes, statistics
 from .arrays import digest_of_all
-from .data import Dataset, not_finite
-from .engine_torch import Objective, TorchEngine, eval_mode, rebound
+from .data import Batch, Dataset, not_finite
+from .engine_torch import LOCK, Objective, TorchEngine, eval_mode, rebound
 from .errors import InvalidArgument, NotLowered, out_of_memory, wrapping
 from .layout import ParameterLayout, without_wrappers
 from .losses import FreeLoss, KnownLoss, metric_name, resolve_loss, why_free
@@ -42,7 +42,8 @@ class EngineReport:
 
     ``seconds``: what capture, lowering and the comparison with the module took. ``derivatives``: of
     the native engine, why gradients and products run in torch nevertheless; None where they are
-    compiled too. ``arithmetic``: how a model of half precision is computed.
+    compiled too. ``arithmetic``: how a model of half precision is computed. ``note``: where
+    derivatives are not the slope of the losses (`Landscape.slope_mismatch`).
     """
 
     engine: str
@@ -53,19 +54,21 @@ class EngineReport:
     instruction_set: str | None = None
     derivatives: str | None = None
     arithmetic: str | None = None
+    note: str | None = None
 
     def __str__(self) -> str:
         more = "" if self.arithmetic is None else f"; {self.arithmetic}"
+        end = "" if self.note is None else f"; {self.note}"
         if self.reason is not None:
-            return f"torch ({self.reason}{more})"
+            return f"torch ({self.reason}{more}){end}"
         ops = ", ".join(dict.fromkeys(self.ops))
         about = (
             f"{self.instruction_set}; captured by {self.capture} in {self.seconds * 1e3:.0f} ms; "
             f"ops: {ops}{more}"
         )
         if self.derivatives is not None:
-            return f"values native ({about}), derivatives torch ({self.derivatives})"
-        return f"native ({about})"
+            return f"values native ({about}), derivatives torch ({self.derivatives}){end}"
+        return f"native ({about}){end}"
 
 
 class Landscape:
@@ -132,7 +135,8 @@ class Landscape:
         self.device = own_device if device is None else _device(device)
         _check_finite(model)
         moved = None if self.device == own_device else self.device
-        snapshot = Snapshot(model, dtype, moved)
+        with LOCK:  # another landscape in the making moves its module
+            snapshot = Snapshot(model, dtype, moved)
         if whole is not model:  # what holds the wrapper gets the copy of the module inside
             snapshot.alias(whole, model)
         self.model = snapshot.model
@@ -167,7 +171,10 @@ class Landscape:
         first = self.dataset.batches[0]
         if moved is not None:
             first = first.mapped(lambda t: t.to(own_device))
-        self._torch.compare(model, own_loss, first, dtype is not None or moved is not None)
+        # Where it is not the module itself that runs, an error there says nothing.
+        converted = dtype is not None or moved is not None or whole is not model
+        self._torch.compare(model, own_loss, first, converted)
+        self._torch.release()
         self._choose()
 
     def _start(self, snapshot: Snapshot) -> None:
@@ -187,6 +194,7 @@ class Landscape:
             snapshot=snapshot,
         )
         self._model_loss = self._first_loss()
+        self._slope: tuple[str | None, ...] = ()
 
     @property
     def n_params(self) -> int:
@@ -206,8 +214,27 @@ class Landscape:
         )
 
     def engine_report(self) -> EngineReport:
-        """Which engine runs and, where it is torch's, what kept the native one from it."""
-        return self._report
+        """Which engine runs and, where it is torch's, what kept the native one from it.
+
+        The first call also looks at the derivatives (`slope_mismatch`), but for networks of more
+        than ten million parameters, where that has to be asked for.
+        """
+        return replace(self._report, note=self.slope_note())
+
+    def slope_note(self) -> str | None:
+        """`slope_mismatch` where it is cheap or known already, else None."""
+        known = self._slope or self.n_params <= slopes.UNASKED
+        return self.slope_mismatch() if known else None
+
+    def slope_mismatch(self) -> str | None:
+        """A sentence where the derivatives, autograd's, are not the slope of the losses.
+
+        So it is for models with detach, no_grad, hooks on gradients, custom autograd functions.
+        None where they are; found once, from a few samples of the first batch.
+        """
+        if not self._slope:
+            self._slope = (slopes.mismatch(self),)
+        return self._slope[0]
 
     def loss(self, theta: Any = None) -> float:
         """L at theta (n,); default the model's parameters."""
@@ -431,6 +458,7 @@ class Landscape:
             for name, tensor in (self.moved.unflatten(point) | buffers).items():
                 named[name].copy_(tensor)
         other._start(snapshot)
+        other._torch.release()
         other._choose()
         return other
 
@@ -505,7 +533,7 @@ class Landscape:
         except InvalidArgument:
             raise
         except Exception as error:
-            raise wrapping(error, _advice(error)) from error
+            raise wrapping(error, _advice(error, self.dataset.batches[0])) from error
         if not np.isfinite(loss):
             where = not_finite(self.dataset.batches)
             if where is not None:
@@ -625,23 +653,36 @@ def _own_names(params: Sequence[str] | None) -> Sequence[str] | None:
     return [without_wrappers(p) if isinstance(p, str) else p for p in params]
 
 
-def _advice(error: BaseException) -> str:
+def _advice(error: BaseException, batch: Batch) -> str:
     """What a first run that failed may mean."""
     if out_of_memory(error):
         return (
             "data: not enough memory to run one batch; pass smaller batches "
             f"({type(error).__name__}: {error})"
         )
+    advice = (
+        "the model runs in eval mode, so a loss that it computes in train mode alone is not there; "
+        "a batch (inputs, target) is called as loss(model(inputs), target), anything else needs "
+        "objective=f(model, batch)"
+    )
+    if isinstance(batch.inputs, Tensor) and batch.inputs.dim() <= 1:
+        advice = (
+            f"inputs of shape {tuple(batch.inputs.shape)} look like one sample: expected a leading "
+            "batch dimension, x[None]"
+        )
     return (
         "data: the model and its loss could not be run on the batches given: "
-        f"{type(error).__name__}: {error} (the model runs in eval mode; inputs have a leading "
-        "batch dimension; a batch (inputs, target) is called as loss(model(inputs), target), "
-        "anything else needs objective=f(model, batch))"
+        f"{type(error).__name__}: {error} ({advice})"
     )
 
 
 def _check_finite(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
+        if nn.parameter.is_lazy(parameter):
+            raise InvalidArgument(
+                f"model: expected parameters that have shapes, but {name!r} is of a lazy module "
+                "that has not run yet; call the model once on a batch"
+            )
         finite = torch.isfinite(parameter.detach())
         if not bool(finite.all()):
             bad = int((~finite).sum())

@@ -162,8 +162,8 @@ class ParameterLayout:
         self, value: Mapping[str, Any], name: str, dtype: torch.dtype, device: torch.device | str
     ) -> Tensor:
         found: dict[str, Tensor] = {}
-        if not any(alias in value for alias in self.aliases):
-            value = {without_wrappers(str(key)): part for key, part in value.items()}
+        if any(e.name not in value for e in self.entries):
+            value = {**{without_wrappers(str(key)): part for key, part in value.items()}, **value}
         for alias, own in self.aliases.items():
             if alias in value:
                 found.setdefault(own, torch.as_tensor(value[alias]))

@@ -174,6 +174,9 @@ def _info(
         "n_params": land.n_params,
         "notes": [],
     }
+    mismatch = land.slope_note()
+    if mismatch is not None:
+        info["slope_mismatch"] = mismatch
     negative = statistics.negative(land.moved, asked.base, asked.vectors)
     if negative is not None:
         info["negative_variance"] = int(negative(asked.coefficients).sum())

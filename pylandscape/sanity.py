@@ -76,7 +76,8 @@ class Verdict:
 
 
 def check(result: Curve | Surface) -> Verdict:
-    """Judge a result: centre, axes' lengths and angle, finiteness, saturation, BatchNorm, points.
+    """Judge a result: centre, axes' lengths and angle, finiteness, saturation, BatchNorm, points,
+    and whether derivatives of this landscape are its slope.
 
     The centre is compared with `info["model_loss"]`, the model's own loss computed without the
     engines; the tolerance is sqrt(eps) of the dtype, relative, plus eps.
@@ -100,6 +101,8 @@ def check(result: Curve | Surface) -> Verdict:
         findings += _range(values, axes, facts, slice_kind)
         findings += _resolution(values, axes)
     findings += _batch_norm(facts, slice_kind)
+    if facts.get("slope_mismatch"):
+        findings.append(Finding("note", "slope", str(facts["slope_mismatch"])))
     return Verdict(tuple(findings))
 
 

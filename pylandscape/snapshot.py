@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from .data import dense_parts
-from .errors import InvalidArgument
+from .errors import InvalidArgument, wrapping
 
 _SEARCHED = 20_000  # objects looked through for what a function holds of the module
 _ATOMS = (
@@ -47,7 +47,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
         elif type(model).__name__ == "OptimizedModule" and isinstance(
             getattr(model, "_orig_mod", None), nn.Module
         ):
-            model = model._orig_mod
+            model = model._orig_mod  # type: ignore[assignment]
         else:
             return model
 
@@ -151,7 +151,10 @@ class State:
                 "expected to keep its values"
             )
         if value is not None:
-            tensor.data.copy_(value) if _plain(tensor) else _replace(tensor, value)
+            if tensor.layout == torch.strided and tensor.shape == value.shape:
+                tensor.data.copy_(value)
+            else:  # sparse, or resized by the forward pass
+                tensor.data = value.clone()
         self._versions[i] = _version(tensor)
 
     def put_back_changes(self) -> None:
@@ -177,8 +180,8 @@ class State:
             elif value is not None and not same_bits(t, value):
                 changed = True
                 self._silent.append(i)
-        for i, (array, value) in enumerate(self._arrays):
-            if array.tobytes() != value.tobytes():
+        for i, (array, held) in enumerate(self._arrays):
+            if array.tobytes() != held.tobytes():
                 self._silent_arrays.append(i)
         return changed
 
@@ -189,14 +192,6 @@ def _version(t: Tensor) -> int:
 
 def _held(t: Tensor) -> Tensor:
     return t.detach().clone()
-
-
-def _plain(t: Tensor) -> bool:
-    return t.layout == torch.strided
-
-
-def _replace(tensor: Tensor, value: Tensor) -> None:
-    tensor.data = value.clone()
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:
@@ -238,7 +233,7 @@ class Snapshot:
     ) -> None:
         self._dtype, self._device = dtype, device
         self._memo: dict[int, Any] = {}
-        self._storages: dict[tuple[int, torch.dtype, torch.device], Tensor] = {}
+        self._storages: dict[tuple[int, int, torch.dtype, torch.device], Tensor] = {}
         self._held: set[int] = set()  # no path leads from these objects to the module
         self.cells: list[types.CellType] = []
         self.pairs: list[tuple[Any, Any]] = []  # (original, copy): keeps both alive
@@ -246,8 +241,10 @@ class Snapshot:
         self.model: nn.Module = self.copy(model)
 
     def alias(self, x: Any, of: Any) -> None:
-        """From now on a copy of x is the copy of ``of``."""
-        self._memo[id(x)] = self._memo[id(of)]
+        """From now on a copy of the wrapper x is that of the module ``of`` in it, which code may
+        still ask for its ``.module``."""
+        own = self._memo[id(x)] = self._memo[id(of)]
+        own.__dict__.setdefault("module", own)
         self._targets[id(x)] = x
 
     def originals(self) -> list[Any]:
@@ -282,9 +279,15 @@ class Snapshot:
             return self._memo[id(x)]
         try:
             return self._copied(x)
-        except (KeyboardInterrupt, MemoryError, torch.OutOfMemoryError, RecursionError):
+        except (MemoryError, torch.OutOfMemoryError, RecursionError):
             raise
-        except Exception:  # whatever cannot be copied is shared
+        except Exception as error:  # whatever cannot be copied is shared, but for what moves
+            if isinstance(x, nn.Module | Tensor):
+                raise wrapping(
+                    error,
+                    f"model: a {type(x).__name__} in it cannot be copied, and the landscape moves "
+                    f"a copy of its own: {type(error).__name__}: {error}",
+                ) from error
             self._memo[id(x)] = x
             return x
 
@@ -320,11 +323,16 @@ class Snapshot:
             return self._note(x, own)
         custom = getattr(kind, "__deepcopy__", None)
         if custom is not None and getattr(custom, "__module__", "") != parametrize.__name__:
+            if isinstance(x, nn.Module):
+                for t in (*x.parameters(), *x.buffers()):
+                    self.copy(t)
             before = len(self._memo)
             try:
                 own = custom(x, self._memo)
                 self._memo[id(x)] = own
-                self.pairs += [(None, y) for y in list(self._memo.values())[before:]]
+                alive = self._memo.get(id(self._memo))  # copy.deepcopy's own list
+                made = [y for y in list(self._memo.values())[before:] if y is not alive]
+                self.pairs += [(None, y) for y in made]
                 self.pairs.append((x, own))
                 return own
             except Exception:
@@ -362,11 +370,6 @@ class Snapshot:
 
     def _tensor(self, x: Tensor) -> Tensor:
         plain = type(x) in (Tensor, nn.Parameter, nn.Buffer)
-        if isinstance(x, nn.parameter.UninitializedTensorMixin):
-            raise InvalidArgument(
-                "model: expected parameters that have shapes, got a lazy module that has not run "
-                "yet; call it once on a batch"
-            )
         with torch.inference_mode(False), torch.no_grad():
             if x.layout == torch.strided and not x.is_quantized and type(x.detach()) is Tensor:
                 own = self._strided(x.detach())
@@ -376,7 +379,7 @@ class Snapshot:
         if isinstance(x, nn.Parameter) and plain:
             own = nn.Parameter(own, x.requires_grad)
         elif isinstance(x, nn.Parameter):
-            own = own.as_subclass(type(x)).requires_grad_(x.requires_grad)  # type: ignore[arg-type]
+            own = own.as_subclass(type(x)).requires_grad_(x.requires_grad)
         elif type(x) is nn.Buffer:
             own = nn.Buffer(own, persistent=getattr(x, "persistent", True))
         elif x.is_leaf and x.requires_grad:
@@ -398,9 +401,9 @@ class Snapshot:
         dtype, device = self._cast_of(x), self._device or x.device
         size, step = x.untyped_storage().nbytes(), x.element_size()
         overlaps = any(s == 0 and n > 1 for s, n in zip(x.stride(), x.shape, strict=True))
-        if overlaps or size % step or x.is_conj() or x.is_neg() or x.numel() == 0:
+        if overlaps or size % step or x.is_meta or x.is_conj() or x.is_neg() or x.numel() == 0:
             return x.clone(memory_format=torch.contiguous_format).to(device, dtype)
-        key = (x.untyped_storage().data_ptr(), x.dtype, x.device)
+        key = (x.untyped_storage().data_ptr(), size, x.dtype, x.device)
         whole = self._storages.get(key)
         if whole is None:
             flat = torch.empty(0, dtype=x.dtype, device=x.device).set_(

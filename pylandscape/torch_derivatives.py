@@ -215,7 +215,8 @@ class Derivatives:
         engine = self._engine
         statistics = engine.statistics()
         try:
-            with torch.no_grad(), forward_ad.dual_level():
+            with warnings.catch_warnings(), torch.no_grad(), forward_ad.dual_level():
+                warnings.simplefilter("ignore", DeprecationWarning)  # torch's own use of jit.script
                 for leaf, part in zip(leaves.tensors, leaves.parts(v), strict=True):
                     leaf.requires_grad_(False)
                     if leaf.numel():

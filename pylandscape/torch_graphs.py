@@ -86,7 +86,7 @@ class Leaves:
         kept = [i for i, v in enumerate(values) if v.requires_grad]
         if not kept:
             return [None] * len(self.tensors)
-        found = list(
+        found: list[Tensor | None] = list(
             torch.autograd.grad(
                 [values[i] for i in kept],
                 self.tensors,
@@ -144,7 +144,7 @@ class Leaves:
             jv = torch.zeros_like(outputs)
             if kept:
                 (jv,) = torch.autograd.grad(
-                    [pulled[i] for i in kept],  # type: ignore[misc]
+                    [g for g in pulled if g is not None and g.requires_grad],
                     w,
                     [parts[i].to(outputs.dtype) for i in kept],
                     retain_graph=True,

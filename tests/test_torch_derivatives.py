@@ -558,7 +558,8 @@ def test_sparse_embeddings_and_inference_mode_have_derivatives() -> None:
     with torch.inference_mode():
         close(land.hvp(rows(land)), rows(land) @ dense_hessian)
         close(land.per_sample_gradients().mean(0), land.gradient())
-    assert model[0].sparse and land.model[0].sparse
+    assert model[0].sparse
+    assert land.model[0].sparse
 
 
 @pytest.mark.parametrize("failure", [ValueError("boom"), KeyboardInterrupt()])
