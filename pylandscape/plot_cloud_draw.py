@@ -12,7 +12,7 @@ from .arrays import Array
 from .cloud_results import Cloud, Range
 from .errors import InvalidArgument
 from .plot_cloud_style import CLASS_STYLES, LABELS, Look, dot_size
-from .plot_scale import format_levels
+from .plot_scale import format_levels, symlog_ticks
 
 INSET = 0.4  # of the axes' width and height
 MARGIN = 0.04  # of the range, on each side
@@ -349,21 +349,9 @@ def _finish_bar(bar: Any, look: Look, ax: Any) -> Any:
     bar.ax.tick_params(labelsize=7, width=0.6, length=2, pad=1.5)
     bar.outline.set_linewidth(0.5)
     if hasattr(bar.norm, "linthresh"):
-        at = _symlog_ticks(bar.norm)
+        norm = bar.norm
+        smallest = int(np.floor(np.log10(norm.linthresh)))
+        at = symlog_ticks(norm.vmin, norm.vmax, smallest, lambda v: float(norm(v)), TICK_SPACE)
         bar.set_ticks(list(at), labels=list(at.values()))
         bar.minorticks_off()
     return bar
-
-
-def _symlog_ticks(norm: Any) -> dict[float, str]:
-    """0 and powers of ten that leave room for their texts."""
-    kept = {0.0: "0"}
-    largest = int(np.floor(np.log10(max(-norm.vmin, norm.vmax))))
-    smallest = int(np.floor(np.log10(norm.linthresh)))
-    for power in range(largest, smallest - 1, -1):
-        for sign, text in ((1.0, ""), (-1.0, "-")):
-            value = sign * 10.0**power
-            near = min(abs(float(norm(value)) - float(norm(other))) for other in kept)
-            if norm.vmin <= value <= norm.vmax and near > TICK_SPACE:
-                kept[value] = f"${text}10^{{{power}}}$"
-    return dict(sorted(kept.items()))

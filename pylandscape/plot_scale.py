@@ -7,7 +7,7 @@ the drawn coordinate is z = v, or z = log10(v + offset) on a logarithmic scale.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -206,11 +206,31 @@ def _log_levels(vmin: float, vmax: float) -> Array:
 
 def round_steps(low: float, high: float) -> Array:
     """Multiples of 1, 2, 2.5 or 5 x 10^k strictly between low and high, about ten of them."""
-    rough = (high - low) / (DEFAULT_LEVELS + 1)
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(m * power for m in (1.0, 2.0, 2.5, 5.0, 10.0) if m * power >= rough)
-    numbers = np.arange(math.floor(low / step), math.ceil(high / step) + 1) * step
-    return np.array([float(f"{v:.12g}") for v in numbers if low < v < high])
+    from matplotlib.ticker import MaxNLocator
+
+    found = MaxNLocator(DEFAULT_LEVELS + 1, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
+    return np.array([float(f"{v:.12g}") for v in found if low < v < high])
+
+
+def symlog_ticks(
+    low: float, high: float, smallest: int, place: Callable[[float], float], room: float
+) -> dict[float, str]:
+    """Ticks of an axis that is linear near 0 and logarithmic beyond, with their texts, ascending.
+
+    Args:
+        low, high: the axis' range.
+        smallest: the least power of ten that gets a tick.
+        place: from a value to its place in the picture.
+        room: the least distance of two places. 0 and the large powers come first.
+    """
+    kept = {0.0: "0"} if low <= 0.0 <= high else {}
+    for power in range(int(np.floor(np.log10(max(-low, high)))), smallest - 1, -1):
+        for sign, text in ((1.0, ""), (-1.0, "-")):
+            value = sign * 10.0**power
+            near = min((abs(place(value) - place(other)) for other in kept), default=np.inf)
+            if low <= value <= high and near > room:
+                kept[value] = f"${text}10^{{{power}}}$"
+    return dict(sorted(kept.items()))
 
 
 def distinct_rounding(numbers: Array, low: float, high: float) -> Array:

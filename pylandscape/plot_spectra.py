@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 
 from .arrays import edges
 from .errors import InvalidArgument
-from .plot_scale import Array
+from .plot_scale import Array, symlog_ticks
 from .plot_style import LINE_COLOURS, LINE_DASHES, legend_above, new_axes, own_style
 from .spectral_results import Density, EigenPairs, Spectrum
 
@@ -278,16 +278,12 @@ class _Axis:
     def ticks(self) -> tuple[list[float], list[str]]:
         """0 and powers of ten that leave room for their texts, and the texts."""
         first, last = self.forward([self.low, self.high])
-        largest = int(np.floor(np.log10(max(-self.low, self.high))))
         smallest = int(np.ceil(np.log10(self.linthresh)))
-        kept = {0.0: "0"} if self.low <= 0.0 <= self.high else {}
-        for power in range(largest, smallest - 1, -1):
-            for sign, text in ((1.0, ""), (-1.0, "-")):
-                value = sign * 10.0**power
-                near = np.abs(self.forward([*kept, np.inf]) - self.forward([value]))
-                if self.low <= value <= self.high and near.min() > TICK_SPACE * (last - first):
-                    kept[value] = f"${text}10^{{{power}}}$"
-        return list(kept), list(kept.values())
+        found = symlog_ticks(
+            self.low, self.high, smallest, lambda v: float(self.forward([v])[0]),
+            TICK_SPACE * float(last - first),
+        )  # fmt: skip
+        return list(found), list(found.values())
 
     def minor_ticks(self) -> Array:
         """Multiples of powers of ten beyond the linear part."""

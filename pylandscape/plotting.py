@@ -28,7 +28,7 @@ from .plot_style import (
     own_style,
     save,
 )
-from .plot_view import view_of
+from .plot_view import View, view_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -113,14 +113,8 @@ def plot_surface(
     Raises:
         InvalidArgument: names the argument; also fewer than 2 x 2 points for contours and 3-D.
     """
-    if kind not in SURFACE_KINDS:
-        raise InvalidArgument(f"kind: expected one of {', '.join(KINDS)}, got {kind!r}")
     values = _metric(surface, metric)
-    if kind != "heat" and min(values.shape) < 2:
-        raise InvalidArgument(
-            f"kind: expected 'heat' or 'line' for {values.shape[0]} x {values.shape[1]} points, "
-            f"got {kind!r}, which needs 2 x 2"
-        )
+    _check(kind, values, ax)
     track = None if trajectory is None else _points("trajectory", trajectory)
     view = view_of(surface)
     marks = view.vertices if vertices is None else _points("vertices", vertices)
@@ -128,10 +122,6 @@ def plot_surface(
     scale = Scale.of(values, log=log, offset=offset, vmin=vmin, vmax=vmax)
     solid = kind == "surface"
     bar = kind in ("filled", "heat") if colorbar is None else colorbar
-    if ax is not None and solid != (ax.name == "3d"):
-        raise InvalidArgument(
-            f"ax: expected {'a 3-D' if solid else 'a flat'} Axes for kind {kind!r}, got {ax.name!r}"
-        )
 
     def height_at(points: Array) -> Array | None:
         return draw.heights(view, values, scale, clip, points) if solid else None
@@ -163,20 +153,43 @@ def plot_surface(
             draw.finish_sheet(ax, scale, name, at)
         if bar:
             draw.draw_colorbar(ax, artist, kind, scale, name, at)
-        notes = []
-        if not np.isfinite(values).all():
-            notes.append(nonfinite_handle(nonfinite_text(values)))
-        if metric == "ratio" and "lambda_max" in surface.metrics and not solid:
-            notes += draw.draw_flags(
-                ax, view, surface.metrics["lambda_max"] <= 0.0, r"$\lambda_{\max} \leq 0$"
-            )
-        if notes:
-            legend_above(ax, notes, columns=1)
+        notes = _notes(ax, view, surface, metric, flat=not solid)
         if title is not None:
-            ax.set_title(title, pad=6 + 11 * len(notes))
+            ax.set_title(title, pad=6 + 11 * notes)
         elif kind == "contour" and not bar:
             ax.set_title(scale.label(name), loc="left", fontsize="medium", pad=3)
     return ax
+
+
+def _check(kind: str, values: Array, ax: Any) -> None:
+    """Raises InvalidArgument for an unknown kind, one that needs more points, another Axes."""
+    if kind not in SURFACE_KINDS:
+        raise InvalidArgument(f"kind: expected one of {', '.join(KINDS)}, got {kind!r}")
+    if kind != "heat" and min(values.shape) < 2:
+        raise InvalidArgument(
+            f"kind: expected 'heat' or 'line' for {values.shape[0]} x {values.shape[1]} points, "
+            f"got {kind!r}, which needs 2 x 2"
+        )
+    solid = kind == "surface"
+    if ax is not None and solid != (ax.name == "3d"):
+        raise InvalidArgument(
+            f"ax: expected {'a 3-D' if solid else 'a flat'} Axes for kind {kind!r}, got {ax.name!r}"
+        )
+
+
+def _notes(ax: Axes, view: View, surface: Surface, metric: str, *, flat: bool) -> int:
+    """Legends above the picture: points that are not finite, points without a ratio. How many."""
+    values = np.asarray(surface.metrics[metric], dtype=np.float64)
+    notes = []
+    if not np.isfinite(values).all():
+        notes.append(nonfinite_handle(nonfinite_text(values)))
+    if metric == "ratio" and "lambda_max" in surface.metrics and flat:
+        notes += draw.draw_flags(
+            ax, view, surface.metrics["lambda_max"] <= 0.0, r"$\lambda_{\max} \leq 0$"
+        )
+    if notes:
+        legend_above(ax, notes, columns=1)
+    return len(notes)
 
 
 def _metric(surface: Surface, metric: str) -> Array:
