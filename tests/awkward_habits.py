@@ -789,7 +789,9 @@ class HookOnItself(Block):
 class BackwardHook(Block):
     def __init__(self, d):
         super().__init__(d)
-        self.fc.register_full_backward_hook(lambda m, gi, go: tuple(2 * g for g in gi))
+        self.fc.register_full_backward_hook(
+            lambda m, gi, go: tuple(g if g is None else 2 * g for g in gi)
+        )
 
     def forward(self, x):
         return self.fc(torch.tanh(x))

@@ -617,7 +617,7 @@ def test_hessian_eigenthings_compat_with_the_first_batch_alone():
         close(op.matvec(torch.ones(3)), own_product(F.mse_loss(net(x), y), net, torch.ones(3)))
     from pylandscape.compat import patched
 
-    with patched(hessian_eigenthings="1.0.0a5"):
+    with patched(compat={"hessian_eigenthings": "1.0.0a5"}):
         op = hessian_eigenthings.HessianOperator(net, [(x, y)], _supervised, full_dataset=False)
         close(op.matvec(torch.ones(3)), own_product(F.mse_loss(net(x), y), net, torch.ones(3)))
 
@@ -1042,7 +1042,8 @@ def test_a_capture_is_silent():
         class Net(torch.nn.Module):
             def __init__(self): super().__init__(); self.fc = torch.nn.Linear(2, 2)
             def forward(self, x): return self.fc(x) if x.sum() > 0 else -self.fc(x)
-        print(pl.Landscape(Net(), "cross_entropy", (torch.randn(4, 2), torch.tensor([0, 1, 0, 1]))).engine)
+        data = (torch.randn(4, 2), torch.tensor([0, 1, 0, 1]))
+        print(pl.Landscape(Net(), "cross_entropy", data).engine)
         """
     )
     assert (code, out.strip(), err) == (0, "torch", "")
