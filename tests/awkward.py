@@ -39,11 +39,11 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from awkward_habits import HABITS, PLAIN  # noqa: E402
-from awkward_parts import NETS, STEMS, TASKS, WRAPPERS, B, Task, target_of  # noqa: E402
+from awkward_habits import HABITS, PLAIN
+from awkward_parts import NETS, STEMS, TASKS, WRAPPERS, B, Task, target_of
 
-import pylandscape as pl  # noqa: E402
-from pylandscape.errors import PylandscapeError  # noqa: E402
+import pylandscape as pl
+from pylandscape.errors import PylandscapeError
 
 SEED = 0  # torch's generator at every point, as both engines seed it
 LAYOUTS = ("pair", "equal", "unequal", "loader", "stream", "arrays")
@@ -232,12 +232,12 @@ def _given(layout: str, batches: list[tuple[Any, Tensor]]) -> Any:
 
 @contextlib.contextmanager
 def own_random_state() -> Iterator[None]:
-    kept, also = np.random.get_state(), random.getstate()
+    kept, also = np.random.get_state(), random.getstate()  # noqa: NPY002
     with torch.random.fork_rng(devices=[]):
         try:
             yield
         finally:
-            np.random.set_state(kept)
+            np.random.set_state(kept)  # noqa: NPY002
             random.setstate(also)
 
 
@@ -463,7 +463,7 @@ def state_of(built: Built) -> dict[str, Any]:
         "data": frozen(built.batches),
         "loss": frozen(built.loss if built.objective is None else built.objective),
         "torch's random state": torch.get_rng_state().numpy().tobytes(),
-        "numpy's random state": repr(np.random.get_state()),
+        "numpy's random state": repr(np.random.get_state()),  # noqa: NPY002
         "python's random state": random.getstate(),
         "grad mode": torch.is_grad_enabled(),
         "torch's stack of transforms": _transforms(),

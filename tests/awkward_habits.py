@@ -300,7 +300,7 @@ class StateNumpyGenerator(Block):
 
 @habit("state_observer")
 class StateObserver(Block):
-    """Quantisation-aware training: ranges that are observed as data pass, and a straight-through."""
+    """Quantisation-aware training: ranges that are observed as data pass."""
 
     def __init__(self, d):
         super().__init__(d)
@@ -1180,7 +1180,7 @@ class Reparametrised(Block):
 @habit("numpy_noise", draws="other")
 class NumpyNoise(Block):
     def forward(self, x):
-        return self.act(x) * float(np.random.rand())
+        return self.act(x) * float(np.random.rand())  # noqa: NPY002
 
 
 @habit("python_noise", draws="other")
