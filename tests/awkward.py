@@ -890,13 +890,6 @@ def shrunk(judgement: Judgement) -> Judgement:
     return best
 
 
-def judged(seeds: Iterable[int], progress: bool = False) -> Iterator[Judgement]:
-    for seed in seeds:
-        yield judge(plan_of(seed))
-        if progress and seed % 100 == 99:
-            print(f"... {seed + 1}", file=sys.stderr, flush=True)
-
-
 def cause(text: str) -> str:
     """A refusal without what is different in each: names and numbers."""
     words = []
@@ -934,6 +927,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--plan", help="a plan's text; with --seeds, only its seed is exchanged")
     parser.add_argument("--habits", action="store_true", help="every habit, stem and task alone")
     parser.add_argument("--no-shrink", action="store_true")
+    parser.add_argument("--refused", action="store_true", help="show what is refused, too")
     options = parser.parse_args(arguments)
     if options.plan and not options.seeds:
         judgement = judge(parse(options.plan))
@@ -943,18 +937,25 @@ def main(arguments: list[str] | None = None) -> int:
         return int(bool(judgement.faults))
     if options.habits:
         plans = alone()
-        found = [judge(plan) for plan in plans]
     else:
-        first, end = map(int, (options.seeds or "0:200").split(":"))
-        found = list(judged(range(first, end), progress=True))
+        first, end = map(int, (options.seeds or "0:228").split(":"))
+        plans = [plan_of(seed) for seed in range(first, end)]
+    found, seen = [], set()
+    for i, plan in enumerate(plans):
+        judgement = judge(plan)
+        found.append(judgement)
+        if judgement.faults:
+            small = judgement if options.no_shrink or options.habits else shrunk(judgement)
+            key = str(replace(small.plan, seed=0))
+            if key not in seen:
+                seen.add(key)
+                print(small, flush=True)
+        elif judgement.refused and options.refused:
+            v = judgement.refused[0]
+            print(f'refused "{plan}": {v.engine}: {v.question}: {v.detail}', flush=True)
+        if i % 100 == 99:
+            print(f"... {i + 1} of {len(plans)}", file=sys.stderr, flush=True)
     faults = [j for j in found if j.faults]
-    seen: set[str] = set()
-    for j in faults:
-        small = j if options.no_shrink or options.habits else shrunk(j)
-        key = str(replace(small.plan, seed=0))
-        if key not in seen:
-            seen.add(key)
-            print(small, flush=True)
     print(summary(found))
     return int(bool(faults))
 
