@@ -28,7 +28,7 @@ import types
 import warnings
 import weakref
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from awkward_habits import HABITS, PLAIN
+from awkward_habits import HABITS, PLAIN, plain_checkpoints
 from awkward_parts import NETS, STEMS, TASKS, WRAPPERS, B, Task, target_of
 
 import pylandscape as pl
@@ -264,8 +264,8 @@ class Reference:
         return torch.cat([p.detach().reshape(-1).double() for p in self.chosen(built)])
 
     def value(self, theta: Tensor) -> float:
-        (loss,), _ = self._terms(theta)
-        return float(loss.detach())
+        with contextlib.closing(self._terms(theta)[0]) as losses:
+            return float(next(losses).detach())
 
     def gradient(self, theta: Tensor) -> Tensor | None:
         """None: the loss has none. Raises what ``.backward()`` raises."""
@@ -286,20 +286,21 @@ class Reference:
             return f(theta, *more, parts=True)
 
     def _gradient(self, theta: Tensor, parts: bool) -> Tensor | None:
-        losses, parameters = self._terms(theta, parts)
+        terms, parameters = self._terms(theta, parts)
         for p in parameters:
             p.grad = None
         some = False
-        for loss in losses:
-            if loss.requires_grad:
-                some = True
-                loss.backward()
+        with contextlib.closing(terms) as losses:  # also on failure: it holds modes and seeds
+            for loss in losses:
+                if loss.requires_grad:
+                    some = True
+                    loss.backward()
         if not some:
             return None
         return _flat(torch.zeros_like(p) if p.grad is None else p.grad for p in parameters)
 
     def _product(self, theta: Tensor, v: Tensor, parts: bool) -> Tensor | None:
-        losses, parameters = self._terms(theta, parts)
+        terms, parameters = self._terms(theta, parts)
         free = [p for p in parameters if p.requires_grad]
         rows = v.to(parameters[0].dtype).split([p.numel() for p in parameters])
         rows = [
@@ -307,21 +308,20 @@ class Reference:
         ]
         found = {id(p): torch.zeros_like(p) for p in parameters}
         plain = {id(p): torch.zeros_like(p) for p in parameters}
+        kw: dict[str, Any] = {"allow_unused": True, "materialize_grads": True}
         some = False
-        for loss in losses:
-            if not loss.requires_grad:
-                continue
-            some = True
-            first = torch.autograd.grad(
-                loss, free, create_graph=True, allow_unused=True, materialize_grads=True
-            )
-            for p, g in zip(free, first, strict=True):
-                plain[id(p)] += g.detach()
-            total = sum((g * r).sum() for g, r in zip(first, rows, strict=True))
-            if total.requires_grad:
-                second = torch.autograd.grad(total, free, allow_unused=True, materialize_grads=True)
-                for p, g in zip(free, second, strict=True):
-                    found[id(p)] += g
+        with contextlib.closing(terms) as losses, plain_checkpoints():
+            for loss in losses:
+                if not loss.requires_grad:
+                    continue
+                some = True
+                first = torch.autograd.grad(loss, free, create_graph=True, **kw)
+                for p, g in zip(free, first, strict=True):
+                    plain[id(p)] += g.detach()
+                total = sum((g * r).sum() for g, r in zip(first, rows, strict=True))
+                if total.requires_grad:
+                    for p, g in zip(free, torch.autograd.grad(total, free, **kw), strict=True):
+                        found[id(p)] += g
         if not some:
             return None
         own, other = self._gradient(theta, parts), _flat(plain[id(p)] for p in parameters)
@@ -331,7 +331,7 @@ class Reference:
 
     def _terms(
         self, theta: Tensor, parts: bool = False
-    ) -> tuple[Iterator[Tensor], list[nn.Parameter]]:
+    ) -> tuple[Generator[Tensor, None, None], list[nn.Parameter]]:
         """L in one term or in one for each batch, each to be used before the next is asked for."""
         built = build(self.plan, wrapped=False)
         model, batches = built.model, built.batches
@@ -345,7 +345,7 @@ class Reference:
             if self.thawed:
                 p.requires_grad_(True)
 
-        def run() -> Iterator[Tensor]:
+        def run() -> Generator[Tensor, None, None]:
             math = torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)
             with own_random_state(), torch.enable_grad(), math:
                 torch.manual_seed(SEED)

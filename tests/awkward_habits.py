@@ -12,7 +12,8 @@ import random
 import threading
 import warnings
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache, partial
 from typing import Any
 
@@ -655,11 +656,24 @@ class Checkpoint(Block):
         return self.fc(checkpoint(self.act, x, use_reentrant=False))
 
 
+_REENTRANT = [True]
+
+
+@contextmanager
+def plain_checkpoints() -> Iterator[None]:
+    """Checkpoints that torch differentiates twice, for the reference."""
+    _REENTRANT[0] = False
+    try:
+        yield
+    finally:
+        _REENTRANT[0] = True
+
+
 @habit("checkpoint_reentrant")
 class CheckpointReentrant(Block):
     def forward(self, x):
         x = x if x.requires_grad or not torch.is_grad_enabled() else x.clone().requires_grad_()
-        return self.fc(checkpoint(self.act, x, use_reentrant=True))
+        return self.fc(checkpoint(self.act, x, use_reentrant=_REENTRANT[0]))
 
 
 @habit("inner_gradient", must=True)
