@@ -1,8 +1,8 @@
 """The command line: `pylandscape demo | line | plane | interpolate | spectrum | eigen | convexity |
 plot | info`.
 
-Exit codes: 0 done; 2 bad usage or input, with one line on stderr; 130 interrupted, with how to
-resume. `--debug` shows tracebacks.
+Exit codes: 0 done; 1 a check failed (`theory`); 2 bad usage or input, with one line on stderr; 130
+interrupted, with how to resume. `--debug` shows tracebacks.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("MPLBACKEND", "Agg")  # pictures go to files: no window, no display needed
     options = parser().parse_args(_joined(arguments))
     try:
-        options.run(options)
+        return int(options.run(options) or 0)
     except KeyboardInterrupt:
         print(_interrupted(options, arguments), file=sys.stderr)
         return INTERRUPTED
@@ -54,7 +54,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _failed(error, options)
     except Exception as error:  # a user's model, or a mistake of ours: still one line
         return _failed(error, options, f"{type(error).__name__}: ")
-    return 0
 
 
 def _joined(arguments: Sequence[str]) -> list[str]:
@@ -77,7 +76,7 @@ def parser() -> argparse.ArgumentParser:
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(name: str, run: Callable[[Any], None], text: str) -> argparse.ArgumentParser:
+    def command(name: str, run: Callable[[Any], int | None], text: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text)
         sub.set_defaults(run=run)
         sub.add_argument("--debug", action="store_true", help="show tracebacks")

@@ -25,7 +25,7 @@ CONVEX = 0.01  # |lambda_min / lambda_max| below which a point looks convex
 
 class AddCommand(Protocol):
     def __call__(
-        self, name: str, run: Callable[[Any], None], text: str, /
+        self, name: str, run: Callable[[Any], int | None], text: str, /
     ) -> argparse.ArgumentParser: ...
 
 

@@ -12,7 +12,8 @@ import random
 import threading
 import warnings
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache, partial
 from typing import Any
 
@@ -300,7 +301,7 @@ class StateNumpyGenerator(Block):
 
 @habit("state_observer")
 class StateObserver(Block):
-    """Quantisation-aware training: ranges that are observed as data pass, and a straight-through."""
+    """Quantisation-aware training: ranges that are observed as data pass."""
 
     def __init__(self, d):
         super().__init__(d)
@@ -655,11 +656,24 @@ class Checkpoint(Block):
         return self.fc(checkpoint(self.act, x, use_reentrant=False))
 
 
+_REENTRANT = [True]
+
+
+@contextmanager
+def plain_checkpoints() -> Iterator[None]:
+    """Checkpoints that torch differentiates twice, for the reference."""
+    _REENTRANT[0] = False
+    try:
+        yield
+    finally:
+        _REENTRANT[0] = True
+
+
 @habit("checkpoint_reentrant")
 class CheckpointReentrant(Block):
     def forward(self, x):
         x = x if x.requires_grad or not torch.is_grad_enabled() else x.clone().requires_grad_()
-        return self.fc(checkpoint(self.act, x, use_reentrant=True))
+        return self.fc(checkpoint(self.act, x, use_reentrant=_REENTRANT[0]))
 
 
 @habit("inner_gradient", must=True)
@@ -789,7 +803,9 @@ class HookOnItself(Block):
 class BackwardHook(Block):
     def __init__(self, d):
         super().__init__(d)
-        self.fc.register_full_backward_hook(lambda m, gi, go: tuple(2 * g for g in gi))
+        self.fc.register_full_backward_hook(
+            lambda m, gi, go: tuple(g if g is None else 2 * g for g in gi)
+        )
 
     def forward(self, x):
         return self.fc(torch.tanh(x))
@@ -1178,7 +1194,7 @@ class Reparametrised(Block):
 @habit("numpy_noise", draws="other")
 class NumpyNoise(Block):
     def forward(self, x):
-        return self.act(x) * float(np.random.rand())
+        return self.act(x) * float(np.random.rand())  # noqa: NPY002
 
 
 @habit("python_noise", draws="other")

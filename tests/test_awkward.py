@@ -20,7 +20,7 @@ SHRUNK = 8  # failures that are made small before they are shown
 
 
 def assert_right_or_refused(seeds):
-    judgements = list(awkward.judged(seeds))
+    judgements = [judge(plan_of(seed)) for seed in seeds]
     faults = [j for j in judgements if j.faults]
     shown = [str(awkward.shrunk(j)) if i < SHRUNK else str(j) for i, j in enumerate(faults)]
     assert not faults, "\n".join([f"{len(faults)} at fault:", *shown, awkward.summary(judgements)])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,8 @@ from pylandscape.linear_networks import linear_network
 from pylandscape.monotone import is_non_ascending, monotone_path
 from pylandscape.theory import (
     PLATEAUS,
+    Check,
+    TheoryTable,
     check_group,
     check_linear_network,
     check_xor,
@@ -208,6 +212,26 @@ def test_command_prints_the_tables_and_counts_them(capsys):
     assert "I = {1,3}" in out
     assert "checks hold" in out
     assert "FAIL" not in out
+
+
+def test_a_failed_check_is_no_bad_input(capsys, monkeypatch):
+    rows = (Check("one", "1", "2", False), Check("two", "2", "2", True))
+    monkeypatch.setattr(
+        sys.modules[theory.__module__], "theory", lambda name, **_: [TheoryTable(name, rows)]
+    )
+    assert cli.main(["theory", "group"]) == 1
+    captured = capsys.readouterr()
+    assert "1 of 2 checks hold" in captured.out
+    assert "1 of 2 checks FAILED" in captured.err
+
+
+def test_a_start_from_which_greed_ends_on_a_plateau_finds_its_path():
+    """The second of the command's six: three of four greedy descents end at 1/8."""
+    land, rng = xor_landscape("mse"), np.random.default_rng(0)
+    start = 2.0 * rng.standard_normal((122, 9))[121]
+    path = monotone_path(land, start, 0.01, seed=1, max_moves=80)
+    assert path.reached
+    assert is_non_ascending(path.points, 64 * EPS, land=land, between=200)
 
 
 def test_command_refuses_an_unknown_check(capsys):
