@@ -8,7 +8,7 @@
 #include "binding/stop.h"
 #include "lanczos/host_rows.h"
 #include "lanczos/lanczos.h"
-#include "program/derivatives.h"
+#include "derivatives/derivatives.h"
 
 namespace py = pybind11;
 using namespace pylandscape;

@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "cpu/directions.h"
+#include "program/buffer.h"
 
 namespace pylandscape {
 namespace {
