@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+import copyreg
 import dis
 import enum
 import functools
@@ -40,6 +41,12 @@ HOOKS = (
 _CHANGING = frozenset({"append", "extend", "insert", "add", "update", "appendleft", "setdefault"})
 _STANDARD = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib")})
 _PLAIN = (int, float, complex, str, bytes, bool, type(None), type(Ellipsis), slice, range)
+_DESCRIPTORS = (
+    types.MemberDescriptorType,
+    types.GetSetDescriptorType,
+    types.WrapperDescriptorType,
+    types.ClassMethodDescriptorType,
+)
 _BY_STATE = (  # classes of the standard library that are data
     "re.", "decimal.", "fractions.", "datetime.", "pathlib.", "collections.", "uuid.", "string.",
     "operator.", "random.", "zoneinfo.", "types.SimpleNamespace", "argparse.Namespace",
@@ -192,6 +199,10 @@ class Record:
             return f"the module {value.__name__}"
         if isinstance(value, type):
             return self._class(value)
+        if isinstance(value, _DESCRIPTORS) or type(value) is object:  # slots, sentinels
+            return f"a {type(value).__name__}"
+        if isinstance(value, types.GenericAlias | types.UnionType):
+            return repr(value)
         if isinstance(value, weakref.ref):
             return self.value(value(), words)
         if isinstance(value, torch.Generator):
@@ -226,7 +237,8 @@ class Record:
         ):
             return f"{name}({self._state(value, words)})"
         if name.startswith(_BY_STATE) or name.startswith("numpy.random"):
-            reduced = value.__reduce_ex__(4)
+            registered = copyreg.dispatch_table.get(cls)
+            reduced: Any = registered(value) if registered else value.__reduce_ex__(4)
             return f"{name}({self.value(reduced[:3], words)})"
         return self._hidden(words, name)
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import subprocess
 import sys
 import threading
 from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -408,6 +410,27 @@ def test_counters_and_histories_of_a_loss_are_no_part_of_what_it_computes(tmp_pa
     made = ask(landscape(loss=loss), progress=False)
     assert calls == len(history) > 0
     assert ask(landscape(loss=loss), progress=False).info == made.info
+
+
+class Slotted:
+    """A loss with a slot, a sentinel and a compiled pattern."""
+
+    __slots__ = ("factor",)
+    NONE = object()
+    SHAPE: ClassVar = re.compile("a+")
+
+    def __init__(self, factor):
+        self.factor = factor
+
+    def __call__(self, o, t):
+        return square(o, t) * (1.0 if self.factor is self.NONE else self.factor)
+
+
+def test_ordinary_objects_of_the_language_are_looked_into():
+    told = [landscape(loss=Slotted(factor)).describe() for factor in (1.0, 1.0, 2.0)]
+    assert "opaque" not in told[0]
+    assert told[0] == told[1]
+    assert told[0] != told[2]
 
 
 # --- what cannot be looked into ------------------------------------------------------------------
