@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from .capture import Final, first_line, restored_attributes
 from .data import Batch
 from .engine_torch import TorchEngine
-from .errors import NotLowered, PylandscapeError, out_of_memory
+from .errors import NotLowered, out_of_memory
 from .losses import KnownLoss
 from .statistics import KIND, is_variance
 
@@ -156,8 +156,6 @@ def check_derivatives(
             _check_product(engine, reference, compare, point)
         return None
     assert problem is not None
-    if isinstance(problem, PylandscapeError):
-        raise Separated(str(problem)) from problem
     return f"autograd gives none: {first_line(problem)}"
 
 
