@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
+import pytest
 import torch
 from spectral_support import process
 
-from pylandscape import random_source
+from pylandscape import eigen, eigenpairs, random_source, spectra, spectrum
 from pylandscape.directions import gaussian
+from pylandscape.errors import ResumeMismatch
 from pylandscape.lanczos import random_starts
+from pylandscape.operators import SymmetricOperator
 
 
 def test_a_probe_of_a_seed_is_none_of_the_next_seed() -> None:
@@ -41,3 +47,24 @@ def test_fresh_rows_are_the_streams_that_python_lists() -> None:
     first = lanczos.basis[0, 0]
     left = drawn - (first @ drawn) * first
     torch.testing.assert_close(lanczos.basis[0, 1], left / left.norm())
+
+
+@pytest.mark.parametrize(("question", "module"), [(eigenpairs, eigen), (spectrum, spectra)])
+def test_an_unfinished_run_of_other_draws_is_refused(
+    question: Any, module: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    diagonal, done = torch.arange(1.0, 41.0, dtype=torch.float64), [0]
+
+    def product(v: torch.Tensor) -> torch.Tensor:
+        done[0] += 1
+        if done[0] == 5:
+            raise KeyboardInterrupt
+        return v * diagonal
+
+    op = SymmetricOperator(40, product)
+    with monkeypatch.context() as before:
+        before.setattr(module, "SOURCE", "torch")
+        with pytest.raises(KeyboardInterrupt):
+            question(op, 2, path=tmp_path / "run.h5", progress=False)
+    with pytest.raises(ResumeMismatch, match="random"):
+        question(op, 2, path=tmp_path / "run.h5", progress=False)
