@@ -584,6 +584,9 @@ def judge(plan: Plan, engines: Iterable[str] = ("auto", "torch")) -> Judgement:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         case = _Case(plan)
+        if case.cannot and "use_reentrant" in case.cannot:  # what such a checkpoint stands for
+            with plain_checkpoints():
+                case = _Case(plan)
         for engine in engines:
             _judge_engine(case, engine, judgement)
         if judgement.engine == "native":  # the same program when it is asked for by name
@@ -682,7 +685,7 @@ class _Questions:
     def ask(self, ask: Callable[[str, Callable[[], str | None]], bool], short: bool) -> None:
         valued = ask("losses", self.losses)
         if not short:
-            if valued:
+            if valued and self.case.cannot is None:
                 ask("chunks", self.chunks)
                 ask("line", self.on_a_line)
                 ask("resume", self.resumed)
