@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 from .errors import InvalidArgument
 from .mlp_structure import GroupElement
@@ -113,7 +112,7 @@ def _best_of_layer(group: EquioutputGroup, a: Array, b: Array, layer: int) -> Gr
     places = np.concatenate([group.layers.incoming(layer), group.layers.outgoing(layer)], axis=1)
     inner = b[places] @ a[places].T  # [i, j]: unit i of b with unit j of a
     flip = group.flips[layer]
-    _, order = linear_sum_assignment(np.abs(inner) if flip else inner, maximize=True)
+    _, order = _assign(np.abs(inner) if flip else inner, maximize=True)
     chosen = inner[np.arange(len(order)), order]
     identity = group.identity()
     orders, signs = list(identity.orders), list(identity.signs)
@@ -145,7 +144,7 @@ def _best_of_layer_keys(
     plus = np.abs(wanted[:, None] - keys[None]).sum(axis=2)
     minus = np.abs(wanted[:, None] + keys[None]).sum(axis=2)
     flip = group.flips[layer]
-    _, order = linear_sum_assignment(np.minimum(plus, minus) if flip else plus)
+    _, order = _assign(np.minimum(plus, minus) if flip else plus)
     at = np.arange(len(order)), order
     identity = group.identity()
     orders, signs = list(identity.orders), list(identity.signs)
@@ -161,3 +160,11 @@ def _point(group: EquioutputGroup, value: Any, name: str) -> Array:
     if not np.isfinite(point).all():
         raise InvalidArgument(f"{name}: expected finite elements, got others")
     return point
+
+
+def _assign(scores: Array, maximize: bool = False) -> tuple[Any, Any]:
+    """scipy's assignment of rows to columns."""
+    from scipy.optimize import linear_sum_assignment
+
+    rows, columns = linear_sum_assignment(scores, maximize=maximize)
+    return rows, columns

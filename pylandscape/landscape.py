@@ -7,11 +7,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from scipy.sparse.linalg import LinearOperator
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -22,6 +21,9 @@ from .errors import InvalidArgument, NotLowered
 from .layout import ParameterLayout
 from .losses import FreeLoss, KnownLoss, as_scalar, resolve_loss
 from .torch_derivatives import MEMORY
+
+if TYPE_CHECKING:
+    from scipy.sparse.linalg import LinearOperator
 
 Evaluate = Callable[[np.ndarray], dict[str, np.ndarray]]
 Metric = str | Callable[[Tensor, Tensor], Any]
@@ -311,6 +313,8 @@ class Landscape:
 
     def linear_operator(self, theta: Any = None) -> LinearOperator:
         """The Hessian at theta as a scipy LinearOperator (n, n), float64."""
+        from scipy.sparse.linalg import LinearOperator
+
         point = self._point(theta)
 
         def matmat(v: np.ndarray) -> np.ndarray:

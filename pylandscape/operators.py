@@ -7,17 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from scipy.sparse import issparse
 from torch import Tensor
 
 from .errors import InvalidArgument
 from .request import digest
+from .spectral_results import MATRICES
 
 if TYPE_CHECKING:
     from .landscape import Landscape
     from .layout import ParameterLayout
-
-MATRICES = ("hessian", "gauss_newton", "covariance")
 
 Product = Callable[[Tensor], Tensor]
 Into = Callable[[int, int, int], None]
@@ -137,6 +135,8 @@ def as_operator(
 
     def product(v: Tensor) -> Tensor:
         return torch.as_tensor(np.ascontiguousarray(np.asarray(a.dot(v.numpy().T)).T))
+
+    from scipy.sparse import issparse
 
     about = {"type": type(a).__name__}
     if issparse(a):

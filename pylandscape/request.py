@@ -9,15 +9,17 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from .errors import InvalidArgument
 
 if TYPE_CHECKING:
+    import torch
+
     from .landscape import Landscape
     from .results import Array
 
@@ -69,6 +71,8 @@ def _structure(model: torch.nn.Module) -> str:
 
 def _arithmetic(land: Landscape) -> dict[str, Any]:
     """What decides the last bits beside the engine: PyTorch's sums depend on threads and device."""
+    import torch
+
     if land.device.type == "cuda":
         return {"device": torch.cuda.get_device_name(land.device)}
     if land.engine == "native":
@@ -118,13 +122,19 @@ def identity(metric: Metric) -> str:
     return f"{module}:{getattr(metric, '__qualname__', name_of(metric))}"
 
 
-def digest(array: torch.Tensor | Array) -> str:
-    """sha256 of dtype, shape and bytes."""
-    if isinstance(array, torch.Tensor):
+def digest(array: Any) -> str:
+    """sha256 of dtype, shape and bytes of an array or a tensor."""
+    if is_tensor(array):
         array = array.detach().cpu().contiguous().numpy()
     state = hashlib.sha256(f"{array.dtype.str} {array.shape} ".encode())
     state.update(np.ascontiguousarray(array).data.cast("B") if array.size else b"")
     return state.hexdigest()
+
+
+def is_tensor(value: Any) -> bool:
+    """Whether it is a torch tensor; without torch there are none, so files are read without it."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
 
 
 def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
@@ -179,6 +189,6 @@ def to_json(value: Any, name: str) -> str:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, np.generic | np.ndarray | torch.Tensor):
+    if isinstance(value, np.generic | np.ndarray) or is_tensor(value):
         return value.tolist()
     raise TypeError(f"a {type(value).__name__}")

@@ -17,12 +17,11 @@ from typing import Any
 
 import h5py
 import numpy as np
-import torch
 
 from .errors import FileFormatError, InvalidArgument
 from .hdf5 import array, member, not_matching
 from .request import digest, to_json
-from .spectral_results import EigenPairs, Spectrum
+from .spectral_results import EigenPairs, Spectrum, StoredRows
 
 CONTENTS: dict[str, type[EigenPairs] | type[Spectrum]] = {
     "eigenpairs": EigenPairs,
@@ -97,8 +96,8 @@ def _put_together(
     rest = about if content == "eigenpairs" else about["pairs"]
     if rest is not None:
         pairs = EigenPairs(
-            arrays["values"], torch.from_numpy(arrays["vectors"]), arrays["residuals"],
-            arrays["converged"] != 0.0, **rest,
+            arrays["values"], StoredRows(arrays["vectors"]),  # type: ignore[arg-type]
+            arrays["residuals"], arrays["converged"] != 0.0, **rest,
         )  # fmt: skip
     if content == "eigenpairs":
         assert pairs is not None

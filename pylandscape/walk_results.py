@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 
 from .errors import InvalidArgument
+from .request import is_tensor
 from .results import Array
 from .stagnation import Stagnation, stagnation
 
@@ -86,7 +86,7 @@ def as_points(given: Any, n: int | None, name: str) -> Array:
     """
     wanted = f"(P, {'n' if n is None else n})"
     try:
-        if isinstance(given, torch.Tensor):
+        if is_tensor(given):
             given = given.detach().cpu().numpy()
         points = np.ascontiguousarray(given, dtype=np.float64)
     except (TypeError, ValueError, RuntimeError) as error:
