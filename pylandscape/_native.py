@@ -41,7 +41,7 @@ def cuda_problem() -> str | None:
     if not has_cuda_kernels:
         return (
             "this pylandscape was built without CUDA kernels: install nvcc and build again with "
-            '"pip install . -C cmake.define.PYLANDSCAPE_CUDA=ON"'
+            '"PYLANDSCAPE_CUDA=ON pip install ."'
         )
     torch_can, error, count = ops.cuda_status()
     if not torch_can:

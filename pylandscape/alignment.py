@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 from .arrays import Array
 from .errors import InvalidArgument
@@ -111,7 +110,7 @@ def _best_of_layer(group: GroupAction, a: Array, b: Array, layer: int) -> GroupE
     places = np.concatenate([group.layers.incoming(layer), group.layers.outgoing(layer)], axis=1)
     inner = b[places] @ a[places].T  # [i, j]: unit i of b with unit j of a
     flip = group.flips[layer]
-    _, order = linear_sum_assignment(np.abs(inner) if flip else inner, maximize=True)
+    _, order = _assign(np.abs(inner) if flip else inner, maximize=True)
     chosen = inner[np.arange(len(order)), order]
     identity = group.identity()
     orders, signs = list(identity.orders), list(identity.signs)
@@ -141,7 +140,7 @@ def _best_of_layer_keys(group: GroupAction, keys: Array, wanted: Array, layer: i
     plus = np.abs(wanted[:, None] - keys[None]).sum(axis=2)
     minus = np.abs(wanted[:, None] + keys[None]).sum(axis=2)
     flip = group.flips[layer]
-    _, order = linear_sum_assignment(np.minimum(plus, minus) if flip else plus)
+    _, order = _assign(np.minimum(plus, minus) if flip else plus)
     at = np.arange(len(order)), order
     identity = group.identity()
     orders, signs = list(identity.orders), list(identity.signs)
@@ -157,3 +156,11 @@ def _point(group: GroupAction, value: Any, name: str) -> Array:
     if not np.isfinite(point).all():
         raise InvalidArgument(f"{name}: expected finite elements, got others")
     return point
+
+
+def _assign(scores: Array, maximize: bool = False) -> tuple[Any, Any]:
+    """scipy's assignment of rows to columns."""
+    from scipy.optimize import linear_sum_assignment
+
+    rows, columns = linear_sum_assignment(scores, maximize=maximize)
+    return rows, columns

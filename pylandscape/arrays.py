@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 Array = NDArray[np.float64]
 
+OPAQUE = "opaque"  # in a request: what cannot be looked into, and the numbers that tell it
 BAR_DELAY = 0.5  # seconds before a progress bar appears
 
 
@@ -80,6 +82,12 @@ def is_plain(item: Any) -> bool:
 def text_digest(text: str) -> str:
     """sha256 of a text."""
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def is_tensor(value: Any) -> bool:
+    """Whether it is a torch tensor; without torch there are none, so files are read without it."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
 
 
 def _is_array(item: Any) -> bool:

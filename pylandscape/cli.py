@@ -1,6 +1,8 @@
 """The command line: `pylandscape demo | line | plane | interpolate | spectrum | eigen | convexity |
 plot | info`.
 
+The parser, and the commands that read files, do without torch, which takes seconds to import.
+
 Exit codes: 0 done; 1 a check failed (`theory`); 2 bad usage or input, with one line on stderr; 130
 interrupted, with how to resume. `--debug` shows tracebacks.
 """
@@ -9,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import platform
 import re
 import shlex
 import sys
@@ -44,7 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code (argparse itself exits with 2 on bad usage)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     os.environ.setdefault("MPLBACKEND", "Agg")  # pictures go to files: no window, no display needed
-    options = parser().parse_args(_joined(arguments))
+    options, unknown = parser().parse_known_args(_joined(arguments))
+    if unknown:  # with the command's own usage
+        options.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     try:
         return int(options.run(options) or 0)
     except KeyboardInterrupt:
@@ -74,11 +79,12 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="pylandscape", description="Loss landscapes of PyTorch models: compute, draw, judge."
     )
+    top.add_argument("--version", action=_Version, nargs=0, help="of pylandscape, torch and Python")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, run: Callable[[Any], int | None], text: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text)
-        sub.set_defaults(run=run)
+        sub.set_defaults(run=run, parser=sub)
         sub.add_argument("--debug", action="store_true", help="show tracebacks")
         return sub
 
@@ -142,6 +148,22 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+class _Version(argparse.Action):
+    """Prints the versions, of torch as it is installed, and ends."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *ignored: Any) -> None:
+        from importlib.metadata import PackageNotFoundError, version
+
+        from . import __version__
+
+        try:
+            torch = version("torch")
+        except PackageNotFoundError:
+            torch = "not installed"
+        print(f"pylandscape {__version__}, torch {torch}, Python {platform.python_version()}")
+        parser.exit()
+
+
 def model_options(sub: argparse.ArgumentParser, required: bool) -> None:
     sub.add_argument(
         "--model", required=required, metavar="PKG.MOD:FACTORY", help="returns the Module"
@@ -197,20 +219,20 @@ def _demo(options: argparse.Namespace) -> None:
 
 
 def _line(options: argparse.Namespace) -> None:
+    x = axis_of(options, "x")
     from .directions import random_directions
     from .grids import line
 
-    x = axis_of(options, "x")
     land, grid = _start(options)
     (direction,) = random_directions(land, 1, seed=options.seed, **normalization(options))
     finish(options, land, lambda: line(land, direction, x=x, **grid))
 
 
 def _plane(options: argparse.Namespace) -> None:
+    x, y = axis_of(options, "x"), axis_of(options, "y")
     from .directions import random_directions
     from .grids import plane
 
-    x, y = axis_of(options, "x"), axis_of(options, "y")
     land, grid = _start(options)
     d1, d2 = random_directions(
         land, 2, seed=options.seed, orthogonal=options.orthogonal, **normalization(options)
@@ -257,7 +279,6 @@ def _plot(options: argparse.Namespace) -> None:
 
 def _landscape_picture(results: list[Any], options: argparse.Namespace, labels: list[str]) -> Axes:
     from . import plotting
-    from .cli_inputs import read_points
 
     chosen: dict[str, Any] = _picture(options)
     if options.title:
@@ -271,6 +292,8 @@ def _landscape_picture(results: list[Any], options: argparse.Namespace, labels: 
     if options.levels:
         chosen["levels"] = _levels(options.levels)
     if options.trajectory:
+        from .cli_inputs import read_points
+
         chosen["trajectory"] = read_points(options.trajectory, "--trajectory")
     return plotting.plot(results[0], options.kind, **chosen)
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from .errors import InvalidArgument
-from .operators import MATRICES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,7 +31,7 @@ class AddCommand(Protocol):
 def add_commands(command: AddCommand) -> None:
     """Give the parser the three commands; `command` makes one."""
     from .cli import NORMALIZATIONS, model_options
-    from .spectral_results import WHICH
+    from .spectral_results import MATRICES, WHICH
 
     spectrum = command(
         "spectrum", _spectrum, "eigenvalue density and trace of the Hessian, or another matrix"

@@ -11,14 +11,15 @@ import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from .errors import InvalidArgument, PylandscapeError
+
+if TYPE_CHECKING:  # torch is imported where it is needed: wrong words are refused before it is
+    from torch import Tensor, nn
 
 STATE_KEYS = ("state_dict", "model_state_dict", "model")
 PREFIXES = ("module.", "_orig_mod.")  # DataParallel, torch.compile
@@ -73,6 +74,8 @@ def call(reference: str, option: str) -> Any:
 
 def load_model(reference: str, checkpoint: str | None) -> nn.Module:
     """The factory's model in eval mode, with the checkpoint's parameters and buffers."""
+    from torch import nn
+
     found = find(reference, "--model")
     is_model = isinstance(found, nn.Module)
     model = found if is_model else call(reference, "--model")
@@ -97,6 +100,8 @@ def read_state(path: str | Path, option: str = "--checkpoint") -> dict[str, Tens
     """
     if not Path(path).is_file():
         raise InvalidArgument(f"{option}: no file {str(path)!r}")
+    import torch
+
     try:
         with warnings.catch_warnings():  # about the pickle protocol of a file we refuse anyway
             warnings.simplefilter("ignore")
@@ -127,7 +132,7 @@ def read_state(path: str | Path, option: str = "--checkpoint") -> dict[str, Tens
             f"{option}: expected a state_dict, or a dict with one under {', '.join(STATE_KEYS)}, "
             f"in {path}, got {got}"
         )
-    return {_bare(name): value for name, value in state.items() if isinstance(value, Tensor)}
+    return {_bare(name): value for name, value in state.items() if isinstance(value, torch.Tensor)}
 
 
 def load_into(model: nn.Module, state: Mapping[str, Tensor], path: str) -> None:
@@ -136,6 +141,8 @@ def load_into(model: nn.Module, state: Mapping[str, Tensor], path: str) -> None:
     Raises:
         InvalidArgument: lists the missing, unexpected and differently shaped names.
     """
+    from torch import Tensor
+
     own = model.state_dict()
     missing = [n for n in own if n not in state]
     extra = [n for n in state if n not in own]
@@ -202,6 +209,8 @@ def named(reference: str, option: str) -> Any:
     if ":" not in reference:
         return reference
     found = find(reference, option)
+    from torch import nn
+
     return found() if isinstance(found, type) and issubclass(found, nn.Module) else found
 
 
@@ -212,6 +221,8 @@ def _is_pickle(path: str | Path) -> bool:
 
 
 def _is_state(obj: Any) -> bool:
+    from torch import Tensor
+
     return isinstance(obj, Mapping) and any(isinstance(v, Tensor) for v in obj.values())
 
 

@@ -16,14 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .arrays import digest, is_plain, text_digest
+from .arrays import OPAQUE, digest, is_plain, text_digest
 from .losses import KnownLoss
 from .naming import Record
 
 if TYPE_CHECKING:
     from .landscape import Landscape
 
-OPAQUE = "opaque"  # the field of what cannot be looked into, and of the numbers that tell it
 GPU_TOLERANCE = 1e-6  # relative, of such numbers on a GPU; on a CPU they must be equal
 SEED = 29  # of the moved point and of the vectors
 REACH = 0.0625  # how far the point is moved, relative to each parameter

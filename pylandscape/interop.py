@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import DTypeLike
-from scipy.sparse.linalg import LinearOperator
 from torch import Tensor, nn
 
 from .errors import InvalidArgument
 from .operators import SymmetricOperator, as_operator
 
 if TYPE_CHECKING:
+    from scipy.sparse.linalg import LinearOperator
+
     from .landscape import Landscape
 
 
@@ -70,6 +71,8 @@ def as_scipy(
     ``matmat`` multiplies all columns as one block. ``dtype``: of the products, which are computed
     in the landscape's dtype and summed in double.
     """
+    from scipy.sparse.linalg import LinearOperator
+
     op = as_operator(a, matrix, theta, params)
 
     def matmat(v: np.ndarray) -> np.ndarray:

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.linalg import eigh_tridiagonal
 from torch import Tensor
 
 from . import device_passes, random_source, tall
@@ -220,6 +219,8 @@ class Lanczos:
         if len(spikes) or len(alpha) < 2:
             values, vectors = np.linalg.eigh(self.tridiagonal(start)[0])
         else:  # in a fraction of the time
+            from scipy.linalg import eigh_tridiagonal
+
             values, vectors = eigh_tridiagonal(alpha, beta[:-1])
         bounds = abs(beta[-1] * vectors[-1]) if len(alpha) else np.empty(0)
         return values, vectors, bounds

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from scipy.sparse.linalg import LinearOperator
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -27,6 +26,8 @@ from .snapshot import Snapshot, unwrapped
 from .torch_derivatives import MEMORY
 
 if TYPE_CHECKING:
+    from scipy.sparse.linalg import LinearOperator
+
     from .hessians import PointEvaluator
 
 Evaluate = Callable[[np.ndarray], dict[str, np.ndarray]]
@@ -396,6 +397,8 @@ class Landscape:
 
     def linear_operator(self, theta: Any = None) -> LinearOperator:
         """The Hessian at theta as a scipy LinearOperator (n, n), float64."""
+        from scipy.sparse.linalg import LinearOperator
+
         home, point = self._located(theta)
 
         def matmat(v: np.ndarray) -> np.ndarray:

@@ -7,19 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from scipy.sparse import issparse
 from torch import Tensor
 
 from .arrays import digest
 from .errors import InvalidArgument
 from .identity import of_product
+from .spectral_results import MATRICES
 from .tall import inner
 
 if TYPE_CHECKING:
     from .landscape import Landscape
     from .layout import ParameterLayout
-
-MATRICES = ("hessian", "gauss_newton", "covariance")
 
 SAFE = 200  # products between 2^-SAFE and 2^SAFE stay as they are
 
@@ -227,6 +225,8 @@ def as_operator(
 
     def product(v: Tensor) -> Tensor:
         return torch.as_tensor(np.ascontiguousarray(np.asarray(a.dot(v.numpy().T)).T))
+
+    from scipy.sparse import issparse
 
     def sparse(_: bool) -> dict[str, Any]:
         rows = a.tocoo()

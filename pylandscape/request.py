@@ -12,10 +12,8 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .arrays import digest, jsonable, to_json
+from .arrays import OPAQUE, digest, jsonable, to_json
 from .errors import InvalidArgument
-from .identity import OPAQUE
-from .losses import metric_name
 
 if TYPE_CHECKING:
     from .landscape import Landscape
@@ -49,6 +47,8 @@ def with_loss(
     metrics: str | Metric | Sequence[Metric],
 ) -> tuple[tuple[Metric, ...], tuple[str, ...]]:
     """The metrics, with the loss first (always computed), and the names of their arrays."""
+    from .losses import metric_name
+
     one = isinstance(metrics, str) or callable(metrics)
     given: list[Any] = [metrics] if one or not isinstance(metrics, Iterable) else list(metrics)
     for metric in given:

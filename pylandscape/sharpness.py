@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import scipy.linalg
 import torch
 from torch import Tensor
 
@@ -114,7 +113,9 @@ def sharpness(
     scale = norms.cpu().numpy()
     unit = projected / np.outer(scale, scale)
     # H in the span: D = diag(norms) R^T Q^T, and D H D^T x = c D D^T x
-    curvatures, x = scipy.linalg.eigh(unit, (gram / norms / norms[:, None]).cpu().numpy())
+    from scipy.linalg import eigh
+
+    curvatures, x = eigh(unit, (gram / norms / norms[:, None]).cpu().numpy())
     high, low, converged = _across(hessian, q, seed, tol, progress)
     return Sharpness(
         projected=projected,

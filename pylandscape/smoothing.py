@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-from scipy.special import ndtr
 
 from .arrays import Array
 
@@ -28,6 +27,8 @@ def masses(points: Array, weights: Array, sigma: float, edges: Array) -> Array:
         points, weights: (p,).
         edges: (q + 1,) increasing borders of the cells.
     """
+    from scipy.special import ndtr
+
     q = edges.size - 1
     first = np.maximum(np.searchsorted(edges, points - REACH * sigma, side="right") - 1, 0)
     last = np.minimum(np.searchsorted(edges, points + REACH * sigma, side="left"), q)

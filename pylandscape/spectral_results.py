@@ -14,12 +14,10 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor
 
 from . import store
-from .arrays import Array
+from .arrays import Array, is_tensor
 from .arrays import edges as cell_edges
 from .errors import InvalidArgument
 from .results import check_axis
@@ -27,7 +25,9 @@ from .smoothing import fine_edges, masses
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from torch import Tensor
 
+MATRICES = ("hessian", "gauss_newton", "covariance")
 WHICH = ("LA", "SA", "LM", "BE")
 OUTCOMES = ("complete", "breakdown", "exhausted", "not finite", "stopped")
 GRID_POINTS, GRID_PAD = 10_000, 5.0  # padding in sigmas
@@ -44,6 +44,14 @@ class _SpectralResult:
             OSError: the file cannot be written (what was there before is untouched).
         """
         store.save(self, path)
+
+
+class StoredRows:
+    """Vectors (k, n) as a file holds them. They become a tensor when one is asked for: a file is
+    read, described and drawn without torch."""
+
+    def __init__(self, array: NDArray[Any]) -> None:
+        self.array = array
 
 
 @dataclass(eq=False, repr=False)
@@ -77,19 +85,14 @@ class EigenPairs(_SpectralResult):
     def __post_init__(self) -> None:
         self.values = _numbers(self.values, "values", 1)
         shape = self.values.shape
-        if not isinstance(self.vectors, Tensor) or self.vectors.dtype not in (
-            torch.float32,
-            torch.float64,
-        ):
-            raise InvalidArgument(
-                "vectors: expected a float32 or float64 tensor, got "
-                f"{getattr(self.vectors, 'dtype', type(self.vectors).__name__)}"
-            )
-        self.vectors = self.vectors.detach().cpu().contiguous()
-        if self.vectors.dim() != 2 or len(self.vectors) != len(self.values):
-            raise InvalidArgument(
-                f"vectors: expected rows ({len(self.values)}, n), got {tuple(self.vectors.shape)}"
-            )
+        if isinstance(self.vectors, StoredRows):
+            self._stored = self.__dict__.pop("vectors").array
+            rows = self._stored.shape
+        else:
+            self.vectors = _tensor(self.vectors)
+            rows = tuple(self.vectors.shape)
+        if len(rows) != 2 or rows[0] != len(self.values):
+            raise InvalidArgument(f"vectors: expected rows ({len(self.values)}, n), got {rows}")
         self.residuals = _numbers(self.residuals, "residuals", 1, shape)
         self.converged = np.array(self.converged)
         if self.converged.shape != shape or self.converged.dtype != np.bool_:
@@ -106,10 +109,21 @@ class EigenPairs(_SpectralResult):
         self.products, self.tol = int(self.products), float(self.tol)
         self.info = {} if self.info is None else dict(self.info)
 
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name):  # asked for what is not there: the vectors of a file
+            if name != "vectors" or "_stored" not in self.__dict__:
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+            import torch
+
+            self.vectors = torch.from_numpy(self.__dict__.pop("_stored"))
+            return self.vectors
+
     @property
     def n(self) -> int:
         """Order of the matrix."""
-        return int(self.vectors.shape[1])
+        rows = self._stored if "_stored" in self.__dict__ else self.vectors
+        return int(rows.shape[1])
 
     @property
     def matvecs(self) -> int:
@@ -438,10 +452,22 @@ class Spectrum(_SpectralResult):
             yield edges, *self._masses(edges, sigma)
 
 
+def _tensor(given: Any) -> Tensor:
+    """The given vectors on the CPU, contiguous, or InvalidArgument."""
+    import torch
+
+    if not isinstance(given, torch.Tensor) or given.dtype not in (torch.float32, torch.float64):
+        raise InvalidArgument(
+            "vectors: expected a float32 or float64 tensor, got "
+            f"{getattr(given, 'dtype', type(given).__name__)}"
+        )
+    return given.detach().cpu().contiguous()
+
+
 def _numbers(given: Any, name: str, dims: int, shape: tuple[int, ...] | None = None) -> Array:
     """A float64 copy of real numbers with `dims` axes, or of the given shape."""
     wanted = f"shape {shape}" if shape is not None else f"{dims} axes"
-    if isinstance(given, Tensor):
+    if is_tensor(given):
         given = given.detach().cpu().numpy()
     try:
         found = np.asarray(given)
@@ -476,7 +502,7 @@ def _pairs_apart(pairs: EigenPairs) -> tuple[store.Arrays, store.Facts]:
 
 
 def _pairs_together(arrays: store.Arrays, facts: store.Facts) -> EigenPairs:
-    vectors = torch.from_numpy(arrays["vectors"])
+    vectors: Any = StoredRows(arrays["vectors"])
     converged = arrays["converged"] != 0.0
     return EigenPairs(arrays["values"], vectors, arrays["residuals"], converged, **facts)
 

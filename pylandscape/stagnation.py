@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
-from scipy.signal import lfilter
 
 from .arrays import Array
 from .errors import InvalidArgument
@@ -88,6 +87,8 @@ def stagnation(losses: Any) -> Stagnation:
 
 def _longest(scaled: Array) -> Array:
     """(3, W): count, mean length and window of the longest runs."""
+    from scipy.signal import lfilter
+
     best = np.zeros((3, len(scaled)))
     still = np.ones(len(scaled), dtype=bool)
     for w in WINDOWS:

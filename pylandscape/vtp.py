@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.interpolate import RectBivariateSpline
 
 from .arrays import Array
 from .atomic import write_bytes
@@ -96,6 +95,8 @@ def write_sheet(path: str | os.PathLike[str], x: Array, y: Array, z: Array) -> P
 
 
 def _refined(x: Array, y: Array, z: Array, count: int) -> tuple[Array, Array, Array]:
+    from scipy.interpolate import RectBivariateSpline
+
     if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 2:
         raise InvalidArgument(f"interp: expected an integer >= 2, got {count!r}")
     bad = int((~np.isfinite(z)).sum())

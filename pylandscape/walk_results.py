@@ -7,10 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 
 from . import store
-from .arrays import Array
+from .arrays import Array, is_tensor
 from .errors import InvalidArgument
 from .stagnation import Stagnation, stagnation
 
@@ -86,7 +85,7 @@ def as_points(given: Any, n: int | None, name: str) -> Array:
     """
     wanted = f"(P, {'n' if n is None else n})"
     try:
-        if isinstance(given, torch.Tensor):
+        if is_tensor(given):
             given = given.detach().cpu().numpy()
         points = np.ascontiguousarray(given, dtype=np.float64)
     except (TypeError, ValueError, RuntimeError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import hashlib
 import os
 import shlex
@@ -75,6 +76,23 @@ def _sanitized() -> list[str]:
     return []
 
 
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    with open(path, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _build(target: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        objects = compile_objects(SOURCES, [*FLAGS, *_sanitized()], Path(folder))
+        torch_cpu = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
+        linked = Path(folder) / "linked.so"
+        link = [*compiler(), "-shared", *_sanitized(), *objects, str(torch_cpu)]
+        subprocess.run([*link, "-o", str(linked)], check=True)
+        linked.rename(target)
+
+
 @lru_cache(maxsize=1)
 def library() -> ctypes.CDLL:
     """The emulated ops, loaded: torch.ops.pylandscape_emulated."""
@@ -83,15 +101,9 @@ def library() -> ctypes.CDLL:
     kept = Path(tempfile.gettempdir()) / f"pylandscape-emulation-{os.getuid()}"
     kept.mkdir(exist_ok=True, mode=0o700)
     target = kept / f"{_digest()}.so"
-    if not target.exists():
-        with tempfile.TemporaryDirectory(dir=kept) as folder:
-            flags = [*FLAGS, *_sanitized()]
-            objects = compile_objects(SOURCES, flags, Path(folder))
-            torch_cpu = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
-            linked = Path(folder) / "linked.so"
-            link = [*compiler(), "-shared", *_sanitized(), *objects, str(torch_cpu)]
-            subprocess.run([*link, "-o", str(linked)], check=True)
-            linked.rename(target)
+    with locked(target.with_suffix(".lock")):  # another worker may be compiling it
+        if not target.exists():
+            _build(target)
     torch.ops.load_library(str(target))
     found = ctypes.CDLL(str(target))
     found.emulation_launches.restype = ctypes.c_int64

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import fields
 
 import h5py
 import numpy as np
@@ -312,8 +313,8 @@ def test_repr_is_one_line():
 
 def assert_same(a, b):
     assert type(a) is type(b)
-    for name, value in vars(a).items():
-        other = getattr(b, name)
+    for field in fields(a):
+        name, value, other = field.name, getattr(a, field.name), getattr(b, field.name)
         if isinstance(value, EigenPairs):
             assert_same(value, other)
         elif isinstance(value, np.ndarray):

@@ -29,8 +29,14 @@ print(Path(pl.__file__).resolve())
 """
 
 
+pytestmark = [pytest.mark.ci, pytest.mark.xdist_group("wheel")]
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel that PYLANDSCAPE_WHEEL names, as .ci/run built it; or one that is built here."""
+    if given := os.environ.get("PYLANDSCAPE_WHEEL"):
+        return Path(given)
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
     for name in ("csrc", "pylandscape"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("*.so"))
@@ -45,7 +51,6 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.slow
 def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert any(name.startswith("pylandscape/_C.") for name in names)
@@ -54,8 +59,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     assert {root for root in roots if not root.endswith(".dist-info")} == {"pylandscape"}
 
 
-@pytest.mark.slow
-def test_the_wheel_runs_on_a_path_without_compilers(wheel: Path, tmp_path: Path) -> None:
+def test_the_wheel_runs_the_demo_on_a_path_without_compilers(wheel: Path, tmp_path: Path) -> None:
     home = tmp_path / "venv"
     venv.create(home, with_pip=True)
     python = home / "bin" / "python"
@@ -75,3 +79,7 @@ def test_the_wheel_runs_on_a_path_without_compilers(wheel: Path, tmp_path: Path)
     )
     assert run.returncode == 0, run.stderr[-3000:]
     assert Path(run.stdout.strip()).is_relative_to(home)
+    demo = [python, "-m", "pylandscape", "demo", "--points=5", "--steps=5", "--no-progress"]
+    run = subprocess.run(demo, env=env, cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert (tmp_path / "pylandscape-demo").is_dir()

@@ -6,9 +6,9 @@
 
 #include "binding/module.h"
 #include "binding/stop.h"
+#include "derivatives/derivatives.h"
 #include "lanczos/host_rows.h"
 #include "lanczos/lanczos.h"
-#include "derivatives/derivatives.h"
 
 namespace py = pybind11;
 using namespace pylandscape;

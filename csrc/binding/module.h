@@ -12,7 +12,9 @@ const T* in(Address a) { return reinterpret_cast<const T*>(a); }
 template <typename T>
 T* out(Address a) { return reinterpret_cast<T*>(a); }
 
+void bind_programs(pybind11::module_& m);
+void bind_questions(pybind11::module_& m);  // this and those below: after the programs
 void bind_lanczos(pybind11::module_& m);
-void bind_points(pybind11::module_& m);  // after the programs
+void bind_points(pybind11::module_& m);
 
 }  // namespace pylandscape

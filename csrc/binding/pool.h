@@ -1,18 +1,9 @@
 // Torch's own thread pool, through the stable ABI.
 #pragma once
-#include <torch/csrc/stable/ops.h>
-
 #include "program/program.h"
 
 namespace pylandscape {
 
-inline Parallel torch_pool() {
-  const int workers = static_cast<int>(torch::stable::get_num_threads());
-  return {workers, [workers](const std::function<void(int)>& body) {
-            torch::stable::parallel_for(0, workers, 1, [&](int64_t first, int64_t last) {
-              for (int64_t w = first; w < last; ++w) body(static_cast<int>(w));
-            });
-          }};
-}
+Parallel torch_pool();
 
 }  // namespace pylandscape

@@ -1,5 +1,7 @@
-// Compiled once per instruction set, with PL_ISA_NS naming the set. Everything but the two tables
-// is in anonymous namespaces, so that no code for a newer set can be linked into an older one.
+// Compiled once per instruction set and element type, with PL_ISA_NS naming the set and
+// PL_KERNELS_F32 or PL_KERNELS_F64 the type (files of even size compile side by side). Everything
+// but the table is in anonymous namespaces, so that no code for a newer set can be linked into an
+// older one.
 #include "cpu/kernels.h"
 
 #include <type_traits>
@@ -41,7 +43,11 @@ namespace pylandscape::cpu::PL_ISA_NS {
         &matmul<T>, &group_norm<T>                                                             \
   }
 
+#ifdef PL_KERNELS_F32
 const Kernels<float> kernels_f32 = PL_KERNEL_TABLE(float);
+#endif
+#ifdef PL_KERNELS_F64
 const Kernels<double> kernels_f64 = PL_KERNEL_TABLE(double);
+#endif
 
 }  // namespace pylandscape::cpu::PL_ISA_NS

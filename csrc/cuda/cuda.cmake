@@ -4,14 +4,14 @@ endif()
 set(CMAKE_CUDA_STANDARD 17)
 enable_language(CUDA)
 find_package(CUDAToolkit REQUIRED)
-add_library(_C_cuda MODULE csrc/binding/cuda.cpp csrc/cuda/plan.cpp
-  csrc/cuda/directions.cu csrc/cuda/perturb.cu csrc/cuda/resident.cu csrc/cuda/wide.cu
-  csrc/cuda/fold.cu csrc/cuda/layers.cu csrc/cuda/basis.cu csrc/cuda/eigenvalues.cu
-  csrc/cuda/products.cu csrc/cuda/slopes.cu csrc/cuda/group_slopes.cu
-  csrc/cuda/pool_slopes.cu csrc/cuda/hessians.cu)
+add_library(_C_cuda MODULE binding/cuda.cpp cuda/plan.cpp
+  cuda/directions.cu cuda/perturb.cu cuda/resident.cu cuda/wide.cu
+  cuda/fold.cu cuda/layers.cu cuda/basis.cu cuda/eigenvalues.cu
+  cuda/products.cu cuda/slopes.cu cuda/group_slopes.cu
+  cuda/pool_slopes.cu cuda/hessians.cu)
 set_target_properties(_C_cuda PROPERTIES PREFIX "" CUDA_RUNTIME_LIBRARY Static)
-target_include_directories(_C_cuda PRIVATE csrc)
-set_source_files_properties(csrc/cuda/directions.cu csrc/cuda/perturb.cu csrc/cuda/fold.cu
+target_include_directories(_C_cuda PRIVATE "${CMAKE_CURRENT_SOURCE_DIR}")
+set_source_files_properties(cuda/directions.cu cuda/perturb.cu cuda/fold.cu
   PROPERTIES COMPILE_OPTIONS "--fmad=false")
 if(PYLANDSCAPE_WERROR) # a spill is a warning too
   target_compile_options(_C_cuda PRIVATE
