@@ -106,6 +106,7 @@ class Lanczos:
         self.basis = _allocate(shape, self.dtype, workspace, place)
         self.basis[:, 0] = starts
         mode = getattr(core.Reorthogonalize, reorthogonalize)
+        self._native: tuple[Any, Any, float] | None = None
         self._passes: device_passes.DevicePasses | None = None
         if kernels is None:
             self._driver = _DRIVERS[self.dtype](
@@ -135,7 +136,12 @@ class Lanczos:
         if operator.exponent is None:  # which the first product decides
             first = 1 + min(self.steps(i) for i in range(self.count))
             self._driver.run(min(steps, first), self._multiply)
-        derivatives, matrix, scale = operator.native()
+        if operator.exponent is None:  # or the first one that is not zero
+            self._driver.run(steps, self._multiply)
+            return
+        if self._native is None:  # one object for all steps, whatever else the landscape is asked
+            self._native = operator.native()
+        derivatives, matrix, scale = self._native
         before = self._driver.multiplied
         try:
             self._driver.run(steps, derivatives, matrix, scale)
