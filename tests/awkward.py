@@ -525,7 +525,7 @@ class _Case:
         self.direction = self.direction.to(self.dtype)
         self.x = np.linspace(-1.0, 1.0, 5)
         self.line = [(self.points[0] + float(x) * self.direction).double() for x in self.x]
-        self.eps = torch.finfo(self.dtype).eps
+        self.eps = torch.finfo(getattr(torch, plan.dtype)).eps  # also of what no cast reaches
         self.loose = plan.draws != set() and plan.draws != {"torch"}
         self.cannot: str | None = None  # why the user's own loop fails
         try:
