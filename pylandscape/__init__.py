@@ -78,6 +78,18 @@ from .stagnation import Stagnation, stagnation
 from .symmetry import EquioutputGroup
 from .theory import TheoryTable, theory
 from .traces import Estimate, diagonal, frobenius_norm, trace
+from .trajectories.components import PrincipalComponents, pca, pca_directions
+from .trajectories.embedding import Embedding, mds
+from .trajectories.projection import Projection
+from .trajectories.reading import trajectory
+from .trajectories.recorder import Recorder
+from .trajectories.similarity import (
+    Agreement,
+    FunctionalDistance,
+    agreement,
+    functional_distance,
+)
+from .trajectories.trajectory import Trajectory
 from .vtp import save_vtp
 from .walk_results import Walks
 from .walks import gradient_walk, progressive_random_walk, random_walk
@@ -85,6 +97,7 @@ from .walks import gradient_walk, progressive_random_walk, random_walk
 __version__ = "0.1.0"
 
 __all__ = [
+    "Agreement",
     "Alignment",
     "Cloud",
     "CriticalPoints",
@@ -94,10 +107,12 @@ __all__ = [
     "Density",
     "Direction",
     "EigenPairs",
+    "Embedding",
     "EngineReport",
     "EquioutputGroup",
     "Estimate",
     "FileFormatError",
+    "FunctionalDistance",
     "InvalidArgument",
     "Lanczos",
     "Landscape",
@@ -110,7 +125,10 @@ __all__ = [
     "ParameterLayout",
     "PointGradients",
     "PointHessians",
+    "PrincipalComponents",
+    "Projection",
     "PylandscapeError",
+    "Recorder",
     "ResumeMismatch",
     "Sharpness",
     "Spectrum",
@@ -118,7 +136,9 @@ __all__ = [
     "Surface",
     "SymmetricOperator",
     "TheoryTable",
+    "Trajectory",
     "Walks",
+    "agreement",
     "as_directions",
     "as_operator",
     "bumpiness",
@@ -134,6 +154,7 @@ __all__ = [
     "find_critical_points",
     "frobenius_norm",
     "from_function",
+    "functional_distance",
     "gaussian",
     "gradient_concentration",
     "gradient_descent_factors",
@@ -152,10 +173,13 @@ __all__ = [
     "linear_network",
     "load",
     "loss_gradient_cloud",
+    "mds",
     "monotone_path",
     "normalize_direction",
     "outlier_ratio",
     "outliers",
+    "pca",
+    "pca_directions",
     "plane",
     "plot_clouds",
     "plot_spectra",
@@ -172,4 +196,5 @@ __all__ = [
     "target_direction",
     "theory",
     "trace",
+    "trajectory",
 ]
