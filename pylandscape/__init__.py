@@ -37,7 +37,6 @@ from .errors import (
     PylandscapeError,
     ResumeMismatch,
 )
-from .files import load
 from .grids import interpolate, line, plane
 from .hessians import (
     PointGradients,
@@ -52,6 +51,7 @@ from .lanczos import Lanczos
 from .landscape import EngineReport, Landscape
 from .layout import ParameterEntry, ParameterLayout
 from .linear_networks import LinearNetwork, linear_network
+from .loading import load
 from .monotone import MonotonePath, is_non_ascending, monotone_path
 from .operators import SymmetricOperator, as_operator
 from .outliers import (

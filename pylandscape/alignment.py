@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
+from .arrays import Array
 from .errors import InvalidArgument
 from .mlp_structure import GroupElement
-from .results import Array
 
 if TYPE_CHECKING:
     from .symmetry import EquioutputGroup

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from .arrays import Array
 from .mlp_structure import Layers
-from .results import Array
 
 TIES = 10_000  # orders of tied units that are tried
 

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from .arrays import Array
 from .curvature_classes import classes_of
 from .hessians import gradients, hessians
-from .results import Array
 
 if TYPE_CHECKING:
     from .landscape import Landscape

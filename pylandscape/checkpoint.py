@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import secrets
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import h5py
 import numpy as np
 
-from . import files
+from .arrays import to_json
+from .atomic import remove_leftovers, replacing
 from .errors import FileFormatError, ResumeMismatch
 from .hdf5 import member, open_hdf5
-from .request import differences, jsonable, listing, to_json
+from .request import differences, listing
 
 SUFFIX = ".lanczos"
 SECONDS = 60.0  # between two checkpoints
@@ -26,34 +24,30 @@ SECONDS = 60.0  # between two checkpoints
 log = logging.getLogger("pylandscape")
 
 Arrays = dict[str, np.ndarray]
-Result = TypeVar("Result")
 
 
 class Checkpoint:
-    """The arrays of one unfinished run; without a path it keeps nothing."""
+    """The arrays of one unfinished run, as a context; without a path it keeps nothing.
+
+    Leaving the block by an exception says in the log where what is kept lies.
+    """
 
     def __init__(self, path: Path | None, request: Mapping[str, Any]) -> None:
-        self.path, self.request = path, dict(request)
-        self._last = time.monotonic()
-
-    def load(self) -> Arrays | None:
-        """What an earlier run of the same request left, or None.
+        """Find what an earlier run of the same request left.
 
         Raises:
             ResumeMismatch: it is another request's.
             FileFormatError: the file is damaged.
         """
-        if self.path is None or not self.path.exists():
-            return None
-        with open_hdf5(self.path, "path") as file:
-            about = json.loads(str(file.attrs["request"]))
-            rows = differences(about, self.request)
-            if rows:
-                raise ResumeMismatch(
-                    f"path: {self.path} holds the unfinished run of another request; remove it or "
-                    f"use another path. What differs:{listing(rows)}"
-                )
-            return {name: np.asarray(member(file, name, h5py.Dataset)[()]) for name in file}
+        self.path, self.request = path, dict(request)
+        self._last = time.monotonic()
+        if path is not None:
+            remove_leftovers(path)
+            self._read(arrays=False)
+
+    def load(self) -> Arrays | None:
+        """What an earlier run of the same request left, or None; raises as the constructor."""
+        return None if self.path is None else self._read(arrays=True)
 
     @property
     def due(self) -> bool:
@@ -64,55 +58,51 @@ class Checkpoint:
         """Replace what is there, atomically."""
         if self.path is None:
             return
-        temporary = self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}.tmp")
-        try:
-            with h5py.File(temporary, "w") as file:
-                file.attrs["request"] = to_json(self.request, "request")
-                for name, each in arrays.items():
-                    file[name] = each
-            os.replace(temporary, self.path)
-        except BaseException:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise
+        with (
+            replacing(self.path) as temporary,
+            h5py.File(temporary, "w", locking=False) as file,
+        ):
+            text = to_json(self.request, "request").encode()
+            file["request"] = np.frombuffer(text, dtype=np.uint8)  # attributes end at 64 KiB
+            for name, each in arrays.items():
+                file[f"arrays/{name}"] = each
         self._last = time.monotonic()
 
+    def sync(self) -> None:
+        """Nothing to wait for: `save` does."""
+
     def remove(self) -> None:
+        """Delete the file."""
         if self.path is not None:
             self.path.unlink(missing_ok=True)
 
+    def __enter__(self) -> Checkpoint:
+        return self
 
-def resumable(
-    path: str | os.PathLike[str] | None,
-    request: Mapping[str, Any],
-    run: Callable[[Checkpoint], Result],
-) -> Result:
-    """The result of `run`, which is in the file `path` at the end; or that file's, if it is there.
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None or issubclass(kind, FileFormatError | ResumeMismatch):
+            return
+        if self.path is not None and self.path.exists():
+            log.warning(
+                "stopped by %s: what is done is kept in %s; the same call continues there",
+                kind.__name__, self.path,
+            )  # fmt: skip
 
-    Raises:
-        ResumeMismatch: the file, or the unfinished run beside it, is another request's.
-        FileFormatError: the file is something else.
-        What `run` raises: what it saved is kept, and the same call goes on from there.
-    """
-    request = jsonable(request, "request")
-    if path is None:
-        return run(Checkpoint(None, request))
-    target = files.target_of(path)
-    there: Result | None = files.finished(target, request)
-    checkpoint = Checkpoint(target.with_name(target.name + SUFFIX), request)
-    if there is None:
-        try:
-            there = run(checkpoint)
-        except (FileFormatError, ResumeMismatch):  # of what is kept: it cannot be continued
-            raise
-        except BaseException as error:
-            kept = checkpoint.path is not None and checkpoint.path.exists()
-            if kept:
-                log.warning(
-                    "stopped by %s: what is done is kept in %s; the same call continues there",
-                    type(error).__name__, checkpoint.path,
-                )  # fmt: skip
-            raise
-        files.save(there, target)  # type: ignore[arg-type]
-    checkpoint.remove()
-    return there
+    def _read(self, arrays: bool) -> Arrays | None:
+        if self.path is None or not self.path.exists():
+            return None
+        with open_hdf5(self.path, "path") as file:
+            if "request" in file.attrs:  # of an older version, whose requests are others
+                about, group = json.loads(str(file.attrs["request"])), file
+            else:
+                text = member(file, "request", h5py.Dataset)[()]
+                about, group = json.loads(text.tobytes()), member(file, "arrays", h5py.Group)
+            rows = differences(about, self.request)
+            if rows:
+                raise ResumeMismatch(
+                    f"path: {self.path} holds the unfinished run of another request; remove it or "
+                    f"use another path. What differs:{listing(rows)}"
+                )
+            if not arrays:
+                return None
+            return {name: np.asarray(member(group, name, h5py.Dataset)[()]) for name in group}

@@ -15,16 +15,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from . import files, kinks
+from . import kinks
+from .arrays import Array, digest, jsonable
 from .critical_results import EPS, CriticalPoints
 from .curvature_classes import checked_rtol, classes_of, exact_bounds, inertia_of
 from .errors import InvalidArgument
+from .hdf5 import JOURNAL_SUFFIX as SUFFIX
 from .hessians import PointEvaluator, as_points, block_size, check_memory, eigenvalues
-from .journal import SUFFIX, Journal
+from .journal import Journal
 from .lanczos_class import LanczosClassifier
-from .question import drop_stale
-from .request import FORMAT, digest, jsonable
-from .results import Array
+from .request import build
+from .resume import answered
 from .sweep import sweep
 
 if TYPE_CHECKING:
@@ -94,21 +95,11 @@ def classify(
     asked = _Question(land, points, rtol, blocks, method, keep, (probes, steps, seed))
     if path is None:
         return asked.run(None, progress)
-    target = files.target_of(path)
-    beside = target.with_name(target.name + SUFFIX)
-    there: CriticalPoints | None = files.finished(target, asked.request)
-    if there is not None:
-        if beside.exists():
-            drop_stale(beside, asked.request, asked.names, len(asked.points))
-        return there
-    with Journal(beside, asked.request, asked.names, len(asked.points)) as journal:
-        there = files.finished(target, asked.request)  # another process may have been faster
-        if there is None:
-            there = asked.run(journal, progress)
-            journal.sync()
-            there.save(target)
-        journal.remove()
-    return there
+    return answered(
+        path, asked.request, SUFFIX,
+        lambda at: Journal(at, asked.request, asked.names, len(asked.points)),
+        lambda journal: asked.run(journal, progress),
+    )  # fmt: skip
 
 
 class _Question:
@@ -153,18 +144,10 @@ class _Question:
 
     def _request(self) -> dict[str, Any]:
         probes, steps, seed = (None, None, None) if self.method == "exact" else self.density
-        about = self.land.describe()
-        about.pop("model_theta", None)  # the points say it
-        return dict(
-            jsonable(
-                {
-                    **about, "format": FORMAT, "kind": "critical points", "rtol": self.rtol,
-                    "method": self.method, "blocks": self.blocks, "keep": self.keep,
-                    "count": len(self.points), "points": digest(self.points), "probes": probes,
-                    "steps": steps, "seed": seed,
-                },
-                "request",
-            )
+        return build(
+            self.land, "critical points", rtol=self.rtol, method=self.method, blocks=self.blocks,
+            keep=self.keep, count=len(self.points), points=digest(self.points), probes=probes,
+            steps=steps, seed=seed,
         )  # fmt: skip
 
     def run(self, journal: Journal | None, progress: bool) -> CriticalPoints:

@@ -23,8 +23,8 @@ from .errors import InvalidArgument, PylandscapeError
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from .files import Result
     from .landscape import Landscape
+    from .loading import Result
     from .results import Curve, Surface
 
 BAD_INPUT, INTERRUPTED = 2, 130
@@ -236,7 +236,7 @@ def _interpolate(options: argparse.Namespace) -> None:
 
 def _plot(options: argparse.Namespace) -> None:
     from . import cli_curvature, plotting
-    from .files import load
+    from .loading import load
     from .spectral_results import EigenPairs, Spectrum
 
     results: list[Any] = [load(path) for path in options.files]
@@ -277,7 +277,7 @@ def _landscape_picture(results: list[Any], options: argparse.Namespace, labels: 
 
 
 def _info(options: argparse.Namespace) -> None:
-    from .files import load
+    from .loading import load
 
     if not options.files and not options.model:
         raise InvalidArgument("info: expected a FILE or --model, got neither")
@@ -480,9 +480,10 @@ def _failed(error: BaseException, options: argparse.Namespace, prefix: str = "")
 
 def _interrupted(options: argparse.Namespace, arguments: list[str]) -> str:
     again = shlex.join(["pylandscape", *arguments])
-    if options.command in ("demo", "plot", "info") or getattr(options, "layers", False):
+    out = getattr(options, "out", False)  # None: there is --out, and it was not given
+    if out is False or options.command in ("demo", "plot") or getattr(options, "layers", False):
         return "\npylandscape: interrupted"
-    if getattr(options, "out", None):
+    if out:
         return (
             f"\npylandscape: interrupted; what is done is kept beside {options.out}. "
             f"To go on: {again}"

@@ -80,7 +80,7 @@ def add_commands(command: AddCommand) -> None:
 
 def _cloud(options: argparse.Namespace) -> None:
     from . import plotting
-    from .files import load
+    from .loading import load
 
     picture = _picture(options)
     if options.files:
@@ -223,7 +223,7 @@ def _beside(path: str | None, what: str) -> Path | None:
 
 def _check_out(path: str | None) -> None:
     """What is at --out is a cloud, or nothing: it is going to be replaced."""
-    from .files import load
+    from .loading import load
 
     if path is None or not Path(path).exists():
         return

@@ -146,7 +146,7 @@ def _points(options: argparse.Namespace, land: Landscape) -> Any:
             raise InvalidArgument(
                 f"--points: expected numbers (P, n) in {options.points}: {error}"
             ) from error
-    from .files import load
+    from .loading import load
     from .walk_results import Walks
 
     found = load(options.points)

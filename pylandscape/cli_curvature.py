@@ -17,7 +17,7 @@ from .operators import MATRICES
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from .results import Array
+    from .arrays import Array
     from .spectral_results import EigenPairs, Spectrum
 
 CONVEX = 0.01  # |lambda_min / lambda_max| below which a point looks convex

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from . import store
+from .arrays import Array
 from .curvature_classes import KINDS
 from .errors import InvalidArgument
-from .results import Array
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,6 +27,7 @@ COLUMNS = {
 Range = tuple[float, float]
 
 
+@store.by_fields
 @dataclass(eq=False, repr=False)
 class Cloud:
     """P dots.
@@ -136,9 +138,7 @@ class Cloud:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write an HDF5 file, atomically; `pylandscape.load` reads it back bit for bit."""
-        from .files import save
-
-        save(self, path)
+        store.save(self, path)
 
     def __len__(self) -> int:
         return len(self.losses)

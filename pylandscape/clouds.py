@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .arrays import Array
 from .classify import classify
 from .cloud_results import COLOURS, HEIGHTS, Cloud
 from .critical_results import CriticalPoints
 from .errors import InvalidArgument
 from .hessians import as_points, gradients
 from .request import digest, jsonable
-from .results import Array
 from .roughness import bumpiness, mean_absolute_form, ruggedness
 from .walk_results import Walks
 

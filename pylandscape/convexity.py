@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from .arguments import integer
+from .arrays import Array
 from .ends import both_ends
 from .errors import InvalidArgument
 from .grids import LINE_AXIS, Axis, Path, plane_question
 from .operators import as_operator
 from .question import Measure, Question, answer
-from .results import Array, Surface
+from .results import Surface
 
 if TYPE_CHECKING:
     from .landscape import Landscape

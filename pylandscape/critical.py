@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from .arguments import integer
+from .arrays import Array, digest, progress_bar
 from .certificates import Certificate, certify, certify_by_products
-from .checkpoint import Checkpoint, resumable
+from .checkpoint import Checkpoint
 from .critical_search import (
     CONVERGED,
     EXHAUSTED,
@@ -25,9 +25,8 @@ from .critical_search import (
 from .critical_set import OUTCOMES, CriticalSet
 from .errors import InvalidArgument
 from .hessians import as_points
-from .request import FORMAT, digest
-from .results import Array
-from .sweep import BAR_DELAY
+from .request import build
+from .resume import resumable
 from .symmetry import EquioutputGroup
 
 if TYPE_CHECKING:
@@ -103,12 +102,11 @@ def find_critical_points(
     _check_choices(method, solver, tol, max_iter, bound, merge, rtol, samples)
     group = _group_of(land, dedupe)
     exact = solver == "exact" or (solver == "auto" and land.n_params <= EXACT_N)
-    request = {
-        **land.describe(), "format": FORMAT, "kind": "critical set", "starts": digest(points),
-        "method": method, "tol": tol, "max_iter": max_iter, "bound": bound,
-        "dedupe": repr(group) if group else bool(dedupe), "merge": merge, "rtol": rtol,
-        "samples": samples, "exact": exact, "seed": seed,
-    }  # fmt: skip
+    request = build(
+        land, "critical set", starts=digest(points), method=method, tol=tol, max_iter=max_iter,
+        bound=bound, dedupe=repr(group) if group else bool(dedupe), merge=merge, rtol=rtol,
+        samples=samples, exact=exact, seed=seed,
+    )  # fmt: skip
 
     def run(kept: Checkpoint) -> CriticalSet:
         begun = time.perf_counter()
@@ -134,9 +132,7 @@ def _advance(search: Search, kept: Checkpoint, progress: bool) -> None:
     count, n = search.points.shape
     dense = isinstance(search, DenseSearch)
     size = max(1, BLOCK_BYTES // (8 * n * n)) if dense else 1
-    with tqdm(
-        total=count, desc="critical points", unit="start", disable=not progress, delay=BAR_DELAY
-    ) as bar:
+    with progress_bar(count, "critical points", "start", progress) as bar:
         try:
             for first in range(0, count, size):
                 block = np.arange(first, min(first + size, count))

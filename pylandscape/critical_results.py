@@ -10,10 +10,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from . import curvature_classes
+from . import curvature_classes, store
+from .arrays import Array
 from .curvature_classes import KINDS
 from .errors import FileFormatError, InvalidArgument
-from .results import Array
+from .hdf5 import as_path, open_hdf5
 
 EPS = float(np.finfo(np.float64).eps)
 
@@ -41,6 +42,7 @@ class Sensitivity:
         return "\n".join(lines)
 
 
+@store.by_fields
 @dataclass(eq=False, repr=False)
 class CriticalPoints:
     """Curvature classes of P points of a landscape with n parameters.
@@ -161,9 +163,7 @@ class CriticalPoints:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write an HDF5 file, atomically; `pylandscape.load` reads it back bit for bit."""
-        from .files import save
-
-        save(self, path)
+        store.save(self, path)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> CriticalPoints:
@@ -173,9 +173,8 @@ class CriticalPoints:
             FileNotFoundError: no such file.
             FileFormatError: damaged, or another result.
         """
-        from .files import load
-
-        found = load(path)
+        with open_hdf5(as_path(path, "path"), "path") as file:
+            found = store.read(file)
         if not isinstance(found, cls):
             raise FileFormatError(
                 f"path: expected critical points in {path}, got a {type(found).__name__}"

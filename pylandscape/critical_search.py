@@ -24,9 +24,9 @@ import torch
 from numpy.typing import NDArray
 from scipy.sparse.linalg import LinearOperator, lsmr, minres
 
+from .arrays import Array
 from .critical_set import OUTCOMES
 from .hessians import gradients, hessians
-from .results import Array
 
 if TYPE_CHECKING:
     from .landscape import Landscape

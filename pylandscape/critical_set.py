@@ -10,8 +10,9 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from . import store
+from .arrays import Array
 from .errors import InvalidArgument
-from .results import Array
 
 OUTCOMES = ("running", "converged", "flat", "stalled", "exhausted", "far", "not finite")
 CERTIFICATES = ("isolated", "range", "none")
@@ -22,6 +23,7 @@ _PER_POINT = (
 _PER_START = ("starts", "outcomes", "final_losses", "final_norms", "iterations")
 
 
+@store.by_fields
 @dataclass(eq=False, repr=False)
 class CriticalSet:
     """K critical points, reached from P starts. Sorted by loss, then by index.
@@ -143,9 +145,7 @@ class CriticalSet:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write an HDF5 file, atomically; `pylandscape.load` reads it back bit for bit."""
-        from .files import save
-
-        save(self, path)
+        store.save(self, path)
 
     def __repr__(self) -> str:
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(self.counts().items()))

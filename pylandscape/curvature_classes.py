@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from .arrays import Array
 from .errors import InvalidArgument
-from .results import Array
 
 CLASSES = ("convex", "concave", "saddle", "singular")
 KINDS = (*CLASSES, "undecided", "invalid")

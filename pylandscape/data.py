@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .arrays import digest_of_all
 from .errors import InvalidArgument
 
 
@@ -51,7 +51,7 @@ class Dataset:
         self.size = sum(batch.size for batch in self.batches)
         if self.size == 0:
             raise InvalidArgument("data: expected at least one sample, got none")
-        self.digest = _digest(batch.raw for batch in self.batches)
+        self.digest = digest_of_all(batch.raw for batch in self.batches)
 
     def tensors(self) -> tuple[Tensor, Tensor] | None:
         """All inputs and targets, concatenated; None where batches are not plain tensor pairs."""
@@ -131,30 +131,3 @@ def _leading_size(item: Any) -> int | None:
     elif isinstance(item, tuple | list):
         values = item
     return next((size for size in map(_leading_size, values) if size is not None), None)
-
-
-def _digest(items: Iterable[Any]) -> str:
-    """SHA-256 of every tensor's bytes, shape and dtype, and of the structure around them."""
-    sha = hashlib.sha256()
-
-    def add(item: Any) -> None:
-        if isinstance(item, Tensor):
-            sha.update(f"{item.dtype}{tuple(item.shape)}".encode())
-            flat = item.detach().cpu().contiguous().reshape(-1)
-            sha.update(flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b"")
-        elif isinstance(item, Mapping):
-            for key in item:
-                sha.update(repr(key).encode())
-                add(item[key])
-        elif isinstance(item, tuple | list):
-            sha.update(f"[{len(item)}".encode())
-            for value in item:
-                add(value)
-        elif item is None or isinstance(item, int | float | str | bool):
-            sha.update(repr(item).encode())
-        else:  # an object whose repr may hold an address
-            sha.update(type(item).__qualname__.encode())
-
-    for item in items:
-        add(item)
-    return sha.hexdigest()

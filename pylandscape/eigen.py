@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 
 from .arguments import integer
-from .checkpoint import Arrays, Checkpoint, resumable
+from .arrays import digest
+from .checkpoint import Arrays, Checkpoint
 from .errors import InvalidArgument
 from .grids import Path
 from .lanczos import RECHECK, Array, Lanczos, outcome_of, random_starts, watched
 from .operators import SymmetricOperator, as_operator
-from .request import FORMAT, digest
+from .request import build
+from .resume import resumable
 from .spectral_results import WHICH, EigenPairs
 
 BASIS_BYTES = 1 << 30  # that the default basis takes at most
@@ -82,10 +84,10 @@ def eigenpairs(
     op = as_operator(a, matrix, theta, params)
     k, rows, most = _checked(op.n, op, k, which, tol, basis, max_products)
     first = _first(op, start, seed, which)
-    request = {
-        "format": FORMAT, "kind": "eigenpairs", "operator": op.describe(), "k": k, "which": which,
-        "tol": tol, "basis": rows, "max_products": most, "start": digest(first), "measure": measure,
-    }  # fmt: skip
+    request = build(
+        op, "eigenpairs", k=k, which=which, tol=tol, basis=rows, max_products=most,
+        start=digest(first), measure=measure,
+    )  # fmt: skip
 
     def run(checkpoint: Checkpoint) -> EigenPairs:
         iteration = _Iteration(

@@ -69,8 +69,10 @@ def both_ends(
     def product(v: Tensor) -> Tensor:
         return op(v) + shift * v.double()
 
-    about = {"of": op.describe(), "shift": shift}
-    moved = SymmetricOperator(op.n, product, dtype=op.dtype, device=op.device, about=about)
+    moved = SymmetricOperator(
+        op.n, product, dtype=op.dtype, device=op.device,
+        about=lambda: {"of": op.describe(), "shift": shift},
+    )  # fmt: skip
     # of the shifted matrix the larger end is at most 4.33 times the scale
     own = tol / (SHIFT + 4 / 3)
     pairs = eigenpairs(moved, 2, "BE", tol=own, start=start, seed=seed, progress=progress)

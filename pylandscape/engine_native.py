@@ -30,6 +30,7 @@ from .capture import check_traceable, restored_attributes, trace
 from .data import Batch
 from .engine_torch import TorchEngine
 from .errors import NotLowered, UnknownOp
+from .losses import metric_name
 from .lowering import Lowering
 from .native_loss import Output, counted_targets, set_loss
 from .statistics import is_variance
@@ -227,10 +228,6 @@ def _rows(coordinates: Any, width: int, dtype: torch.dtype) -> Tensor:
     if c.dim() != 2 or c.shape[1] != width:
         raise ValueError(f"coordinates: expected (g, {width}), got {tuple(c.shape)}")
     return c
-
-
-def metric_name(metric: Any) -> str:
-    return metric if isinstance(metric, str) else str(metric.__name__)
 
 
 @dataclass(frozen=True)

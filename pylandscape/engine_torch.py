@@ -7,7 +7,6 @@ a forward pass draws start from the same state at every point and leave the glob
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,11 +18,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from .arrays import digest_of_all
 from .capture import restored_attributes
 from .data import Batch, untouched_random_state
 from .errors import InvalidArgument
 from .layout import ParameterLayout
 from .losses import FreeLoss, KnownLoss, as_scalar
+from .losses import metric_name as _name
 from .statistics import KIND
 from .torch_derivatives import MEMORY, Derivatives
 
@@ -151,12 +152,7 @@ class TorchEngine:
 
     def fixed_digest(self) -> str:
         """SHA-256 of what theta does not hold: buffers and the parameters left out."""
-        sha = hashlib.sha256()
-        for name in sorted(self._fixed):
-            flat = self._fixed[name].detach().cpu().contiguous().reshape(-1)
-            sha.update(name.encode())
-            sha.update(flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b"")
-        return sha.hexdigest()
+        return digest_of_all([dict(sorted(self._fixed.items()))])
 
     def _evaluate(
         self, count: int, move: Callable[[int], Tensor], metrics: Sequence[Any]
@@ -280,10 +276,6 @@ class TorchEngine:
                 f"bce_with_logits, got {self.loss.name!r}; pass a callable metric instead"
             )
         return self.loss.correct(output, target)
-
-
-def _name(metric: Any) -> str:
-    return metric if isinstance(metric, str) else str(metric.__name__)
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:

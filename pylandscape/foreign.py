@@ -17,9 +17,10 @@ from typing import Any
 import h5py
 import numpy as np
 
+from .arrays import Array
 from .errors import FileFormatError
 from .hdf5 import array, member, open_hdf5
-from .results import Array, Curve, Surface
+from .results import Curve, Surface
 
 UNFILLED = -1.0
 UNFILLED_MIN_EIG = 1.0

@@ -16,11 +16,12 @@ import torch
 from numpy.typing import ArrayLike
 
 from . import statistics
+from .arrays import Array
 from .directions import as_steps
 from .errors import InvalidArgument
 from .question import Question, answer
 from .request import Metric
-from .results import Array, Curve, Surface, barycentric_weights, bilinear_weights, check_axis
+from .results import Curve, Surface, barycentric_weights, bilinear_weights, check_axis
 
 if TYPE_CHECKING:
     from .landscape import Landscape

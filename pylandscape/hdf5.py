@@ -16,11 +16,11 @@ from typing import Any
 import h5py
 import numpy as np
 
+from .arrays import Array
 from .errors import FileFormatError, InvalidArgument, PylandscapeError
-from .journal import MAGIC as JOURNAL_MAGIC
-from .journal import SUFFIX
-from .results import Array
 
+JOURNAL_MAGIC = b"PYLSJRN1"  # what a journal begins with, and its name ends with
+JOURNAL_SUFFIX = ".journal"
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 MAX_NUMBERS = 1 << 28  # of one dataset: 2 GiB as float64
 
@@ -37,7 +37,7 @@ def as_path(path: str | os.PathLike[str], name: str) -> Path:
 def open_hdf5(path: Path, name: str) -> Iterator[h5py.File]:
     """Open for reading, without locks; what HDF5 cannot read becomes a FileFormatError."""
     if not path.exists():
-        journal = path.with_name(path.name + SUFFIX)
+        journal = path.with_name(path.name + JOURNAL_SUFFIX)
         more = f"; {journal} holds an unfinished run: repeat its call" if journal.exists() else ""
         raise FileNotFoundError(f"{name}: expected a file, got {path}, which does not exist{more}")
     if path.is_dir():

@@ -192,10 +192,11 @@ def _wrapped(
     a: Any, n: int, dtype: torch.dtype, product: Callable[[Tensor], Tensor]
 ) -> SymmetricOperator:
     wide = dtype if dtype in (torch.float32, torch.float64) else torch.float32
-    about = {"type": type(a).__qualname__}
-    return SymmetricOperator(
-        int(n), lambda v: product(v.to(dtype)).detach(), dtype=wide, device=a.device, about=about
-    )
+    found = SymmetricOperator(
+        int(n), lambda v: product(v.to(dtype)).detach(), dtype=wide, device=a.device,
+        about=lambda: found.known_by(a),
+    )  # fmt: skip
+    return found
 
 
 def from_product(

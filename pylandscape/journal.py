@@ -31,6 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import FileFormatError, InvalidArgument, PylandscapeError, ResumeMismatch
+from .hdf5 import JOURNAL_MAGIC as MAGIC
 from .request import differences, listing
 
 try:
@@ -38,8 +39,6 @@ try:
 except ImportError:  # pragma: no cover - not on Windows
     fcntl = None  # type: ignore[assignment]
 
-MAGIC = b"PYLSJRN1"
-SUFFIX = ".journal"
 SYNC_SECONDS = (
     2.0  # appended records reach the disk at least this often; a killed process loses none
 )

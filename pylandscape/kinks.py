@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from .results import Array
+from .arrays import Array
 
 if TYPE_CHECKING:
     from .landscape import Landscape

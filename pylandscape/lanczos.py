@@ -20,6 +20,7 @@ from torch import Tensor
 
 from . import device_passes
 from ._native import core
+from .arrays import progress_bar
 from .errors import InvalidArgument, ResumeMismatch
 from .operators import SymmetricOperator
 
@@ -273,11 +274,7 @@ def random_starts(
 @contextmanager
 def watched(total: int, label: str, progress: bool) -> Iterator[Callable[[int], None]]:
     """A progress bar of products; the function given takes how many are done."""
-    from tqdm import tqdm
-
-    from .sweep import BAR_DELAY
-
-    with tqdm(total=total, desc=label, unit="Av", disable=not progress, delay=BAR_DELAY) as bar:
+    with progress_bar(total, label, "Av", progress) as bar:
 
         def at(done: int) -> None:
             bar.update(max(0, done - bar.n))

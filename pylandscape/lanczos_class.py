@@ -19,12 +19,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .arrays import Array
 from .curvature_classes import kinds_within
 from .eigen import ROUNDING
 from .ends import both_ends
 from .errors import InvalidArgument
 from .operators import SymmetricOperator, as_operator
-from .results import Array
 from .spectra import spectrum
 
 if TYPE_CHECKING:

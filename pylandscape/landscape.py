@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
@@ -15,12 +13,12 @@ from scipy.sparse.linalg import LinearOperator
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from . import engine_cuda, engine_native, engine_recompute, statistics
+from . import engine_cuda, engine_native, engine_recompute, identity, statistics
 from .data import Dataset, untouched_random_state
 from .engine_torch import Objective, TorchEngine, call_model, eval_mode
 from .errors import InvalidArgument, NotLowered
 from .layout import ParameterLayout
-from .losses import FreeLoss, KnownLoss, as_scalar, resolve_loss
+from .losses import FreeLoss, KnownLoss, as_scalar, metric_name, resolve_loss
 from .torch_derivatives import MEMORY
 
 Evaluate = Callable[[np.ndarray], dict[str, np.ndarray]]
@@ -247,7 +245,7 @@ class Landscape:
         engine = self._native or self._torch
         ask = engine.prepare(base, vectors, chosen)
         negative = statistics.negative(self.moved, base, vectors)
-        names = [m if isinstance(m, str) else m.__name__ for m in chosen]
+        names = [metric_name(m) for m in chosen]
         k = vectors.shape[0]
 
         def evaluate(coefficients: np.ndarray) -> dict[str, np.ndarray]:
@@ -335,21 +333,9 @@ class Landscape:
         return self._model_loss
 
     def describe(self) -> dict[str, Any]:
-        """What determines the numbers, JSON-able: engine, versions, dtype, digests, loss."""
-        return {
-            "engine": self.engine,
-            "instruction_set": self._report.instruction_set,
-            "versions": {"pylandscape": _own_version(), "torch": torch.__version__},
-            "dtype": str(self.dtype).removeprefix("torch."),
-            "n_params": self.n_params,
-            "layout": self.layout.digest,
-            "model_theta": _tensor_digest(self.origin),
-            "model_state": self._torch.fixed_digest(),
-            "data": self.dataset.digest,
-            "bn": self.bn,
-            "has_batchnorm": self.has_batchnorm,
-            "loss": _describe_loss(self.loss_spec),
-        }
+        """What determines the numbers, JSON-able (see `identity.py`): the model's structure, code
+        and frozen state, the loss by what it computes, data, arithmetic, versions."""
+        return identity.of_landscape(self, self._torch.fixed_digest())
 
     def _product(self, matrix: str, v: Any, theta: Any) -> Tensor:
         vectors = torch.as_tensor(getattr(v, "vector", v)).detach().to(self.theta)
@@ -603,30 +589,3 @@ def _checked_metrics(metrics: Sequence[Metric], loss: Any) -> tuple[Metric, ...]
             f"bce_with_logits, got {loss.name!r}; pass a callable metric instead"
         )
     return chosen
-
-
-def _own_version() -> str:
-    try:
-        return version("pylandscape")
-    except PackageNotFoundError:
-        return "source"
-
-
-def _tensor_digest(tensor: Tensor) -> str:
-    array = tensor.detach().cpu().contiguous().numpy()
-    return hashlib.sha256(array.tobytes()).hexdigest()
-
-
-def _describe_loss(spec: KnownLoss | FreeLoss | Objective) -> dict[str, Any]:
-    described: dict[str, Any] = {"name": spec.name}
-    if isinstance(spec, KnownLoss):
-        described |= {
-            "reduction": spec.reduction,
-            "ignore_index": spec.ignore_index,
-            "label_smoothing": spec.label_smoothing,
-        }
-        for name, weight in (("weight", spec.weight), ("pos_weight", spec.pos_weight)):
-            described[name] = None if weight is None else _tensor_digest(weight)
-    elif isinstance(spec, Objective):
-        described["weights"] = hashlib.sha256(repr(spec.weights).encode()).hexdigest()
-    return described

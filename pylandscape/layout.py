@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .arrays import text_digest
 from .errors import InvalidArgument, LayoutMismatch
 
 
@@ -110,7 +110,7 @@ class ParameterLayout:
     def digest(self) -> str:
         """SHA-256 of the names and shapes."""
         text = ";".join(f"{e.name}:{'x'.join(map(str, e.shape))}" for e in self.entries)
-        return hashlib.sha256(text.encode()).hexdigest()
+        return text_digest(text)
 
     def flatten(
         self, tensors: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device | str

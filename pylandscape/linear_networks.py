@@ -30,10 +30,10 @@ import torch
 from torch import nn
 
 from .arguments import integer
+from .arrays import Array
 from .errors import InvalidArgument
 from .landscape import Landscape
 from .mlp_structure import numbers
-from .results import Array
 
 EPS = float(np.finfo(np.float64).eps)
 MOST = 10_000  # sets I

@@ -18,6 +18,18 @@ from torch.nn import functional as F
 from .errors import InvalidArgument
 
 
+def metric_name(metric: Any) -> str:
+    """A metric's key in the results: itself, or the callable's `__name__`.
+
+    Raises:
+        InvalidArgument: a callable without one.
+    """
+    name = metric if isinstance(metric, str) else getattr(metric, "__name__", None)
+    if not isinstance(name, str):
+        raise InvalidArgument(f"metrics: expected callables with a __name__, got {metric!r}")
+    return name
+
+
 @dataclass(frozen=True)
 class KnownLoss:
     """kind: "cross_entropy", "nll", "mse" or "bce_with_logits"; the rest as in torch.nn."""

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from .arrays import Array
 from .errors import InvalidArgument
-from .results import Array
 
 ODD = ("Identity", "Tanh", "Softsign", "Hardtanh", "Tanhshrink", "Softshrink", "Hardshrink")
 NOT_ODD = (

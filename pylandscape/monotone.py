@@ -14,10 +14,10 @@ import numpy as np
 import torch
 
 from .arguments import integer
+from .arrays import Array
 from .errors import InvalidArgument
 from .hessians import gradients, hessians
 from .mlp_structure import numbers
-from .results import Array
 
 if TYPE_CHECKING:
     from .landscape import Landscape

@@ -10,8 +10,9 @@ import torch
 from scipy.sparse import issparse
 from torch import Tensor
 
+from .arrays import digest
 from .errors import InvalidArgument
-from .request import digest
+from .identity import of_product
 
 if TYPE_CHECKING:
     from .landscape import Landscape
@@ -34,7 +35,9 @@ class SymmetricOperator:
         device: where the vectors are that the product takes. A Lanczos basis is kept there.
         name: "hessian", "gauss_newton", "covariance" or "user".
         layout: the parameters that the n coordinates are, if they are a model's.
-        about: JSON-able, what determines the numbers.
+        about: JSON-able, what determines the numbers, or a function that gives it. Default: what
+            the function `product` computes: its code, closure and defaults, or, where these cannot
+            be looked into, two products.
         into: the same product between addresses: (k, address of v in ``dtype``, address of the
             float64 products), for callers that own the memory.
         hint: a vector (n,) that leans towards the eigenvectors of large eigenvalues, if one is at
@@ -52,7 +55,7 @@ class SymmetricOperator:
         device: torch.device | str = "cpu",
         name: str = "user",
         layout: ParameterLayout | None = None,
-        about: dict[str, Any] | None = None,
+        about: dict[str, Any] | Callable[[], dict[str, Any]] | None = None,
         into: Into | None = None,
         hint: Callable[[], Tensor] | None = None,
     ) -> None:
@@ -60,7 +63,7 @@ class SymmetricOperator:
         self.name, self.layout = name, layout
         self.products = 0
         self.into, self.hint = into, hint
-        self._product, self._about = product, dict(about or {})
+        self._product, self._about = product, about
 
     def __call__(self, v: Tensor) -> Tensor:
         if v.dim() != 2 or v.shape[1] != self.n:
@@ -80,7 +83,17 @@ class SymmetricOperator:
     def describe(self) -> dict[str, Any]:
         """What determines the numbers: matrix, order, dtype, and the landscape's description."""
         dtype = str(self.dtype).removeprefix("torch.")
-        return {"matrix": self.name, "n": self.n, "dtype": dtype, **self._about}
+        about = self._about
+        if about is None:
+            about = self.known_by(self._product)
+        elif callable(about):
+            about = about()
+        return {"matrix": self.name, "n": self.n, "dtype": dtype, **about}
+
+    def known_by(self, what: Any) -> dict[str, Any]:
+        """What determines the products of an object that makes them, JSON-able."""
+        like = torch.empty(0, dtype=self.dtype, device=self.device)
+        return dict(of_product(what, self.n, self._product, like))
 
 
 def as_operator(
@@ -96,8 +109,7 @@ def as_operator(
             matrix, or a dense array or tensor, all (n, n), real and taken to be symmetric;
             another package's operator on tensors (curvlinops, hessian-eigenthings). A function
             makes one by ``SymmetricOperator(n, function)`` or ``interop.from_product``. Files know
-            a LinearOperator by its type and order, a function by ``about``: use another path for
-            another matrix.
+            an operator or function by what it computes, see ``SymmetricOperator``.
         matrix: of a landscape: "hessian", "gauss_newton" (J^T H_out J) or "covariance" (of the
             per-sample gradients, uncentred).
         theta: of a landscape: where; default its own parameters.
@@ -119,10 +131,10 @@ def as_operator(
         dense = _dense(a)
         _check_square(tuple(dense.shape))
         dense = dense if dense.dtype in (torch.float32, torch.float64) else dense.double()
-        about = {"digest": digest(dense)}
         return SymmetricOperator(
-            len(dense), lambda v: v @ dense.T, dtype=dense.dtype, device=dense.device, about=about
-        )
+            len(dense), lambda v: v @ dense.T, dtype=dense.dtype, device=dense.device,
+            about=lambda: {"digest": digest(dense)},
+        )  # fmt: skip
     foreign = interop.on_tensors(a)
     if foreign is not None:
         return foreign
@@ -138,11 +150,15 @@ def as_operator(
     def product(v: Tensor) -> Tensor:
         return torch.as_tensor(np.ascontiguousarray(np.asarray(a.dot(v.numpy().T)).T))
 
-    about = {"type": type(a).__name__}
-    if issparse(a):
+    def about() -> dict[str, Any]:
+        if not issparse(a):
+            return found.known_by(a)
         rows = a.tocoo()
-        about["digest"] = digest(np.stack([rows.row, rows.col, rows.data.astype(np.float64)]))
-    return SymmetricOperator(a.shape[0], product, about=about)
+        told = digest(np.stack([rows.row, rows.col, rows.data.astype(np.float64)]))
+        return {"type": type(a).__name__, "digest": told}
+
+    found = SymmetricOperator(a.shape[0], product, about=about)
+    return found
 
 
 def _numbered(device: torch.device | str) -> torch.device:
@@ -176,7 +192,12 @@ def _of_landscape(
     if matrix not in MATRICES:
         raise InvalidArgument(f"matrix: expected one of {', '.join(MATRICES)}, got {matrix!r}")
     point = land._point(theta)
-    about = {**land.describe(), "theta": digest(point)}
+    layout = land.layout if params is None else land.layout.select(params)
+
+    def about() -> dict[str, Any]:
+        described = {**land.describe(), "theta": digest(point)}
+        described.pop("model_theta")  # the point says it
+        return described | ({} if params is None else {"params": [e.name for e in layout.entries]})
 
     def whole(v: Tensor) -> Tensor:
         return land._product_at(matrix, v, point)
@@ -184,10 +205,9 @@ def _of_landscape(
     if params is None:
         return SymmetricOperator(
             land.n_params, whole, dtype=land.dtype, device=land.device, name=matrix,
-            layout=land.layout, about=about, into=land.product_into(matrix, point),
+            layout=layout, about=about, into=land.product_into(matrix, point),
             hint=lambda: land.gradient(point),
         )  # fmt: skip
-    layout = land.layout.select(params)
     at = torch.cat(
         [
             torch.arange(land.layout[e.name].offset, land.layout[e.name].offset + e.numel)
@@ -200,7 +220,6 @@ def _of_landscape(
         embedded[:, at] = v
         return whole(embedded)[:, at]
 
-    about["params"] = [e.name for e in layout.entries]
     return SymmetricOperator(
         layout.n, block, dtype=land.dtype, device=land.device, name=matrix, layout=layout,
         about=about, hint=lambda: land.gradient(point)[at],

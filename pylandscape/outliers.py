@@ -17,10 +17,10 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from .arguments import integer
+from .arrays import Array
 from .ends import both_ends
 from .errors import InvalidArgument, PylandscapeError
 from .operators import as_operator
-from .results import Array
 
 if TYPE_CHECKING:
     from .landscape import Landscape

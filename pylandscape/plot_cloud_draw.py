@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from .arrays import Array
 from .cloud_results import Cloud, Range
 from .errors import InvalidArgument
 from .plot_cloud_style import CLASS_STYLES, LABELS, Look, dot_size
 from .plot_scale import format_levels
-from .results import Array
 
 INSET = 0.4  # of the axes' width and height
 MARGIN = 0.04  # of the range, on each side

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .arrays import Array
 from .cloud_results import Cloud
 from .errors import InvalidArgument
 from .plot_cloud_style import CLASS_STYLES, LABELS
 from .plot_style import LINE_COLOURS, LINE_DASHES, legend_above, new_axes, own_style
-from .results import Array
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from .arrays import Array
 from .cloud_results import Cloud
 from .curvature_classes import KINDS
 from .errors import InvalidArgument
-from .results import Array
 
 # Okabe and Ito's colours; the markers tell the classes apart in grey.
 CLASS_STYLES: dict[str, tuple[str, str]] = {

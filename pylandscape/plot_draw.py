@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .arrays import edges
 from .plot_scale import Array, Scale, format_levels
 from .plot_style import NONFINITE_FACE, mark_cells, nonfinite_text
-from .plot_view import View, edges
+from .plot_view import View
 
 LINE_MAP_RANGE = (0.0, 0.85)  # of the colour map: its bright end does not show as a line on white
 SHEET_POINTS = 151  # along each axis of a 3-D sheet: more polygons cannot be told apart

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .arrays import edges
 from .errors import InvalidArgument
 from .plot_scale import Array, Scale
 from .plot_style import (
@@ -22,7 +23,7 @@ from .plot_style import (
     own_style,
     step_label,
 )
-from .plot_view import edges, view_of
+from .plot_view import view_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from .arrays import edges
 from .errors import InvalidArgument
 from .plot_scale import Array
 from .plot_style import LINE_COLOURS, LINE_DASHES, legend_above, new_axes, own_style
-from .plot_view import edges
 from .spectral_results import Density, EigenPairs, Spectrum
 
 if TYPE_CHECKING:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .arrays import edges
 from .errors import InvalidArgument
 from .plot_scale import Array
 from .plot_style import direction_infos, step_label
@@ -139,11 +140,3 @@ def triangle(distances: Any) -> tuple[Array, str]:
     if corners[2, 1] < FLAT_TRIANGLE * d.max() or not d.max() > 0:
         return equilateral, "(side = 1, not to scale)"
     return corners, "in parameter space"
-
-
-def edges(axis: Array) -> Array:
-    """Borders (n + 1,) half-way between the points of an axis (n,); width 1 around a lone one."""
-    if axis.size == 1:
-        return np.array([axis[0] - 0.5, axis[0] + 0.5])
-    middle = 0.5 * (axis[1:] + axis[:-1])
-    return np.concatenate([[2 * axis[0] - middle[0]], middle, [2 * axis[-1] - middle[-1]]])

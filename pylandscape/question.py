@@ -7,17 +7,19 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from . import files, statistics
-from .errors import PylandscapeError
-from .journal import SUFFIX, Journal
-from .request import FORMAT, Metric, build, jsonable, with_loss
-from .results import Array, Curve, Surface, triangle_layout
+from . import statistics
+from .arrays import Array, digest, jsonable
+from .hdf5 import JOURNAL_SUFFIX as SUFFIX
+from .identity import of_metric
+from .journal import Journal
+from .request import FORMAT, Metric, build, with_loss
+from .results import Curve, Surface, triangle_layout
+from .resume import answered
 from .sweep import Evaluate, sweep
 
 if TYPE_CHECKING:
@@ -83,9 +85,21 @@ def answer(
     Raises: as `grids.line`.
     """
     chosen, names = with_loss(metrics)
-    request = build(land, asked.kind, asked.axes, chosen, asked.base, asked.vectors, asked.infos)
-    if measure is not None:
-        request |= jsonable(dict(measure.request), "request")
+    request = build(
+        land,
+        asked.kind,
+        axes={
+            name: {"min": axis[0], "max": axis[-1], "n": axis.size, "digest": digest(axis)}
+            for name, axis in asked.axes.items()
+        },
+        metrics=[of_metric(land, metric, name) for metric, name in zip(chosen, names, strict=True)],
+        theta=digest(asked.base),
+        directions=[
+            {**info, "digest": digest(vector)}
+            for info, vector in zip(asked.infos, asked.vectors, strict=True)
+        ],
+        **({} if measure is None else measure.request),
+    )
     total = len(asked.coefficients)
 
     def prepare() -> Evaluate:
@@ -122,41 +136,7 @@ def answer(
 
     if path is None:
         return run(None)
-    target = files.target_of(path)
-    beside = target.with_name(target.name + SUFFIX)
-    there = files.finished(target, request)
-    if there is not None:
-        if beside.exists():
-            drop_stale(beside, request, names, total)
-        return there
-    with Journal(beside, request, names, total) as journal:
-        there = files.finished(target, request)  # another process may have finished it just now
-        if there is None:
-            there = run(journal)
-            _save(there, target, journal)
-        journal.remove()
-    return there
-
-
-def _save(result: Curve | Surface, target: Path, journal: Journal) -> None:
-    try:
-        journal.sync()
-        result.save(target)
-    except OSError as error:
-        raise OSError(
-            error.errno,
-            f"{error.strerror}: could not write the finished result; all of its points are kept in "
-            f"{journal.path}. Make room and repeat the same call",
-            str(target),
-        ) from error
-
-
-def drop_stale(path: Path, request: dict[str, Any], names: Sequence[str], total: int) -> None:
-    """Remove the journal of a finished result, left by a process killed between the two steps."""
-    try:
-        Journal(path, request, names, total).remove()
-    except (PylandscapeError, OSError):
-        return  # in use, or another request's
+    return answered(path, request, SUFFIX, lambda at: Journal(at, request, names, total), run)
 
 
 def _info(

@@ -18,10 +18,11 @@ import numpy as np
 import torch
 
 from . import reproduce_report as report
+from .atomic import write_bytes
 from .classify import classify
 from .critical_results import EPS, CriticalPoints
 from .errors import InvalidArgument
-from .landscape import _own_version
+from .identity import own_version
 from .reproduce_cases import (
     DATASETS,
     DEPTHS,
@@ -84,7 +85,7 @@ def table1(
         others = [each for each in kept.values() if each.case not in {r.case for r in rows}]
         report.write_json(folder / "table1.json", rows + others)
     report.write_csv(folder / "table1.csv", rows)
-    (folder / "table1.md").write_text(report.markdown(rows))
+    write_bytes(folder / "table1.md", report.markdown(rows).encode())
     say("\n" + report.markdown(rows))
     for suffix in ("json", "csv", "md"):
         say(f"written    {folder / f'table1.{suffix}'}")
@@ -127,7 +128,7 @@ def _error(case: Case, found: CriticalPoints) -> float | None:
 
 def _kept(path: Path) -> dict[Case, Row]:
     """Rows of an earlier run by the same versions; none from a file that cannot be read."""
-    versions = {"pylandscape": _own_version(), "torch": torch.__version__}
+    versions = {"pylandscape": own_version(), "torch": torch.__version__}
     try:
         rows = json.loads(path.read_text())["rows"]
         found = [Row(**{**row, "case": Case(**row["case"])}) for row in rows]

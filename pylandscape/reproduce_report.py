@@ -5,12 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
-import secrets
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from .atomic import write_bytes
 from .critical_results import EPS
 from .curvature_classes import CLASSES
 from .reproduce_cases import Row
@@ -49,9 +48,7 @@ def markdown(rows: Sequence[Row]) -> str:
 def write_json(path: Path, rows: Sequence[Row]) -> None:
     """All rows with what was asked; replaced atomically."""
     text = json.dumps({"table": "table1", "rows": [asdict(row) for row in rows]}, indent=1)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    temporary.write_text(text + "\n")
-    os.replace(temporary, path)
+    write_bytes(path, f"{text}\n".encode())
 
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
@@ -71,7 +68,7 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
             [case.dataset, case.hidden, case.residual, case.b, case.rtol, case.blocks, row.n,
              row.points, *counts, row.error, row.matching_rtol, round(row.seconds, 3)]
         )  # fmt: skip
-    path.write_text(table.getvalue(), newline="")
+    write_bytes(path, table.getvalue().encode())
 
 
 def _table(rows: Sequence[Row]) -> list[str]:

@@ -6,78 +6,41 @@ request can be resumed or taken as it is by an equal one, and by no other.
 
 from __future__ import annotations
 
-import hashlib
 import json
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-
+from .arrays import digest, jsonable, to_json
 from .errors import InvalidArgument
+from .identity import OPAQUE
+from .losses import metric_name
 
 if TYPE_CHECKING:
     from .landscape import Landscape
-    from .results import Array
+    from .operators import SymmetricOperator
 
-FORMAT = 1
+__all__ = ["FORMAT", "Metric", "build", "differences", "digest", "jsonable", "listing", "to_json"]
+
+FORMAT = 2  # of requests: 1 knew the model by its printed form, free losses by their names
 
 Metric = str | Callable[..., Any]
 
 
-def build(
-    land: Landscape,
-    kind: str,
-    axes: Mapping[str, Array],
-    metrics: Sequence[Metric],
-    theta: torch.Tensor,
-    directions: torch.Tensor,
-    direction_infos: Sequence[Mapping[str, Any]],
-) -> dict[str, Any]:
-    """The request for L at theta + C D on the given axes; `directions`: (k, n), one info for
-    each."""
-    about = land.describe()
-    about.pop("model_theta", None)  # the base's digest says it
-    return jsonable(
-        {
-            **about,
-            "model": _structure(land.model),
-            "arithmetic": _arithmetic(land),
-            "format": FORMAT,
-            "kind": kind,
-            "axes": {
-                name: {"min": axis[0], "max": axis[-1], "n": axis.size, "digest": digest(axis)}
-                for name, axis in axes.items()
-            },
-            "metrics": [identity(metric) for metric in metrics],
-            "theta": digest(theta),
-            "directions": [
-                {**info, "digest": digest(vector)}
-                for info, vector in zip(direction_infos, directions, strict=True)
-            ],
-        },
-        "request",
-    )
+def build(of: Landscape | SymmetricOperator, kind: str, **asked: Any) -> dict[str, Any]:
+    """The request for a result of this kind: of whom (see `identity`), and what was asked.
 
+    The model's own theta is not part of it: what depends on a theta says so in `asked`.
 
-def _structure(model: torch.nn.Module) -> str:
-    """sha256 of how the model prints itself: its modules and their options, without addresses."""
-    text = re.sub(r"0x[0-9a-fA-F]+", "", repr(model))
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _arithmetic(land: Landscape) -> dict[str, Any]:
-    """What decides the last bits beside the engine: PyTorch's sums depend on threads and device."""
-    if land.device.type == "cuda":
-        return {"device": torch.cuda.get_device_name(land.device)}
-    if land.engine == "native":
-        return {"device": "cpu"}
-    return {
-        "device": land.device.type,
-        "instruction_set": torch.backends.cpu.get_cpu_capability(),
-        "threads": torch.get_num_threads(),
-    }
+    Raises:
+        InvalidArgument: something asked has no JSON form.
+    """
+    about = of.describe()
+    if "matrix" in about:
+        about = {"operator": about}
+    about = {name: value for name, value in about.items() if name != "model_theta"}
+    return dict(jsonable({**about, "format": FORMAT, "kind": kind, **asked}, "request"))
 
 
 def with_loss(
@@ -93,45 +56,19 @@ def with_loss(
             )
     found: list[Metric] = ["loss"]
     found += [metric for metric in given if metric != "loss"]
-    names = [name_of(metric) for metric in found]
+    names = [metric_name(metric) for metric in found]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise InvalidArgument(f"metrics: expected different names, got {', '.join(twice)} twice")
     return tuple(found), tuple(names)
 
 
-def name_of(metric: Metric) -> str:
-    """The metric's key in the results: itself, or the callable's `__name__`."""
-    if isinstance(metric, str):
-        return metric
-    name = getattr(metric, "__name__", None)
-    if not isinstance(name, str):
-        raise InvalidArgument(f"metrics: expected callables with a __name__, got {metric!r}")
-    return name
-
-
-def identity(metric: Metric) -> str:
-    """What a file records of a metric: its name, or the callable's "module:qualified name"."""
-    if isinstance(metric, str):
-        return metric
-    module = getattr(metric, "__module__", None)
-    return f"{module}:{getattr(metric, '__qualname__', name_of(metric))}"
-
-
-def digest(array: torch.Tensor | Array) -> str:
-    """sha256 of dtype, shape and bytes."""
-    if isinstance(array, torch.Tensor):
-        array = array.detach().cpu().contiguous().numpy()
-    state = hashlib.sha256(f"{array.dtype.str} {array.shape} ".encode())
-    state.update(np.ascontiguousarray(array).data.cast("B") if array.size else b"")
-    return state.hexdigest()
-
-
 def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
     """(field, found, wanted) where two requests differ; nested fields are written
-    "directions[0].seed".
+    "directions[0].seed", those with a text of their own "model: code of f".
 
-    Directions of equal digests are equal, however they were described.
+    Directions of equal digests are equal, however they were described. Numbers that stand for what
+    cannot be looked into are compared within the tolerance that the request gives.
     """
     return list(_walk("", found, wanted))
 
@@ -140,9 +77,11 @@ def _walk(at: str, found: Any, wanted: Any) -> list[tuple[str, Any, Any]]:
     if isinstance(found, dict) and isinstance(wanted, dict):
         if at.startswith("directions[") and found.get("digest") == wanted.get("digest"):
             return []
+        if at.rpartition(".")[2] == OPAQUE and _equal_within(found, wanted):
+            return []
         out: list[tuple[str, Any, Any]] = []
         for key in dict.fromkeys([*found, *wanted]):
-            field = f"{at}.{key}" if at else key
+            field = f"{at}{': ' if ' ' in key else '.'}{key}" if at else key
             out += _walk(field, found.get(key), wanted.get(key))
         return out
     if isinstance(found, list) and isinstance(wanted, list) and len(found) == len(wanted):
@@ -151,34 +90,37 @@ def _walk(at: str, found: Any, wanted: Any) -> list[tuple[str, Any, Any]]:
     return [] if json.dumps(found) == json.dumps(wanted) else [(at, found, wanted)]
 
 
+def _equal_within(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    pairs = [*zip(found.get("numbers", []), wanted.get("numbers", []), strict=False)]
+    tolerance = wanted.get("tolerance", 0.0)
+    return (
+        bool(pairs)
+        and found.get("what") == wanted.get("what")
+        and all(
+            (math.isnan(a) and math.isnan(b)) or math.isclose(a, b, rel_tol=tolerance)
+            for a, b in pairs
+        )
+    )
+
+
 def listing(rows: Sequence[tuple[str, Any, Any]]) -> str:
     """Differences as lines of an error message; of a digest, its first digits."""
 
     def shown(value: Any) -> str:
-        is_digest = isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value)
-        return f"{value[:12]}..." if is_digest else repr(value)
+        if isinstance(value, str):
+            return re.sub(r"\b([0-9a-f]{12})[0-9a-f]{52}\b", r"\1...", repr(value))
+        return repr(value)
 
-    return "".join(f"\n  {field}: file {shown(a)}, request {shown(b)}" for field, a, b in rows)
-
-
-def jsonable(value: Any, name: str) -> Any:
-    """The value as it comes back from JSON (tuples as lists, NumPy numbers as Python's).
-
-    Raises:
-        InvalidArgument: something in it has no JSON form.
-    """
-    return json.loads(to_json(value, name))
-
-
-def to_json(value: Any, name: str) -> str:
-    """JSON text, ASCII; NaN and infinities as Python writes them."""
-    try:
-        return json.dumps(value, default=_plain)
-    except (TypeError, ValueError) as error:
-        raise InvalidArgument(f"{name}: expected what JSON can hold, got {error}") from error
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, np.generic | np.ndarray | torch.Tensor):
-        return value.tolist()
-    raise TypeError(f"a {type(value).__name__}")
+    lines = [f"\n  {field}: file {shown(a)}, request {shown(b)}" for field, a, b in rows]
+    fields = {field for field, _, _ in rows}
+    if "format" in fields:
+        lines.append(
+            "\n  The file is of another version of this package, which recorded other things of "
+            "the model and the loss; pylandscape.load still reads a finished one."
+        )
+    if fields & {"data", "operator.data"}:
+        lines.append(
+            "\n  The data differ: does the loader shuffle? Batches are read in the loader's order; "
+            "give it shuffle=False, or a generator with a fixed seed."
+        )
+    return "".join(lines)

@@ -14,16 +14,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from . import store
+from .arrays import Array
 from .errors import InvalidArgument
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from .sanity import Verdict
-
-Array = NDArray[np.float64]
 
 BASIN_SHARE = 0.1  # eps of the basin width, as a share of L(theta0) - L(theta1)
 
@@ -60,9 +60,7 @@ class _Result:
         Raises:
             OSError: the file cannot be written (what was there before is untouched).
         """
-        from .files import save
-
-        save(self, path)  # type: ignore[arg-type]
+        store.save(self, path)
 
     def __repr__(self) -> str:
         finite = self.values[np.isfinite(self.values)]
@@ -252,6 +250,36 @@ class Surface(_Result):
         keep = alpha != 0.0
         keep[np.flatnonzero(~keep)[:1]] = True
         return (weights @ positions)[keep], self.metrics[metric].ravel()[keep]
+
+
+def _apart(result: Curve | Surface) -> tuple[store.Arrays, store.Facts]:
+    arrays = _axes(result) | {"metrics": np.stack(list(result.metrics.values()))}
+    return arrays, {"kind": result.kind, "names": list(result.metrics), "info": result.info}
+
+
+def _together(arrays: store.Arrays, facts: store.Facts) -> Curve | Surface:
+    metrics = dict(zip(facts["names"], arrays["metrics"], strict=True))
+    more: dict[str, Any] = {"metrics": metrics, "info": facts["info"], "kind": facts["kind"]}
+    if "y" in arrays:
+        return Surface(arrays["x"], arrays["y"], **more)
+    return Curve(arrays["x"], **more)
+
+
+def _for_loss_landscape(result: Curve | Surface) -> dict[str, np.ndarray]:
+    """What the tools of Li et al.'s loss-landscape read: values [y, x], accuracies in percent."""
+    found = {f"{name}coordinates": axis for name, axis in _axes(result).items()}
+    found["train_loss"] = result.values.T
+    if "accuracy" in result.metrics:
+        found["train_acc"] = 100.0 * result.metrics["accuracy"].T
+    return found
+
+
+def _axes(result: Curve | Surface) -> dict[str, np.ndarray]:
+    return {"x": result.x} | ({"y": result.y} if isinstance(result, Surface) else {})
+
+
+store.register(Curve, store.Content("curve", _apart, _together, _for_loss_landscape))
+store.register(Surface, store.Content("surface", _apart, _together, _for_loss_landscape))
 
 
 def barycentric_weights(alpha: Array, beta: Array) -> Array:

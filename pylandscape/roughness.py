@@ -26,10 +26,10 @@ import torch
 from torch import Tensor
 
 from .arguments import integer
+from .arrays import Array
 from .errors import InvalidArgument
 from .hessians import _evaluator, as_points, eigenvalues, iterate_hessians
 from .landscape import Landscape
-from .results import Array
 from .traces import Estimate
 
 if TYPE_CHECKING:

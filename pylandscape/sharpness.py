@@ -10,12 +10,12 @@ import scipy.linalg
 import torch
 from torch import Tensor
 
+from .arrays import Array, digest
 from .directions import as_directions, as_steps, random_directions
 from .ends import both_ends
 from .errors import InvalidArgument
 from .operators import SymmetricOperator, as_operator
-from .request import digest
-from .results import Array, Surface
+from .results import Surface
 
 if TYPE_CHECKING:
     from .landscape import Landscape
@@ -191,9 +191,9 @@ def _across(
         out = hessian(v - along @ q.T)
         return out - (out @ q) @ q.T + inside * along @ q.T
 
-    about = {**hessian.describe(), "without": digest(q), "matrix": "hessian"}
     operator = SymmetricOperator(
-        n, product, dtype=hessian.dtype, device=hessian.device, about=about
-    )
+        n, product, dtype=hessian.dtype, device=hessian.device,
+        about=lambda: {**hessian.describe(), "without": digest(q), "matrix": "hessian"},
+    )  # fmt: skip
     ends = both_ends(operator, tol, seed=seed, progress=progress)
     return ends.high, ends.low, ends.converged

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 from scipy.special import ndtr
 
-from .results import Array
+from .arrays import Array
 
 REACH = 39.0  # in sigmas: beyond it the normal distribution function is 0 in double
 NEAR = 10.0  # in sigmas: a kernel's mass beyond it is 2e-23

@@ -12,7 +12,8 @@ import os
 import tempfile
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any
 
@@ -20,12 +21,15 @@ import numpy as np
 import torch
 
 from .arguments import integer
-from .checkpoint import Arrays, Checkpoint, resumable
+from .arrays import digest
+from .atomic import scratch
+from .checkpoint import Arrays, Checkpoint
 from .errors import InvalidArgument
 from .grids import Path
 from .lanczos import RECHECK, REORTHOGONALIZE, Lanczos, outcome_of, random_starts, watched
 from .operators import SymmetricOperator, as_operator
-from .request import FORMAT, digest
+from .request import build
+from .resume import resumable
 from .spectral_results import EigenPairs, Spectrum, check_sigma2
 
 if TYPE_CHECKING:
@@ -77,7 +81,8 @@ def spectrum(
         One whose product is not finite keeps the steps before.
 
     Memory: probes (steps + 1) n numbers where the operator is, in groups of probes where that is
-    more than half of the free memory, in a temporary file where one probe is.
+    more than half of the free memory, in a file where one probe is: beside that of `path`, without
+    one in $TMPDIR or /var/tmp.
 
     Raises:
         InvalidArgument: an argument that does not fit; no finite product at all.
@@ -102,14 +107,13 @@ def spectrum(
         given = random_starts(op.n, probes, seed, dtype, op.device)
     else:
         given = _starts(starts, op)
-    request = {
-        "format": FORMAT, "kind": "spectrum", "operator": op.describe(), "probes": len(given),
-        "steps": steps, "sigma2": sigma2, "relative_sigma2": relative_sigma2, "vectors": vectors,
-        "seed": seed if starts is None else None, "basis": str(dtype).removeprefix("torch."),
-        "reorthogonalize": reorthogonalize, "starts": None if starts is None else digest(given),
-    }  # fmt: skip
-    if op.device.type != "cpu":  # probes of the same seed are others there
-        request["device"] = op.device.type
+    request = build(
+        op, "spectrum", probes=len(given), steps=steps, sigma2=sigma2,
+        relative_sigma2=relative_sigma2, vectors=vectors,
+        seed=seed if starts is None else None, basis=str(dtype).removeprefix("torch."),
+        reorthogonalize=reorthogonalize, starts=None if starts is None else digest(given),
+        device=op.device.type,  # probes of the same seed are others elsewhere
+    )  # fmt: skip
 
     def run(checkpoint: Checkpoint) -> Spectrum:
         quadrature = _Quadrature(op, given, steps, dtype, reorthogonalize, vectors, checkpoint)
@@ -184,13 +188,13 @@ class _Quadrature:
         with watched(count * self.steps, "spectrum", progress) as show:
             while self.done < count:
                 size = max(1, together)
+                if self.found is not None and "basis" in self.found:  # the group that was running
+                    size = len(self.found["basis"])
                 group = range(self.done, min(self.done + size, count))
-                with tempfile.TemporaryDirectory(prefix="pylandscape-") as folder:
-                    workspace = FilePath(folder) / "basis" if together == 0 else None
+                with self._workspace(len(group)) if size > together else nullcontext() as file:
                     lanczos = Lanczos(
                         self.op, self.starts[group.start : group.stop], self.steps,
-                        dtype=self.dtype, reorthogonalize=self.reorthogonalize,
-                        workspace=workspace,
+                        dtype=self.dtype, reorthogonalize=self.reorthogonalize, workspace=file,
                     )  # fmt: skip
                     self._group(lanczos, group, show)
 
@@ -235,6 +239,21 @@ class _Quadrature:
 
         return pairs_of(lanczos, self.vectors, "LA", PAIRS_TOL)
 
+    @contextmanager
+    def _workspace(self, probes: int) -> Iterator[FilePath]:
+        """A file for the group's basis, with room on the disk: beside the result, or where
+        temporary files are that are no memory."""
+        beside = self.checkpoint.path
+        with scratch(disk_folder() / "pylandscape-basis" if beside is None else beside) as file:
+            size = probes * (self.steps + 1) * self.op.n * torch.finfo(self.dtype).bits // 8
+            if hasattr(os, "posix_fallocate"):  # a full disk now, not a crash later
+                fd = os.open(file, os.O_RDWR)
+                try:
+                    os.posix_fallocate(fd, 0, size)
+                finally:
+                    os.close(fd)
+            yield file
+
     def _together(self) -> int:
         """Probes whose bases fit into the free memory; 0: not even one."""
         one = (self.steps + 1) * self.op.n * torch.finfo(self.dtype).bits // 8
@@ -275,10 +294,8 @@ class _Quadrature:
             )  # fmt: skip
 
     def _load(self, lanczos: Lanczos, found: Arrays) -> None:
-        """The state of the group that was running; another size of group begins anew."""
+        """The state of the group that was running."""
         basis = torch.as_tensor(found["basis"])
-        if len(basis) != lanczos.count:
-            return
         lanczos.basis[:, : basis.shape[1]] = basis
         for i, (alpha, beta) in enumerate(zip(*found["tridiagonal"], strict=True)):
             alpha, beta = alpha[~np.isnan(alpha)], beta[~np.isnan(beta)]
@@ -300,6 +317,14 @@ def _free_memory(device: torch.device) -> int:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError, AttributeError):  # not on this system
         return 4 << 30
+
+
+def disk_folder() -> FilePath:
+    """For large temporary files: $TMPDIR, or /var/tmp, since /tmp may be memory."""
+    lasting = FilePath("/var/tmp")
+    if "TMPDIR" not in os.environ and os.access(lasting, os.W_OK | os.X_OK):
+        return lasting
+    return FilePath(tempfile.gettempdir())
 
 
 def _starts(starts: Any, op: SymmetricOperator) -> torch.Tensor:

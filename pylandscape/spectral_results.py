@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,9 +18,11 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from . import store
+from .arrays import Array
+from .arrays import edges as cell_edges
 from .errors import InvalidArgument
-from .plot_view import edges as cell_edges
-from .results import Array, check_axis
+from .results import check_axis
 from .smoothing import fine_edges, masses
 
 if TYPE_CHECKING:
@@ -41,9 +43,7 @@ class _SpectralResult:
         Raises:
             OSError: the file cannot be written (what was there before is untouched).
         """
-        from .files import save
-
-        save(self, path)  # type: ignore[arg-type]
+        store.save(self, path)
 
 
 @dataclass(eq=False, repr=False)
@@ -464,3 +464,41 @@ def check_sigma2(sigma2: Any) -> float:
 
 def _span(first: float, last: float) -> str:
     return f"{first:.4g} to {last:.4g}"
+
+
+PAIR_ARRAYS = ("values", "residuals", "converged", "vectors")
+SPECTRUM_ARRAYS = ("nodes", "weights", "bounds")
+
+
+def _pairs_apart(pairs: EigenPairs) -> tuple[store.Arrays, store.Facts]:
+    arrays = {"values": pairs.values, "residuals": pairs.residuals, "converged": pairs.converged}
+    return arrays | {"vectors": pairs.vectors.numpy()}, _facts(pairs, PAIR_ARRAYS)
+
+
+def _pairs_together(arrays: store.Arrays, facts: store.Facts) -> EigenPairs:
+    vectors = torch.from_numpy(arrays["vectors"])
+    converged = arrays["converged"] != 0.0
+    return EigenPairs(arrays["values"], vectors, arrays["residuals"], converged, **facts)
+
+
+def _spectrum_apart(spectrum: Spectrum) -> tuple[store.Arrays, store.Facts]:
+    arrays: store.Arrays = {name: getattr(spectrum, name) for name in SPECTRUM_ARRAYS}
+    facts = _facts(spectrum, (*SPECTRUM_ARRAYS, "pairs"))
+    if spectrum.pairs is None:
+        return arrays, facts | {"pairs": None}
+    more, about = _pairs_apart(spectrum.pairs)
+    return arrays | more, facts | {"pairs": about}
+
+
+def _spectrum_together(arrays: store.Arrays, facts: store.Facts) -> Spectrum:
+    own = {name: arrays[name] for name in SPECTRUM_ARRAYS}
+    pairs = None if facts["pairs"] is None else _pairs_together(arrays, facts["pairs"])
+    return Spectrum(**{**facts, **own, "pairs": pairs})
+
+
+def _facts(result: EigenPairs | Spectrum, arrays: tuple[str, ...]) -> store.Facts:
+    return {f.name: getattr(result, f.name) for f in fields(result) if f.name not in arrays}
+
+
+store.register(EigenPairs, store.Content("eigenpairs", _pairs_apart, _pairs_together))
+store.register(Spectrum, store.Content("spectrum", _spectrum_apart, _spectrum_together))

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from scipy.signal import lfilter
 
+from .arrays import Array
 from .errors import InvalidArgument
-from .results import Array
 
 WINDOWS = tuple(range(20, 5, -2))  # w: 20, 18, ..., 6
 SHORTEST = 5  # a run is a stretch of more below-threshold values than this

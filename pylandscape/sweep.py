@@ -13,14 +13,12 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from tqdm import tqdm
 
+from .arrays import Array, progress_bar
 from .errors import ResumeMismatch
-from .results import Array
 
 CHUNK_SECONDS = 0.2
 MAX_GROWTH = 16  # of one chunk over the one before: the first points of a run are slow to evaluate
-BAR_DELAY = 0.5  # seconds before the bar appears
 
 log = logging.getLogger("pylandscape")
 
@@ -74,9 +72,7 @@ def sweep(
     kept = int(done.sum())
     if kept == total:
         return values
-    with tqdm(
-        total=total, initial=kept, desc=label, unit="pt", disable=not progress, delay=BAR_DELAY
-    ) as bar:
+    with progress_bar(total, label, "pt", progress, kept) as bar:
         evaluate = prepare()
         if journal is not None and kept:
             _recheck(journal, coefficients, evaluate, exact)

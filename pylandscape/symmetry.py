@@ -26,7 +26,7 @@ from .mlp_structure import ODD, GroupElement, Layers, layers_of, numbers
 
 if TYPE_CHECKING:
     from .alignment import Alignment
-    from .results import Array
+    from .arrays import Array
 
 IMAGES = 100_000  # most images that are listed
 

@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from .arrays import Array
 from .critical import find_critical_points
 from .errors import InvalidArgument
 from .hessians import gradients, hessians
 from .landscape import Landscape
 from .linear_networks import LinearNetwork, deep_linear_landscape, linear_network
 from .monotone import is_non_ascending, monotone_path
-from .results import Array
 from .symmetry import EquioutputGroup
 
 EPS = float(np.finfo(np.float64).eps)

@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from . import device_passes
 from .arguments import integer
+from .arrays import progress_bar
 from .errors import InvalidArgument
 from .operators import SymmetricOperator, as_operator
 
@@ -33,7 +34,6 @@ DIAGONAL_METHODS = {"xdiag": 4, "hutchinson": 2}
 BLOCK = 16  # vectors multiplied at once
 SHIFTS = 4  # pairs (i, i + shift) of XDiag's test vectors that give its covariance
 LEAST_ROOM = 1e-10  # of 1 - cos^2 of two directions, for what is built on their difference
-BAR_DELAY = 0.5  # seconds before the bar appears
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -432,7 +432,7 @@ class _Draw:
 
 def _bar(op: SymmetricOperator, count: int, label: str, progress: bool) -> tqdm:
     total = min(count, op.n)
-    return tqdm(total=total, desc=label, unit="product", disable=not progress, delay=BAR_DELAY)
+    return progress_bar(total, label, "product", progress)
 
 
 def _checked(

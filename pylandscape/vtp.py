@@ -8,18 +8,18 @@ Points that are not finite are left out, with the cells around them.
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.interpolate import RectBivariateSpline
 
+from .arrays import Array
+from .atomic import write_bytes
 from .errors import InvalidArgument
 from .hdf5 import as_path
-from .results import Array, Surface
+from .results import Surface
 
 LOG_OFFSET = 0.1  # h52vtp's: log shows ln(z + 0.1)
 NUMBERS_PER_LINE = 6
@@ -91,14 +91,7 @@ def write_sheet(path: str | os.PathLike[str], x: Array, y: Array, z: Array) -> P
         )
     number = np.cumsum(keep) - 1  # of a kept point among the kept
     text = "\n".join(_document(points[keep], number[cells])) + "\n"
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        temporary.write_text(text, encoding="ascii")
-        os.replace(temporary, target)
-    except BaseException:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
+    write_bytes(target, text.encode("ascii"))
     return target
 
 

@@ -9,11 +9,13 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
+from . import store
+from .arrays import Array
 from .errors import InvalidArgument
-from .results import Array
 from .stagnation import Stagnation, stagnation
 
 
+@store.by_fields
 @dataclass(eq=False, repr=False)
 class Walks:
     """W walks of T points each.
@@ -66,9 +68,7 @@ class Walks:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write an HDF5 file, atomically; `pylandscape.load` reads it back bit for bit."""
-        from .files import save
-
-        save(self, path)
+        store.save(self, path)
 
     def __repr__(self) -> str:
         walks, steps, n = self.points.shape

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from .arrays import Array
 from .errors import ResumeMismatch
-from .results import Array
 from .walk_results import Walks
 
 TIES = ("plus", "random", "stay")

@@ -17,15 +17,14 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tqdm import tqdm
 
 from .arguments import integer
-from .checkpoint import Checkpoint, resumable
+from .arrays import Array, digest, progress_bar
+from .checkpoint import Checkpoint
 from .errors import InvalidArgument
 from .hessians import _evaluator
-from .request import FORMAT, digest
-from .results import Array
-from .sweep import BAR_DELAY
+from .request import build
+from .resume import resumable
 from .walk_results import Walks, as_points
 from .walk_steps import TIES, Advance, Rule
 
@@ -163,11 +162,11 @@ class _Sampler:
         self.walks = integer(walks, "walks", 1) if self.starts is None else len(self.starts)
 
     def walk(self, path: Path | None, progress: bool) -> Walks:
-        request = {
-            **self.land.describe(), "format": FORMAT, **vars(self.rule),
-            "kind": f"{self.rule.kind} walk", "walks": self.walks, "steps": self.steps,
-            "starts": None if self.starts is None else digest(self.starts),
-        }  # fmt: skip
+        rule = {name: value for name, value in vars(self.rule).items() if name != "kind"}
+        request = build(
+            self.land, f"{self.rule.kind} walk", **rule, walks=self.walks, steps=self.steps,
+            starts=None if self.starts is None else digest(self.starts),
+        )  # fmt: skip
         return resumable(path, request, lambda kept: self._run(kept, progress))
 
     def _checked(self, starts: Any) -> Array:
@@ -194,10 +193,9 @@ class _Sampler:
         if before is not None:
             advance.take_up(before)
         try:
-            with tqdm(
-                total=self.steps, initial=advance.done, desc=f"{self.rule.kind} walk",
-                unit="step", disable=not progress, delay=BAR_DELAY,
-            ) as bar:  # fmt: skip
+            with progress_bar(
+                self.steps, f"{self.rule.kind} walk", "step", progress, advance.done
+            ) as bar:
                 for done in advance:
                     bar.update(done - bar.n)
                     if kept.due:

@@ -11,7 +11,7 @@ from torch import nn
 from pylandscape.classify import classify
 from pylandscape.critical_results import EPS, CriticalPoints
 from pylandscape.errors import FileFormatError, InvalidArgument, ResumeMismatch
-from pylandscape.files import load
+from pylandscape.loading import load
 from pylandscape.hessians import PointEvaluator
 from pylandscape.landscape import Landscape
 

@@ -17,7 +17,7 @@ import torch
 from pylandscape import cli
 from pylandscape.cli_inputs import parse_axis, parse_names, read_state
 from pylandscape.errors import InvalidArgument
-from pylandscape.files import load
+from pylandscape.loading import load
 
 MODULE = """
 import torch

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pylandscape import cli
-from pylandscape.files import load
+from pylandscape.loading import load
 
 MODULE = """
 import torch

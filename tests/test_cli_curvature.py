@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from pylandscape import cli
-from pylandscape.files import load
+from pylandscape.loading import load
 from pylandscape.results import Surface
 from pylandscape.spectral_results import EigenPairs, Spectrum
 

@@ -9,7 +9,7 @@ from grid_support import classifier, directions, quadratic, scalar_landscape
 
 from pylandscape.convexity import METRICS, convexity
 from pylandscape.errors import InvalidArgument, LayoutMismatch, ResumeMismatch
-from pylandscape.files import load
+from pylandscape.loading import load
 from pylandscape.grids import plane
 from pylandscape.journal import Journal
 from pylandscape.landscape import Landscape

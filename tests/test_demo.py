@@ -13,7 +13,7 @@ import torch
 
 from pylandscape import demo
 from pylandscape.errors import PylandscapeError
-from pylandscape.files import load
+from pylandscape.loading import load
 
 pytest.importorskip("sklearn")
 

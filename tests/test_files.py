@@ -10,9 +10,9 @@ import h5py
 import numpy as np
 import pytest
 
-from pylandscape import files
+from pylandscape import atomic
 from pylandscape.errors import FileFormatError, InvalidArgument
-from pylandscape.files import load
+from pylandscape.loading import load
 from pylandscape.results import Curve, Surface
 
 RNG = np.random.default_rng(0)
@@ -126,7 +126,7 @@ def test_a_full_disk_while_saving_leaves_the_old_file(tmp_path, monkeypatch, ste
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(files.os, step, full)
+    monkeypatch.setattr(atomic.os, step, full)
     with pytest.raises(OSError, match="No space left"):
         surface().save(tmp_path / "s.h5")
     monkeypatch.undo()

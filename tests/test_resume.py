@@ -18,9 +18,9 @@ import torch
 from grid_support import child_environment, classifier, directions, quadratic, scalar_landscape
 from torch import nn
 
-from pylandscape import files, journal
+from pylandscape import atomic, journal, resume
 from pylandscape.errors import FileFormatError, PylandscapeError, ResumeMismatch
-from pylandscape.files import load
+from pylandscape.loading import load
 from pylandscape.grids import interpolate, line, plane
 from pylandscape.journal import Journal
 
@@ -265,7 +265,7 @@ def test_a_full_disk_at_the_very_end_keeps_all_points(path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(files.os, "replace", full)
+        patch.setattr(atomic.os, "replace", full)
         with pytest.raises(OSError, match="all of its points are kept in") as caught:
             ask(path)
     assert str(path) in str(caught.value)
@@ -324,12 +324,12 @@ def test_a_process_killed_between_rename_and_clean_up_leaves_nothing_wrong(path,
 
 def test_a_result_finished_by_another_process_meanwhile_is_taken(path, monkeypatch):
     made = ask(path)
-    real, first = files.finished, [None]
+    real, first = resume.finished, [None]
 
     def not_yet(*args):
         return first.pop() if first else real(*args)
 
-    monkeypatch.setattr(files, "finished", not_yet)
+    monkeypatch.setattr(resume, "finished", not_yet)
     land = classifier()
     land.prepare = never
     assert ask(path, land).info == made.info
@@ -370,13 +370,16 @@ def test_either_engine_goes_on_with_its_own_run_only(path, monkeypatch, engine):
 
 def test_a_model_of_the_same_shape_with_other_units_is_noticed(path):
     ask(path)
-    with pytest.raises(ResumeMismatch, match=r"\n  model: file "):
+    with pytest.raises(ResumeMismatch, match=r"\n  model: module '.': file .*Tanh.*, request .*ReLU"):
         ask(path, classifier(unit=nn.ReLU))
 
 
 def test_what_a_request_cannot_tell_shows_at_a_recorded_point(path, monkeypatch, caplog):
     def curve(factor):
-        land = scalar_landscape(lambda t: factor * (1 + (t * t).sum()), np.ones(2))
+        monkeypatch.setenv("FACTOR", str(factor))  # which no record of the loss can see
+        land = scalar_landscape(
+            lambda t: float(os.environ["FACTOR"]) * (1 + (t * t).sum()), np.ones(2)
+        )
         return line(land, np.ones(2), (-1, 1, 9), path=path, progress=False)
 
     with monkeypatch.context() as patch:

@@ -11,7 +11,7 @@ import torch
 
 import pylandscape.smoothing
 from pylandscape.errors import FileFormatError, InvalidArgument
-from pylandscape.files import load
+from pylandscape.loading import load
 from pylandscape.spectral_results import Density, EigenPairs, Spectrum
 
 EPS = np.finfo(np.float64).eps

@@ -12,10 +12,10 @@ import h5py
 import numpy as np
 
 from ... import foreign
+from ...arrays import Array
 from ...errors import ResumeMismatch
 from ...hdf5 import array, as_path, open_hdf5
 from ...request import differences, listing
-from ...results import Array
 from ._files import replacing
 
 UNFILLED = foreign.UNFILLED

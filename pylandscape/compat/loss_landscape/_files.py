@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import h5py
 
+from ... import atomic
 from ...errors import InvalidArgument
 
 
@@ -26,16 +26,8 @@ def replacing(path: Path, fresh: bool = False) -> Iterator[h5py.File]:
     target = Path(os.path.realpath(path))
     if not target.parent.is_dir():
         raise InvalidArgument(f"{path}: expected an existing folder, got {target.parent}")
-    temporary = target.with_name(f".{secrets.token_hex(8)}.tmp")  # names are near 255 bytes already
-    try:
+    with atomic.replacing(target) as temporary:
         if not fresh:
             shutil.copyfile(target, temporary)
         with h5py.File(temporary, "w" if fresh else "r+", locking=False) as file:
             yield file
-        with open(temporary, "rb") as done:
-            os.fsync(done.fileno())
-        os.replace(temporary, target)
-    except BaseException:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise

@@ -6,8 +6,8 @@ import os
 from dataclasses import replace
 
 from ...errors import InvalidArgument
-from ...files import load
 from ...foreign import METRICS, PERCENT
+from ...loading import load
 from ...results import Curve, Surface
 
 
