@@ -89,6 +89,7 @@ from .trajectories.similarity import (
     agreement,
     functional_distance,
 )
+from .trajectories.tracking import Track, stability_threshold, track
 from .trajectories.trajectory import Trajectory
 from .vtp import save_vtp
 from .walk_results import Walks
@@ -136,6 +137,7 @@ __all__ = [
     "Surface",
     "SymmetricOperator",
     "TheoryTable",
+    "Track",
     "Trajectory",
     "Walks",
     "agreement",
@@ -191,10 +193,12 @@ __all__ = [
     "save_vtp",
     "sharpness",
     "spectrum",
+    "stability_threshold",
     "stagnation",
     "subspace_overlap",
     "target_direction",
     "theory",
     "trace",
+    "track",
     "trajectory",
 ]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InvalidArgument, PylandscapeError
-from ..files import target_of
+from ..store import target_of
 from ..layout import ParameterLayout
 from . import log, store
 from .trajectory import Trajectory

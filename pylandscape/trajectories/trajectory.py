@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ..arrays import digest_of_all
 from ..errors import InvalidArgument
 from ..layout import ParameterLayout
 from .sources import Array, ArraySource, Source, StateSource
@@ -146,6 +147,10 @@ class Trajectory:
                 )
             return self.vector(int(value))
         return self.layout.vector(value, name, torch.float64, "cpu")
+
+    def digest(self) -> str:
+        """SHA-256 of steps, parameters and statistics; reads every point once."""
+        return digest_of_all([self.steps.tolist(), *(digest_of_all([state]) for state in self)])
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write an HDF5 file, atomically; `pylandscape.trajectory` reads it back bit for bit."""
