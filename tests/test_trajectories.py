@@ -1,11 +1,13 @@
 """Trajectories: recording, reading, principal components, projections, MDS, similarity."""
 
+import importlib
 import math
 import os
 import signal
 import subprocess
 import sys
 import textwrap
+import types
 
 import numpy as np
 import pytest
@@ -567,3 +569,53 @@ def test_similarity_says_what_is_wrong():
     with pytest.raises(pl.InvalidArgument, match="at least one"):
         pl.agreement(tables([0, 1]), [])
     assert math.isnan(pl.functional_distance(land, land.theta, land.theta).disagreement)
+
+
+# In other people's training loops
+
+
+def stand_in(monkeypatch, package, name):
+    """A base class of the other package's callbacks, which need not be installed."""
+    module = types.ModuleType(package)
+    setattr(module, name, type(name, (), {}))
+    parent = package.partition(".")[0]
+    monkeypatch.setitem(sys.modules, parent, types.ModuleType(parent))
+    monkeypatch.setitem(sys.modules, package, module)
+    ours = f"pylandscape.trajectories.{parent}"
+    monkeypatch.delitem(sys.modules, ours, raising=False)
+    found = importlib.import_module(ours).Recorder
+    monkeypatch.delitem(sys.modules, ours, raising=False)
+    return found
+
+
+def test_lightnings_callback_records_each_batch_of_rank_0(tmp_path, monkeypatch):
+    callback = stand_in(monkeypatch, "lightning.pytorch", "Callback")
+    model = network()
+    for rank, name in ((0, "run.h5"), (1, "other.h5")):
+        trainer = types.SimpleNamespace(is_global_zero=rank == 0)
+        made = callback(tmp_path / name, every=2)
+        made.on_train_start(trainer, model)
+        for k in range(5):
+            loss = torch.tensor(float(k), requires_grad=True)
+            made.on_train_batch_end(trainer, model, {"loss": loss}, None, k)
+        made.on_exception(trainer, model, KeyboardInterrupt())
+        made.on_train_end(trainer, model)
+    path = pl.trajectory(tmp_path / "run.h5")
+    assert path.steps.tolist() == [0, 2, 4]
+    assert path.metrics["loss"].tolist() == [0.0, 2.0, 4.0]
+    assert not (tmp_path / "other.h5").exists()
+
+
+def test_transformers_callback_records_each_step_of_rank_0(tmp_path, monkeypatch):
+    callback = stand_in(monkeypatch, "transformers", "TrainerCallback")
+    model = network()
+    made = callback(tmp_path / "run.h5")
+    state = types.SimpleNamespace(is_world_process_zero=True, log_history=[])
+    made.on_train_begin(None, state, None, model=model)
+    for k in range(3):
+        made.on_step_end(None, state, None)
+        state.log_history.append({"loss": float(k)})
+    made.on_train_end(None, state, None)
+    path = pl.trajectory(tmp_path / "run.h5")
+    assert path.metrics["loss"][1:].tolist() == [0.0, 1.0]
+    assert math.isnan(path.metrics["loss"][0])

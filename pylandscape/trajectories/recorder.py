@@ -101,7 +101,7 @@ class Recorder:
             )
         due = self._calls % self.every == 0
         if due:
-            found = np.array([float(metrics.get(k, np.nan)) for k in self._header.metrics])
+            found = np.array([number(metrics.get(k, np.nan)) for k in self._header.metrics])
             self._log.append(self._calls, found, self._values())
             if len(self._log.steps) % SYNC_RECORDS == 0:
                 self._log.sync()
@@ -171,3 +171,8 @@ class Recorder:
             writer.append(int(done.steps[i]), row, store.flat(header, done[i]))
         writer.sync()
         writer.close()
+
+
+def number(value: Any) -> float:
+    """A metric as a float, from a tensor too."""
+    return float(value.detach()) if isinstance(value, Tensor) else float(value)
