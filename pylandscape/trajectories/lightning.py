@@ -9,7 +9,7 @@ from lightning.pytorch import Callback
 from . import recorder
 
 
-class Recorder(Callback):  # type: ignore[misc]  # Lightning is optional: its classes are Any here
+class Recorder(Callback):
     """Records the parameters of a LightningModule after training batches.
 
     Args:

@@ -108,7 +108,7 @@ def read(path: str | os.PathLike[str]) -> tuple[Header, NDArray[Any]]:
     count = (os.path.getsize(path) - start) // kind.itemsize
     if count == 0:
         return header, np.empty(0, kind)
-    records = np.memmap(path, dtype=kind, mode="r", offset=start, shape=(count,))
+    records: NDArray[Any] = np.memmap(path, dtype=kind, mode="r", offset=start, shape=(count,))
     if not _whole(records[-1]):  # the torn tail of a power cut
         records = records[:-1]
     return header, records

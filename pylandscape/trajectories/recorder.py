@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InvalidArgument, PylandscapeError
-from ..store import target_of
 from ..layout import ParameterLayout
+from ..store import target_of
 from . import log, store
 from .trajectory import Trajectory
 

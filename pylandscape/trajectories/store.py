@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 
 from ..atomic import replacing
 from ..errors import FileFormatError, InvalidArgument
-from ..store import FORMAT, GROUP, target_of
 from ..hdf5 import as_path, member, open_hdf5
 from ..layout import ParameterEntry, ParameterLayout
+from ..store import FORMAT, GROUP, target_of
 from . import log
 from .sources import ArraySource
 from .trajectory import Trajectory

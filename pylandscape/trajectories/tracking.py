@@ -1,8 +1,8 @@
 """Top eigenvalues of the Hessian along training, beside the stability threshold of the optimiser.
 
 On a quadratic, gradient descent of rate eta diverges along eigenvectors whose eigenvalue exceeds
-2 / eta; full-batch training climbs to that threshold and stays near it (Cohen et al. 2021, "Gradient
-descent on neural networks typically occurs at the edge of stability").
+2 / eta; full-batch training climbs to that threshold and stays near it (Cohen et al. 2021,
+"Gradient descent on neural networks typically occurs at the edge of stability").
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from transformers import TrainerCallback
 from . import recorder
 
 
-class Recorder(TrainerCallback):  # type: ignore[misc]  # transformers is optional: Any here
+class Recorder(TrainerCallback):
     """Records the parameters of the trained model after optimiser steps.
 
     Args:
