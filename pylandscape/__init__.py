@@ -41,7 +41,7 @@ _HOMES = {
         "NotLowered PylandscapeError ResumeMismatch"
     ),
     "grids": "interpolate line plane",
-    "hessians": ("PointGradients PointHessians eigenvalues gradients hessians iterate_hessians"),
+    "hessians": "PointGradients PointHessians eigenvalues gradients hessians iterate_hessians",
     "interop": "from_function",
     "lanczos": "Lanczos",
     "landscape": "EngineReport Landscape",
@@ -52,8 +52,8 @@ _HOMES = {
     "operators": "SymmetricOperator as_operator",
     "outliers": (
         "OutlierReport condition_number covariance_spectrum gradient_concentration "
-        "gradient_descent_factors l1_energy largest_stable_rate outlier_ratio outliers "
-        "rate_bound subspace_overlap"
+        "gradient_descent_factors l1_energy largest_stable_rate outlier_ratio outliers rate_bound "
+        "subspace_overlap"
     ),
     "plot_clouds": "plot_clouds",
     "plot_spectra": "plot_spectra",
@@ -66,6 +66,15 @@ _HOMES = {
     "symmetry": "EquioutputGroup",
     "theory": "TheoryTable theory",
     "traces": "Estimate diagonal frobenius_norm trace",
+    "track_results": "Track",
+    "trajectories.components": "PrincipalComponents pca pca_directions",
+    "trajectories.embedding": "Embedding mds",
+    "trajectories.projection": "Projection",
+    "trajectories.reading": "trajectory",
+    "trajectories.recorder": "Recorder",
+    "trajectories.similarity": "Agreement FunctionalDistance agreement functional_distance",
+    "trajectories.tracking": "stability_threshold track",
+    "trajectories.trajectory": "Trajectory",
     "vtp": "save_vtp",
     "walk_results": "Walks",
     "walks": "gradient_walk progressive_random_walk random_walk",
@@ -194,6 +203,22 @@ else:
     from .traces import diagonal as diagonal
     from .traces import frobenius_norm as frobenius_norm
     from .traces import trace as trace
+    from .track_results import Track as Track
+    from .trajectories.components import PrincipalComponents as PrincipalComponents
+    from .trajectories.components import pca as pca
+    from .trajectories.components import pca_directions as pca_directions
+    from .trajectories.embedding import Embedding as Embedding
+    from .trajectories.embedding import mds as mds
+    from .trajectories.projection import Projection as Projection
+    from .trajectories.reading import trajectory as trajectory
+    from .trajectories.recorder import Recorder as Recorder
+    from .trajectories.similarity import Agreement as Agreement
+    from .trajectories.similarity import FunctionalDistance as FunctionalDistance
+    from .trajectories.similarity import agreement as agreement
+    from .trajectories.similarity import functional_distance as functional_distance
+    from .trajectories.tracking import stability_threshold as stability_threshold
+    from .trajectories.tracking import track as track
+    from .trajectories.trajectory import Trajectory as Trajectory
     from .vtp import save_vtp as save_vtp
     from .walk_results import Walks as Walks
     from .walks import gradient_walk as gradient_walk

@@ -5,7 +5,15 @@ from __future__ import annotations
 import os
 
 # The classes register themselves with the store when their modules are imported.
-from . import cloud_results, critical_results, critical_set, foreign, spectral_results, store
+from . import (
+    cloud_results,
+    critical_results,
+    critical_set,
+    foreign,
+    spectral_results,
+    store,
+    track_results,
+)  # fmt: skip
 from . import results as _surfaces
 from . import walk_results as _walks
 from .errors import InvalidArgument
@@ -20,6 +28,7 @@ Result = (
     | critical_results.CriticalPoints
     | critical_set.CriticalSet
     | cloud_results.Cloud
+    | track_results.Track
 )
 
 

@@ -133,6 +133,7 @@ def read(file: h5py.File) -> Any:
     if content not in _BY_NAME:
         raise FileFormatError(
             f"{where}: expected one of {', '.join(_BY_NAME)}, got the content {content!r}"
+            + ("; pylandscape.trajectory reads it" if content == "trajectory" else "")
         )
     try:
         return _BY_NAME[content].together(arrays, facts)

@@ -1,0 +1,115 @@
+"""A path in a plane: coordinates, and how far each point lies off the plane.
+
+x_t - theta = a_t d1 + b_t d2 + r_t with r_t orthogonal to the plane (least squares: the directions
+need not be orthogonal). A path that leaves the plane is not on the surface drawn there, so the
+off-plane distance ‖r_t‖ belongs to every picture.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from ..errors import InvalidArgument
+from .sources import Array
+
+if TYPE_CHECKING:
+    from .trajectory import Trajectory
+
+DOT = 0.01  # share of the path's reach below which its picture is a dot
+_DEPENDENT = 1e-12  # of |d1|^2 |d2|^2: the smallest Gram determinant of a plane
+
+
+@dataclass(eq=False)
+class Projection:
+    """A path in the plane theta + a d1 + b d2.
+
+    Attributes:
+        coordinates: (T, 2) float64, (a, b) of every point: the coordinates of a `plane` over the
+            same directions and theta.
+        off_plane: (T,) ‖r_t‖, distance of the point from the plane, in parameter space.
+        distances: (T,) ‖x_t - theta‖.
+        steps: (T,) int64.
+        norms: ‖d1‖, ‖d2‖.
+    """
+
+    coordinates: Array
+    off_plane: Array
+    distances: Array
+    steps: Any
+    norms: tuple[float, float] = (1.0, 1.0)
+    info: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def off_share(self) -> Array:
+        """(T,) off_plane / distances: 0 in the plane, 1 where the plane shows nothing; 0 at theta
+        itself."""
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.where(self.distances > 0, self.off_plane / self.distances, 0.0)
+
+    @property
+    def is_dot(self) -> bool:
+        """Whether the path shrinks to a dot: its extent in the plane is below 1 % of its reach."""
+        extent = np.ptp(self.coordinates * np.array(self.norms), axis=0)
+        reach = float(self.distances.max())
+        return bool(reach > 0 and float(np.hypot(*extent)) < DOT * reach)
+
+    def axes(
+        self, points: int = 51, margin: float = 0.2
+    ) -> tuple[tuple[float, float, int], tuple[float, float, int]]:
+        """x=, y= of a `plane` that shows the whole path, ``margin`` of its extent around it."""
+        found = []
+        for a in self.coordinates.T:
+            low, high = float(a.min()), float(a.max())
+            room = margin * (high - low) or 1.0
+            found.append((low - room, high + room, points))
+        return found[0], found[1]
+
+    def __repr__(self) -> str:
+        worst = float(self.off_share.max())
+        return f"Projection({len(self.coordinates)} points, at most {worst:.1%} off the plane)"
+
+
+def project(trajectory: Trajectory, d1: Any, d2: Any, *, theta: Any = -1) -> Projection:
+    """The path in the plane theta + a d1 + b d2; see `Trajectory.project`.
+
+    Sums are float64, two passes over the path. Warns where the path shrinks to a dot, as it does
+    on random directions, which are almost orthogonal to it (Li et al. 2018, section 7.1).
+
+    Raises:
+        InvalidArgument: directions that span no plane.
+    """
+    layout = trajectory.layout
+    origin = trajectory.point(theta, "theta").numpy()
+    rows = [layout.vector(d, name, torch.float64, "cpu") for d, name in ((d1, "d1"), (d2, "d2"))]
+    plane = np.stack([row.numpy() for row in rows])
+    gram = plane @ plane.T
+    if not np.linalg.det(gram) > _DEPENDENT * gram[0, 0] * gram[1, 1]:
+        raise InvalidArgument("d1, d2: expected two directions that span a plane")
+    products, squares = np.zeros((2, len(trajectory))), np.zeros(len(trajectory))
+    for first, last, block in trajectory.blocks():
+        block -= origin[first:last]
+        products += plane[:, first:last] @ block.T
+        squares += np.einsum("ij,ij->i", block, block)
+    coordinates = np.linalg.solve(gram, products).T
+    rest = np.zeros(len(trajectory))
+    for first, last, block in trajectory.blocks():  # not from the sums: they would cancel
+        block -= origin[first:last]
+        block -= coordinates @ plane[:, first:last]
+        rest += np.einsum("ij,ij->i", block, block)
+    norms = np.sqrt(np.diag(gram))
+    found = Projection(
+        coordinates, np.sqrt(rest), np.sqrt(squares), trajectory.steps,
+        (float(norms[0]), float(norms[1])),
+    )  # fmt: skip
+    if found.is_dot:
+        warnings.warn(
+            "the path shrinks to a dot in this plane: its extent there is below 1 % of its "
+            f"length ({found.distances.max():.3g}); directions from pca_directions show it",
+            stacklevel=3,
+        )
+    return found

@@ -1,0 +1,147 @@
+"""`trajectory`: whatever people have of a run, as a Trajectory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from ..checkpoints import read_state, series, step_of
+from ..errors import InvalidArgument
+from ..layout import ParameterLayout
+from . import log
+from .store import of_file, of_log
+from .trajectory import Trajectory, layout_of, of_points, of_states, state_of
+
+if TYPE_CHECKING:
+    from ..landscape import Landscape
+
+
+def trajectory(
+    source: Any, like: Landscape | nn.Module | None = None, *, steps: Any = None
+) -> Trajectory:
+    """The points of a run, in order.
+
+    Args:
+        source: a recording of `Recorder` (finished or not), a pattern ("checkpoints/*.pt") or
+            folder of checkpoints (.pt, .pth, .ckpt, .bin, .safetensors; read without executing
+            anything in them; numbers in the names give the order), or a sequence of paths,
+            modules, state dicts or vectors (n,), or an array (T, n).
+        like: a landscape or module whose parameters, in its order, make up theta. Default: the
+            first state's floating-point tensors without running statistics. Needed for vectors,
+            and where a model has other floating-point buffers.
+        steps: (T,) integers; default those recorded, or the last number in the files' names where
+            these increase, else 0 .. T - 1.
+
+    Raises:
+        InvalidArgument: nothing there, a state of another model (it says which names are missing
+            and which are left over), vectors without ``like``.
+        FileFormatError: a damaged recording.
+    """
+    layout = _layout(like)
+    if isinstance(source, Trajectory):
+        return source if steps is None else _with_steps(source, steps)
+    if isinstance(source, str | os.PathLike):
+        found = _recording(Path(source))
+        if found is not None:
+            _check_same(found.layout, layout, source)
+            return found if steps is None else _with_steps(found, steps)
+        source = series(source, "trajectory")
+    if hasattr(source, "shape") and getattr(source, "ndim", 0) == 2:
+        if layout is None:
+            raise _needs_like("an array")
+        return of_points(source, layout, steps=steps)
+    if isinstance(source, Mapping | nn.Module | Tensor) or not isinstance(source, Iterable):
+        raise InvalidArgument(
+            "trajectory: expected a recording, a pattern, a folder, or a sequence of checkpoints, "
+            f"modules, state dicts or vectors, got {type(source).__name__}"
+        )
+    return _of_items(list(source), layout, steps)
+
+
+def _of_items(items: list[Any], layout: ParameterLayout | None, steps: Any) -> Trajectory:
+    if not items:
+        raise InvalidArgument("trajectory: expected at least one point, got none")
+    if all(isinstance(x, Tensor | np.ndarray) and x.ndim == 1 for x in items):
+        if layout is None:
+            raise _needs_like("vectors")
+        rows = [x.detach().cpu().numpy() if isinstance(x, Tensor) else x for x in items]
+        if any(len(row) != layout.n for row in rows):
+            wrong = next(len(row) for row in rows if len(row) != layout.n)
+            raise InvalidArgument(
+                f"trajectory: expected vectors of {layout.n} parameters, got one of {wrong}"
+            )
+        return of_points(np.stack(rows), layout, steps=steps)
+    states, names = [], []
+    for k, item in enumerate(items):
+        if isinstance(item, str | os.PathLike):
+            names.append(str(item))
+            states.append(read_state(item, "trajectory", mapped=True))
+        elif isinstance(item, nn.Module):
+            layout = layout or ParameterLayout.of(item)
+            names.append(f"module {k}")
+            states.append(state_of(item))
+        elif isinstance(item, Mapping):
+            names.append(f"state {k}")
+            states.append({n: v for n, v in item.items() if isinstance(v, Tensor)})
+        else:
+            raise InvalidArgument(
+                f"trajectory: expected paths, modules, state dicts or vectors, got "
+                f"{type(item).__name__} at {k}"
+            )
+    if steps is None and all(isinstance(x, str | os.PathLike) for x in items):
+        numbers = [step_of(Path(x)) for x in items]
+        known = [n for n in numbers if n is not None]
+        if len(known) == len(items) and all(np.diff(known) > 0):
+            steps = known
+    return of_states(states, layout or layout_of(states[0]), names, steps=steps)
+
+
+def _recording(path: Path) -> Trajectory | None:
+    """The recording at ``path``, or the unfinished one beside it; None if it is neither."""
+    beside = path.with_name(path.name + log.SUFFIX)
+    if not path.exists() and beside.exists():
+        return of_log(beside)
+    if not path.is_file():
+        return None
+    if log.is_log(path):
+        return of_log(path)
+    with open(path, "rb") as file:
+        is_hdf5 = file.read(8) == b"\x89HDF\r\n\x1a\n"
+    return of_file(path) if is_hdf5 else None
+
+
+def _layout(like: Any) -> ParameterLayout | None:
+    if like is None:
+        return None
+    if isinstance(like, nn.Module):
+        return ParameterLayout.of(like)
+    found = getattr(like, "layout", None)
+    if not isinstance(found, ParameterLayout):
+        raise InvalidArgument(f"like: expected a landscape or module, got {type(like).__name__}")
+    return found
+
+
+def _check_same(found: ParameterLayout, wanted: ParameterLayout | None, source: Any) -> None:
+    if wanted is not None and wanted.digest != found.digest:
+        raise InvalidArgument(
+            f"trajectory: {source} holds other parameters than the model given as like="
+        )
+
+
+def _with_steps(found: Trajectory, steps: Any) -> Trajectory:
+    again = found[:]
+    return Trajectory(
+        again._source, again.layout, steps=steps, metrics=again.metrics, info=again.info,
+        rows=again._rows,
+    )  # fmt: skip
+
+
+def _needs_like(what: str) -> InvalidArgument:
+    return InvalidArgument(
+        f"like: expected the landscape or module whose parameters {what} are, got none"
+    )

@@ -1,0 +1,152 @@
+"""How alike models are as functions: functional distance and agreement on the data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import InvalidArgument
+from .sources import Array
+
+if TYPE_CHECKING:
+    from ..landscape import Landscape
+
+
+@dataclass(frozen=True)
+class FunctionalDistance:
+    """How far two models are apart as functions, over the landscape's data.
+
+    Attributes:
+        distance: sqrt(mean_i ‖F(x_i, a) - F(x_i, b)‖^2), F the class probabilities (for a loss
+            without classes: the outputs).
+        square: its square, which some of the literature calls the distance: with one-hot outputs
+            that differ on a share p of the samples it is 2 p.
+        disagreement: share of samples with another most probable class; NaN without classes.
+    """
+
+    distance: float
+    square: float
+    disagreement: float
+
+
+@dataclass(eq=False)
+class Agreement:
+    """P models beside each other.
+
+    Attributes:
+        right: (P, P) A_ij = P(j right | i right);  wrong: (P, P) B_ij = P(j wrong | i wrong); NaN
+            where model i has no such sample.
+        accuracy: (P,) share of samples that are right.
+        confusion: (P, C, C) counts, [model, target, answer].
+    """
+
+    right: Array
+    wrong: Array
+    accuracy: Array
+    confusion: Any
+    info: dict[str, Any] = field(default_factory=dict)
+
+    def plot(self, axes: Any = None, **options: Any) -> Any:
+        """Both matrices with their numbers."""
+        from ..plot_paths import plot_agreement
+
+        return plot_agreement(self, axes, **options)
+
+    def __repr__(self) -> str:
+        return f"Agreement({len(self.accuracy)} models, accuracies {self.accuracy.round(3)})"
+
+
+def functional_distance(land: Landscape, a: Any, b: Any) -> FunctionalDistance:
+    """The functional distance of two points (models, state dicts, vectors), and their label
+    disagreement.
+
+    Raises:
+        InvalidArgument: an objective, which has no outputs; points of another layout.
+    """
+    first, _ = _outputs(land, a)
+    second, _ = _outputs(land, b)
+    p, q = _answers(land, first), _answers(land, second)
+    apart = (p - q).reshape(len(p), -1)
+    square = float((apart**2).sum(dim=1).mean())
+    labels = float("nan")
+    if _classes(land):
+        labels = float((_labels(land, first) != _labels(land, second)).double().mean())
+    return FunctionalDistance(square**0.5, square, labels)
+
+
+def agreement(land: Landscape, models: Sequence[Any]) -> Agreement:
+    """Which samples the models get right together (Zhang et al. 2018, figures 23, 29 and 36).
+
+    Args:
+        land: whose data are asked; its loss must be one of classes.
+        models: P points: models, state dicts or vectors.
+
+    Raises:
+        InvalidArgument: no models, a loss without classes, class probabilities as targets.
+    """
+    if len(models) == 0:
+        raise InvalidArgument("models: expected at least one, got none")
+    if not _classes(land):
+        raise InvalidArgument(
+            f"land: expected a loss of classes, got {land.loss_spec.name!r}, where no answer is "
+            "right or wrong"
+        )
+    rows, confusions = [], []
+    for model in models:
+        outputs, target = _outputs(land, model)
+        if target.is_floating_point() and land.loss_spec.name != "bce_with_logits":
+            raise InvalidArgument("land: expected class indices as targets, got probabilities")
+        answer, wanted = _labels(land, outputs).reshape(-1), target.reshape(-1).long()
+        counts = wanted != getattr(land.loss_spec, "ignore_index", -100)
+        answer, wanted = answer[counts], wanted[counts]
+        rows.append((answer == wanted).numpy())
+        classes = max(int(outputs.shape[1]) if outputs.dim() > 1 else 2, 2)
+        flat = torch.bincount(wanted * classes + answer, minlength=classes**2)
+        confusions.append(flat.reshape(classes, classes).numpy())
+    right = np.stack(rows).astype(np.float64)
+    return Agreement(_shares(right), _shares(1.0 - right), right.mean(axis=1), np.stack(confusions))
+
+
+def _shares(event: Array) -> Array:
+    """(P, P) share of the samples with event i on which event j is, too."""
+    both, own = event @ event.T, event.sum(axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(own[:, None] > 0, both / own[:, None], np.nan)
+
+
+def _outputs(land: Landscape, point: Any) -> tuple[Tensor, Tensor]:
+    """The model's outputs and targets over all data at a point, on the CPU."""
+    kept: list[tuple[Tensor, Tensor]] = []
+
+    def keep(outputs: Tensor, target: Tensor) -> float:
+        kept.append((outputs.detach().cpu().clone(), target.detach().cpu()))
+        return 0.0
+
+    land.evaluate([[0.0]], torch.zeros(1, land.n_params), metrics=(keep,), theta=point)
+    return kept[0]
+
+
+def _classes(land: Landscape) -> bool:
+    return land.loss_spec.name in ("cross_entropy", "nll", "bce_with_logits")
+
+
+def _answers(land: Landscape, outputs: Tensor) -> Tensor:
+    """Probabilities (N, C), float64: of tokens, one row each; the outputs of other losses."""
+    x = outputs.double()
+    if land.loss_spec.name == "bce_with_logits":
+        return x.sigmoid()
+    if land.loss_spec.name in ("cross_entropy", "nll"):
+        x = x.softmax(dim=1) if land.loss_spec.name == "cross_entropy" else x.exp()
+        return x.movedim(1, -1).reshape(-1, x.shape[1])
+    return x
+
+
+def _labels(land: Landscape, outputs: Tensor) -> Tensor:
+    if land.loss_spec.name == "bce_with_logits":
+        return (outputs > 0).long()
+    return outputs.argmax(dim=1)

@@ -1,0 +1,91 @@
+"""Where the numbers of a trajectory lie: an array, state dicts and mapped checkpoints, a file.
+
+A source gives the parameters of all T points for a range of columns of theta, so that no question
+needs the whole (T, n) in memory, and the state of one point by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..layout import ParameterLayout
+
+Array = NDArray[np.float64]
+
+
+class Source(Protocol):
+    """T points of n parameters."""
+
+    def __len__(self) -> int: ...
+
+    def columns(self, rows: NDArray[np.intp], first: int, last: int) -> Array:
+        """(len(rows), last - first) float64: elements first .. last of theta at these points."""
+
+    def state(self, row: int) -> dict[str, Tensor]:
+        """Parameters and running statistics of one point by name."""
+
+
+class ArraySource:
+    """An array (T, n), in memory or in a file, and the statistics (T, s) that go with it."""
+
+    def __init__(
+        self,
+        theta: NDArray[np.floating],
+        layout: ParameterLayout,
+        statistics: NDArray[np.floating] | None = None,
+        places: Sequence[tuple[str, tuple[int, ...], int, int]] = (),
+    ) -> None:
+        """``places``: (name, shape, first, last) of each statistic in the rows of statistics."""
+        self._theta, self._layout = theta, layout
+        self._statistics, self._places = statistics, places
+
+    def __len__(self) -> int:
+        return len(self._theta)
+
+    def columns(self, rows: NDArray[np.intp], first: int, last: int) -> Array:
+        out = np.empty((len(rows), last - first))
+        for i, row in enumerate(rows):
+            out[i] = self._theta[row, first:last]
+        return out
+
+    def state(self, row: int) -> dict[str, Tensor]:
+        theta = torch.from_numpy(np.array(self._theta[row]))
+        state = {k: v.clone() for k, v in self._layout.unflatten(theta).items()}
+        if self._statistics is not None:
+            values = np.array(self._statistics[row])
+            for name, shape, first, last in self._places:
+                state[name] = torch.from_numpy(values[first:last].reshape(shape))
+        for alias, name in self._layout.aliases.items():  # tied parameters under all their names
+            state[alias] = state[name]
+        return state
+
+
+class StateSource:
+    """Points that are state dicts; those of checkpoint files are mapped, not read."""
+
+    def __init__(self, states: Sequence[Mapping[str, Tensor]], layout: ParameterLayout) -> None:
+        self._states, self._layout = states, layout
+
+    def __len__(self) -> int:
+        return len(self._states)
+
+    def columns(self, rows: NDArray[np.intp], first: int, last: int) -> Array:
+        out = np.empty((len(rows), last - first))
+        for entry in self._layout.entries:
+            begin, end = max(first, entry.offset), min(last, entry.offset + entry.numel)
+            if begin >= end:
+                continue
+            part = slice(begin - entry.offset, end - entry.offset)
+            for i, row in enumerate(rows):
+                flat = self._states[row][entry.name].detach().reshape(-1)[part]
+                out[i, begin - first : end - first] = flat.to("cpu", torch.float64).numpy()
+        return out
+
+    def state(self, row: int) -> dict[str, Tensor]:
+        return {name: t.detach().clone() for name, t in self._states[row].items()}
