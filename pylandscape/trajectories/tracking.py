@@ -90,7 +90,9 @@ def track(
     """The k largest eigenvalues of the Hessian at the points of a trajectory.
 
     Each search starts from the eigenvectors of the point before, with a random part that sees an
-    eigenvector that is about to become one of the largest.
+    eigenvector that is about to become one of the largest. That saves a third of the products where
+    points are close; where eigenvectors turn from point to point (a cosine of 0.3 between epochs of
+    a small classifier) it saves nothing over `eigenpairs`, which starts from the gradient.
 
     Args:
         trajectory: of the landscape's parameters (and running statistics, where the model has
