@@ -241,6 +241,7 @@ PYBIND11_MODULE(_C, m) {
 
   bind<float>(m, "ProgramF32", "QuestionF32", "DerivativesF32");
   bind<double>(m, "ProgramF64", "QuestionF64", "DerivativesF64");
+  bind_constants(m);
   bind_lanczos(m);
   bind_points(m);
 }
