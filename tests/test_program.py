@@ -17,6 +17,7 @@ from core_support import DERIVATIVES, QUESTION, Mlp, make_mlp
 from torch import Tensor
 
 from pylandscape._native import core
+from pylandscape.torch_program import TorchProgram
 
 CASES = [  # dims, activation, loss, samples
     ((7, 5, 3), "tanh", "cross_entropy", 1),
@@ -171,6 +172,7 @@ def test_every_kind_of_op_has_one_name() -> None:
     root = Path(__file__).parents[1] / "csrc" / "program" / "ops"
     files = {path.stem for path in root.glob("*.cpp")} - {"table"}
     assert files == set(core.OP_KINDS)
+    assert all(callable(getattr(TorchProgram, f"_{kind}")) for kind in core.OP_KINDS)
 
 
 @pytest.mark.parametrize("capability", ["default", "avx2", "avx512", "nonsense"])
