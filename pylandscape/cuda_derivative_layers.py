@@ -187,7 +187,7 @@ class Pool(Handler):
         if self._sums(op):
             found = s.s.kernels.pool_windows(
                 rx.reshape(s.k * s.rows, -1, op.k), bounds, index, s.s.torch_program._factor(i),
-                op.function,
+                int(op.function),
             )  # fmt: skip
         else:
             found = s.s.kernels.pool_tangent(
@@ -216,10 +216,10 @@ class Pool(Handler):
         return [s.value(op.inputs[0]) if self._even(op) else s.s.none, *s.tile.saved[i]]
 
     def _sums(self, op: Op) -> bool:
-        return op.function == int(core.Pool.sum)
+        return bool(op.function == core.Pool.sum)
 
     def _even(self, op: Op) -> bool:
-        return op.function == int(core.Pool.max_even)
+        return bool(op.function == core.Pool.max_even)
 
 
 class Matmul(Handler):

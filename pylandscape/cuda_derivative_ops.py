@@ -15,11 +15,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ._native import core
 from .point_parameters import Source
 
 if TYPE_CHECKING:
     from .cuda_derivatives import Sweep
     from .torch_program import Op
+
+
+_SUMS = (core.Binary.add, core.Binary.sub)
 
 
 class Handler:
@@ -158,7 +162,7 @@ class Unary(Handler):
 
     def reverse_at_theta(self, i: int, op: Op, s: Sweep, dy: Tensor) -> None:
         first, curved, dx = s.s.kernels.unary_slopes(
-            s.value(op.inputs[0]), dy.contiguous(), op.function, op.a, op.b
+            s.value(op.inputs[0]), dy.contiguous(), int(op.function), op.a, op.b
         )
         s.tile.saved[i] = (first, curved)
         s.add(op.inputs[0], dx)
@@ -170,18 +174,18 @@ class Binary(Handler):
     wants_adjoint = True
 
     def values(self, op: Op) -> set[int]:
-        own = {*op.inputs, op.output} if op.function >= 2 else set()
+        own = set() if op.function in _SUMS else {*op.inputs, op.output}
         return own | super().values(op)
 
     def tangent(self, i: int, op: Op, s: Sweep) -> Tensor:
         rx, rz = _tangents(op, s)
         x, z = op.inputs
-        if op.function < 2:
-            sign = -1 if op.function == 1 else 1
+        if op.function in _SUMS:
+            sign = -1 if op.function == core.Binary.sub else 1
             if rx is None or rz is None:
                 return rx if rx is not None else sign * there(rz)
             return torch.add(rx, rz, alpha=sign)
-        if op.function == 2:
+        if op.function == core.Binary.mul:
             parts = [r * s.value(other) for r, other in ((rx, z), (rz, x)) if r is not None]
         else:
             y, q = s.value(z), s.value(op.output)
@@ -191,13 +195,13 @@ class Binary(Handler):
 
     def reverse(self, i: int, op: Op, s: Sweep, dy: Tensor) -> None:
         x, z = op.inputs
-        if op.function < 2:
+        if op.function in _SUMS:
             s.add(x, dy)
-            s.add(z, -dy if op.function == 1 else dy)
+            s.add(z, -dy if op.function == core.Binary.sub else dy)
             return
         rx, rz = _tangents(op, s) if s.second else (None, None)
         at_theta = s.adjoint(op.output) if s.second else None
-        if op.function == 2:
+        if op.function == core.Binary.mul:
             for slot, other, r in ((x, z, rz), (z, x, rx)):
                 if slot in s.s.moves:
                     own = dy * s.value(other)

@@ -1,6 +1,6 @@
 """First and second derivatives of a compiled program on a GPU: H V for a block of vectors.
 
-As csrc/program/derivatives.h on the CPU: at one theta the values and their adjoints are computed
+As csrc/derivatives/derivatives.h on the CPU: at one theta the values and their adjoints are computed
 once, tile by tile of samples, and kept where they fit; a product is the R-operator forward and
 backward (Pearlmutter 1994). Products of small matrices, everything between products and all sums
 over samples are the kernels of csrc/cuda/products.h; large matrices go to torch.
@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from . import cuda_derivative_layers  # noqa: F401
+from ._native import core
 from .cuda_derivative_ops import HANDLERS, inverse_of
 from .errors import NotLowered
 from .point_parameters import Parameters, Source, Where
@@ -33,15 +34,13 @@ if TYPE_CHECKING:
     from .engine_cuda import CudaEngine
     from .torch_program import Op
 
-ROWS = 32  # a tile's rows are a multiple; every vector's values then begin aligned
-SUM_RUN = 64  # rows that kernels add in the program's dtype; tiles are whole runs
+ROWS = core.WARP  # a tile's rows are a multiple; every vector's values then begin aligned
 TILE_BYTES = 512 << 20  # tangents and adjoints of one vector over a tile
 BLOCK_BYTES = 2 << 30  # of the vectors that a tile takes together
 MOST_VECTORS = 256  # of a block
 LARGE = 1 << 27  # multiply-adds of one vector's product from which torch multiplies
 SUM_ROWS = 512  # rows that torch adds in the program's dtype; beyond, sums are double
 RECORDED_BYTES = 512 << 20  # what a product may take to be recorded as a CUDA graph
-MATRICES = ("hessian", "gauss_newton", "covariance")
 
 
 @dataclass
@@ -140,7 +139,7 @@ class Derivatives:
         size = engine.x.element_size()
         own = sum(structure.features(op.output) for op in structure.moving())
         each = 2 * size * max(1, own)  # bytes of a sample's tangents, and their adjoints
-        self._rows = max(1, TILE_BYTES // each // SUM_RUN) * SUM_RUN
+        self._rows = max(1, TILE_BYTES // each // core.SUM_RUN) * core.SUM_RUN
         self.starts = range(0, self.samples, self._rows)
         self._each = each * min(self._rows, -(-self.samples // ROWS) * ROWS)
         self.total = torch.zeros(1, self.n, dtype=torch.float64, device=engine.device)

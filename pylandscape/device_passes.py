@@ -14,14 +14,12 @@ import torch
 from torch import Tensor
 
 from . import random_source
-from ._native import cuda_problem, ops
+from ._native import core, cuda_problem, ops
 from .errors import InvalidArgument
 
 if TYPE_CHECKING:
     from .operators import SymmetricOperator
 
-MOST_STARTS = 64  # starts of one launch (csrc/cuda/basis.h)
-MOST_ROWS = 8192  # rows of a basis (csrc/cuda/basis.h)
 COMBINED = 1 << 25  # elements of the basis that are combined at once
 
 Where = Sequence[tuple[int, int]]  # (start, rows) of each job: w is row `rows`, Q the rows before
@@ -138,7 +136,7 @@ class DevicePasses:
             alike = last < len(where) and where[last] == (start + size, rows)
             if alike and local is not None:
                 alike = len(local[last]) == len(local[first])
-            if alike and size < MOST_STARTS:
+            if alike and size < core.MOST_STARTS:
                 continue
             block = self.basis[start : start + size]
             yield slice(first, last), block[:, :rows], block[:, rows]

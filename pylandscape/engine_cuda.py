@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from . import engine_native
-from ._native import cuda_problem, ops
+from ._native import core, cuda_problem, ops
 from .capture import check_traceable
 from .capture_check import check_batches, check_outputs
 from .cuda_derivatives import AtTheta
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
 
 _PARTS_BYTES = 64 << 20  # partial sums of the points of one launch
 _WIDE_BYTES = 512 << 20  # weights and values of the points that torch multiplies at once
-_FILL = -(2**31)  # resident::kFill
 Moves = list[list[int]] | None
 
 
@@ -221,7 +220,7 @@ class Question:
         """(2, g) float64 on the device: the sums of the loss terms and, if asked for, of hits, at
         coefficients (g, k) or points (g, n)."""
         c = self._coordinates(coordinates)
-        step = max(1, _PARTS_BYTES // (16 * -(-self._e.program.samples // 32)))
+        step = max(1, _PARTS_BYTES // (16 * -(-self._e.program.samples // core.WARP)))
         if len(c) == 0:
             return torch.zeros(2, 0, dtype=torch.float64, device=self._e.device)
         ask = self._wide_sums if self.reason else self._resident_sums
@@ -287,7 +286,7 @@ class Question:
         source = torch.cat([own, constants, constants.new_zeros(1)])
         n = self._e.program.n
         place = torch.where(where >= 0, where, n - 1 - where)
-        return source[torch.where(where == _FILL, len(source) - 1, place)]
+        return source[torch.where(where == core.RESIDENT_FILL, len(source) - 1, place)]
 
     def _resident(self) -> tuple[Tensor, ...]:
         e = self._e
@@ -342,7 +341,7 @@ class Question:
         if e.program.mixes:
             tile = max(e.program.batches)
         else:
-            tile = min(tile, max(32, e.wide_bytes // (size * each) // 32 * 32))
+            tile = min(tile, max(core.WARP, e.wide_bytes // (size * each) // core.WARP * core.WARP))
         point = each * tile + most_extra(e.torch_program, todo, tile) + 2 * e.program.n
         return tile, min(65535, max(1, e.wide_bytes // (size * point)))
 
@@ -350,7 +349,7 @@ class Question:
         """(2, g). The same launches for all c of one shape, and no wait: it may be recorded."""
         e, samples = self._e, self._e.program.samples
         parameters = Parameters(self._where, c)
-        shape = (len(c), -(-samples // 32), 2)
+        shape = (len(c), -(-samples // core.WARP), 2)
         parts = torch.empty(shape, dtype=torch.float64, device=e.device)
 
         def add(outputs: Tensor, first: int) -> None:

@@ -100,7 +100,7 @@ class Lanczos:
         self.most_steps = min(steps, n)
         shape = (self.count, self.most_steps + 1, n)
         kernels = None
-        if workspace is None and shape[1] <= device_passes.MOST_ROWS:
+        if workspace is None and shape[1] <= core.MOST_BASIS_ROWS:
             kernels = device_passes.device_kernels(operator.device)
         place = torch.device("cpu") if kernels is None else operator.device
         self.basis = _allocate(shape, self.dtype, workspace, place)

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from .landscape import Landscape
 
 _BYTES = 1 << 30  # of results, and of what eigenvalues work on, of the points of one launch
-_MOST_ORDER = 1000  # cuda::kMostOrder, of small_eigenvalues
 
 
 class PointsCuda:
@@ -85,7 +84,7 @@ class PointsCuda:
 
     def spectra(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
         """The same with eigenvalues (p, n) in place of the Hessians; None where it cannot."""
-        if self.n > _MOST_ORDER:
+        if self.n > core.MOST_ORDER:
             return None
         size = 16 * self.n * (self.n + 1)
         losses, gradients, values = self._each(points, True, size, self._eigenvalues)

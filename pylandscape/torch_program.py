@@ -9,7 +9,7 @@ losses) is one kernel each (csrc/cuda/wide.cu, layers.cu).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -21,47 +21,27 @@ from .torch_conv import Conv, convolve, extra_elements, way_of
 
 _IDENTITY = (int(core.Unary.affine), 1.0, 0.0)
 _RELU = (int(core.Unary.relu), 0.0, 0.0)
+_BINARY: dict[Any, Callable[..., Tensor]] = {
+    core.Binary.add: torch.add,
+    core.Binary.sub: torch.sub,
+    core.Binary.mul: torch.mul,
+    core.Binary.div: torch.div,
+}
 _PRODUCT_BYTES = 256 << 20  # float64 rows of a fixed value at a time
 
 Function = tuple[int, float, float]  # a unary op with its two numbers
 Reader = Callable[[Source], Tensor]  # (1 or g, elements) of a use
 
 
-@dataclass(frozen=True)
-class Op:
-    """One op of csrc/program/program.h, as `op_list` describes it."""
-
-    kind: str
-    inputs: tuple[int, ...]
-    output: int
-    weight: Source | None
-    bias: Source | None
-    second: Source | None
-    norm: Mapping[str, Any] | None
-    transposed: bool
-    function: int
-    relu: bool
-    log: bool
-    a: float
-    b: float
-    outer: int
-    k: int
-    m: int
-    inner: int
-    index: tuple[int, ...]
-    bounds: tuple[int, ...]
-    factor: tuple[float, ...]
-    rows: tuple[tuple[int, int], ...]
-    conv: Conv | None
-    matmul: Mapping[str, Any] | None
+class Op(SimpleNamespace):
+    """One op of a program, its fields as csrc/binding/program_lists.h names them: ``kind``, slots
+    ``inputs`` and ``output``, parameters, sizes, and what else csrc/program/op.h says of its kind.
+    """
 
     @classmethod
     def of(cls, described: Mapping[str, Any]) -> Op:
-        names = ("inputs", "index", "bounds", "factor", "rows")
-        found: dict[str, Any] = {name: tuple(described[name]) for name in names}
         conv = described["conv"]
-        found["conv"] = None if conv is None else Conv.of(conv)
-        return cls(**{**described, **found})
+        return cls(**{**described, "conv": None if conv is None else Conv.of(conv)})
 
     def own_statistics(self) -> bool:
         """Whether it is a batch norm with the statistics of each batch."""
@@ -167,11 +147,10 @@ class TorchProgram:
         x = inputs[0]
         # Nobody else reads it, and it is neither the data nor a value of all points.
         own = op.inputs[0] in self._alone and op.inputs[0] != 0 and len(x) > 1
-        return self._finish(x, x.shape[2], len(x), f=(op.function, op.a, op.b), own=own)
+        return self._finish(x, x.shape[2], len(x), f=(int(op.function), op.a, op.b), own=own)
 
     def _binary(self, i: int, op: Op, inputs: list[Tensor], p: Parameters) -> Tensor:
-        call = (torch.add, torch.sub, torch.mul, torch.div)[op.function]
-        found = call(*inputs)
+        found = _BINARY[op.function](*inputs)
         return torch.relu_(found) if op.relu else found
 
     def _softmax(self, i: int, op: Op, inputs: list[Tensor], p: Parameters) -> Tensor:
@@ -286,7 +265,7 @@ class TorchProgram:
         x = inputs[0]
         found = self._kernels.pool_windows(
             x.reshape(-1, x.shape[2] // op.k, op.k), self._index(i, "bounds"),
-            self._index(i, "index"), self._factor(i), op.function,
+            self._index(i, "index"), self._factor(i), int(op.function),
         )  # fmt: skip
         return torch.as_tensor(found).view(*x.shape[:2], -1)
 
@@ -335,7 +314,7 @@ class TorchProgram:
         g, samples = max(len(x) for x in inputs), max(x.shape[1] for x in inputs)
         rows = [x.expand(g, samples, -1).contiguous().flatten(0, 1) for x in inputs]
         first = op.rows[2][0] if op.rows else 0
-        found = self._kernels.recurrent_cell(*rows, first, op.function)
+        found = self._kernels.recurrent_cell(*rows, first, int(op.function))
         return torch.as_tensor(found).view(g, samples, -1)
 
     def _finish(

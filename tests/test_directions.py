@@ -18,7 +18,7 @@ from pylandscape.errors import InvalidArgument, LayoutMismatch
 
 DTYPES = [torch.float32, torch.float64]
 MODES = [mode or "none" for mode in NORMALIZATIONS]
-CHUNK = 1 << 14  # longer segments are measured chunk by chunk (csrc/program/directions.cpp)
+CHUNK = 1 << 14  # longer segments are measured chunk by chunk (csrc/directions/directions.cpp)
 
 
 class Odd(nn.Module):

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +17,7 @@ from core_support import DERIVATIVES, QUESTION, Mlp, make_mlp
 from torch import Tensor
 
 from pylandscape._native import core
+from pylandscape.torch_program import TorchProgram
 
 CASES = [  # dims, activation, loss, samples
     ((7, 5, 3), "tanh", "cross_entropy", 1),
@@ -127,6 +131,48 @@ def test_gradient_and_all_second_derivatives_match_float64(case: tuple, dtype: t
         assert ((got - want).abs().max() / want.abs().max()).item() <= tolerance
     asymmetry = (hessian - hessian.T).abs().max() / hessian.abs().max()
     assert asymmetry.item() <= tolerance
+
+
+@pytest.mark.parametrize(("what", "samples"), [("question", 30000), ("derivatives", 6000)])
+def test_building_stops_at_a_signal(what: str, samples: int) -> None:
+    mlp = make_mlp((256, 512, 512, 512, 2), "relu", "cross_entropy", samples, torch.float32)
+    theta = _points(mlp, 1)[0].contiguous()
+    last = torch.zeros(1, mlp.n)
+    last[0, -1] = 1.0  # what comes before the last layer is the same everywhere, and computed once
+
+    def build() -> object:
+        if what == "question":
+            return mlp.ask(theta, last)
+        return DERIVATIVES[torch.float32](mlp.program, theta.data_ptr(), 0)
+
+    def stopped_build() -> None:
+        with pytest.raises(KeyboardInterrupt):
+            build()
+
+    whole = _seconds(build)
+    old = signal.signal(signal.SIGPROF, signal.default_int_handler)
+    try:
+        signal.setitimer(signal.ITIMER_PROF, 0.01)  # of CPU time, like what is compared
+        stopped = _seconds(stopped_build)
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, old)
+    assert stopped < 0.7 * whole
+    assert np.isfinite(mlp.run(mlp.ask(theta, last), torch.zeros(1, 1)))  # the program is unharmed
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    begin = time.process_time()
+    call()
+    return time.process_time() - begin
+
+
+def test_every_kind_of_op_has_one_name() -> None:
+    assert len(core.OP_KINDS) == len(set(core.OP_KINDS))
+    root = Path(__file__).parents[1] / "csrc" / "program" / "ops"
+    files = {path.stem for path in root.glob("*.cpp")} - {"table"}
+    assert files == set(core.OP_KINDS)
+    assert all(callable(getattr(TorchProgram, f"_{kind}")) for kind in core.OP_KINDS)
 
 
 @pytest.mark.parametrize("capability", ["default", "avx2", "avx512", "nonsense"])

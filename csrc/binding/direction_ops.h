@@ -11,7 +11,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "common/directions.h"
+#include "directions/segments.h"
 
 namespace pylandscape {
 

@@ -43,6 +43,7 @@ PYBIND11_MODULE(_C, m) {
 
   bind_programs(m);
   bind_questions(m);
+  bind_constants(m);
   bind_lanczos(m);
   bind_points(m);
 }

@@ -12,6 +12,7 @@ const T* in(Address a) { return reinterpret_cast<const T*>(a); }
 template <typename T>
 T* out(Address a) { return reinterpret_cast<T*>(a); }
 
+void bind_constants(pybind11::module_& m);
 void bind_programs(pybind11::module_& m);
 void bind_questions(pybind11::module_& m);  // this and those below: after the programs
 void bind_lanczos(pybind11::module_& m);

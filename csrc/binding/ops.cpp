@@ -8,7 +8,7 @@
 #include "binding/pool.h"
 #include "binding/schemas.h"
 #include "cpu/directions.h"
-#include "program/directions.h"
+#include "directions/directions.h"
 
 namespace pylandscape {
 namespace {

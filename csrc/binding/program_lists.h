@@ -53,6 +53,17 @@ inline py::dict matmul_of(const Op& op) {
   return d;
 }
 
+// Which of its functions an op computes, as core.Unary, Binary, Pool or Cell; None for other ops.
+inline py::object function_of(const Op& op) {
+  switch (op.kind) {
+    case OpKind::kUnary: return py::cast(op.unary);
+    case OpKind::kBinary: return py::cast(op.binary);
+    case OpKind::kPool: return py::cast(op.pool);
+    case OpKind::kCell: return py::cast(op.cell);
+    default: return py::none();
+  }
+}
+
 // The ops by name: as they run (with epilogues and lookups fused), or as they were given.
 template <typename T>
 py::list op_list(const Program<T>& p, bool fused) {
@@ -60,21 +71,18 @@ py::list op_list(const Program<T>& p, bool fused) {
   for (const Op& op : fused ? p.fused() : p.ops()) {
     py::dict d;
     d["kind"] = kOpNames[static_cast<int>(op.kind)];
-    d["inputs"] = op.inputs, d["output"] = op.output;
+    d["inputs"] = py::tuple(py::cast(op.inputs)), d["output"] = op.output;
     d["weight"] = source_of(p, op.weight), d["bias"] = source_of(p, op.bias);
     d["second"] = source_of(p, op.second), d["norm"] = norm_of(p, op.norm);
     d["transposed"] = op.weight >= 0 && p.uses()[op.weight].transposed();
-    int function = static_cast<int>(op.unary);
-    if (op.kind == OpKind::kBinary) function = static_cast<int>(op.binary);
-    if (op.kind == OpKind::kPool) function = static_cast<int>(op.pool);
-    if (op.kind == OpKind::kCell) function = static_cast<int>(op.cell);
-    d["function"] = function;
+    d["function"] = function_of(op);
     d["relu"] = op.relu, d["log"] = op.log, d["a"] = op.a, d["b"] = op.b;
     d["outer"] = op.outer, d["k"] = op.k, d["m"] = op.m, d["inner"] = op.inner;
-    d["index"] = op.index, d["bounds"] = op.bounds, d["factor"] = op.factor;
+    d["index"] = py::tuple(py::cast(op.index)), d["bounds"] = py::tuple(py::cast(op.bounds));
+    d["factor"] = py::tuple(py::cast(op.factor));
     py::list rows;
     for (const Rows& r : op.rows) rows.append(py::make_tuple(r.first, r.count));
-    d["rows"] = rows;
+    d["rows"] = py::tuple(rows);
     d["conv"] = op.kind == OpKind::kConv ? py::object(conv_of(op.conv)) : py::none();
     d["matmul"] = op.kind == OpKind::kMatmul ? py::object(matmul_of(op)) : py::none();
     all.append(d);

@@ -27,7 +27,7 @@ inline void define_ops(torch::stable::detail::StableLibrary& m) {
   m.def("output_losses_(Tensor program, Tensor outputs, int first, Tensor targets, "
         "Tensor loss_weights, Tensor(a!) parts, bool hits) -> Tensor(a!)");
   m.def("sum_parts(Tensor parts) -> Tensor");
-  // Only on a GPU (derivative_ops.h).
+  // Only on a GPU (derivative_ops.h, product_ops.h).
   m.def("pair_products(Tensor a, Tensor b, Tensor c, Tensor d, Tensor bias, Tensor first, "
         "bool positive, Tensor curved, Tensor r, bool keep) -> (Tensor, Tensor)");
   m.def("pair_sums_(Tensor(a!) out, int at, int bias_at, bool transposed, Tensor a, Tensor b, "

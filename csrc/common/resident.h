@@ -4,7 +4,7 @@
 // A column is one sample at one point. Values are rows of an arena (arena_rows, columns) in shared
 // memory, so that neighbouring threads work on neighbouring samples; `groups` threads share a
 // column and divide the rows among themselves. The weights that a point moves, or that a step reads,
-// lie beside it (weights, points). Rows that no point changes are read from one matrix in device
+// lie beside it (weights, points). Rows that are the same at all points are read from one matrix in device
 // memory (external_rows, samples).
 #pragma once
 #include <cstdint>

@@ -17,11 +17,12 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "common/limits.h"
+
 namespace pylandscape::cuda {
 
 // Several starts at once, each with its own Q, source, c and w; from one to the next they are a step
 // apart. A start's bits do not depend on the others.
-constexpr int64_t kMostStarts = 64;
 
 template <typename T>
 struct BasisArgs {
@@ -37,8 +38,6 @@ struct BasisArgs {
   double* parts;                // (starts, rows + 1, basis_groups): sums of each block
   int64_t staged;               // rows staged .. rows - 1 wait in shared memory; set by the launcher
 };
-
-constexpr int64_t kMostBasisRows = 8192;
 
 // How many partial sums a row has: of (rows, n) and T alone, so that bits are the same on every GPU.
 int64_t basis_groups(int64_t rows, int64_t n, size_t size);

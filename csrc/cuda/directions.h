@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "common/directions.h"
+#include "directions/segments.h"
 
 namespace pylandscape::cuda {
 
@@ -43,7 +43,7 @@ struct DirectionArgs {
   uint64_t seed, stream;
 };
 
-// As on the CPU (program/directions.h). ranges: plan.ranges in device memory; work: device memory
+// As on the CPU (directions/directions.h). ranges: plan.ranges in device memory; work: device memory
 // for 2 plan.count(kChunk) + plan.count(kOwner) doubles. Sums have a fixed shape, so that the result
 // is the same on every run and every GPU.
 template <typename T>

@@ -11,9 +11,11 @@
 
 #include <cstdint>
 
+#include "common/limits.h"
+
 namespace pylandscape::cuda {
 
-constexpr int64_t kSharedOrder = 105, kMostOrder = 1000;
+constexpr int64_t kSharedOrder = 105;
 
 // Doubles of `work` for matrices of order n; count matrices.
 int64_t eigenvalue_work(int64_t count, int64_t n);

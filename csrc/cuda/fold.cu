@@ -1,5 +1,5 @@
 // Weights of convolutions at many points, with batch norm folded in. Compiled with --fmad=false: the
-// CPU's bits (program/question.cpp, norm_affine).
+// CPU's bits (program/ops/norm_affine.h).
 #include "cuda/launch.h"
 #include "cuda/layers.h"
 

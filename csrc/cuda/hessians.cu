@@ -3,7 +3,7 @@
 // each sample and direction; sums over samples, a thread each tile of entries.
 #include "cuda/hessians.h"
 
-#include "cuda/hessian_passes.cuh"
+#include "cuda/hessian_tangents.cuh"
 #include "cuda/launch.h"
 
 namespace pylandscape::cuda {

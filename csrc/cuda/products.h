@@ -10,6 +10,7 @@
 
 #include <cstdint>
 
+#include "common/limits.h"
 #include "cpu/kernels.h"
 
 namespace pylandscape::cuda {
@@ -66,7 +67,6 @@ struct SumArgs {
   double *out, *parts;
   int64_t out_step;
 };
-constexpr int kSumRun = 64;
 // How many parts the samples are divided into; from shapes alone.
 int64_t sum_splits(int64_t rows, int64_t columns, int64_t samples);
 template <typename T>

@@ -1,5 +1,5 @@
 // The passes of Points over the steps of one block of samples. dy: adjoint of y; a leading r:
-// tangent. The same as program/ops, with parameters that differ from lane to lane.
+// tangent. The same as program/ops/, with parameters that differ from lane to lane.
 #include <algorithm>
 
 #include "points/points.h"

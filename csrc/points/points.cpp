@@ -10,9 +10,11 @@
 namespace pylandscape {
 namespace {
 
-constexpr int64_t kBlockBytes = 512 << 10;          // of a block of samples' rows,
-constexpr int64_t kLargeBlockBytes = 1 << 20;       // or where the Hessians are larger than
-constexpr int64_t kSmallHessians = 512 << 10;       // this, so that they are passed over less often
+constexpr int64_t kBlockBytes = 512 << 10;  // of a block of samples' rows
+// The same where a worker's Hessians take more than kSmallHessians: larger blocks pass over them less
+// often.
+constexpr int64_t kLargeBlockBytes = 1 << 20;
+constexpr int64_t kSmallHessians = 512 << 10;
 constexpr int64_t kHessianBytes = int64_t{64} << 20;  // of one worker's Hessians at most
 constexpr int64_t kSourceBytes = int64_t{4} << 20;    // of one worker's parameters at most
 constexpr double kParallelWork = 2e6;                 // multiplications worth another thread

@@ -93,7 +93,7 @@ class Points {
   void load_points(int64_t count, const double* points, Worker& worker) const;
   void load_block(int64_t number, const Block& block, Worker& worker) const;
 
-  // point_passes.cpp: the four passes over the steps, as in program/ops.
+  // point_passes.cpp: the four passes over the steps, as in program/ops/.
   void forward(const Block& b, Worker& w) const;
   void reverse(const Block& b, Worker& w) const;
   void tangent_forward(size_t from, int64_t row, const Block& b, Worker& w) const;

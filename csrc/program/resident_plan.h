@@ -1,5 +1,5 @@
 // Plans how a program runs on a GPU with the whole network of a point in shared memory. Decided
-// here, without a GPU: which values no point changes, what is combined instead of multiplied, where
+// here, without a GPU: which values are the same at all points, what is combined instead of multiplied, where
 // everything lies, how many samples and points a block takes. No CUDA.
 #pragma once
 #include <optional>
@@ -11,7 +11,7 @@
 
 namespace pylandscape {
 
-// Rows of the external matrix, in this order: a slot that no point changes, or (op >= 0) the
+// Rows of the external matrix, in this order: a slot that is the same at all points, or (op >= 0) the
 // products of a linear op of such a slot with theta's weight (and theta's bias, where no direction
 // moves it) and with each of the directions `moves`, (1 + moves, outer * m) rows.
 struct ExternalRows {
@@ -25,13 +25,13 @@ struct ResidentPlan {
   resident::Program program{};
   std::vector<int32_t> list;  // resident::Program::index_size
   std::vector<ExternalRows> external;
-  std::vector<bool> fixed;  // by op: whether no point changes its result
+  std::vector<bool> fixed;  // by op: whether its result is the same at all points
 };
 
 // moves[u]: the directions, of `directions`, that move use u. Without `moves`, the points are free
 // thetas. shared_limit: bytes of shared memory that a block may have.
-// A program with ops that have no such kernel does not fit either; what no point changes and what is
-// combined are said all the same.
+// A program with ops that have no such kernel does not fit either; it is told all the same what is
+// fixed and what is combined.
 template <typename T>
 ResidentPlan plan_resident(const Program<T>& program, int64_t directions,
                            const std::optional<std::vector<std::vector<int>>>& moves,

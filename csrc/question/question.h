@@ -105,12 +105,12 @@ class Question {
   bool points_;
   std::vector<bool> moved_;            // by use
   std::vector<int64_t> weight_place_;  // offset in a point's weights; -1: no kernel reads it there
-  std::vector<int64_t> table_place_;   // by table; -1: no point changes it
+  std::vector<int64_t> table_place_;   // by table; -1: the same at all points
   int64_t perturbed_size_ = 0;         // the uses of a point, before its tables
   int64_t weights_size_ = 0;
   Buffer<T> base_;        // packed theta
   Buffer<T> moved_base_;  // (perturbed_size,), directions likewise
-  std::vector<Buffer<T>> tables_;  // by table, where no point changes it
+  std::vector<Buffer<T>> tables_;  // by table, where it is the same at all points
   std::vector<Buffer<T>> moved_directions_;
   std::vector<Step> steps_;       // by op
   std::vector<size_t> own_;       // ops that take the statistics of the batch

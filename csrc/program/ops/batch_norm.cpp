@@ -91,7 +91,7 @@ struct BatchNorm : Rules<BatchNorm> {
   template <typename T>
   static void reverse(const Reverse<T>& p) {
     const Channels<T> a(p);
-    if (p.sums != nullptr) add_sums(p, a, p.dy, p.target(p.op.norm.gain), p.target(p.op.norm.shift));
+    add_sums(p, a, p.dy, p.target(p.op.norm.gain), p.target(p.op.norm.shift));
     if (p.dx != nullptr) add_scaled(p, a.scale, p.dy, p.dx);
   }
 

@@ -1,7 +1,7 @@
 // Directions on the CPU: Gaussian draws and normalisation, segment by segment.
 #pragma once
-#include "common/directions.h"
-#include "program/program.h"
+#include "directions/segments.h"
+#include "program/parallel.h"
 
 namespace pylandscape {
 

@@ -1,4 +1,4 @@
-#include "program/directions.h"
+#include "directions/directions.h"
 
 #include <algorithm>
 #include <atomic>
