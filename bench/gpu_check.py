@@ -157,13 +157,13 @@ def check_memory(tree: Path, seconds: float) -> tuple[bool, str]:
 
 def engine_of(model: Any, land: Any) -> Any:
     """The CUDA engine for the model of a landscape on the CPU, on the current device."""
-    from pylandscape import engine_cuda
     from pylandscape._native import ops
-    from pylandscape.replays import GraphRecorder
+    from pylandscape.engines.cuda import engine
+    from pylandscape.engines.cuda.replays import GraphRecorder
 
     device = torch.device("cuda", torch.cuda.current_device())
 
-    return engine_cuda.lower(
+    return engine.lower(
         model,
         land.loss_spec,
         land.dataset,

@@ -132,7 +132,7 @@ def quadrature(device: torch.device, spectrum: Spectrum, bandwidth: float) -> It
     Gram-Schmidt twice) and hessian-eigenthings; milliseconds of a whole run. Floor: our products
     alone, and two streams of the basis a step."""
     import pylandscape as pl
-    from pylandscape.lanczos import Lanczos, random_starts
+    from pylandscape.curvature.lanczos import Lanczos, random_starts
 
     torch.manual_seed(0)
     model = spectrum.make().to(device)

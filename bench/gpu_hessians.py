@@ -68,9 +68,9 @@ class Question:
 
     def __init__(self, case: Case, device: torch.device, kernels: Any, shared_limit: int) -> None:
         import pylandscape as pl
-        from pylandscape.engine_native import Data
-        from pylandscape.points_cuda import PointsCuda
-        from pylandscape.points_native import NativePoints, float64_engine
+        from pylandscape.engines.points.cuda import PointsCuda
+        from pylandscape.engines.points.native import NativePoints, float64_engine
+        from pylandscape.lowering.build import Data
 
         torch.manual_seed(0)
         self.case, self.model = case, case.model().double()

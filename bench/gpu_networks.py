@@ -1,7 +1,7 @@
 """Losses of convolution networks on a plane on a GPU: the compiled program against torch's best.
 
 Part of gpu_check.py. The engine's own choice is one row; every other way of its convolutions
-(pylandscape/torch_conv.py), sizes of tiles and chunks, and launches without a recorded graph are
+(pylandscape/engines/cuda/conv.py), sizes of tiles and chunks, and launches without a recorded graph are
 further rows, so that one run says which choice was right. Peers compute in float32 without TF32 as
 the engine does, but may choose cuDNN's algorithms by timing. Floor: multiply-adds at the device's
 float32 peak.
@@ -201,7 +201,7 @@ def forced(way: str, own: Callable[[Any, int, bool], str]) -> Callable[[Any, int
 def peers(
     network: Network, c: Tensor, median_ms: Callable[..., float], compile_too: bool
 ) -> dict[str, float]:
-    from pylandscape.torch_precision import exact_float32
+    from pylandscape.engines.cuda.precision import exact_float32
 
     model, x, y = network.member()
     model, x, y = model.cuda(), x.cuda(), y.cuda()

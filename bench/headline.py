@@ -16,7 +16,7 @@ from scipy.linalg import eigvalsh
 from torch.nn import functional as F
 
 import pylandscape as pl
-from pylandscape.demo import train
+from pylandscape.experiments.demo import train
 
 from .curvature import Problem, ours
 from .curvature_peers import torch_lanczos

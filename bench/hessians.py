@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import pylandscape as pl
-from pylandscape.hessians import PointEvaluator
+from pylandscape.engines.points.evaluator import PointEvaluator
 
 from .curvature import Field
 from .harness import Arm, Row

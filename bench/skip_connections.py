@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import pylandscape as pl
-from pylandscape.results import Surface
+from pylandscape.results.surface import Surface
 
 from .networks import ResNet
 
@@ -75,9 +75,9 @@ def draw(surfaces: Sequence[tuple[str, Surface]], path: Path) -> None:
     """3-D above, filled contours below, one colour scale for all."""
     import matplotlib
 
-    from pylandscape.plot_scale import Scale, format_levels
-    from pylandscape.plot_style import STYLE
-    from pylandscape.plotting import close, plot_surface, save
+    from pylandscape.plots.scale import Scale, format_levels
+    from pylandscape.plots.style import STYLE, close, save
+    from pylandscape.plots.surface import plot_surface
 
     values = np.stack([s.values for _, s in surfaces])
     scale = Scale.of(values, log=True)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 import pylandscape as pl
-from pylandscape.directions import _segments
+from pylandscape.theta.directions import _segments
 
 from .harness import Arm, Row, interleave, rows
 

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pylandscape.clouds.walk_steps import Streams
+from pylandscape.clouds.walks import gradient_walk
 from pylandscape.landscape import Landscape
-from pylandscape.walk_steps import Streams
-from pylandscape.walks import gradient_walk
 
 from .harness import Arm, Row, interleave, rows
 from .w2 import _iris

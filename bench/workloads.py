@@ -23,7 +23,7 @@ def mlp(*dims: int, activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
 
 def digits() -> tuple[Tensor, Tensor]:
     """The 1,797 digits at 28 x 28: X (1797, 784), y (1797,)."""
-    from pylandscape.demo import digits_28x28
+    from pylandscape.experiments.demo import digits_28x28
 
     x, y = digits_28x28()
     return x.reshape(len(x), -1), y

@@ -23,50 +23,57 @@ __version__ = "0.1.0"
 # seconds. What type checkers and editors read is below; a test holds the two together.
 _HOMES = {
     "_native": "cpu_capability has_cuda_kernels",
-    "alignment": "Alignment",
-    "classify": "classify",
-    "cloud_results": "Cloud",
-    "clouds": "hessian_cloud loss_gradient_cloud",
-    "convexity": "convexity",
-    "critical": "find_critical_points",
-    "critical_results": "CriticalPoints",
-    "critical_set": "CriticalSet",
-    "curvature_classes": "classes_of",
-    "directions": (
-        "Direction as_directions gaussian normalize_direction random_directions target_direction"
+    "clouds.clouds": "hessian_cloud loss_gradient_cloud",
+    "clouds.roughness": "bumpiness ruggedness",
+    "clouds.walks": "gradient_walk progressive_random_walk random_walk",
+    "critical.alignment": "Alignment",
+    "critical.classification": "classify",
+    "critical.find": "find_critical_points",
+    "critical.linear_networks": "LinearNetwork linear_network",
+    "critical.monotone": "MonotonePath is_non_ascending monotone_path",
+    "critical.symmetry": "EquioutputGroup",
+    "curvature.at_points": "PointGradients PointHessians gradients hessians iterate_hessians",
+    "curvature.bridges": "from_function",
+    "curvature.eigen": "eigenpairs",
+    "curvature.gradient_subspace": (
+        "OutlierReport condition_number covariance_spectrum gradient_concentration "
+        "gradient_descent_factors l1_energy largest_stable_rate outlier_ratio outliers "
+        "rate_bound subspace_overlap"
     ),
-    "eigen": "eigenpairs",
+    "curvature.lanczos": "Lanczos",
+    "curvature.operators": "as_operator",
+    "curvature.spectra": "layer_spectra spectrum",
+    "curvature.symmetric_operator": "SymmetricOperator",
+    "curvature.traces": "Estimate diagonal frobenius_norm trace",
+    "engines.points.evaluator": "eigenvalues",
     "errors": (
         "CudaUnavailable FileFormatError InvalidArgument LayoutMismatch NotDifferentiable "
         "NotLowered PylandscapeError ResumeMismatch"
     ),
-    "grids": "interpolate line plane",
-    "hessians": "PointGradients PointHessians eigenvalues gradients hessians iterate_hessians",
-    "interop": "from_function",
-    "lanczos": "Lanczos",
+    "experiments.propositions": "TheoryTable theory",
     "landscape": "EngineReport Landscape",
-    "layout": "ParameterEntry ParameterLayout",
-    "linear_networks": "LinearNetwork linear_network",
-    "loading": "load",
-    "monotone": "MonotonePath is_non_ascending monotone_path",
-    "operators": "SymmetricOperator as_operator",
-    "outliers": (
-        "OutlierReport condition_number covariance_spectrum gradient_concentration "
-        "gradient_descent_factors l1_energy largest_stable_rate outlier_ratio outliers rate_bound "
-        "subspace_overlap"
+    "plots.clouds": "plot_clouds",
+    "plots.spectra": "plot_spectra",
+    "results.cloud": "Cloud",
+    "results.critical_points": "CriticalPoints",
+    "results.critical_set": "CriticalSet",
+    "results.curvature_classes": "classes_of",
+    "results.curve": "Curve",
+    "results.eigen_pairs": "EigenPairs",
+    "results.loading": "load",
+    "results.spectral_density": "Density Spectrum",
+    "results.stagnations": "Stagnation stagnation",
+    "results.surface": "Surface",
+    "results.tracks": "Track",
+    "results.vtp": "save_vtp",
+    "results.walks": "Walks",
+    "surfaces.convexity_map": "convexity",
+    "surfaces.grids": "interpolate line plane",
+    "surfaces.sharpness_box": "Sharpness sharpness",
+    "theta.directions": (
+        "Direction as_directions gaussian normalize_direction random_directions target_direction"
     ),
-    "plot_clouds": "plot_clouds",
-    "plot_spectra": "plot_spectra",
-    "results": "Curve Surface",
-    "roughness": "bumpiness ruggedness",
-    "sharpness": "Sharpness sharpness",
-    "spectra": "layer_spectra spectrum",
-    "spectral_results": "Density EigenPairs Spectrum",
-    "stagnation": "Stagnation stagnation",
-    "symmetry": "EquioutputGroup",
-    "theory": "TheoryTable theory",
-    "traces": "Estimate diagonal frobenius_norm trace",
-    "track_results": "Track",
+    "theta.layout": "ParameterEntry ParameterLayout",
     "trajectories.components": "PrincipalComponents pca pca_directions",
     "trajectories.embedding": "Embedding mds",
     "trajectories.projection": "Projection",
@@ -75,9 +82,6 @@ _HOMES = {
     "trajectories.similarity": "Agreement FunctionalDistance agreement functional_distance",
     "trajectories.tracking": "stability_threshold track",
     "trajectories.trajectory": "Trajectory",
-    "vtp": "save_vtp",
-    "walk_results": "Walks",
-    "walks": "gradient_walk progressive_random_walk random_walk",
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names.split()}
 
@@ -119,26 +123,52 @@ if not TYPE_CHECKING:  # a type checker takes an unknown name for an error
 else:
     from . import compat as compat
     from . import interop as interop
-    from . import plotting as plotting
     from ._native import cpu_capability as cpu_capability
     from ._native import has_cuda_kernels as has_cuda_kernels
-    from .alignment import Alignment as Alignment
-    from .classify import classify as classify
-    from .cloud_results import Cloud as Cloud
-    from .clouds import hessian_cloud as hessian_cloud
-    from .clouds import loss_gradient_cloud as loss_gradient_cloud
-    from .convexity import convexity as convexity
-    from .critical import find_critical_points as find_critical_points
-    from .critical_results import CriticalPoints as CriticalPoints
-    from .critical_set import CriticalSet as CriticalSet
-    from .curvature_classes import classes_of as classes_of
-    from .directions import Direction as Direction
-    from .directions import as_directions as as_directions
-    from .directions import gaussian as gaussian
-    from .directions import normalize_direction as normalize_direction
-    from .directions import random_directions as random_directions
-    from .directions import target_direction as target_direction
-    from .eigen import eigenpairs as eigenpairs
+    from .clouds.clouds import hessian_cloud as hessian_cloud
+    from .clouds.clouds import loss_gradient_cloud as loss_gradient_cloud
+    from .clouds.roughness import bumpiness as bumpiness
+    from .clouds.roughness import ruggedness as ruggedness
+    from .clouds.walks import gradient_walk as gradient_walk
+    from .clouds.walks import progressive_random_walk as progressive_random_walk
+    from .clouds.walks import random_walk as random_walk
+    from .critical.alignment import Alignment as Alignment
+    from .critical.classification import classify as classify
+    from .critical.find import find_critical_points as find_critical_points
+    from .critical.linear_networks import LinearNetwork as LinearNetwork
+    from .critical.linear_networks import linear_network as linear_network
+    from .critical.monotone import MonotonePath as MonotonePath
+    from .critical.monotone import is_non_ascending as is_non_ascending
+    from .critical.monotone import monotone_path as monotone_path
+    from .critical.symmetry import EquioutputGroup as EquioutputGroup
+    from .curvature.at_points import PointGradients as PointGradients
+    from .curvature.at_points import PointHessians as PointHessians
+    from .curvature.at_points import gradients as gradients
+    from .curvature.at_points import hessians as hessians
+    from .curvature.at_points import iterate_hessians as iterate_hessians
+    from .curvature.bridges import from_function as from_function
+    from .curvature.eigen import eigenpairs as eigenpairs
+    from .curvature.gradient_subspace import OutlierReport as OutlierReport
+    from .curvature.gradient_subspace import condition_number as condition_number
+    from .curvature.gradient_subspace import covariance_spectrum as covariance_spectrum
+    from .curvature.gradient_subspace import gradient_concentration as gradient_concentration
+    from .curvature.gradient_subspace import gradient_descent_factors as gradient_descent_factors
+    from .curvature.gradient_subspace import l1_energy as l1_energy
+    from .curvature.gradient_subspace import largest_stable_rate as largest_stable_rate
+    from .curvature.gradient_subspace import outlier_ratio as outlier_ratio
+    from .curvature.gradient_subspace import outliers as outliers
+    from .curvature.gradient_subspace import rate_bound as rate_bound
+    from .curvature.gradient_subspace import subspace_overlap as subspace_overlap
+    from .curvature.lanczos import Lanczos as Lanczos
+    from .curvature.operators import as_operator as as_operator
+    from .curvature.spectra import layer_spectra as layer_spectra
+    from .curvature.spectra import spectrum as spectrum
+    from .curvature.symmetric_operator import SymmetricOperator as SymmetricOperator
+    from .curvature.traces import Estimate as Estimate
+    from .curvature.traces import diagonal as diagonal
+    from .curvature.traces import frobenius_norm as frobenius_norm
+    from .curvature.traces import trace as trace
+    from .engines.points.evaluator import eigenvalues as eigenvalues
     from .errors import CudaUnavailable as CudaUnavailable
     from .errors import FileFormatError as FileFormatError
     from .errors import InvalidArgument as InvalidArgument
@@ -147,63 +177,42 @@ else:
     from .errors import NotLowered as NotLowered
     from .errors import PylandscapeError as PylandscapeError
     from .errors import ResumeMismatch as ResumeMismatch
-    from .grids import interpolate as interpolate
-    from .grids import line as line
-    from .grids import plane as plane
-    from .hessians import PointGradients as PointGradients
-    from .hessians import PointHessians as PointHessians
-    from .hessians import eigenvalues as eigenvalues
-    from .hessians import gradients as gradients
-    from .hessians import hessians as hessians
-    from .hessians import iterate_hessians as iterate_hessians
-    from .interop import from_function as from_function
-    from .lanczos import Lanczos as Lanczos
+    from .experiments.propositions import TheoryTable as TheoryTable
+    from .experiments.propositions import theory as theory
     from .landscape import EngineReport as EngineReport
     from .landscape import Landscape as Landscape
-    from .layout import ParameterEntry as ParameterEntry
-    from .layout import ParameterLayout as ParameterLayout
-    from .linear_networks import LinearNetwork as LinearNetwork
-    from .linear_networks import linear_network as linear_network
-    from .loading import load as load
-    from .monotone import MonotonePath as MonotonePath
-    from .monotone import is_non_ascending as is_non_ascending
-    from .monotone import monotone_path as monotone_path
-    from .operators import SymmetricOperator as SymmetricOperator
-    from .operators import as_operator as as_operator
-    from .outliers import OutlierReport as OutlierReport
-    from .outliers import condition_number as condition_number
-    from .outliers import covariance_spectrum as covariance_spectrum
-    from .outliers import gradient_concentration as gradient_concentration
-    from .outliers import gradient_descent_factors as gradient_descent_factors
-    from .outliers import l1_energy as l1_energy
-    from .outliers import largest_stable_rate as largest_stable_rate
-    from .outliers import outlier_ratio as outlier_ratio
-    from .outliers import outliers as outliers
-    from .outliers import rate_bound as rate_bound
-    from .outliers import subspace_overlap as subspace_overlap
-    from .plot_clouds import plot_clouds as plot_clouds
-    from .plot_spectra import plot_spectra as plot_spectra
-    from .results import Curve as Curve
-    from .results import Surface as Surface
-    from .roughness import bumpiness as bumpiness
-    from .roughness import ruggedness as ruggedness
-    from .sharpness import Sharpness as Sharpness
-    from .sharpness import sharpness as sharpness
-    from .spectra import layer_spectra as layer_spectra
-    from .spectra import spectrum as spectrum
-    from .spectral_results import Density as Density
-    from .spectral_results import EigenPairs as EigenPairs
-    from .spectral_results import Spectrum as Spectrum
-    from .stagnation import Stagnation as Stagnation
-    from .stagnation import stagnation as stagnation
-    from .symmetry import EquioutputGroup as EquioutputGroup
-    from .theory import TheoryTable as TheoryTable
-    from .theory import theory as theory
-    from .traces import Estimate as Estimate
-    from .traces import diagonal as diagonal
-    from .traces import frobenius_norm as frobenius_norm
-    from .traces import trace as trace
-    from .track_results import Track as Track
+    from .plots import surface as plotting
+    from .plots.clouds import plot_clouds as plot_clouds
+    from .plots.spectra import plot_spectra as plot_spectra
+    from .results.cloud import Cloud as Cloud
+    from .results.critical_points import CriticalPoints as CriticalPoints
+    from .results.critical_set import CriticalSet as CriticalSet
+    from .results.curvature_classes import classes_of as classes_of
+    from .results.curve import Curve as Curve
+    from .results.eigen_pairs import EigenPairs as EigenPairs
+    from .results.loading import load as load
+    from .results.spectral_density import Density as Density
+    from .results.spectral_density import Spectrum as Spectrum
+    from .results.stagnations import Stagnation as Stagnation
+    from .results.stagnations import stagnation as stagnation
+    from .results.surface import Surface as Surface
+    from .results.tracks import Track as Track
+    from .results.vtp import save_vtp as save_vtp
+    from .results.walks import Walks as Walks
+    from .surfaces.convexity_map import convexity as convexity
+    from .surfaces.grids import interpolate as interpolate
+    from .surfaces.grids import line as line
+    from .surfaces.grids import plane as plane
+    from .surfaces.sharpness_box import Sharpness as Sharpness
+    from .surfaces.sharpness_box import sharpness as sharpness
+    from .theta.directions import Direction as Direction
+    from .theta.directions import as_directions as as_directions
+    from .theta.directions import gaussian as gaussian
+    from .theta.directions import normalize_direction as normalize_direction
+    from .theta.directions import random_directions as random_directions
+    from .theta.directions import target_direction as target_direction
+    from .theta.layout import ParameterEntry as ParameterEntry
+    from .theta.layout import ParameterLayout as ParameterLayout
     from .trajectories.components import PrincipalComponents as PrincipalComponents
     from .trajectories.components import pca as pca
     from .trajectories.components import pca_directions as pca_directions
@@ -219,8 +228,3 @@ else:
     from .trajectories.tracking import stability_threshold as stability_threshold
     from .trajectories.tracking import track as track
     from .trajectories.trajectory import Trajectory as Trajectory
-    from .vtp import save_vtp as save_vtp
-    from .walk_results import Walks as Walks
-    from .walks import gradient_walk as gradient_walk
-    from .walks import progressive_random_walk as progressive_random_walk
-    from .walks import random_walk as random_walk

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from .errors import InvalidArgument
 
 if TYPE_CHECKING:
     from tqdm import tqdm
+
 
 Array = NDArray[np.float64]
 
@@ -117,7 +120,6 @@ def _head_and_bytes(array: Any) -> tuple[str, Any]:
 
 
 def _strided() -> Any:
-    import torch
 
     return torch.strided
 
@@ -152,3 +154,6 @@ def progress_bar(total: int, label: str, unit: str, shown: bool, initial: int = 
     return tqdm(
         total=total, initial=initial, desc=label, unit=unit, disable=not shown, delay=BAR_DELAY
     )
+
+
+Path = str | os.PathLike[str]

@@ -15,26 +15,35 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from . import engine_cuda, engine_native, engine_recompute, identity, slopes, statistics
 from .arrays import digest_of_all
-from .data import Batch, Dataset, not_finite
-from .engine_torch import LOCK, Objective, TorchEngine, eval_mode, rebound
+from .engines import native as engine_native
+from .engines import recompute, slopes
+from .engines.cuda import engine as engine_cuda
+from .engines.eager import LOCK, TorchEngine, eval_mode, rebound
+from .engines.eager_derivatives import MEMORY
 from .errors import InvalidArgument, NotLowered, out_of_memory, wrapping
-from .layout import ParameterLayout, without_wrappers
-from .losses import FreeLoss, KnownLoss, metric_name, resolve_loss, why_free
-from .snapshot import Snapshot, unwrapped
-from .torch_derivatives import MEMORY
+from .theta import identity, running_statistics
+from .theta.checks import (
+    batch_weights,
+    check_choices,
+    check_finite,
+    chosen_device,
+    device_of,
+    theta_dtype,
+)
+from .theta.data import Batch, Dataset, not_finite
+from .theta.layout import ParameterLayout, without_wrappers
+from .theta.losses import FreeLoss, KnownLoss, Objective, metric_name, resolve_loss, why_free
+from .theta.snapshot import Snapshot, unwrapped
 
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
 
-    from .hessians import PointEvaluator
+    from .engines.points.evaluator import PointEvaluator
+
 
 Evaluate = Callable[[np.ndarray], dict[str, np.ndarray]]
 Metric = str | Callable[[Tensor, Tensor], Any]
-
-_BN_MODES = ("eval", "recompute", "batch", "interpolate")
-_ENGINES = ("auto", "native", "torch")
 
 
 @dataclass(frozen=True)
@@ -130,11 +139,11 @@ class Landscape:
         engine: str = "auto",
         memory: int | None = None,
     ) -> None:
-        _check_choices(model, loss, data, objective, weight, bn, dtype, engine)
+        check_choices(model, loss, data, objective, weight, bn, dtype, engine)
         whole, model = model, unwrapped(model)
-        own_device = _device_of(model)
-        self.device = own_device if device is None else _device(device)
-        _check_finite(model)
+        own_device = device_of(model)
+        self.device = own_device if device is None else chosen_device(device)
+        check_finite(model)
         moved = None if self.device == own_device else self.device
         with LOCK:  # another landscape in the making moves its module
             snapshot = Snapshot(model, dtype, moved)
@@ -143,12 +152,12 @@ class Landscape:
         self.model = snapshot.model
         params = _own_names(params)
         self.layout = ParameterLayout.of(self.model, params)
-        self.dtype = dtype or _theta_dtype(self.layout)
+        self.dtype = dtype or theta_dtype(self.layout)
         named: dict[str, Tensor] = dict(self.model.named_parameters())
         # What a point moves: theta, and with bn="interpolate" the running statistics after it.
         self.moved = self.layout
         if bn == "interpolate":
-            self.moved = statistics.with_statistics(self.layout, self.model, params)
+            self.moved = running_statistics.with_statistics(self.layout, self.model, params)
             named |= dict(self.model.named_buffers())
         self.origin = self.moved.flatten(named, self.dtype, self.device)
         self.theta = self.origin[: self.layout.n]
@@ -162,7 +171,7 @@ class Landscape:
         if objective is None:
             own_loss = resolve_loss(loss)
         else:
-            own_loss = Objective(objective, _weights(weight, self.dataset))
+            own_loss = Objective(objective, batch_weights(weight, self.dataset))
         self.loss_spec = rebound(snapshot, own_loss)
         effective_bn = bn if self.has_batchnorm else "eval"
         if bn == "interpolate":
@@ -279,8 +288,10 @@ class Landscape:
             p = torch.cat([p, rest], dim=1)
         engine = self._native or self._torch
         ask = engine.prepare_points(("loss",))
-        bad = statistics.negative_points(self.moved, p)
-        found = statistics.without(bad, ("loss",), lambda good: ask(p[torch.as_tensor(good)]))
+        bad = running_statistics.negative_points(self.moved, p)
+        found = running_statistics.without(
+            bad, ("loss",), lambda good: ask(p[torch.as_tensor(good)])
+        )
         return found["loss"]
 
     def evaluate(
@@ -310,14 +321,14 @@ class Landscape:
         callables ``f(outputs, target) -> float`` of the whole data's outputs, keyed by their
         ``__name__``. Chunks do not change the values.
         """
-        from .directions import as_steps
+        from .theta.directions import as_steps
 
         chosen = _checked_metrics(metrics, self.loss_spec)
         vectors, _ = as_steps(self, directions)
         home, base = self._located(theta)
         engine = home._native or home._torch
         ask = engine.prepare(base, vectors, chosen)
-        negative = statistics.negative(self.moved, base, vectors)
+        negative = running_statistics.negative(self.moved, base, vectors)
         names = [metric_name(m) for m in chosen]
         k = vectors.shape[0]
 
@@ -330,7 +341,7 @@ class Landscape:
                 )
             if negative is None:
                 return ask(c)
-            return statistics.without(negative(c), names, lambda good: ask(c[good]))
+            return running_statistics.without(negative(c), names, lambda good: ask(c[good]))
 
         return evaluate
 
@@ -438,7 +449,7 @@ class Landscape:
             InvalidArgument: theta has other parameters beside those that ``params=`` chose.
             LayoutMismatch: another layout; a state dict without running statistics.
         """
-        buffers = statistics.foreign_buffers(self, theta, "theta")
+        buffers = running_statistics.foreign_buffers(self, theta, "theta")
         if not buffers:
             return self
         whole = {**dict(self.model.named_buffers()), **buffers}
@@ -466,8 +477,8 @@ class Landscape:
         return other
 
     def point_evaluator(self) -> PointEvaluator:
-        """Loss, gradient and Hessian of many points of a small model (hessians.py), made once."""
-        from .hessians import PointEvaluator
+        """Loss, gradient and Hessian of many points of a small model (curvature/at_points.py), made once."""
+        from .engines.points.evaluator import PointEvaluator
 
         with self._lock:
             if self._points is None:
@@ -475,7 +486,7 @@ class Landscape:
             return self._points
 
     def describe(self) -> dict[str, Any]:
-        """What determines the numbers, JSON-able (see `identity.py`): the model's structure, code
+        """What determines the numbers, JSON-able (see `theta/identity.py`): the model's structure, code
         and frozen state, the loss by what it computes, data, arithmetic, versions."""
         return identity.of_landscape(self, self._torch.fixed_digest())
 
@@ -493,7 +504,7 @@ class Landscape:
         """The same of vectors (n,) or (k, n) like theta at a point of `_point`, all checked."""
         block = vectors.reshape(-1, self.n_params)
         if self.moved.n > self.n_params:
-            point = statistics.without_negative(self.moved, point)
+            point = running_statistics.without_negative(self.moved, point)
             block = torch.nn.functional.pad(block, (0, self.moved.n - self.n_params))
         try:
             result: Tensor = (self._native or self._torch).product(matrix, point, block)
@@ -513,11 +524,11 @@ class Landscape:
         """The parameters (n,) of a point, whatever its buffers."""
         if theta is None:
             return self.theta
-        return statistics.parameters(self, theta, "theta")
+        return running_statistics.parameters(self, theta, "theta")
 
     def _point(self, theta: Any) -> Tensor:
         """The parameters and what else the landscape moves, (n + m,); not of other buffers."""
-        return self.origin if theta is None else statistics.point(self, theta, "theta")
+        return self.origin if theta is None else running_statistics.point(self, theta, "theta")
 
     def _located(self, theta: Any) -> tuple[Landscape, Tensor]:
         """The landscape that has the buffers of theta, and theta as its point."""
@@ -527,7 +538,7 @@ class Landscape:
     def _smooth_point(self, theta: Any) -> tuple[Landscape, Tensor]:
         """The same for derivatives: NaN in place of negative variances, where there are none."""
         home, point = self._located(theta)
-        return home, statistics.without_negative(self.moved, point)
+        return home, running_statistics.without_negative(self.moved, point)
 
     def _first_loss(self) -> float:
         """Runs the copy over the data; every misfit of model and data shows here."""
@@ -595,7 +606,7 @@ class Landscape:
     def _lower(self, bn: str) -> Any:
         if not isinstance(self.loss_spec, KnownLoss):
             raise NotLowered(why_free(self.loss_spec))
-        build: Any = engine_recompute.build if bn == "recompute" else engine_native.build
+        build: Any = recompute.build if bn == "recompute" else engine_native.build
         if self.device.type == "cuda":
             build = engine_cuda.build
         elif self.device.type != "cpu":
@@ -611,42 +622,6 @@ class Landscape:
                 memory=self.memory,
                 bn=bn,
             )
-
-
-def _check_choices(
-    model: Any,
-    loss: Any,
-    data: Any,
-    objective: Any,
-    weight: Any,
-    bn: str,
-    dtype: torch.dtype | None,
-    engine: str,
-) -> None:
-    if not isinstance(model, nn.Module):
-        raise InvalidArgument(f"model: expected a torch.nn.Module, got {type(model).__name__}")
-    if isinstance(model, torch.jit.ScriptModule):
-        raise InvalidArgument(
-            f"model: expected a torch.nn.Module of Python, got TorchScript "
-            f"({type(model).__name__}); pass the module that it was scripted or traced from"
-        )
-    if (loss is None) == (objective is None):
-        got = "neither" if loss is None else "both"
-        raise InvalidArgument(f"loss, objective: expected exactly one of them, got {got}")
-    if objective is not None and not callable(objective):
-        raise InvalidArgument(
-            f"objective: expected a callable f(model, batch), got {type(objective).__name__}"
-        )
-    if data is None:
-        raise InvalidArgument("data: expected (x, y), a DataLoader or batches, got nothing")
-    if weight is not None and objective is None:
-        raise InvalidArgument("weight: expected only together with objective=")
-    if bn not in _BN_MODES:
-        raise InvalidArgument(f"bn: expected one of {', '.join(_BN_MODES)}, got {bn!r}")
-    if engine not in _ENGINES:
-        raise InvalidArgument(f"engine: expected one of {', '.join(_ENGINES)}, got {engine!r}")
-    if dtype is not None and dtype not in (torch.float32, torch.float64):
-        raise InvalidArgument(f"dtype: expected torch.float32 or torch.float64, got {dtype}")
 
 
 def _own_names(params: Sequence[str] | None) -> Sequence[str] | None:
@@ -679,21 +654,6 @@ def _advice(error: BaseException, batch: Batch) -> str:
     )
 
 
-def _check_finite(model: nn.Module) -> None:
-    for name, parameter in model.named_parameters():
-        if nn.parameter.is_lazy(parameter):
-            raise InvalidArgument(
-                f"model: expected parameters that have shapes, but {name!r} is of a lazy module "
-                "that has not run yet; call the model once on a batch"
-            )
-        finite = torch.isfinite(parameter.detach())
-        if not bool(finite.all()):
-            bad = int((~finite).sum())
-            raise InvalidArgument(
-                f"model: expected finite parameters, but {name!r} has {bad} that are not"
-            )
-
-
 def _memory(memory: Any) -> int:
     if memory is None:
         return MEMORY
@@ -710,60 +670,6 @@ def _memory_of(device: torch.device) -> int:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError, AttributeError):  # not on this system
         return 1 << 40
-
-
-def _device(device: torch.device | str) -> torch.device:
-    try:
-        chosen = torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise InvalidArgument(f'device: expected "cpu" or "cuda", got {device!r}') from error
-    if chosen.type == "meta":
-        raise InvalidArgument("device: expected one that holds numbers, got meta")
-    if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise InvalidArgument(
-            f"device: expected one that this torch can use, got {chosen}, but this torch "
-            f"({torch.__version__}) sees no CUDA device"
-        )
-    if chosen.type == "cuda" and chosen.index is None:
-        chosen = torch.device("cuda", torch.cuda.current_device())
-    if chosen.type == "cuda" and chosen.index >= torch.cuda.device_count():
-        raise InvalidArgument(
-            f"device: expected one of {torch.cuda.device_count()} CUDA devices, got {chosen}"
-        )
-    return chosen
-
-
-def _device_of(model: nn.Module) -> torch.device:
-    devices = {t.device: name for name, t in (*model.named_parameters(), *model.named_buffers())}
-    if len(devices) > 1:
-        (a, first), (b, second) = list(devices.items())[:2]
-        raise InvalidArgument(
-            f"model: expected all parameters on one device, got {first!r} on {a} and "
-            f"{second!r} on {b}"
-        )
-    return next(iter(devices), torch.device("cpu"))
-
-
-def _theta_dtype(layout: ParameterLayout) -> torch.dtype:
-    """The widest dtype of the parameters; float32 for half-precision models."""
-    widest = max((e.dtype for e in layout.entries), key=lambda d: torch.finfo(d).bits)
-    return widest if torch.finfo(widest).bits >= 32 else torch.float32
-
-
-def _weights(weight: Any, dataset: Dataset) -> tuple[float, ...]:
-    if weight is None:
-        return tuple(float(batch.size) for batch in dataset.batches)
-    if callable(weight):
-        values = [float(weight(batch.raw)) for batch in dataset.batches]
-    else:
-        values = [float(w) for w in weight]
-    if len(values) != len(dataset.batches):
-        raise InvalidArgument(
-            f"weight: expected one number per batch ({len(dataset.batches)}), got {len(values)}"
-        )
-    if not sum(values) > 0:
-        raise InvalidArgument(f"weight: expected a positive sum, got {sum(values)}")
-    return tuple(values)
 
 
 def _checked_metrics(metrics: Sequence[Metric], loss: Any) -> tuple[Metric, ...]:

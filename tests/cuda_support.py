@@ -12,9 +12,9 @@ from emulation_support import SHARED_LIMIT, emulated_ops
 from torch import Tensor
 
 import pylandscape as pl
-from pylandscape import engine_cuda
 from pylandscape._native import cuda_problem, ops
-from pylandscape.engine_cuda import CudaEngine
+from pylandscape.engines.cuda import engine as engine_cuda
+from pylandscape.engines.cuda.engine import CudaEngine
 
 PROBLEM = cuda_problem()
 on_gpu = pytest.mark.skipif(PROBLEM is not None, reason=PROBLEM or "")

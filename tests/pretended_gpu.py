@@ -25,8 +25,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 import pylandscape  # noqa: F401
-from pylandscape import engine_cuda, points_cuda
 from pylandscape._native import cuda_problem
+from pylandscape.engines.cuda import engine
+from pylandscape.engines.points import cuda as points_cuda
 
 CUDA = torch.device("cuda", 0)
 SHARED_LIMIT = 227 << 10  # of sm_90
@@ -97,7 +98,7 @@ def pretended_gpu() -> Iterator[torch.device]:
             if hasattr(module, "cuda_problem"):
                 usable = mock.Mock(return_value=None)
                 stack.enter_context(mock.patch.object(module, "cuda_problem", usable))
-        for module in (engine_cuda, points_cuda):
+        for module in (engine, points_cuda):
             stack.enter_context(mock.patch.object(module, "ops", _Ops(limits)))
         stack.enter_context(_Everywhere())
         yield CUDA

@@ -6,8 +6,8 @@ import numpy as np
 import scipy.linalg
 import torch
 
-from pylandscape.lanczos import Lanczos, random_starts
-from pylandscape.operators import as_operator
+from pylandscape.curvature.lanczos import Lanczos, random_starts
+from pylandscape.curvature.operators import as_operator
 
 
 def with_spectrum(values: np.ndarray, seed: int = 0) -> np.ndarray:

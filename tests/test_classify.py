@@ -8,12 +8,12 @@ import torch
 from grid_support import Point, classifier, quadratic, scalar_landscape
 from torch import nn
 
-from pylandscape.classify import classify
-from pylandscape.critical_results import EPS, CriticalPoints
+from pylandscape.critical.classification import classify
+from pylandscape.engines.points.evaluator import PointEvaluator
 from pylandscape.errors import FileFormatError, InvalidArgument, ResumeMismatch
-from pylandscape.hessians import PointEvaluator
 from pylandscape.landscape import Landscape
-from pylandscape.loading import load
+from pylandscape.results.critical_points import EPS, CriticalPoints
+from pylandscape.results.loading import load
 
 QUIET = {"progress": False}
 
@@ -170,7 +170,7 @@ def test_a_saved_classification_comes_back_bit_for_bit(tmp_path):
 
 
 def test_another_result_is_not_loaded_as_a_classification(tmp_path):
-    from pylandscape.grids import line
+    from pylandscape.surfaces.grids import line
 
     line(quartic(), np.eye(3)[0], x=(-1, 1, 3), path=tmp_path / "l.h5", **QUIET)
     with pytest.raises(FileFormatError, match="expected critical points"):
@@ -199,7 +199,7 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path, monkeypatch):
         return honest(evaluator, points)
 
     monkeypatch.setattr(PointEvaluator, "spectra", counted)
-    monkeypatch.setattr("pylandscape.sweep.next_size", lambda size, seconds: 7)
+    monkeypatch.setattr("pylandscape.runs.chunks.next_size", lambda size, seconds: 7)
     with pytest.raises(KeyboardInterrupt):
         classify(land, points, path=path, **QUIET)
     kept = len(seen)
@@ -220,7 +220,7 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path, monkeypatch):
 
 
 def test_walks_are_taken_as_they_are():
-    from pylandscape.walks import gradient_walk
+    from pylandscape.clouds.walks import gradient_walk
 
     walks = gradient_walk(quartic(), 3, 4, **QUIET)
     found, flat = (classify(quartic(), p, **QUIET) for p in (walks, walks.flat()))

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 import torch
 
-from pylandscape import cli
-from pylandscape.cli_inputs import parse_axis, parse_names, read_state
+from pylandscape.cli import app
+from pylandscape.cli.inputs import parse_axis, parse_names, read_state
 from pylandscape.errors import InvalidArgument
-from pylandscape.loading import load
+from pylandscape.results.loading import load
 
 MODULE = """
 import torch
@@ -75,7 +75,7 @@ def folder(tmp_path: Path) -> Path:
 
 def environ() -> dict[str, str]:
     """For a process in another folder: this pylandscape importable, one thread."""
-    package = str(Path(cli.__file__).parents[1])
+    package = str(Path(app.__file__).parents[1])
     paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
 
@@ -95,7 +95,7 @@ def in_process(folder: Path, monkeypatch, capsys, *arguments: str) -> tuple[int,
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "path", [p for p in sys.path if p])
     sys.modules.pop("mine", None)
-    code = cli.main(arguments)
+    code = app.main(arguments)
     said = capsys.readouterr()
     return code, said.out, said.err
 
@@ -289,7 +289,7 @@ def test_an_interrupted_command_without_out_advises_none(folder, monkeypatch, ca
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sys.modules["pylandscape.theory"], "theory", interrupted)
+    monkeypatch.setattr(sys.modules["pylandscape.experiments.propositions"], "theory", interrupted)
     code, _, err = in_process(folder, monkeypatch, capsys, "theory", "group")
     assert code == 130
     assert err.strip() == "pylandscape: interrupted"

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pylandscape import cli
-from pylandscape.loading import load
+from pylandscape.cli import app
+from pylandscape.results.loading import load
 
 MODULE = """
 import torch
@@ -38,7 +38,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(*words: str) -> int:
-    return cli.main([*words])
+    return app.main([*words])
 
 
 def test_a_cloud_is_computed_printed_kept_and_drawn(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pylandscape import cli
-from pylandscape.critical_results import CriticalPoints
+from pylandscape.cli import app
+from pylandscape.results.critical_points import CriticalPoints
 
 MODULE = """
 import torch
@@ -35,7 +35,7 @@ def pylandscape(tmp_path: Path, monkeypatch, capsys):
     sys.modules.pop("mine", None)
 
     def run(*arguments: str, code: int = 0) -> str:
-        found = cli.main(arguments)
+        found = app.main(arguments)
         said = capsys.readouterr()
         assert found == code, said.err + said.out
         return said.out if code == 0 else said.err
@@ -60,7 +60,7 @@ def test_classify_walks_and_says_how_sure_it_is(pylandscape, tmp_path):
 
 
 def test_classify_takes_points_from_files(pylandscape):
-    from pylandscape.walks import gradient_walk
+    from pylandscape.clouds.walks import gradient_walk
 
     points = np.random.default_rng(0).normal(size=(5, 9))
     np.save("p.npy", points)

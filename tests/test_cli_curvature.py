@@ -15,10 +15,11 @@ import pytest
 import torch
 
 import pylandscape as pl
-from pylandscape import cli
-from pylandscape.loading import load
-from pylandscape.results import Surface
-from pylandscape.spectral_results import EigenPairs, Spectrum
+from pylandscape.cli import app
+from pylandscape.results.eigen_pairs import EigenPairs
+from pylandscape.results.loading import load
+from pylandscape.results.spectral_density import Spectrum
+from pylandscape.results.surface import Surface
 
 MODULE = """
 import torch
@@ -101,7 +102,7 @@ def pylandscape(tmp_path: Path, monkeypatch, capsys):
         monkeypatch.setitem(sys.modules, name, module)
 
     def run(*arguments: str, code: int = 0) -> str:
-        found = cli.main(arguments)
+        found = app.main(arguments)
         said = capsys.readouterr()
         assert found == code, said.err + said.out
         return said.out if code == 0 else said.err

@@ -11,12 +11,13 @@ import torch
 from cloud_support import quadratic, xor
 
 import pylandscape as pl
-from pylandscape.classify import classify
-from pylandscape.cloud_results import Cloud, as_boxes
-from pylandscape.clouds import hessian_cloud, loss_gradient_cloud
+from pylandscape.clouds.clouds import hessian_cloud, loss_gradient_cloud
+from pylandscape.clouds.roughness import bumpiness, ruggedness
+from pylandscape.clouds.walks import gradient_walk
+from pylandscape.critical.classification import classify
 from pylandscape.errors import FileFormatError, InvalidArgument
-from pylandscape.roughness import bumpiness, ruggedness
-from pylandscape.walks import Walks, gradient_walk
+from pylandscape.results.cloud import Cloud, as_boxes
+from pylandscape.results.walks import Walks
 
 QUIET: dict[str, Any] = {"progress": False}
 
@@ -58,7 +59,7 @@ def test_colouring_by_step_needs_no_hessian(monkeypatch: pytest.MonkeyPatch) -> 
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError
 
-    monkeypatch.setattr("pylandscape.clouds.classify", never)
+    monkeypatch.setattr("pylandscape.clouds.clouds.classify", never)
     cloud = loss_gradient_cloud(xor(), walked(), "step", **QUIET)
     assert cloud.kinds is None
     with pytest.raises(InvalidArgument, match="name: expected one of loss, gradient_norm, step"):
@@ -68,7 +69,7 @@ def test_colouring_by_step_needs_no_hessian(monkeypatch: pytest.MonkeyPatch) -> 
 def test_classes_found_before_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
     walks = walked()
     critical = classify(xor(), walks, rtol=1e-3, **QUIET)
-    monkeypatch.setattr("pylandscape.clouds.classify", None)
+    monkeypatch.setattr("pylandscape.clouds.clouds.classify", None)
     cloud = hessian_cloud(xor(), walks, critical=critical, **QUIET)
     assert cloud.info["rtol"] == 1e-3
     np.testing.assert_array_equal(cloud.kinds, critical.kinds)
@@ -79,7 +80,7 @@ def test_classes_found_before_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_without_eigenvalues_the_curvature_is_sampled_with_an_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("pylandscape.roughness.EXACT_ORDER", 8)
+    monkeypatch.setattr("pylandscape.clouds.roughness.EXACT_ORDER", 8)
     walks = walked(1, 3)
     critical = classify(xor(), walks, keep=False, **QUIET)
     cloud = hessian_cloud(xor(), walks, critical=critical, samples=2000, **QUIET)

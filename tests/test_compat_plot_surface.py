@@ -21,8 +21,8 @@ from tg_support import (
 )
 
 import pylandscape as pl
-from pylandscape import sweep
 from pylandscape.compat.loss_landscape import _crunch, net_plotter, plot_surface, projection
+from pylandscape.runs import chunks
 
 EPS = float(torch.finfo(torch.float32).eps)
 SMALL = ["--x=-1:1:4", "--y=0:0.5:3"]  # a bound of 0, nx != ny
@@ -85,7 +85,7 @@ def test_a_run_that_was_stopped_goes_on(tmp_path, monkeypatch, capsys):
     _, _, whole = read_as_plot_2d_does(path)
     path.unlink()
     append, calls = _crunch.Record.append, []
-    monkeypatch.setattr(sweep, "MAX_GROWTH", 2)
+    monkeypatch.setattr(chunks, "MAX_GROWTH", 2)
 
     def interrupted(self, begin, block):
         append(self, begin, block)

@@ -7,12 +7,12 @@ import pytest
 import torch
 from grid_support import classifier, directions, quadratic, scalar_landscape
 
-from pylandscape.convexity import METRICS, convexity
 from pylandscape.errors import InvalidArgument, LayoutMismatch, ResumeMismatch
-from pylandscape.grids import plane
-from pylandscape.journal import Journal
 from pylandscape.landscape import Landscape
-from pylandscape.loading import load
+from pylandscape.results.loading import load
+from pylandscape.runs.journal import Journal
+from pylandscape.surfaces.convexity_map import METRICS, convexity
+from pylandscape.surfaces.grids import plane
 
 QUIET = {"progress": False}
 UNIT = np.eye(4)
@@ -173,7 +173,7 @@ def interrupted(monkeypatch, count, call):
 def test_a_resumed_run_ends_with_the_bits_of_one_that_was_not_stopped(
     tmp_path, monkeypatch, count, way
 ):
-    monkeypatch.setattr("pylandscape.sweep.CHUNK_SECONDS", 0.0)  # one point at a time
+    monkeypatch.setattr("pylandscape.runs.chunks.CHUNK_SECONDS", 0.0)  # one point at a time
     path, land = tmp_path / "c.h5", classifier()
     d1, d2 = directions(land, 2)
 

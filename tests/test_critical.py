@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 import pylandscape as pl
-from pylandscape import critical_search
-from pylandscape.critical import find_critical_points
-from pylandscape.linear_networks import linear_network
-from pylandscape.symmetry import EquioutputGroup
-from pylandscape.theory import XOR_UPPER, xor_landscape
+from pylandscape.critical import search
+from pylandscape.critical.find import find_critical_points
+from pylandscape.critical.linear_networks import linear_network
+from pylandscape.critical.symmetry import EquioutputGroup
+from pylandscape.experiments.propositions import XOR_UPPER, xor_landscape
 
 EPS = np.finfo(np.float64).eps
 QUIET = {"progress": False}
@@ -239,7 +239,7 @@ def test_an_empty_set_is_saved_too(tmp_path):
 def test_an_interrupted_search_goes_on_where_it_stopped(tmp_path, monkeypatch):
     land, starts, path = polynomial(), grid(5), tmp_path / "c.h5"
     whole = find_critical_points(land, starts, **QUIET)
-    steps, ask = [], critical_search.DenseSearch.advance
+    steps, ask = [], search.DenseSearch.advance
 
     def stopping(self, at):
         steps.append(len(at))
@@ -247,10 +247,10 @@ def test_an_interrupted_search_goes_on_where_it_stopped(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         ask(self, at)
 
-    monkeypatch.setattr(critical_search.DenseSearch, "advance", stopping)
+    monkeypatch.setattr(search.DenseSearch, "advance", stopping)
     with pytest.raises(KeyboardInterrupt):
         find_critical_points(land, starts, path=path, **QUIET)
-    monkeypatch.setattr(critical_search.DenseSearch, "advance", ask)
+    monkeypatch.setattr(search.DenseSearch, "advance", ask)
     again = find_critical_points(land, starts, path=path, **QUIET)
 
     np.testing.assert_array_equal(again.points, whole.points)

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 import pylandscape as pl
 from pylandscape import _native
 from pylandscape._native import has_cuda_kernels, ops
-from pylandscape.directions import NORMALIZATIONS
 from pylandscape.errors import CudaUnavailable, InvalidArgument
+from pylandscape.theta.directions import NORMALIZATIONS
 
 HELD = (960, 961, 962, 8128, 8129, 8130)  # lengths around what a warp and a block hold
 

@@ -16,9 +16,9 @@ from test_cuda_program import mlp
 from torch import Tensor, nn
 
 import pylandscape as pl
-from pylandscape import cuda_derivatives
 from pylandscape._native import ops
-from pylandscape.engine_cuda import CudaEngine
+from pylandscape.engines.cuda import derivatives, sweep
+from pylandscape.engines.cuda.engine import CudaEngine
 from pylandscape.errors import NotLowered
 
 DTYPES = (torch.float32, torch.float64)
@@ -184,8 +184,8 @@ def test_large_matrices_go_to_torch_with_the_same_result(
     monkeypatch: pytest.MonkeyPatch,
     large: int,
 ) -> None:
-    monkeypatch.setattr(cuda_derivatives, "LARGE", large)
-    monkeypatch.setattr(cuda_derivatives, "SUM_ROWS", 24)
+    monkeypatch.setattr(sweep, "LARGE", large)
+    monkeypatch.setattr(sweep, "SUM_ROWS", 24)
     torch.manual_seed(5)
     x, y = torch.randn(37, 7), torch.randint(0, 5, (37,))
     model = nn.Sequential(mlp(7, 6, 6, 7, activation=nn.ReLU), mlp(7, 8, 5))
@@ -207,7 +207,7 @@ def test_tiles_that_do_not_divide_give_the_same_products(
     model, x, y = large_model()
     theta, v = theta_of(model, backend), vectors(3, N_LARGE, torch.float32).to(backend.device)
     want = lowered(backend, model, "cross_entropy", x, y).product("hessian", theta, v)
-    monkeypatch.setattr(cuda_derivatives, "TILE_BYTES", 1)
+    monkeypatch.setattr(derivatives, "TILE_BYTES", 1)
     engine = lowered(backend, model, "cross_entropy", x, y)
     assert len(engine.derivatives(theta).starts) == 4
     # Runs of 64 rows are the same; what is added in double is not in the same order.
@@ -222,8 +222,8 @@ def test_bits_depend_neither_on_the_block_nor_on_memory(
     monkeypatch: pytest.MonkeyPatch,
     large: int,
 ) -> None:
-    monkeypatch.setattr(cuda_derivatives, "LARGE", large)
-    monkeypatch.setattr(cuda_derivatives, "TILE_BYTES", 128 * 400)
+    monkeypatch.setattr(sweep, "LARGE", large)
+    monkeypatch.setattr(derivatives, "TILE_BYTES", 128 * 400)
     model, x, y = large_model()
     theta, v = theta_of(model, backend), vectors(8, N_LARGE, torch.float32).to(backend.device)
     engine = lowered(backend, model, "cross_entropy", x, y)
@@ -238,7 +238,7 @@ def test_bits_depend_neither_on_the_block_nor_on_memory(
         assert torch.equal(small.product(matrix, theta, v), want)
     assert torch.equal(small.gradient(theta), engine.gradient(theta))
     assert torch.equal(small.per_sample_gradients(theta), engine.per_sample_gradients(theta))
-    monkeypatch.setattr(cuda_derivatives, "MOST_VECTORS", 3)
+    monkeypatch.setattr(derivatives, "MOST_VECTORS", 3)
     assert torch.equal(engine.product("covariance", theta, v), want)
 
 

@@ -19,15 +19,15 @@ from test_hessians import LANES, LOSSES, landscape, points_of
 from torch import Tensor, nn
 
 import pylandscape as pl
-from pylandscape import points_cuda
-from pylandscape.engine_native import Data
+from pylandscape.engines.points import cuda
+from pylandscape.engines.points.cuda import PointsCuda
+from pylandscape.engines.points.eager import TorchPoints
+from pylandscape.engines.points.evaluator import PointEvaluator
+from pylandscape.engines.points.native import NativePoints, float64_engine
 from pylandscape.errors import NotLowered
-from pylandscape.hessians import PointEvaluator
-from pylandscape.point_reference import TorchPoints
-from pylandscape.points_cuda import PointsCuda
-from pylandscape.points_native import NativePoints, float64_engine
+from pylandscape.lowering.build import Data
 
-front = importlib.import_module("pylandscape.hessians")  # a function has its name
+front = importlib.import_module("pylandscape.curvature.at_points")  # a function has its name
 TOLERANCE = 2000 * np.finfo(np.float64).eps  # of the largest element, as on the CPU; 10 are typical
 Results = tuple[np.ndarray, ...]
 
@@ -295,7 +295,7 @@ def test_a_point_has_the_same_bits_in_any_chunk(
         parts = [ask(p) for p in (points[:1], points[1:3], points[3:])]
         assert_same_bits(tuple(np.concatenate(c) for c in zip(*parts, strict=True)), want)
         with monkeypatch.context() as few:
-            few.setattr(points_cuda, "_BYTES", 3 * 16 * found.n**2)
+            few.setattr(cuda, "_BYTES", 3 * 16 * found.n**2)
             assert_same_bits(ask(points), want)
 
 

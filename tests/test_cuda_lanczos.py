@@ -18,12 +18,12 @@ from spectral_support import hilbert, process, with_spectrum
 from torch import Tensor
 
 import pylandscape as pl
-from pylandscape import device_passes
 from pylandscape._native import ops
-from pylandscape.device_passes import DevicePasses
+from pylandscape.curvature import device_passes
+from pylandscape.curvature.device_passes import DevicePasses
+from pylandscape.curvature.lanczos import Lanczos, random_starts
+from pylandscape.curvature.symmetric_operator import SymmetricOperator
 from pylandscape.errors import InvalidArgument
-from pylandscape.lanczos import Lanczos, random_starts
-from pylandscape.operators import SymmetricOperator
 
 ORTHOGONAL = 50  # eps, methods.md 10
 CPU = torch.device("cpu")

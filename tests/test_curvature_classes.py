@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pylandscape.curvature_classes import (
+from pylandscape.errors import InvalidArgument
+from pylandscape.results.curvature_classes import (
     classes_of,
     exact_bounds,
     flip_points,
@@ -13,7 +14,6 @@ from pylandscape.curvature_classes import (
     kinds_within,
     margins,
 )
-from pylandscape.errors import InvalidArgument
 
 RTOL = 1e-6
 

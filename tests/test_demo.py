@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from pylandscape import demo
 from pylandscape.errors import PylandscapeError
-from pylandscape.loading import load
+from pylandscape.experiments import demo
+from pylandscape.results.loading import load
 
 pytest.importorskip("sklearn")
 

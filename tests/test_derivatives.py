@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import pylandscape as pl
 from pylandscape.errors import InvalidArgument
-from pylandscape.losses import KnownLoss, resolve_loss
+from pylandscape.theta.losses import KnownLoss, resolve_loss
 
 
 class Exact:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 import pylandscape as pl
 from pylandscape._native import ops
-from pylandscape.directions import NORMALIZATIONS, as_directions
 from pylandscape.errors import InvalidArgument, LayoutMismatch
+from pylandscape.theta.directions import NORMALIZATIONS, as_directions
 
 DTYPES = [torch.float32, torch.float64]
 MODES = [mode or "none" for mode in NORMALIZATIONS]

@@ -11,8 +11,8 @@ import torch
 from direction_support import CAPABILITIES, run_python
 from scipy import stats
 
-from pylandscape.directions import gaussian
 from pylandscape.errors import InvalidArgument
+from pylandscape.theta.directions import gaussian
 
 U32 = np.uint32
 N = 2_000_000
@@ -150,7 +150,7 @@ def test_bits_do_not_depend_on_threads() -> None:
 @pytest.mark.parametrize("capability", CAPABILITIES)
 def test_bits_do_not_depend_on_the_instruction_set(capability: str) -> None:
     program = (
-        "import hashlib, pylandscape.directions as d\n"
+        "import hashlib, pylandscape.theta.directions as d\n"
         "z = d.gaussian(11, 2, 5, 20_003).numpy()\n"
         "print(hashlib.sha256(z.tobytes()).hexdigest())"
     )

@@ -17,10 +17,11 @@ from spectral_support import hilbert, with_spectrum
 from torch import nn
 
 import pylandscape as pl
-from pylandscape.eigen import eigenpairs, wanted
+from pylandscape.curvature.eigen import eigenpairs, wanted
+from pylandscape.curvature.operators import as_operator
+from pylandscape.curvature.symmetric_operator import SymmetricOperator
 from pylandscape.errors import InvalidArgument, ResumeMismatch
-from pylandscape.operators import SymmetricOperator, as_operator
-from pylandscape.spectral_results import EigenPairs
+from pylandscape.results.eigen_pairs import EigenPairs
 
 
 def true_residuals(a: np.ndarray, pairs: EigenPairs) -> np.ndarray:

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from pylandscape._native import core
+from pylandscape.engines.points.evaluator import eigenvalues
 from pylandscape.errors import InvalidArgument
-from pylandscape.hessians import eigenvalues
 
 EPS = np.finfo(np.float64).eps
 ORDERS = (1, 2, 3, 5, 8, 15, 21, 55, 80, 130, 201)  # lanes of matrices, and from 114 on one by one

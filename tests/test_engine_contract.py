@@ -11,14 +11,14 @@ import torch
 from torch import nn
 
 import pylandscape as pl
-from pylandscape.engine_contract import CompiledEngine, Engine, PointEngine
-from pylandscape.engine_cuda import CudaEngine
-from pylandscape.engine_native import NativeEngine
-from pylandscape.engine_recompute import RecomputeEngine
-from pylandscape.engine_torch import TorchEngine
-from pylandscape.hessians import PointEvaluator
-from pylandscape.points_cuda import PointsCuda
-from pylandscape.points_native import NativePoints
+from pylandscape.engines.contract import CompiledEngine, Engine, PointEngine
+from pylandscape.engines.cuda.engine import CudaEngine
+from pylandscape.engines.eager import TorchEngine
+from pylandscape.engines.native import NativeEngine
+from pylandscape.engines.points.cuda import PointsCuda
+from pylandscape.engines.points.evaluator import PointEvaluator
+from pylandscape.engines.points.native import NativePoints
+from pylandscape.engines.recompute import RecomputeEngine
 
 COMPILED = [NativeEngine, RecomputeEngine, CudaEngine]
 PAIRS = [

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import pylandscape as pl
-from pylandscape.sanity import check
+from pylandscape.results.sanity import check
 
 X = torch.randn(8, 2, generator=torch.Generator().manual_seed(1))
 Y = torch.randn(8, 1, generator=torch.Generator().manual_seed(2))
@@ -665,7 +665,7 @@ def test_errors_of_the_users_code_keep_their_type_and_say_what_to_do() -> None:
 
 
 def test_data_without_an_end_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pylandscape.data._MOST_BATCHES", 100)
+    monkeypatch.setattr("pylandscape.theta.data._MOST_BATCHES", 100)
     endless = ((X, Y) for _ in itertools.count())
     with pytest.raises(pl.InvalidArgument, match="an iterable that ends"):
         torch_land(nn.Linear(2, 1), data=endless)

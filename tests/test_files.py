@@ -10,10 +10,11 @@ import h5py
 import numpy as np
 import pytest
 
-from pylandscape import atomic
 from pylandscape.errors import FileFormatError, InvalidArgument
-from pylandscape.loading import load
-from pylandscape.results import Curve, Surface
+from pylandscape.files import atomic
+from pylandscape.results.curve import Curve
+from pylandscape.results.loading import load
+from pylandscape.results.surface import Surface
 
 RNG = np.random.default_rng(0)
 

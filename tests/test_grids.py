@@ -11,11 +11,12 @@ from grid_support import classifier, directions, quadratic, scalar_landscape
 from torch import nn
 
 from pylandscape.errors import InvalidArgument, LayoutMismatch
-from pylandscape.grids import interpolate, line, make_axis, plane
 from pylandscape.landscape import Landscape
-from pylandscape.loading import load
-from pylandscape.results import Curve, Surface
-from pylandscape.sweep import missing, next_size, sweep
+from pylandscape.results.curve import Curve
+from pylandscape.results.loading import load
+from pylandscape.results.surface import Surface
+from pylandscape.runs.chunks import missing, next_size, sweep
+from pylandscape.surfaces.grids import interpolate, line, make_axis, plane
 
 EPS = np.finfo(np.float64).eps
 QUIET = {"progress": False}
@@ -393,7 +394,7 @@ def test_values_do_not_depend_on_the_chunks_bit_for_bit(monkeypatch, engine):
     land = classifier(engine=engine)
     found = set()
     for seconds in (0.0, 1e9):  # one point at a time; all that the growth allows
-        monkeypatch.setattr("pylandscape.sweep.CHUNK_SECONDS", seconds)
+        monkeypatch.setattr("pylandscape.runs.chunks.CHUNK_SECONDS", seconds)
         surface = plane(
             land, *directions(land, 2), (-1, 1, 13), (-1, 1, 11), metrics="accuracy", **QUIET
         )

@@ -13,14 +13,10 @@ import torch
 from torch import Tensor, nn
 
 import pylandscape as pl
+from pylandscape.curvature.at_points import gradients, hessians, iterate_hessians
+from pylandscape.engines.points.eager import TorchPoints
+from pylandscape.engines.points.evaluator import PointEvaluator
 from pylandscape.errors import InvalidArgument
-from pylandscape.hessians import (
-    PointEvaluator,
-    gradients,
-    hessians,
-    iterate_hessians,
-)
-from pylandscape.point_reference import TorchPoints
 
 TOLERANCE = 2000 * np.finfo(np.float64).eps  # of the largest element; 1 to 400 are typical
 WIDTH, POINTS = 3, 11
@@ -311,7 +307,7 @@ INTERRUPTED = """
 import os, signal, threading, time
 import numpy as np, torch
 import pylandscape as pl
-from pylandscape.hessians import PointEvaluator
+from pylandscape.curvature.at_points import PointEvaluator
 model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Tanh(), torch.nn.Linear(8, 8))
 evaluator = PointEvaluator(pl.Landscape(model, "mse", (torch.randn(500, 8), torch.randn(500, 8))))
 points = np.random.default_rng(0).normal(size=(40_000, 144))

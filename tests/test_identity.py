@@ -21,8 +21,8 @@ from torch.nn.utils import parametrizations
 
 import pylandscape as pl
 from pylandscape.errors import ResumeMismatch
-from pylandscape.grids import interpolate, line, plane
-from pylandscape.naming import Record
+from pylandscape.surfaces.grids import interpolate, line, plane
+from pylandscape.theta.naming import Record
 
 STEEPNESS = 1.0
 
@@ -273,7 +273,7 @@ def test_a_free_loss_is_known_by_what_it_computes(what):
     about = [landscape(loss=make()).describe() for make in (one, one, other)]
     assert about[0] == about[1]
     assert about[0]["loss"] != about[2]["loss"]
-    from pylandscape.request import differences, listing
+    from pylandscape.runs.request import differences, listing
 
     assert said in listing(differences(about[0], about[2])).replace("file '1.0'", "file 1.0")
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from grid_support import child_environment
 
-from pylandscape import journal as module
 from pylandscape.errors import FileFormatError, InvalidArgument, PylandscapeError, ResumeMismatch
-from pylandscape.journal import Journal
+from pylandscape.runs import journal as module
+from pylandscape.runs.journal import Journal
 
 REQUEST = {"kind": "plane", "theta": "ab12", "axes": {"x": {"min": 0.1, "n": 5}}}
 NAMES = ["loss", "accuracy"]
@@ -252,7 +252,7 @@ needs_locks = pytest.mark.skipif(module.fcntl is None, reason="no flock on this 
 @needs_locks
 def test_a_path_in_use_by_a_live_process_is_refused(path):
     code = (
-        "import sys; from pylandscape.journal import Journal\n"
+        "import sys; from pylandscape.runs.journal import Journal\n"
         f"j = Journal({str(path)!r}, {REQUEST!r}, {NAMES!r}, {TOTAL})\n"
         "print('open', flush=True); sys.stdin.read()"
     )

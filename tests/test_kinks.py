@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from pylandscape import kinks
-from pylandscape.classify import classify
+from pylandscape.critical import kinks
+from pylandscape.critical.classification import classify
 from pylandscape.landscape import Landscape
 
 GENERATOR = torch.Generator().manual_seed(0)

@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 from spectral_support import hilbert, loss_of_orthogonality, process, rows, with_spectrum
 
 from pylandscape._native import core
+from pylandscape.curvature.lanczos import Lanczos, random_starts
+from pylandscape.curvature.operators import as_operator
+from pylandscape.curvature.symmetric_operator import SymmetricOperator
 from pylandscape.errors import InvalidArgument
-from pylandscape.lanczos import Lanczos, random_starts
-from pylandscape.operators import SymmetricOperator, as_operator
 
 ORTHOGONAL = 50  # eps, methods.md 10
 WIDE = np.logspace(-12, 0, 200)

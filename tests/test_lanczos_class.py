@@ -8,10 +8,10 @@ import torch
 from grid_support import classifier, quadratic
 from torch import nn
 
-from pylandscape.classify import classify
-from pylandscape.lanczos_class import null_residual
+from pylandscape.critical.by_lanczos import null_residual
+from pylandscape.critical.classification import classify
+from pylandscape.curvature.operators import as_operator
 from pylandscape.landscape import Landscape
-from pylandscape.operators import as_operator
 
 QUIET = {"progress": False}
 
@@ -125,7 +125,7 @@ def test_large_models_go_to_lanczos_by_themselves():
 
 
 def test_a_run_by_lanczos_is_kept_and_resumed(tmp_path, monkeypatch):
-    import pylandscape.lanczos_class as module
+    import pylandscape.critical.by_lanczos as module
 
     land, path = quadratic(np.linspace(0.5, 2.0, 100)), tmp_path / "c.h5"
     points = np.random.default_rng(0).normal(size=(6, 100))
@@ -140,7 +140,7 @@ def test_a_run_by_lanczos_is_kept_and_resumed(tmp_path, monkeypatch):
         return honest(*args, **kwargs)
 
     monkeypatch.setattr(module, "spectrum", spectrum)
-    monkeypatch.setattr("pylandscape.sweep.next_size", lambda size, seconds: 1)
+    monkeypatch.setattr("pylandscape.runs.chunks.next_size", lambda size, seconds: 1)
     with pytest.raises(KeyboardInterrupt):
         classify(land, points, path=path, **options)
     found = classify(land, points, path=path, **options)

@@ -9,8 +9,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import pylandscape as pl
-from pylandscape.data import Dataset
-from pylandscape.losses import FreeLoss, KnownLoss, resolve_loss
+from pylandscape.theta.data import Dataset
+from pylandscape.theta.losses import FreeLoss, KnownLoss, resolve_loss
 
 CPU = torch.device("cpu")
 

@@ -22,9 +22,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import pylandscape as pl
+from pylandscape.engines.cuda.conv import (
+    GROUPED,
+    LOOPED,
+    PRODUCTS,
+    STACKED,
+    WAYS,
+    Conv,
+    convolve,
+    way_of,
+)
+from pylandscape.engines.eager import eval_mode
 from pylandscape.errors import NotLowered
-from pylandscape.landscape import eval_mode
-from pylandscape.torch_conv import GROUPED, LOOPED, PRODUCTS, STACKED, WAYS, Conv, convolve, way_of
 
 DTYPES = (torch.float32, torch.float64)
 pytestmark = pytest.mark.usefixtures("one_thread")

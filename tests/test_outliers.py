@@ -7,12 +7,8 @@ import pytest
 import torch
 from grid_support import classifier, directions, quadratic, scalar_landscape
 
-from pylandscape.directions import random_directions
-from pylandscape.ends import both_ends
-from pylandscape.errors import InvalidArgument, LayoutMismatch
-from pylandscape.grids import interpolate, plane
-from pylandscape.operators import SymmetricOperator, as_operator
-from pylandscape.outliers import (
+from pylandscape.curvature.ends import both_ends
+from pylandscape.curvature.gradient_subspace import (
     condition_number,
     covariance_spectrum,
     gradient_concentration,
@@ -24,7 +20,12 @@ from pylandscape.outliers import (
     rate_bound,
     subspace_overlap,
 )
-from pylandscape.sharpness import sharpness
+from pylandscape.curvature.operators import as_operator
+from pylandscape.curvature.symmetric_operator import SymmetricOperator
+from pylandscape.errors import InvalidArgument, LayoutMismatch
+from pylandscape.surfaces.grids import interpolate, plane
+from pylandscape.surfaces.sharpness_box import sharpness
+from pylandscape.theta.directions import random_directions
 
 EPS = np.finfo(np.float64).eps
 QUIET = {"progress": False}

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 from matplotlib.collections import PathCollection
 
-from pylandscape.cloud_results import Cloud
 from pylandscape.errors import InvalidArgument
-from pylandscape.plot_cloud_steps import plot_steps
-from pylandscape.plot_cloud_style import CLASS_STYLES, Look
-from pylandscape.plot_clouds import plot_cloud, plot_clouds
-from pylandscape.plot_style import save
+from pylandscape.plots.cloud_look import CLASS_STYLES, Look
+from pylandscape.plots.cloud_steps import plot_steps
+from pylandscape.plots.clouds import plot_cloud, plot_clouds
+from pylandscape.plots.style import save
+from pylandscape.results.cloud import Cloud
 
 BOX = ((0.1, 0.5), (0.2, 0.6))
 SOLID_BOX = (*BOX, (0.5, 2.0))

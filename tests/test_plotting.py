@@ -12,11 +12,13 @@ import pytest
 from matplotlib.collections import QuadMesh
 from mpl_toolkits.mplot3d.art3d import Poly3DCollection
 
-from pylandscape import plotting
+from pylandscape.arrays import edges
 from pylandscape.errors import InvalidArgument
-from pylandscape.plot_scale import Scale, format_levels
-from pylandscape.plot_view import edges, triangle, view_of
-from pylandscape.results import Curve, Surface
+from pylandscape.plots import surface as plotting
+from pylandscape.plots.scale import Scale, format_levels
+from pylandscape.plots.view import triangle, view_of
+from pylandscape.results.curve import Curve
+from pylandscape.results.surface import Surface
 
 FILTER = {"request": {"directions": [{"kind": "random", "normalize": "filter"}] * 2}}
 FLAT_KINDS = ("contour", "filled", "heat")
@@ -76,9 +78,7 @@ def test_matplotlib_is_not_imported_before_a_picture_is_asked_for():
     import subprocess
     import sys
 
-    code = (
-        "import sys, pylandscape.plotting, pylandscape.sanity; print('matplotlib' in sys.modules)"
-    )
+    code = "import sys, pylandscape.plots.surface, pylandscape.results.sanity; print('matplotlib' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 

@@ -17,7 +17,7 @@ from core_support import DERIVATIVES, QUESTION, Mlp, make_mlp
 from torch import Tensor
 
 from pylandscape._native import core
-from pylandscape.torch_program import TorchProgram
+from pylandscape.engines.cuda.program import TorchProgram
 
 CASES = [  # dims, activation, loss, samples
     ((7, 5, 3), "tanh", "cross_entropy", 1),

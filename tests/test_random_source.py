@@ -10,11 +10,13 @@ import pytest
 import torch
 from spectral_support import process
 
-from pylandscape import eigen, eigenpairs, random_source, spectra, spectrum
-from pylandscape.directions import gaussian
+from pylandscape import eigenpairs, spectrum
+from pylandscape.curvature import eigen, spectra
+from pylandscape.curvature.lanczos import random_starts
+from pylandscape.curvature.symmetric_operator import SymmetricOperator
 from pylandscape.errors import ResumeMismatch
-from pylandscape.lanczos import random_starts
-from pylandscape.operators import SymmetricOperator
+from pylandscape.theta import random_source
+from pylandscape.theta.directions import gaussian
 
 
 def test_a_probe_of_a_seed_is_none_of_the_next_seed() -> None:

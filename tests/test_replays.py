@@ -16,9 +16,9 @@ from test_conv import Residual, data, settled
 from torch import Tensor
 
 import pylandscape as pl
-from pylandscape import engine_cuda
-from pylandscape.replays import GraphRecorder, Replays
-from pylandscape.torch_precision import exact_float32
+from pylandscape.engines.cuda import engine as engine_cuda
+from pylandscape.engines.cuda.precision import exact_float32
+from pylandscape.engines.cuda.replays import GraphRecorder, Replays
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from pylandscape import reproduce
-from pylandscape.classify import classify
+from pylandscape.clouds.walks import gradient_walk
+from pylandscape.critical.classification import classify
 from pylandscape.errors import InvalidArgument
-from pylandscape.reproduce import table1
-from pylandscape.reproduce_cases import (
+from pylandscape.experiments import table1 as reproduce
+from pylandscape.experiments.table1 import table1
+from pylandscape.experiments.table1_cases import (
     PUBLISHED,
     Case,
     EqualWidthMLP,
@@ -23,8 +24,7 @@ from pylandscape.reproduce_cases import (
     dataset,
     landscape,
 )
-from pylandscape.reproduce_report import markdown
-from pylandscape.walks import gradient_walk
+from pylandscape.experiments.table1_report import markdown
 
 QUIET = {"progress": False}
 SMALL = {"datasets": ["xor"], "depths": [2], "points": 60, "progress": False}

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from pylandscape.errors import InvalidArgument
-from pylandscape.results import (
-    Curve,
+from pylandscape.results.curve import Curve
+from pylandscape.results.surface import (
     Surface,
     barycentric_weights,
     bilinear_weights,

@@ -18,11 +18,12 @@ import torch
 from grid_support import child_environment, classifier, directions, quadratic, scalar_landscape
 from torch import nn
 
-from pylandscape import atomic, journal, resume
 from pylandscape.errors import FileFormatError, PylandscapeError, ResumeMismatch
-from pylandscape.grids import interpolate, line, plane
-from pylandscape.journal import Journal
-from pylandscape.loading import load
+from pylandscape.files import atomic
+from pylandscape.results.loading import load
+from pylandscape.runs import journal, resume
+from pylandscape.runs.journal import Journal
+from pylandscape.surfaces.grids import interpolate, line, plane
 
 SIZE = 12  # of the grids' sides
 ASKED = {"metrics": ("loss", "accuracy"), "progress": False}
@@ -47,7 +48,7 @@ def beside(path) -> Path:
 
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch):
-    monkeypatch.setattr("pylandscape.sweep.CHUNK_SECONDS", 0.0)  # one point at a time
+    monkeypatch.setattr("pylandscape.runs.chunks.CHUNK_SECONDS", 0.0)  # one point at a time
 
 
 @pytest.fixture
@@ -83,9 +84,9 @@ def interrupted(monkeypatch, path, count, error=Stop, **options):
 
 SCRIPT = """
 import time
-import pylandscape.sweep
+import pylandscape.runs.chunks
 import test_resume
-pylandscape.sweep.CHUNK_SECONDS = 0.0
+pylandscape.runs.chunks.CHUNK_SECONDS = 0.0
 land = test_resume.classifier()
 prepare = land.prepare
 def slowly(*args, **options):

@@ -10,8 +10,8 @@ import torch
 from cloud_support import free, quadratic, xor
 from spectral_support import with_spectrum
 
+from pylandscape.clouds.roughness import bumpiness, mean_absolute_form, ruggedness
 from pylandscape.errors import InvalidArgument
-from pylandscape.roughness import bumpiness, mean_absolute_form, ruggedness
 
 TIGHT = 1e-9
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pylandscape.results import Curve, Surface
-from pylandscape.sanity import EPS, check
+from pylandscape.results.curve import Curve
+from pylandscape.results.sanity import EPS, check
+from pylandscape.results.surface import Surface
 
 GOOD = {
     "request": {"dtype": "float32", "bn": "eval"},

@@ -13,9 +13,9 @@ from spectral_support import hilbert, with_spectrum
 from torch import nn
 
 import pylandscape as pl
+from pylandscape.curvature.spectra import layer_spectra, spectrum
+from pylandscape.curvature.symmetric_operator import SymmetricOperator
 from pylandscape.errors import InvalidArgument, ResumeMismatch
-from pylandscape.operators import SymmetricOperator
-from pylandscape.spectra import layer_spectra, spectrum
 
 
 def landscape(seed: int = 0, dtype: torch.dtype = torch.float64, **options: Any) -> pl.Landscape:
@@ -193,7 +193,7 @@ def test_a_product_that_is_not_finite_ends_its_probe_and_says_where() -> None:
 def test_an_interrupted_run_goes_on_from_its_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pylandscape.spectra.TOGETHER", 2)  # groups of two probes
+    monkeypatch.setattr("pylandscape.curvature.spectra.TOGETHER", 2)  # groups of two probes
     a = torch.as_tensor(with_spectrum(np.linspace(0, 1, 70)))
     calls, stop = 0, 30
 
@@ -236,7 +236,7 @@ def test_an_interrupted_run_goes_on_from_its_file(
 def test_a_basis_that_does_not_fit_goes_into_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
     land = landscape()
     want = spectrum(land, 2, 15, progress=False)
-    monkeypatch.setattr("pylandscape.spectra.MEMORY_SHARE", 0.0)
+    monkeypatch.setattr("pylandscape.curvature.spectra.MEMORY_SHARE", 0.0)
     np.testing.assert_array_equal(spectrum(land, 2, 15, progress=False).nodes, want.nodes)
 
 

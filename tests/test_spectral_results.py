@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-import pylandscape.smoothing
+import pylandscape.results.smoothing
 from pylandscape.errors import FileFormatError, InvalidArgument
-from pylandscape.loading import load
-from pylandscape.spectral_results import Density, EigenPairs, Spectrum
+from pylandscape.results.eigen_pairs import EigenPairs
+from pylandscape.results.loading import load
+from pylandscape.results.spectral_density import Density, Spectrum
 
 EPS = np.finfo(np.float64).eps
 
@@ -108,8 +109,8 @@ def test_small_pieces_of_work_give_the_same_density(monkeypatch):
     whole = s.density()
     exact = rng.normal(size=100)
     distance = s.compare(exact)
-    monkeypatch.setattr(pylandscape.smoothing, "PAIRS", 1000)
-    monkeypatch.setattr(pylandscape.smoothing, "CELLS", 97)
+    monkeypatch.setattr(pylandscape.results.smoothing, "PAIRS", 1000)
+    monkeypatch.setattr(pylandscape.results.smoothing, "CELLS", 97)
     pieces = s.density()
     assert np.abs(whole.values - pieces.values).max() <= 100 * EPS * whole.values.max()
     assert s.compare(exact) == pytest.approx(distance, rel=1e-12)

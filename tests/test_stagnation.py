@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pylandscape.errors import InvalidArgument
-from pylandscape.stagnation import stagnation
+from pylandscape.results.stagnations import stagnation
 
 
 def test_a_constant_walk_is_one_plateau() -> None:

@@ -16,10 +16,11 @@ import torch
 from grid_support import child_environment, classifier
 
 import pylandscape as pl
-from pylandscape import atomic, spectra, store
+from pylandscape.curvature import spectra
+from pylandscape.curvature.symmetric_operator import SymmetricOperator
 from pylandscape.errors import FileFormatError, ResumeMismatch
-from pylandscape.grids import line
-from pylandscape.operators import SymmetricOperator
+from pylandscape.files import atomic, store
+from pylandscape.surfaces.grids import line
 
 OLD = Path(__file__).parent / "data" / "format1.zip"  # written by the code of 2026-11-28
 CLASSES = {

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 import pylandscape as pl
-from pylandscape.mlp_structure import GroupElement
-from pylandscape.symmetry import EquioutputGroup
+from pylandscape.critical.mlp_structure import GroupElement
+from pylandscape.critical.symmetry import EquioutputGroup
 
 EPS = np.finfo(np.float64).eps
 SHAPES = {

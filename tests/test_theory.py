@@ -9,11 +9,11 @@ import pytest
 import torch
 
 import pylandscape as pl
-from pylandscape import cli
-from pylandscape.hessians import hessians
-from pylandscape.linear_networks import linear_network
-from pylandscape.monotone import is_non_ascending, monotone_path
-from pylandscape.theory import (
+from pylandscape.cli import app
+from pylandscape.critical.linear_networks import linear_network
+from pylandscape.critical.monotone import is_non_ascending, monotone_path
+from pylandscape.curvature.at_points import hessians
+from pylandscape.experiments.propositions import (
     PLATEAUS,
     Check,
     TheoryTable,
@@ -206,7 +206,7 @@ def test_unknown_checks_are_refused():
 
 
 def test_command_prints_the_tables_and_counts_them(capsys):
-    assert cli.main(["theory", "group", "linear"]) == 0
+    assert app.main(["theory", "group", "linear"]) == 0
     out = capsys.readouterr().out
     assert "3715891200" in out
     assert "I = {1,3}" in out
@@ -219,7 +219,7 @@ def test_a_failed_check_is_no_bad_input(capsys, monkeypatch):
     monkeypatch.setattr(
         sys.modules[theory.__module__], "theory", lambda name, **_: [TheoryTable(name, rows)]
     )
-    assert cli.main(["theory", "group"]) == 1
+    assert app.main(["theory", "group"]) == 1
     captured = capsys.readouterr()
     assert "1 of 2 checks hold" in captured.out
     assert "1 of 2 checks FAILED" in captured.err
@@ -235,5 +235,5 @@ def test_a_start_from_which_greed_ends_on_a_plateau_finds_its_path():
 
 
 def test_command_refuses_an_unknown_check(capsys):
-    assert cli.main(["theory", "ising"]) == 2
+    assert app.main(["theory", "ising"]) == 2
     assert "expected some of group, xor, linear" in capsys.readouterr().err

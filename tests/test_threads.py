@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import pylandscape as pl
-from pylandscape import tall
+from pylandscape.curvature import tall
 
 QUIET: dict[str, Any] = {"progress": False}
 

@@ -8,9 +8,10 @@ import torch
 from grid_support import classifier
 from scipy.sparse.linalg import aslinearoperator
 
+from pylandscape.curvature.operators import as_operator
+from pylandscape.curvature.symmetric_operator import SymmetricOperator
+from pylandscape.curvature.traces import Estimate, diagonal, frobenius_norm, trace
 from pylandscape.errors import InvalidArgument
-from pylandscape.operators import SymmetricOperator, as_operator
-from pylandscape.traces import Estimate, diagonal, frobenius_norm, trace
 
 EPS = torch.finfo(torch.float64).eps
 METHODS = ("xtrace", "hutch++", "hutchinson")

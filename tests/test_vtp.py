@@ -9,7 +9,7 @@ from tg_support import written_by_the_original
 
 import pylandscape as pl
 from pylandscape.compat.loss_landscape import h52vtp
-from pylandscape.vtp import save_vtp
+from pylandscape.results.vtp import save_vtp
 
 xml = pytest.importorskip("vtkmodules.vtkIOXML", reason="needs vtk: pip install '.[test]'")
 from vtkmodules.util.numpy_support import vtk_to_numpy  # noqa: E402

@@ -13,14 +13,14 @@ from cloud_support import absolute_sum, quadratic, xor
 from torch import nn
 
 import pylandscape as pl
-from pylandscape.errors import InvalidArgument, ResumeMismatch
-from pylandscape.walks import (
+from pylandscape.clouds.walks import (
     MACRO,
     MICRO,
     gradient_walk,
     progressive_random_walk,
     random_walk,
 )
+from pylandscape.errors import InvalidArgument, ResumeMismatch
 
 QUIET: dict[str, Any] = {"progress": False}
 PUBLISHED = {  # mean loss, XOR 2-2-1 sigmoid, b = 10, 100 walks: micro, macro
@@ -174,7 +174,7 @@ def test_a_file_gives_back_every_bit(tmp_path: Path) -> None:
 def test_an_interrupted_walk_goes_on_to_the_same_points(
     kind: str, at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pylandscape import walk_steps
+    from pylandscape.clouds import walk_steps
 
     monkeypatch.setattr(walk_steps, "HELD", 5 * 3 * 9)  # blocks of five steps
     options = {"tie": "random"} if "bounded" in kind else {}

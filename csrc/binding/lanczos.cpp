@@ -1,6 +1,6 @@
 // The Lanczos driver and the basis passes, through pybind11. On the host, bases, vectors and products
-// cross as addresses; pylandscape/lanczos.py owns the memory. On a device, rows and passes are a
-// Python object (pylandscape/device_passes.py).
+// cross as addresses; pylandscape/curvature/lanczos.py owns the memory. On a device, rows and passes are a
+// Python object (pylandscape/curvature/device_passes.py).
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 

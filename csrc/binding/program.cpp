@@ -1,5 +1,5 @@
 // Program, through pybind11. Tensors cross as addresses with sizes (the Python side,
-// engine_native.py, checks dtype, layout and device and keeps them alive during the call).
+// engines/native.py, checks dtype, layout and device and keeps them alive during the call).
 #include "program/program.h"
 
 #include <pybind11/pybind11.h>

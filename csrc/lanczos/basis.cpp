@@ -15,7 +15,7 @@ constexpr int64_t kGroupColumns = 16384;     // columns that are worth a work it
 constexpr int kMostPasses = 6;               // of `remove` on one row
 constexpr double kRounding = 4;              // ||Q w|| <= kRounding eps ||w|| is orthogonal
 constexpr double kShort = 1e-3;              // of what is left of a row: its rounding shows
-constexpr uint64_t kComplement = uint64_t{0x15} << 56;  // stream of the draw; random_source.py
+constexpr uint64_t kComplement = uint64_t{0x15} << 56;  // stream of the draw; theta/random_source.py
 constexpr int64_t kInnerRows = 64;           // rows of `inner` that are one
 
 }  // namespace

@@ -10,7 +10,7 @@
 namespace pylandscape {
 
 // The stream of the Gaussian draw (common/gaussian.h) that fills row `row` of a start after a
-// breakdown; pylandscape/random_source.py lists all streams.
+// breakdown; pylandscape/theta/random_source.py lists all streams.
 constexpr uint64_t fresh_stream(int64_t start, int64_t row, int attempt) {
   return uint64_t{0x13} << 56 | uint64_t(start) << 40 | uint64_t(row) << 8 | uint64_t(attempt);
 }

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..landscape import Landscape
-from ..spectral_results import EigenPairs
+from ..results.eigen_pairs import EigenPairs
 from ._options import version_of
 from ._report import report
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ..directions import Direction
 from ..errors import InvalidArgument
+from ..theta.directions import Direction
 from .sources import Array
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class PrincipalComponents:
 
     def plot(self, axes: Any = None, **options: Any) -> Any:
         """The path along the first two components, and the scree with the random walk's shares."""
-        from ..plot_paths import plot_components
+        from ..plots.paths import plot_components
 
         return plot_components(self, axes, **options)
 

@@ -52,7 +52,7 @@ class Embedding:
     def plot(self, ax: Any = None, *, labels: Any = None, **options: Any) -> Any:
         """Draw the runs, one colour each; ``labels`` (P,) are written beside the points (training
         errors in the paper's figures)."""
-        from ..plot_paths import plot_embedding
+        from ..plots.paths import plot_embedding
 
         return plot_embedding(self, ax, labels=labels, **options)
 

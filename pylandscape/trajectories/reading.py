@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor, nn
 
-from ..checkpoints import read_state, series, step_of
 from ..errors import InvalidArgument
-from ..layout import ParameterLayout
+from ..theta.checkpoints import read_state, series, step_of
+from ..theta.layout import ParameterLayout
 from . import log
 from .store import of_file, of_log
 from .trajectory import Trajectory, layout_of, of_points, of_states, state_of

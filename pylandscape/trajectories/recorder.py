@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InvalidArgument, PylandscapeError
-from ..layout import ParameterLayout
-from ..store import target_of
+from ..files.store import target_of
+from ..theta.layout import ParameterLayout
 from . import log, store
 from .trajectory import Trajectory
 

@@ -53,7 +53,7 @@ class Agreement:
 
     def plot(self, axes: Any = None, **options: Any) -> Any:
         """Both matrices with their numbers."""
-        from ..plot_paths import plot_agreement
+        from ..plots.paths import plot_agreement
 
         return plot_agreement(self, axes, **options)
 

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..layout import ParameterLayout
+from ..theta.layout import ParameterLayout
 
 Array = NDArray[np.float64]
 

@@ -21,11 +21,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..atomic import replacing
 from ..errors import FileFormatError, InvalidArgument
-from ..hdf5 import as_path, member, open_hdf5
-from ..layout import ParameterEntry, ParameterLayout
-from ..store import FORMAT, GROUP, target_of
+from ..files.atomic import replacing
+from ..files.hdf5 import as_path, member, open_hdf5
+from ..files.store import FORMAT, GROUP, target_of
+from ..theta.layout import ParameterEntry, ParameterLayout
 from . import log
 from .sources import ArraySource
 from .trajectory import Trajectory

@@ -16,14 +16,15 @@ import torch
 from torch import Tensor
 
 from ..arrays import Array, digest, progress_bar
-from ..checkpoint import Checkpoint
-from ..directions import gaussian
-from ..eigen import eigenpairs
+from ..curvature.eigen import eigenpairs
+from ..curvature.operators import as_operator
+from ..curvature.symmetric_operator import SymmetricOperator
 from ..errors import InvalidArgument
-from ..operators import SymmetricOperator, as_operator
-from ..request import build
-from ..resume import resumable
-from ..track_results import Track
+from ..results.tracks import Track
+from ..runs.checkpoint import Checkpoint
+from ..runs.request import build
+from ..runs.resume import resumable
+from ..theta.directions import gaussian
 from .trajectory import Trajectory
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..arrays import digest_of_all
 from ..errors import InvalidArgument
-from ..layout import ParameterLayout
+from ..theta.layout import ParameterLayout
 from .sources import Array, ArraySource, Source, StateSource
 
 if TYPE_CHECKING:
@@ -178,7 +178,7 @@ def of_states(
 ) -> Trajectory:  # fmt: skip
     """From state dicts; ``names`` say in errors which is which. The layout is the first one's,
     where none is given."""
-    from ..checkpoints import fitted, some
+    from ..theta.checkpoints import fitted, some
 
     own = layout or layout_of(states[0])
     wanted = [entry.name for entry in own.entries]
@@ -206,8 +206,8 @@ def layout_of(state: Mapping[str, Tensor]) -> ParameterLayout:
 
     Tensors that share their memory are one, tied parameter.
     """
-    from ..checkpoints import STATISTICS
-    from ..layout import ParameterEntry
+    from ..theta.checkpoints import STATISTICS
+    from ..theta.layout import ParameterEntry
 
     entries: list[ParameterEntry] = []
     aliases: dict[str, str] = {}

@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...eigen import eigenpairs
+from ...curvature.eigen import eigenpairs
+from ...curvature.operators import as_operator
+from ...curvature.symmetric_operator import SymmetricOperator
 from ...errors import InvalidArgument
 from ...landscape import Landscape
-from ...operators import SymmetricOperator, as_operator
 from .. import _current as current
 from .operators.base import sizes_differ
 from .param_utils import select_parameters

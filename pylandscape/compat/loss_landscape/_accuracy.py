@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...losses import FreeLoss, KnownLoss
+from ...theta.losses import FreeLoss, KnownLoss
 
 
 def accuracy(outputs: Tensor, target: Tensor) -> float:

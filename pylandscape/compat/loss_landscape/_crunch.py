@@ -11,11 +11,11 @@ from typing import Any
 import h5py
 import numpy as np
 
-from ... import foreign
 from ...arrays import Array
 from ...errors import ResumeMismatch
-from ...hdf5 import array, as_path, open_hdf5
-from ...request import differences, listing
+from ...files.hdf5 import array, as_path, open_hdf5
+from ...results import foreign
+from ...runs.request import differences, listing
 from ._files import replacing
 
 UNFILLED = foreign.UNFILLED

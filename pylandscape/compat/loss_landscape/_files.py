@@ -10,8 +10,8 @@ from pathlib import Path
 
 import h5py
 
-from ... import atomic
 from ...errors import InvalidArgument
+from ...files import atomic
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, SequentialSampler, TensorDataset, default_collate
 
 from ...errors import PylandscapeError
-from ...losses import KnownLoss, resolve_loss
+from ...theta.losses import KnownLoss, resolve_loss
 from ._landscape import Asked
 
 AFTER = 2  # calls: capturing costs as much as several

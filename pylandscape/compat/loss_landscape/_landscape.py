@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...directions import Direction
-from ...engine_torch import eval_mode
+from ...engines.eager import eval_mode
 from ...errors import InvalidArgument, LayoutMismatch
 from ...landscape import Landscape
-from ...losses import KnownLoss, resolve_loss
+from ...theta.directions import Direction
+from ...theta.losses import KnownLoss, resolve_loss
 from ._accuracy import accuracy, is_classes, one_hot
 
 CLASSIFIES = ("cross_entropy", "nll", "bce_with_logits")

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from ...directions import NORMALIZATIONS
 from ...errors import InvalidArgument, LayoutMismatch
+from ...theta.directions import NORMALIZATIONS
 
 EPS = 1e-10  # the original's, of filter norms
 NORMS = ("filter", "layer", "weight", "dfilter", "dlayer")

@@ -6,9 +6,10 @@ import os
 from dataclasses import replace
 
 from ...errors import InvalidArgument
-from ...foreign import METRICS, PERCENT
-from ...loading import load
-from ...results import Curve, Surface
+from ...results.curve import Curve
+from ...results.foreign import METRICS, PERCENT
+from ...results.loading import load
+from ...results.surface import Surface
 
 
 def read(surf_file: str | os.PathLike[str]) -> Curve | Surface:

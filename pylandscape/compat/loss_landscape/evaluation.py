@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...engine_torch import eval_mode
+from ...engines.eager import eval_mode
 from ...errors import InvalidArgument
-from ...losses import FreeLoss, KnownLoss, as_scalar, resolve_loss
+from ...theta.losses import FreeLoss, KnownLoss, as_scalar, resolve_loss
 from .._report import report
 from ._accuracy import correct, is_classes, one_hot
 from ._kept import compiled

@@ -7,8 +7,8 @@ import sys
 from collections.abc import Sequence
 
 from ...errors import InvalidArgument, PylandscapeError
-from ...results import Surface
-from ...vtp import save_vtp
+from ...results.surface import Surface
+from ...results.vtp import save_vtp
 from ._read import named
 
 
@@ -30,7 +30,7 @@ def h5_to_vtp(
         interp: interpolate to this many points of each axis; <= 0 for not at all.
 
     Raises:
-        InvalidArgument: a curve, a name that is not there; see `pylandscape.vtp.save_vtp`.
+        InvalidArgument: a curve, a name that is not there; see `pylandscape.results.vtp.save_vtp`.
     """
     surface, metric = named(surf_file, surf_name)
     if not isinstance(surface, Surface):

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ...errors import FileFormatError
-from ...hdf5 import MAX_NUMBERS, member
+from ...files.hdf5 import MAX_NUMBERS, member
 
 
 def write_list(f: h5py.Group, name: str, direction: Iterable[Any]) -> None:

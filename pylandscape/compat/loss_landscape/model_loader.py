@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from ...cli_inputs import load_model
+from ...cli.inputs import load_model
 from ...errors import InvalidArgument
 
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import InvalidArgument, LayoutMismatch, ResumeMismatch
-from ...hdf5 import as_path, open_hdf5
-from ...request import differences, listing
+from ...files.hdf5 import as_path, open_hdf5
+from ...runs.request import differences, listing
 from .._options import version_of
 from . import model_loader
 from ._files import replacing
@@ -251,8 +251,8 @@ def _direction(
 
 def _request(args: Any, net: nn.Module) -> dict[str, Any]:
     """What decides the directions, JSON-able; the files' names hold the rest."""
-    from ...layout import ParameterLayout
-    from ...request import digest
+    from ...arrays import digest
+    from ...theta.layout import ParameterLayout
 
     layout = ParameterLayout.of(net)
     theta = layout.flatten(dict(net.named_parameters()), torch.float64, "cpu")

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from ... import plotting
 from ...errors import InvalidArgument
-from ...results import Curve
+from ...plots import surface
+from ...results.curve import Curve
 from ._read import read
 from .plot_2D import _save
 
@@ -42,13 +42,13 @@ def plot_1d_loss_err(
     common: dict[str, Any] = {"log": log, "vmin": low, "vmax": top}
     suffix = "_log" if log else ""
     made = {
-        f"_1d_loss_acc{suffix}": plotting.plot_lines(
+        f"_1d_loss_acc{suffix}": surface.plot_lines(
             both, labels=known, second="accuracy" if shares else None, **common
         ),
-        f"_1d_train_loss{suffix}": plotting.plot_lines(both[:1], second=None, **common),
+        f"_1d_train_loss{suffix}": surface.plot_lines(both[:1], second=None, **common),
     }
     if "train_err" in curve.metrics and np.isfinite(curve.metrics["train_err"]).any():
-        made["_1d_train_err"] = plotting.plot_lines([curve], metric="train_err", second=None)
+        made["_1d_train_err"] = surface.plot_lines([curve], metric="train_err", second=None)
     for axes in made.values():
         axes.set_xlim(None if xmin == -1.0 else xmin, None if xmax == 1.0 else xmax)
     _save({f"{surf_file}{kind}.pdf": axes for kind, axes in made.items()}, show)

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from ... import plotting
 from ...errors import InvalidArgument
-from ...results import Surface
+from ...plots import surface as plotting
+from ...results.surface import Surface
 from ._read import named
 from .projection import coefficients, explained
 
@@ -44,7 +44,7 @@ def plot_2d_contour(
 
 def plot_trajectory(proj_file: str, dir_file: str, show: bool = False) -> None:
     """Write ``{proj_file}.pdf``: the path in the plane of the directions, in their units."""
-    from ...plot_style import new_axes, own_style
+    from ...plots.style import new_axes, own_style
 
     track = coefficients(proj_file, dir_file)
     with own_style(True):

@@ -22,12 +22,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from ... import statistics
-from ...cli_inputs import call, named, parse_axis
-from ...directions import as_steps
+from ...cli.inputs import call, named, parse_axis
 from ...errors import InvalidArgument, PylandscapeError
-from ...question import request_for
-from ...sweep import sweep
+from ...runs.chunks import sweep
+from ...surfaces.question import request_for
+from ...theta import running_statistics
+from ...theta.directions import as_steps
 from .._options import version_of
 from .._report import report
 from . import model_loader, net_plotter
@@ -47,9 +47,9 @@ RANKS = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "SLURM_PROCID")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; returns the exit code: 0, 2 for bad input, 130 when interrupted."""
-    from ...cli import _joined
+    from ...cli.app import joined
 
-    args = parser(__doc__).parse_args(_joined(list(sys.argv[1:] if argv is None else argv)))
+    args = parser(__doc__).parse_args(joined(list(sys.argv[1:] if argv is None else argv)))
     try:
         with torch.random.fork_rng(devices=[]):
             _run(args)
@@ -98,7 +98,7 @@ def crunch(
     land = asked.land
     directions = [asked.direction(parts, f"d[{i}]") for i, parts in enumerate(d)]
     vectors, infos = as_steps(land, directions)
-    base = statistics.point(land, asked.point(s if states else w), "s" if states else "w")
+    base = running_statistics.point(land, asked.point(s if states else w), "s" if states else "w")
     request = request_for(
         land, "line" if len(d) == 1 else "plane", {}, asked.metrics, base, vectors, infos
     )

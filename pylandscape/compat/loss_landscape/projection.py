@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ...errors import InvalidArgument, LayoutMismatch
-from ...hdf5 import array, as_path, open_hdf5
+from ...files.hdf5 import array, as_path, open_hdf5
 from . import model_loader, net_plotter
 from ._files import replacing
 from .h5_util import write_list

@@ -12,9 +12,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from ...directions import random_directions
 from ...errors import InvalidArgument
-from ...layout import ParameterEntry, ParameterLayout
+from ...theta.directions import random_directions
+from ...theta.layout import ParameterEntry, ParameterLayout
 from .model_interface.model_parameters import (
     ModelParameters,
     orthogonal_to,

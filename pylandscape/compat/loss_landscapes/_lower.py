@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ...data import untouched_random_state
 from ...errors import InvalidArgument, NotLowered
 from ...landscape import Landscape
-from ...losses import KnownLoss, resolve_loss
+from ...theta.data import untouched_random_state
+from ...theta.losses import KnownLoss, resolve_loss
 from .metrics.metric import MetricPipeline
 from .metrics.sl_metrics import Loss
 from .model_interface.model_wrapper import SimpleModelWrapper

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ...errors import InvalidArgument, NotLowered
-from ...sweep import sweep
+from ...runs.chunks import sweep
 from .._report import report
 from ._lower import is_a, is_pipeline, lower
 from .metrics.sl_metrics import Loss

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ...arrays import edges as cell_edges
 from ...errors import InvalidArgument
-from ...plot_view import edges as cell_edges
-from ...smoothing import masses
+from ...results.smoothing import masses
 from .._current import version
 
 Array = NDArray[np.float64]

@@ -9,13 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...data import untouched_random_state
-from ...eigen import eigenpairs
-from ...engine_torch import call_model, eval_mode
+from ...curvature.eigen import eigenpairs
+from ...curvature.operators import as_operator
+from ...curvature.spectra import spectrum
+from ...curvature.symmetric_operator import SymmetricOperator
+from ...engines.eager import call_model, eval_mode
 from ...errors import InvalidArgument
 from ...landscape import Landscape
-from ...operators import SymmetricOperator, as_operator
-from ...spectra import spectrum
+from ...theta.data import untouched_random_state
 from .. import _current as current
 from . import _original as original
 

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ....curvature.operators import as_operator
+from ....curvature.symmetric_operator import SymmetricOperator
 from ....errors import InvalidArgument
-from ....operators import SymmetricOperator, as_operator
 from ..._current import count
 from ..._report import report
 

@@ -8,10 +8,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ....eigen import eigenpairs, wanted
+from ....curvature.eigen import eigenpairs, wanted
+from ....curvature.lanczos import Lanczos
+from ....curvature.symmetric_operator import SymmetricOperator
 from ....errors import InvalidArgument
-from ....lanczos import Lanczos
-from ....operators import SymmetricOperator
 from ..._current import version
 from ..linalg.backend import check_backend
 from ..operators.base import VERSIONS

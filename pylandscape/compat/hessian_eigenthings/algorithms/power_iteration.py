@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ....eigen import eigenpairs
+from ....curvature.eigen import eigenpairs
+from ....curvature.symmetric_operator import SymmetricOperator
 from ....errors import InvalidArgument
-from ....operators import SymmetricOperator
-from ....spectral_results import EigenPairs
+from ....results.eigen_pairs import EigenPairs
 from ..._current import version
 from ..linalg.backend import check_backend
 from ..operators.base import VERSIONS

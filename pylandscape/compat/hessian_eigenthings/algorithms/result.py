@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ....spectral_results import EigenPairs
+from ....results.eigen_pairs import EigenPairs
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ....arrays import edges as cell_edges
+from ....curvature.spectra import spectrum
 from ....errors import InvalidArgument
-from ....plot_view import edges as cell_edges
-from ....smoothing import masses
-from ....spectra import spectrum
-from ....spectral_results import Spectrum
+from ....results.smoothing import masses
+from ....results.spectral_density import Spectrum
 from ..._current import version
 from ..linalg.backend import check_backend
 from ..operators.base import VERSIONS

@@ -12,8 +12,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ....curvature.symmetric_operator import SymmetricOperator
 from ....errors import InvalidArgument
-from ....operators import SymmetricOperator
 from ..linalg.backend import check_backend
 from ._common import check_least, driven, generator, note, signs
 from .lanczos import _place

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ....data import _leading_size
+from ....curvature.operators import as_operator
+from ....curvature.symmetric_operator import SymmetricOperator
 from ....errors import InvalidArgument
 from ....landscape import Landscape
-from ....operators import SymmetricOperator, as_operator
+from ....theta.data import leading_size
 from ..._current import LiveLandscape, count, literal, version
 from ..batching import iterate_batches
 from ..linalg.backend import check_backend
@@ -158,7 +159,7 @@ class LandscapeOperator(CurvatureOperator):
 
 def sizes_of(batches: list[Any]) -> list[int]:
     """Samples of every batch, as a landscape counts them."""
-    return [_leading_size(batch) or 1 for batch in batches]
+    return [leading_size(batch) or 1 for batch in batches]
 
 
 def sizes_differ(batches: list[Any]) -> bool:

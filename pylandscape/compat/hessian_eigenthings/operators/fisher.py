@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ....data import untouched_random_state
-from ....engine_torch import eval_mode
+from ....curvature.symmetric_operator import SymmetricOperator
+from ....engines.eager import eval_mode
 from ....landscape import Landscape
-from ....losses import KnownLoss, resolve_loss
-from ....operators import SymmetricOperator
+from ....theta.data import untouched_random_state
+from ....theta.losses import KnownLoss, resolve_loss
 from ..batching import move_batch_to_device
 from ..loss_fns.standard import SupervisedSampleLoss
 from ..param_utils import ParamFilter

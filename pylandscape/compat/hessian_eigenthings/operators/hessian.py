@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ....curvature.symmetric_operator import SymmetricOperator
 from ....errors import InvalidArgument
 from ....landscape import Landscape
-from ....operators import SymmetricOperator
 from ..batching import assert_microbatch_safe
 from ..loss_fns.standard import SupervisedLoss
 from ..param_utils import ParamFilter

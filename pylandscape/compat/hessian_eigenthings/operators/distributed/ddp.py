@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from .....operators import SymmetricOperator
+from .....curvature.symmetric_operator import SymmetricOperator
 from ...param_utils import ParamFilter
 from ..hessian import HessianOperator, HvpMethod, LossFn
 

@@ -1,0 +1,185 @@
+"""The command line: `pylandscape demo | line | plane | interpolate | spectrum | eigen | convexity |
+plot | info`.
+
+The parser, and the commands that read files, do without torch, which takes seconds to import.
+
+Exit codes: 0 done; 1 a check failed (`theory`); 2 bad usage or input, with one line on stderr; 130
+interrupted, with how to resume. `--debug` shows tracebacks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import shlex
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..errors import InvalidArgument, PylandscapeError
+from .common import KINDS, NORMALIZATIONS, _picture_options, model_options
+from .info import _info
+from .pictures import SPECTRAL_KINDS, _plot
+from .surfaces import _grid_options, _interpolate, _line, _plane
+
+if TYPE_CHECKING:
+    pass
+
+
+BAD_INPUT, INTERRUPTED = 2, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code (argparse itself exits with 2 on bad usage)."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    os.environ.setdefault("MPLBACKEND", "Agg")  # pictures go to files: no window, no display needed
+    options, unknown = parser().parse_known_args(joined(arguments))
+    if unknown:  # with the command's own usage
+        options.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    try:
+        return int(options.run(options) or 0)
+    except KeyboardInterrupt:
+        print(_interrupted(options, arguments), file=sys.stderr)
+        return INTERRUPTED
+    except (PylandscapeError, OSError) as error:
+        return _failed(error, options)
+    except Exception as error:  # a user's model, or a mistake of ours: still one line
+        return _failed(error, options, f"{type(error).__name__}: ")
+
+
+def joined(arguments: Sequence[str]) -> list[str]:
+    """Words with "--x -1:1:51" as "--x=-1:1:51": to argparse a value with a "-" is an option."""
+    found: list[str] = []
+    for word in arguments:
+        if found and found[-1] in ("--x", "--y") and ":" in word:
+            found[-1] += f"={word}"
+        else:
+            found.append(word)
+    return found
+
+
+def parser() -> argparse.ArgumentParser:
+    from . import clouds, critical, studies
+    from .curvature import add_commands
+
+    top = argparse.ArgumentParser(
+        prog="pylandscape", description="Loss landscapes of PyTorch models: compute, draw, judge."
+    )
+    top.add_argument("--version", action=_Version, nargs=0, help="of pylandscape, torch and Python")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, run: Callable[[Any], int | None], text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(run=run, parser=sub)
+        sub.add_argument("--debug", action="store_true", help="show tracebacks")
+        return sub
+
+    demo = command("demo", _demo, "train a small network on digits and draw its loss landscape")
+    demo.add_argument("--out", default="pylandscape-demo", help="folder (default: %(default)s)")
+    demo.add_argument("--points", type=int, default=51, help="of each axis (default: %(default)s)")
+    demo.add_argument("--steps", type=int, default=300, help="of training (default: %(default)s)")
+    demo.add_argument("--seed", type=int, default=0)
+    demo.add_argument("--no-progress", action="store_true")
+
+    line = command("line", _line, "loss along one random direction")
+    plane = command("plane", _plane, "loss over two random directions")
+    between = command("interpolate", _interpolate, "loss between 2, 3 or 4 checkpoints")
+    for sub in (line, plane, between):
+        model_options(sub, required=True)
+        _grid_options(sub)
+    for sub in (line, plane):
+        sub.add_argument("--normalize", choices=NORMALIZATIONS, default="filter")
+        sub.add_argument(
+            "--ignore", action="append", metavar="KINDS",
+            help="parameters that do not move: bias,norm (default), one of them, or none",
+        )  # fmt: skip
+        sub.add_argument("--seed", type=int, default=0, help="of the directions (default: 0)")
+        sub.add_argument("--x", default="-1:1:51", metavar="MIN:MAX:N", help="default: %(default)s")
+    plane.add_argument("--y", default="-1:1:51", metavar="MIN:MAX:N", help="default: %(default)s")
+    plane.add_argument("--orthogonal", action="store_true", help="make the second direction so")
+    between.add_argument(
+        "--to", action="append", required=True, metavar="FILE",
+        help="checkpoint of the next vertex; the first one is the model as loaded. "
+        "1: line, 2: triangle, 3: bilinear square",
+    )  # fmt: skip
+    between.add_argument("--x", metavar="MIN:MAX:N", help="default -0.5:1.5:401 (line), 0:1:25")
+    between.add_argument("--y", metavar="MIN:MAX:N", help="default 0:1:25")
+
+    add_commands(command)
+    critical.add_commands(command)
+    clouds.add_commands(command)
+    studies.add_commands(command)
+
+    plot = command(
+        "plot", _plot, "draw a saved result; several curves or spectra go into one picture"
+    )
+    plot.add_argument("files", nargs="+", metavar="FILE")
+    plot.add_argument(
+        "--out", required=True, action="append", help=".png, .pdf, .svg; may be repeated"
+    )
+    _picture_options(plot, (*KINDS, *SPECTRAL_KINDS))
+    plot.add_argument(
+        "--symlog", action="store_true", help="eigenvalues linear near 0, logarithmic beyond"
+    )
+    plot.add_argument("--metric", default="loss")
+    plot.add_argument("--levels", help="how many contour levels, or their values: 0.1,0.2,0.5")
+    plot.add_argument("--trajectory", metavar="FILE", help="(T, 2) path to overlay, .npy or text")
+    plot.add_argument("--title")
+
+    info = command(
+        "info", _info, "what a saved result or a model is: provenance, verdict, layout, engine"
+    )
+    info.add_argument("files", nargs="*", metavar="FILE")
+    model_options(info, required=False)
+    return top
+
+
+class _Version(argparse.Action):
+    """Prints the versions, of torch as it is installed, and ends."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *ignored: Any) -> None:
+        from importlib.metadata import PackageNotFoundError, version
+
+        from .. import __version__
+
+        try:
+            torch = version("torch")
+        except PackageNotFoundError:
+            torch = "not installed"
+        print(f"pylandscape {__version__}, torch {torch}, Python {platform.python_version()}")
+        parser.exit()
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from ..experiments import demo
+
+    if options.points < 2:
+        raise InvalidArgument(f"--points: expected at least 2, got {options.points}")
+    demo.run(
+        options.out, points=options.points, steps=options.steps, seed=options.seed,
+        progress=not options.no_progress,
+    )  # fmt: skip
+
+
+def _failed(error: BaseException, options: argparse.Namespace, prefix: str = "") -> int:
+    if options.debug:
+        traceback.print_exception(error)
+    text = " ".join(str(error).split()) or type(error).__name__
+    hint = "" if options.debug or not prefix else " (--debug shows where)"
+    print(f"pylandscape: error: {prefix}{text}{hint}", file=sys.stderr)
+    return BAD_INPUT
+
+
+def _interrupted(options: argparse.Namespace, arguments: list[str]) -> str:
+    again = shlex.join(["pylandscape", *arguments])
+    out = getattr(options, "out", False)  # None: there is --out, and it was not given
+    if out is False or options.command in ("demo", "plot") or getattr(options, "layers", False):
+        return "\npylandscape: interrupted"
+    if out:
+        return (
+            f"\npylandscape: interrupted; what is done is kept beside {options.out}. "
+            f"To go on: {again}"
+        )
+    return "\npylandscape: interrupted; --out FILE.h5 would have kept it"

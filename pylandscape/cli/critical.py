@@ -1,0 +1,179 @@
+"""The commands `pylandscape classify` and `pylandscape reproduce`."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import InvalidArgument
+from .common import AddCommand
+
+if TYPE_CHECKING:
+    from ..landscape import Landscape
+    from ..results.critical_points import CriticalPoints
+
+TABLES = ("table1",)
+
+
+def add_commands(command: AddCommand) -> None:
+    """Give the parser the two commands; `command` makes one."""
+    from .common import model_options
+
+    classify = command(
+        "classify", _classify, "curvature class of many points: convex, concave, saddle, singular"
+    )
+    model_options(classify, required=True)
+    classify.set_defaults(plot=None)
+    classify.add_argument(
+        "--points", metavar="FILE",
+        help="(P, n) numbers, .npy, or walks, .h5; default: a gradient walk from random starts",
+    )  # fmt: skip
+    for name, default, text in (
+        ("--walks", 100, "of the gradient walk"),
+        ("--steps", 100, "of each walk"),
+        ("--bound", 1.0, "starts are uniform on [-bound, bound]"),
+        ("--fraction", 0.1, "longest step of a component, as a share of 2 bound"),
+    ):
+        classify.add_argument(
+            name, type=type(default), default=default, help=f"{text} (default: %(default)s)"
+        )
+    classify.add_argument("--seed", type=int, default=0, help="default: 0")
+    classify.add_argument("--rtol", type=float, help="|lambda| <= rtol max |lambda| is a zero")
+    classify.add_argument(
+        "--blocks", action="store_true", help="of the diagonal block of each parameter tensor"
+    )
+    classify.add_argument(
+        "--method", choices=("auto", "exact", "lanczos"), default="auto", help="default: auto"
+    )
+    classify.add_argument(
+        "--out", metavar="FILE.h5", help="the result; the same command resumes it"
+    )
+    classify.add_argument("--no-progress", action="store_true")
+
+    again = command("reproduce", _reproduce, "a published table, computed anew beside its numbers")
+    again.add_argument("table", choices=TABLES)
+    again.add_argument(
+        "--b", type=float, action="append", metavar="B",
+        help="starts are uniform on [-b, b]; may be repeated (default: 1)",
+    )  # fmt: skip
+    again.add_argument("--points", type=int, metavar="P", help="of each row, for a quick look")
+    again.add_argument(
+        "--datasets", action="append", metavar="NAMES", help="xor,iris,diabetes (default: all)"
+    )
+    again.add_argument("--depths", action="append", metavar="N", help="2,3,4 (default: all)")
+    again.add_argument("--rtol", type=float, default=1e-6, help="default: %(default)s")
+    again.add_argument(
+        "--blocks", action="store_true", help="blocks of parameter tensors, zeros only exact"
+    )
+    again.add_argument("--seed", type=int, default=0, help="default: 0")
+    again.add_argument("--threads", type=int, help="default: torch's")
+    again.add_argument(
+        "--out", default="pylandscape-table1", metavar="FOLDER",
+        help="the same command goes on there (default: %(default)s)",
+    )  # fmt: skip
+    again.add_argument("--no-progress", action="store_true")
+
+
+def about(found: CriticalPoints) -> list[str]:
+    """What a classification says: counts, how sure they are, what to know."""
+    lines = [f"result     {found!r}"]
+    table = str(found.sensitivity()).splitlines()
+    lines += [f"{'' if i else 'tolerance':<11}{text}" for i, text in enumerate(table)]
+    margins = found.margins[np.isfinite(found.margins)]
+    if margins.size:
+        near, none = int((margins < 2.0).sum()), int(np.isinf(found.margins).sum())
+        lines.append(
+            f"margins    {near:,} points lose their class when rtol moves by a factor of 2, "
+            f"{none:,} never; median factor of the others {np.median(margins):.3g}"
+        )
+    valid = found.index >= 0
+    if valid.any():
+        index, nullity = found.index[valid], found.nullity[valid]
+        lines.append(
+            f"inertia    {index.mean() / found.n:.1%} negative and {nullity.mean() / found.n:.1%} "
+            f"zero eigenvalues on average, of {found.n:,}"
+        )
+    return lines + [f"note       {note}" for note in found.notes]
+
+
+def _classify(options: argparse.Namespace) -> None:
+    from ..critical.classification import classify
+    from . import common
+
+    land = common.prepare(options)
+    points = _points(options, land)
+    there = bool(options.out) and Path(options.out).exists()
+    start = time.perf_counter()
+    found = classify(
+        land, points, rtol=options.rtol, blocks=options.blocks, method=options.method,
+        seed=options.seed, path=options.out, progress=not options.no_progress,
+    )  # fmt: skip
+    seconds = time.perf_counter() - start
+    print("\n".join(about(found)))
+    if there:
+        print(f"time       none: {options.out} held the answer to this very request")
+    else:
+        new = len(found) - found.info.get("resumed", 0)
+        print(
+            f"time       {seconds:.2f} s for {new:,} points, {1e3 * seconds / max(new, 1):.3g} ms "
+            "each"
+        )
+    if options.out:
+        print(f"written    {options.out}")
+
+
+def _points(options: argparse.Namespace, land: Landscape) -> Any:
+    """The points of --points, or of a walk."""
+    if options.points is None:
+        from ..clouds.walks import gradient_walk
+
+        walks = gradient_walk(
+            land, options.walks, options.steps, options.bound, options.fraction,
+            seed=options.seed, progress=not options.no_progress,
+        )  # fmt: skip
+        print(f"walks      {walks!r}")
+        return walks.flat()
+    if not Path(options.points).is_file():
+        raise InvalidArgument(f"--points: no file {options.points!r}")
+    if options.points.endswith(".npy"):
+        try:
+            return np.load(options.points, allow_pickle=False)
+        except (ValueError, EOFError) as error:
+            raise InvalidArgument(
+                f"--points: expected numbers (P, n) in {options.points}: {error}"
+            ) from error
+    from ..results.loading import load
+    from ..results.walks import Walks
+
+    found = load(options.points)
+    if not isinstance(found, Walks):
+        raise InvalidArgument(
+            f"--points: expected a .npy file or walks, got a {type(found).__name__}"
+        )
+    return found.flat()
+
+
+def _reproduce(options: argparse.Namespace) -> None:
+    from ..experiments.table1 import table1
+    from ..experiments.table1_cases import DATASETS, DEPTHS
+    from . import common
+    from .inputs import parse_names
+
+    common.set_threads(options)
+    depths: tuple[int, ...] = DEPTHS
+    if options.depths:
+        try:
+            depths = tuple(int(text) for text in parse_names(options.depths))
+        except ValueError as error:
+            raise InvalidArgument(f"--depths: expected 2, 3 or 4: {error}") from error
+    start = time.perf_counter()
+    table1(
+        options.out, bounds=tuple(options.b or (1.0,)), points=options.points,
+        datasets=parse_names(options.datasets) or DATASETS, depths=depths, rtol=options.rtol,
+        blocks=options.blocks, seed=options.seed, progress=not options.no_progress,
+    )  # fmt: skip
+    print(f"time       {time.perf_counter() - start:.1f} s")

@@ -1,0 +1,237 @@
+"""From the command line's words to objects: pkg.mod:name, checkpoints, axes, losses."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import os
+import pickle
+import sys
+import warnings
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import InvalidArgument, PylandscapeError
+
+if TYPE_CHECKING:  # torch is imported where it is needed: wrong words are refused before it is
+    from torch import Tensor, nn
+
+STATE_KEYS = ("state_dict", "model_state_dict", "model")
+PREFIXES = ("module.", "_orig_mod.")  # DataParallel, torch.compile
+SHOWN = 5  # names in a message
+
+
+def find(reference: str, option: str) -> Any:
+    """The object that "pkg.mod:name" names; the current directory is importable.
+
+    Raises:
+        InvalidArgument: not of that form, no such module or name, or the module fails when
+            imported.
+    """
+    module_name, colon, path = reference.partition(":")
+    if not (module_name and colon and path):
+        raise InvalidArgument(f"{option}: expected package.module:name, got {reference!r}")
+    if (here := os.getcwd()) not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        found: Any = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name and (module_name == error.name or module_name.startswith(error.name + ".")):
+            raise InvalidArgument(
+                f"{option}: no module {error.name!r} on the path (the current directory is on it)"
+            ) from error
+        raise InvalidArgument(f"{option}: {module_name} needs {error.name!r}: {error}") from error
+    except Exception as error:
+        raise InvalidArgument(
+            f"{option}: importing {module_name} raised {type(error).__name__}: {error}"
+        ) from error
+    for name in path.split("."):
+        if not hasattr(found, name):
+            raise InvalidArgument(f"{option}: {module_name} has no {name!r}")
+        found = getattr(found, name)
+    return found
+
+
+def call(reference: str, option: str) -> Any:
+    """What the factory "pkg.mod:name" returns."""
+    factory = find(reference, option)
+    if not callable(factory):
+        return factory
+    try:
+        return factory()
+    except PylandscapeError:
+        raise
+    except Exception as error:
+        raise InvalidArgument(
+            f"{option}: {reference}() raised {type(error).__name__}: {error}"
+        ) from error
+
+
+def load_model(reference: str, checkpoint: str | None) -> nn.Module:
+    """The factory's model in eval mode, with the checkpoint's parameters and buffers."""
+    from torch import nn
+
+    found = find(reference, "--model")
+    is_model = isinstance(found, nn.Module)
+    model = found if is_model else call(reference, "--model")
+    if not isinstance(model, nn.Module):
+        raise InvalidArgument(
+            f"--model: expected {reference}() to return a torch.nn.Module, got "
+            f"{type(model).__name__}"
+        )
+    if checkpoint is not None:
+        load_into(model, read_state(checkpoint), checkpoint)
+    return model.eval()
+
+
+def read_state(path: str | Path, option: str = "--checkpoint") -> dict[str, Tensor]:
+    """The state_dict in a checkpoint file, read without pickle (torch.load(weights_only=True)).
+
+    Accepts a state_dict, or a dict that has one under "state_dict", "model_state_dict" or "model";
+    takes "module." and "_orig_mod." off the names.
+
+    Raises:
+        InvalidArgument: no such file, not a checkpoint, or one that needs pickle.
+    """
+    if not Path(path).is_file():
+        raise InvalidArgument(f"{option}: no file {str(path)!r}")
+    import torch
+
+    try:
+        with warnings.catch_warnings():  # about the pickle protocol of a file we refuse anyway
+            warnings.simplefilter("ignore")
+            found = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if not _is_pickle(path):
+            raise InvalidArgument(f"{option}: {path} is not a torch checkpoint") from error
+        raise InvalidArgument(
+            f"{option}: {path} needs pickle: it holds more than tensors, and reading it would run "
+            'code that it brings. Where you trust it, save its tensors: python -c "import torch; '
+            f"m = torch.load({str(path)!r}, weights_only=False); "
+            "torch.save(m.state_dict() if hasattr(m, 'state_dict') else m['state_dict'], "
+            "'state.pt')\""
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        text = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InvalidArgument(f"{option}: {path} is not a torch checkpoint: {text}") from error
+    state = found
+    if isinstance(found, Mapping):
+        state = next((found[k] for k in STATE_KEYS if _is_state(found.get(k))), found)
+    if not _is_state(state):
+        got = (
+            f"a dict with {_some(list(map(str, found)))}"
+            if isinstance(found, Mapping)
+            else type(found).__name__
+        )
+        raise InvalidArgument(
+            f"{option}: expected a state_dict, or a dict with one under {', '.join(STATE_KEYS)}, "
+            f"in {path}, got {got}"
+        )
+    return {_bare(name): value for name, value in state.items() if isinstance(value, torch.Tensor)}
+
+
+def load_into(model: nn.Module, state: Mapping[str, Tensor], path: str) -> None:
+    """Copy a state_dict into a model; names and shapes must be the model's.
+
+    Raises:
+        InvalidArgument: lists the missing, unexpected and differently shaped names.
+    """
+    from torch import Tensor
+
+    own = model.state_dict()
+    missing = [n for n in own if n not in state]
+    extra = [n for n in state if n not in own]
+    shapes = [
+        f"{n}: model {tuple(v.shape)}, file {tuple(state[n].shape)}"
+        for n, v in own.items()
+        if n in state and isinstance(v, Tensor) and v.shape != state[n].shape
+    ]
+    problems = [
+        f"{word} {_some(names)}"
+        for word, names in (("missing", missing), ("unexpected", extra), ("other shape", shapes))
+        if names
+    ]
+    if problems:
+        raise InvalidArgument(f"--checkpoint: {path} is not of this model: {'; '.join(problems)}")
+    model.load_state_dict(state)
+
+
+def parse_axis(text: str, option: str) -> tuple[float, float, int]:
+    """(min, max, n) of "min:max:n".
+
+    Raises:
+        InvalidArgument: not three numbers, min >= max or n < 2, but for min == max and n == 1.
+    """
+    parts = text.split(":")
+    try:
+        low, high, count = float(parts[0]), float(parts[1]), int(parts[2])
+        wide = math.isfinite(high - low) and low < high and count > 1
+        ok = len(parts) == 3 and (wide or (low == high and count == 1))
+    except (ValueError, IndexError):
+        ok = False
+    if not ok:
+        raise InvalidArgument(
+            f"{option}: expected min:max:n with min < max and n > 1, such as -1:1:51, got {text!r}"
+        )
+    return low, high, count
+
+
+def parse_names(texts: list[str] | None) -> tuple[str, ...]:
+    """Comma-separated and repeated options as one tuple; "none" is the empty one."""
+    names = [n.strip() for text in texts or [] for n in text.split(",")]
+    return tuple(n for n in names if n and n != "none")
+
+
+def read_points(path: str, option: str) -> NDArray[np.float64]:
+    """(T, 2) numbers of a .npy file, or of a text file with two columns.
+
+    Raises:
+        InvalidArgument: no such file, or something else in it.
+    """
+    if not Path(path).is_file():
+        raise InvalidArgument(f"{option}: no file {path!r}")
+    try:
+        if path.endswith(".npy"):
+            return np.asarray(np.load(path, allow_pickle=False), dtype=np.float64)
+        delimiter = "," if "," in Path(path).read_text().partition("\n")[0] else None
+        return np.loadtxt(path, delimiter=delimiter, ndmin=2)
+    except (ValueError, EOFError) as error:
+        raise InvalidArgument(f"{option}: expected numbers (T, 2) in {path}: {error}") from error
+
+
+def named(reference: str, option: str) -> Any:
+    """A known name as it is, "pkg.mod:name" as the object; a Module class as its instance."""
+    if ":" not in reference:
+        return reference
+    found = find(reference, option)
+    from torch import nn
+
+    return found() if isinstance(found, type) and issubclass(found, nn.Module) else found
+
+
+def _is_pickle(path: str | Path) -> bool:
+    """Whether a file looks like torch.save's (a zip) or like a plain pickle (protocol 2 and up)."""
+    with open(path, "rb") as file:
+        return zipfile.is_zipfile(path) or file.read(1) == b"\x80"
+
+
+def _is_state(obj: Any) -> bool:
+    from torch import Tensor
+
+    return isinstance(obj, Mapping) and any(isinstance(v, Tensor) for v in obj.values())
+
+
+def _bare(name: str) -> str:
+    for prefix in PREFIXES:
+        name = name.removeprefix(prefix)
+    return name
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more

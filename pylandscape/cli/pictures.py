@@ -1,0 +1,68 @@
+"""The command plot: pictures of saved results."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import InvalidArgument
+from .common import _picture
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+SPECTRAL_KINDS = ("lines", "evolution")
+
+
+def _plot(options: argparse.Namespace) -> None:
+    from ..plots import surface
+    from ..results.eigen_pairs import EigenPairs
+    from ..results.loading import load
+    from ..results.spectral_density import Spectrum
+    from . import curvature
+
+    results: list[Any] = [load(path) for path in options.files]
+    for result in results:
+        if hasattr(result, "CONTENT"):
+            raise InvalidArgument(
+                f"FILE: expected curves, a surface or spectra, got a {type(result).__name__}; "
+                "`pylandscape cloud FILE --plot` draws clouds"
+            )
+    labels = [Path(path).stem for path in options.files] if len(results) > 1 else []
+    if any(isinstance(r, EigenPairs | Spectrum) for r in results):
+        axes = curvature.draw(results, options, labels)
+    else:
+        axes = _landscape_picture(results, options, labels)
+    for path in options.out:
+        print(f"written    {surface.save(axes, path)}")
+    surface.close(axes)
+
+
+def _landscape_picture(results: list[Any], options: argparse.Namespace, labels: list[str]) -> Axes:
+    from ..plots import surface
+
+    chosen: dict[str, Any] = _picture(options)
+    if options.title:
+        chosen["title"] = options.title
+    if len(results) > 1:
+        if any(hasattr(r, "y") for r in results):
+            raise InvalidArgument(
+                f"FILE: expected one surface or several curves, got {len(results)} files"
+            )
+        return surface.plot_lines(results, labels=labels, **chosen)
+    if options.levels:
+        chosen["levels"] = _levels(options.levels)
+    if options.trajectory:
+        from .inputs import read_points
+
+        chosen["trajectory"] = read_points(options.trajectory, "--trajectory")
+    return surface.plot(results[0], options.kind, **chosen)
+
+
+def _levels(text: str) -> int | list[float]:
+    try:
+        return [float(v) for v in text.split(",")] if "," in text else int(text)
+    except ValueError as error:
+        raise InvalidArgument(f"--levels: expected a count or numbers, got {text!r}") from error

@@ -1,0 +1,116 @@
+"""The commands line, plane and interpolate."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import InvalidArgument
+from .common import _picture, _picture_options, axis_of, normalization, prepare
+
+if TYPE_CHECKING:
+    from ..landscape import Landscape
+    from ..results.curve import Curve
+    from ..results.surface import Surface
+
+
+def _grid_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--metrics", action="append", metavar="NAMES", help="loss,accuracy,PKG.MOD:FN")
+    sub.add_argument(
+        "--out", metavar="FILE.h5", help="written as it goes; the same command resumes it"
+    )
+    sub.add_argument(
+        "--plot", action="append", metavar="FILE", help=".png, .pdf, .svg; may be repeated"
+    )
+    _picture_options(sub)
+    sub.add_argument("--no-progress", action="store_true")
+
+
+def _line(options: argparse.Namespace) -> None:
+    x = axis_of(options, "x")
+    from ..surfaces.grids import line
+    from ..theta.directions import random_directions
+
+    land, grid = _start(options)
+    (direction,) = random_directions(land, 1, seed=options.seed, **normalization(options))
+    finish(options, land, lambda: line(land, direction, x=x, **grid))
+
+
+def _plane(options: argparse.Namespace) -> None:
+    x, y = axis_of(options, "x"), axis_of(options, "y")
+    from ..surfaces.grids import plane
+    from ..theta.directions import random_directions
+
+    land, grid = _start(options)
+    d1, d2 = random_directions(
+        land, 2, seed=options.seed, orthogonal=options.orthogonal, **normalization(options)
+    )
+    finish(options, land, lambda: plane(land, d1, d2, x=x, y=y, **grid))
+
+
+def _interpolate(options: argparse.Namespace) -> None:
+    from ..surfaces.grids import interpolate
+    from .inputs import read_state
+
+    if len(options.to) > 3:
+        raise InvalidArgument(f"--to: expected 1 to 3 checkpoints, got {len(options.to)}")
+    if options.y and len(options.to) == 1:
+        raise InvalidArgument("--y: expected with two or three --to, got one --to")
+    x, y = (axis_of(options, name) if getattr(options, name) else None for name in ("x", "y"))
+    others = [read_state(path, "--to") for path in options.to]
+    land, grid = _start(options)
+    vertices = [land.origin, *others]
+    finish(options, land, lambda: interpolate(land, vertices, x, y, **grid))
+
+
+def _start(options: argparse.Namespace) -> tuple[Landscape, dict[str, Any]]:
+    """The landscape and the options that every grid takes."""
+    from .inputs import find, parse_names
+
+    if not options.out and not options.plot:
+        raise InvalidArgument("expected --out FILE.h5 or --plot FILE.png (or both), got neither")
+    flat = options.command == "line" or len(getattr(options, "to", ())) == 1
+    if flat and options.kind not in (None, "line"):
+        raise InvalidArgument(f"--kind: expected 'line' for a curve, got {options.kind!r}")
+    land = prepare(options)
+    names = parse_names(options.metrics) or ("loss",)
+    metrics = tuple(find(n, "--metrics") if ":" in n else n for n in names)
+    return land, {"path": options.out, "metrics": metrics, "progress": not options.no_progress}
+
+
+def finish(
+    options: argparse.Namespace, land: Landscape, compute: Callable[[], Curve | Surface]
+) -> None:
+    """Compute, report, draw."""
+    from ..plots import surface
+    from ..results.curve import Curve
+    from .words import about_convexity
+
+    there = bool(options.out) and Path(options.out).exists()
+    start = time.perf_counter()
+    result = compute()
+    seconds = time.perf_counter() - start
+    new = result.values.size - result.info.get("resumed", 0)
+    print(f"result     {result!r}")
+    if there:
+        print(f"time       none: {options.out} held the answer to this very request")
+    else:
+        rest = "" if new == result.values.size else f"; {result.values.size - new} were there"
+        print(
+            f"time       {seconds:.2f} s for {new} points of {land.n_params:,} parameters, "
+            f"{1e3 * seconds / max(new, 1):.3g} ms each{rest}"
+        )
+    if isinstance(result, Curve) and result.kind == "interpolation":
+        print(f"barrier    {result.barrier:.4g} above the line between the two losses")
+    if {"ratio", "lambda_max"} <= set(result.metrics):
+        print(about_convexity(result.metrics, result.info))
+    print(result.check())
+    if options.out:
+        print(f"written    {options.out}")
+    for path in options.plot or []:
+        axes = surface.plot(result, options.kind, **_picture(options))
+        print(f"written    {surface.save(axes, path)}")
+        surface.close(axes)

@@ -1,0 +1,1 @@
+"""Walks through parameter space and the loss-gradient clouds that they leave."""

@@ -1,0 +1,1 @@
+"""Critical points: found, classified, and the symmetries that relate them."""

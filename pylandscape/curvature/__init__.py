@@ -1,0 +1,1 @@
+"""Eigenpairs, spectra and traces of the matrices of L at one point."""

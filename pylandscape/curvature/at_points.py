@@ -1,0 +1,134 @@
+"""Loss, gradient and exact Hessian of many points of a small model, and their eigenvalues.
+
+Everything here is float64, whatever the model's dtype.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from ..arguments import check_landscape
+from ..engines.points.evaluator import block_size, eigenvalues
+from ..errors import InvalidArgument
+from ..theta import running_statistics
+
+if TYPE_CHECKING:
+    from ..landscape import Landscape
+
+
+MEMORY = 1 << 30  # bytes of Hessians that one call returns unless it is told more
+
+
+@dataclass(frozen=True)
+class PointGradients:
+    """losses (P,) and gradients (P, n), float64; NaN where a point or its loss is."""
+
+    losses: np.ndarray
+    gradients: np.ndarray
+
+    @property
+    def norms(self) -> np.ndarray:
+        """The Euclidean norms of the gradients (P,)."""
+        return np.linalg.norm(self.gradients, axis=1)
+
+
+@dataclass(frozen=True)
+class PointHessians(PointGradients):
+    """The same with Hessians (P, n, n), exactly symmetric; None with ``matrices=False``."""
+
+    matrices: np.ndarray | None
+
+    def eigenvalues(self) -> np.ndarray:
+        """(P, n) ascending, as `eigenvalues`."""
+        if self.matrices is None:
+            raise InvalidArgument("matrices: expected Hessians, got matrices=False")
+        return eigenvalues(self.matrices)
+
+
+def gradients(land: Landscape, points: Any) -> PointGradients:
+    """L and its gradient at every point.
+
+    Args:
+        points: (P, n), tensor or array; a point that is not finite gives NaN for itself alone.
+
+    Returns:
+        losses (P,) in units of L, gradients (P, n) in L per unit of parameter, float64.
+
+    Raises:
+        InvalidArgument: points of another shape.
+    """
+    return PointGradients(*land.point_evaluator().gradients(as_points(land, points)))
+
+
+def hessians(
+    land: Landscape, points: Any, *, matrices: bool = True, memory: int | None = None
+) -> PointHessians:
+    """L, its gradient and its exact Hessian at every point.
+
+    Args:
+        points: (P, n), tensor or array; a point that is not finite gives NaN for itself alone.
+        matrices: False leaves the Hessians out.
+        memory: bytes that the Hessians may take together; default 1 GiB.
+
+    Returns:
+        losses (P,), gradients (P, n) and matrices (P, n, n), float64. The matrices are exactly
+        symmetric. At kinks (relu and its like) derivatives are those almost everywhere.
+
+    Raises:
+        InvalidArgument: points of another shape, or more than ``memory``.
+    """
+    p = as_points(land, points)
+    evaluator = land.point_evaluator()
+    if not matrices:
+        return PointHessians(*evaluator.gradients(p), None)
+    check_memory(len(p), land.n_params, memory)
+    return PointHessians(*evaluator.hessians(p))
+
+
+def iterate_hessians(
+    land: Landscape, points: Any, *, block: int | None = None
+) -> Iterator[tuple[slice, PointHessians]]:
+    """`hessians` block by block: (which points, their answers), memory bounded whatever P.
+
+    ``block``: points of one; default as many as take 64 MiB.
+    """
+    p = as_points(land, points)
+    evaluator = land.point_evaluator()
+    size = block or block_size(land.n_params)
+    for first in range(0, len(p), size):
+        part = slice(first, min(first + size, len(p)))
+        yield part, PointHessians(*evaluator.hessians(p[part]))
+
+
+def as_points(land: Landscape, points: Any) -> np.ndarray:
+    """Points as a contiguous float64 array (P, n); a module or state dict, whose buffers must be
+    the landscape's (``Landscape.at``), as one point."""
+    check_landscape(land, "gradients and hessians")
+    if isinstance(points, nn.Module | Mapping):
+        points = running_statistics.point(land, points, "points")[None, : land.n_params]
+    p = points.detach().cpu() if isinstance(points, Tensor) else points
+    try:
+        found = np.ascontiguousarray(p, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise InvalidArgument(
+            f"points: expected numbers (P, {land.n_params}), got {type(points).__name__}: {error}"
+        ) from error
+    if found.ndim != 2 or found.shape[1] != land.n_params:
+        raise InvalidArgument(f"points: expected shape (P, {land.n_params}), got {found.shape}")
+    return found
+
+
+def check_memory(count: int, n: int, memory: int | None) -> None:
+    """Raises InvalidArgument where ``count`` Hessians take more than ``memory`` bytes."""
+    need, allowed = count * n * n * 8, MEMORY if memory is None else memory
+    if need > allowed:
+        raise InvalidArgument(
+            f"points: {count} Hessians of order {n} need {need / 2**30:.3g} GiB, and "
+            f"{allowed / 2**30:.3g} GiB are allowed: pass memory= (bytes), take blocks from "
+            "iterate_hessians(), or let classify() answer from Lanczos (method='lanczos')"
+        )

@@ -1,0 +1,297 @@
+"""The check of a capture: the compiled program must be the module, in values and in derivatives.
+
+Values are compared at theta and at two points near it, with the module run by the torch engine,
+which moves the parameters as a user's own loop would. Derivatives are autograd's: a forward pass
+may separate them from its values (``detach``, ``no_grad``, gradient hooks, autograd functions of
+its own), of which a graph of values knows nothing. So one gradient and one Hessian product of the
+program are compared with autograd's too, at the points near theta (at theta itself, parameters that
+are exactly zero can put many samples on a kink, where either side's slope is right).
+
+The loss of this comparison is a sum of squares over a few samples, with residuals as large as the
+outputs: its gradient is that of a random sum of the outputs, which no saturated loss hides. Both
+sides run in float64, where rounding is far from every kink, unless the model cannot.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import NotLowered, out_of_memory
+from ..lowering.capture import Final, first_line, restored_attributes
+from ..theta.data import Batch
+from ..theta.losses import KnownLoss
+from ..theta.running_statistics import KIND, is_variance
+from .eager import TorchEngine
+
+if TYPE_CHECKING:
+    from ..lowering.build import Data
+    from ..theta.layout import ParameterLayout
+
+CHECKED_SAMPLES, CHECKED_BATCHES = 256, 2
+MOVED_SAMPLES = 16  # at the points near theta, and of derivatives
+_STEP = 0.1  # of each parameter tensor's spread, to the points near theta
+_LEAST = 1e-11  # of the whole gradient: rounding in float64 of what cancels exactly
+
+
+MIXED = "samples depend on their batch"  # no compiled derivatives
+
+
+class Separated(Final):
+    """The graph has the module's values but not its derivatives; another graph has neither."""
+
+
+def check_outputs(
+    engine: Any, model: nn.Module, layout: ParameterLayout, theta: Tensor, data: Data
+) -> None:
+    """The outputs over all ``data`` must be the module's on its first samples, at three points."""
+    rows = data.inputs[:CHECKED_SAMPLES]
+    fixed = {
+        name: t.detach().to(data.dtype) if t.is_floating_point() else t.detach().clone()
+        for name, t in (*model.named_parameters(), *model.named_buffers())
+    }
+    for point in checked_points(layout, theta.detach().to("cpu", data.dtype)):
+        got = engine.outputs_at(point[None])[0]
+        with torch.no_grad(), restored_attributes(model):
+            state = {**fixed, **layout.unflatten(point)}
+            expected = torch.func.functional_call(model, state, (rows,), tie_weights=True)
+        few = len(got) * len(rows) // len(data.inputs)
+        _compare(got[:few].cpu(), expected, len(engine.ops))
+
+
+def check_batches(
+    engine: Any,
+    model: nn.Module,
+    loss: KnownLoss,
+    layout: ParameterLayout,
+    theta: Tensor,
+    data: Data,
+    bn: str,
+) -> None:
+    """The outputs over ``data`` must be the torch engine's, at three points."""
+    points = torch.stack(checked_points(layout, theta.detach().to("cpu", data.dtype)))
+    expected = _outputs(_reference(model, loss, layout, data, bn), points)
+    for got, want in zip(engine.outputs_at(points), expected, strict=True):
+        _compare(got.cpu(), want, len(engine.ops))
+
+
+def check_capture(
+    engine_of: Callable[[Data, KnownLoss], Any],
+    model: nn.Module,
+    loss: KnownLoss,
+    layout: ParameterLayout,
+    theta: Tensor,
+    few: Data,
+    bn: str,
+) -> str | None:
+    """Values and derivatives of ``engine_of(data, loss)``; raises NotLowered where they differ.
+
+    Gives what `check_derivatives` does. Fewer samples serve at the moved points, unless a sample's
+    outputs depend on the others.
+    """
+    engine = engine_of(few, loss)
+    points = torch.stack(checked_points(layout, theta.detach().to("cpu", few.dtype)))
+    found = engine.outputs_at(points)
+    together = engine.mixes or bn == "recompute"
+    reference = _reference(model, loss, layout, few, bn)
+    expected = _outputs(reference, points if together else points[:1])
+    for got, want in zip(found, expected, strict=False):
+        _compare(got, want, len(engine.ops))
+    if engine.mixes:
+        return MIXED
+    fewer, samples = few.first(CHECKED_BATCHES, MOVED_SAMPLES // CHECKED_BATCHES)
+    per_sample = len(found[0]) // max(1, len(few.inputs))
+    rows = (samples[:, None] * per_sample + torch.arange(per_sample)).reshape(-1)
+    if not together:
+        expected = _outputs(_reference(model, loss, layout, fewer, bn), points[1:])
+        for got, want in zip(found[1:], expected, strict=True):
+            _compare(got[rows], want, len(engine.ops))
+    return check_derivatives(engine_of, model, layout, points[1:], fewer, found[0][rows], bn)
+
+
+def check_derivatives(
+    engine_of: Callable[[Data, KnownLoss], Any],
+    model: nn.Module,
+    layout: ParameterLayout,
+    points: Tensor,
+    few: Data,
+    outputs: Tensor,
+    bn: str,
+) -> str | None:
+    """A gradient and a Hessian product must be autograd's; raises Separated where they are not.
+
+    ``points`` are those near theta; ``outputs`` those at theta. Gives the reason why derivatives
+    must be left to torch: the program has none, or autograd fails (and shall do so for the user).
+    """
+    generator = torch.Generator().manual_seed(1)
+    at = torch.nan_to_num(outputs.double(), 0.0, 0.0, 0.0)
+    scale = float(at.abs().max()) if at.numel() else 0.0
+    residuals = (scale or 1.0) * torch.randn(at.shape, generator=generator, dtype=at.dtype)
+    own = torch.finfo(few.dtype).eps
+    problem: Exception | None = None
+    for dtype in dict.fromkeys((torch.float64, few.dtype)):
+        data = few.in_dtype(dtype, at + residuals)
+        # In float32, samples within rounding of a kink have either slope.
+        tolerance = own**0.5 * (1 if dtype == torch.float64 else 30)
+        noise = 100 * torch.finfo(dtype).eps * float(torch.linalg.vector_norm(residuals))
+        try:
+            engine = engine_of(data, _SQUARES)
+            reference = _reference(model, _SQUARES, layout, data, bn)
+            compare = _Comparison(layout, tolerance, noise)
+            point = _agreeing(engine, reference, compare, points.to(dtype))
+        except NotLowered as refusal:
+            if isinstance(refusal, Separated):
+                raise
+            return refusal.reason  # no derivatives in the program
+        except Exception as error:  # the model cannot run in float64, or has no derivatives
+            if out_of_memory(error):
+                raise
+            problem = error
+            continue
+        if _own_functions():
+            _check_product(engine, reference, compare, point)
+        return None
+    assert problem is not None
+    return f"autograd gives none: {first_line(problem)}"
+
+
+def checked_points(layout: ParameterLayout, theta: Tensor) -> list[Tensor]:
+    """theta, and two points not far from it."""
+    generator = torch.Generator().manual_seed(0)
+    points = [theta]
+    for _ in range(2):
+        point = theta.clone()
+        for entry in layout.entries:
+            part = point[entry.offset : entry.offset + entry.numel]
+            spread = part.std() if part.numel() > 1 else part.abs().sum()
+            step = _STEP * (float(spread) + 1e-3)
+            part += step * torch.randn(part.shape, generator=generator, dtype=point.dtype)
+            if is_variance(entry):
+                part.abs_()
+        points.append(point)
+    return points
+
+
+_SQUARES = KnownLoss("mse", "sum")
+
+
+def _reference(
+    model: nn.Module, loss: KnownLoss, layout: ParameterLayout, data: Data, bn: str
+) -> TorchEngine:
+    batches = [Batch((x, y), x, y, len(x)) for x, y in data.batches()]
+    reference = TorchEngine(
+        model, loss, batches, layout, dtype=data.dtype, device=torch.device("cpu"), bn=bn
+    )
+    reference.assume_ordinary()  # the landscape's own engine has looked
+    return reference
+
+
+def _outputs(reference: TorchEngine, points: Tensor) -> list[Any]:
+    """The module's outputs at each of the points (p, n)."""
+    found: list[Any] = []
+
+    def outputs(of: Tensor, target: Any) -> float:
+        found.append(of)
+        return 0.0
+
+    reference.prepare_points((outputs,))(points)
+    return found
+
+
+def _agreeing(engine: Any, reference: TorchEngine, compare: _Comparison, points: Tensor) -> Tensor:
+    """The first point at which the gradients agree; raises Separated where they do nowhere."""
+    worst, where = -1.0, ""
+    for point in points:
+        gap, name = compare(engine.gradient(point), reference.gradient(point))
+        if gap <= compare.tolerance:
+            return point
+        worst, where = max((worst, where), (gap, name))
+    raise Separated(
+        "the forward pass separates values from derivatives: the program's gradient in "
+        f"{where!r} differs from autograd's by {_percent(worst)}"
+    )
+
+
+def _check_product(
+    engine: Any, reference: TorchEngine, compare: _Comparison, point: Tensor
+) -> None:
+    generator = torch.Generator().manual_seed(2)
+    v = torch.randn(1, len(point), generator=generator, dtype=point.dtype)
+    for entry in compare.layout.entries:
+        if entry.kind == KIND:
+            v[:, entry.offset : entry.offset + entry.numel] = 0.0
+    try:
+        got = engine.product("hessian", point, v)[0]
+        with warnings.catch_warnings():  # of kernels that are replaced
+            warnings.simplefilter("ignore")
+            want = reference.product("hessian", point, v)[0]
+    except Exception as error:  # the program or torch has no second derivative of an op
+        if out_of_memory(error):
+            raise
+        return
+    gap, where = compare(got, want)
+    if gap > compare.tolerance:
+        raise Separated(
+            "the forward pass separates values from derivatives: the program's product with the "
+            f"Hessian differs from autograd's in {where!r} by {_percent(gap)}"
+        )
+
+
+def _own_functions(of: Any = torch.autograd.Function) -> bool:
+    """Whether there are autograd functions that are not torch's own."""
+    return any(
+        _own_functions(kind) or kind.__module__.partition(".")[0] != "torch"
+        for kind in of.__subclasses__()
+    )
+
+
+class _Comparison:
+    """(got, want) -> the largest relative difference in a parameter tensor, and its name.
+
+    ``noise``: absolute rounding; what is also below rounding of the whole vector counts as equal.
+    """
+
+    def __init__(self, layout: ParameterLayout, tolerance: float, noise: float) -> None:
+        self.layout = layout
+        self.entries = [e for e in layout.entries if e.kind != KIND]
+        self.tolerance, self.noise = tolerance, noise
+
+    def __call__(self, got: Tensor, want: Tensor) -> tuple[float, str]:
+        got, want = got.double().cpu(), want.double().cpu()
+        finite = torch.isfinite(want)
+        whole = float(torch.linalg.vector_norm(want[finite]))
+        least = max(_LEAST, 100 * self.tolerance**2) * whole + self.noise
+        worst, where = 0.0, self.entries[0].name
+        for e in self.entries:
+            part = slice(e.offset, e.offset + e.numel)
+            a, b, known = got[part], want[part], finite[part]
+            if not bool((torch.isfinite(a) == known).all()):
+                return float("inf"), e.name
+            off = float(torch.linalg.vector_norm((a - b)[known]))
+            size = max(float(torch.linalg.vector_norm(t[known])) for t in (a, b))
+            if off > least and off > worst * size:
+                worst, where = off / size, e.name
+        return worst, where
+
+
+def _percent(gap: float) -> str:
+    return f"{100 * gap:.0f} %" if gap > 0.1 else f"{100 * gap:.2g} %"
+
+
+def _compare(got: Tensor, expected: Any, ops: int) -> None:
+    """Raises NotLowered where the program's outputs are not the module's."""
+    if not isinstance(expected, Tensor) or expected.shape != got.shape:
+        raise NotLowered("the program's outputs have another shape than the module's")
+    tolerance = torch.finfo(got.dtype).eps * 500 * (2 + ops)
+    finite = torch.isfinite(expected)
+    scale = float(expected[finite].abs().max()) if bool(finite.any()) else 0.0
+    error = float((got - expected)[finite].abs().max()) if bool(finite.any()) else 0.0
+    if not error <= tolerance * scale or not bool((torch.isfinite(got) == finite).all()):
+        raise NotLowered(
+            f"the program's outputs differ from the module's by {error:.3g} "
+            f"(scale {scale:.3g}): the captured graph does not describe the module"
+        )

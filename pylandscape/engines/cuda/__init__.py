@@ -1,0 +1,1 @@
+"""The engine of one GPU: programs, derivatives and their recorded graphs."""

@@ -1,0 +1,891 @@
+"""The torch engine: any module, loss or objective, run as the user's own loop would run it.
+
+The engine owns a copy of the module (theta/snapshot.py). A point theta is written into the copy's
+parameters in place, and the copy is called: what the module does with its parameters, wherever it
+holds them, it does here. Derivatives are autograd's with respect to these parameters.
+
+Before every point the copy is as it was when the landscape was made: buffers, attributes, tensors
+changed in place. Within a point, batches run in their order and see the state that earlier ones
+left, as in a loop over the data. Random numbers start from the same state at every point and leave
+the global generators alone.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.utils.checkpoint
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from ..arrays import digest_of_all
+from ..errors import InvalidArgument, out_of_memory, wrapping
+from ..lowering.capture import restored_attributes
+from ..theta.data import Batch, untouched_random_state
+from ..theta.layout import ParameterLayout
+from ..theta.losses import FreeLoss, KnownLoss, Objective, as_scalar
+from ..theta.losses import metric_name as _name
+from ..theta.running_statistics import KIND
+from ..theta.snapshot import Snapshot, State, same_bits
+from .eager_derivatives import MEMORY, Derivatives
+
+_SEED = 0  # of the random numbers that a forward pass draws, at every point
+_STEP = 0.1  # of each parameter tensor's spread: where the copy is compared with the module
+_ROUNDING = 64  # eps of the coarsest parameters: two kernels' values of one loss
+LOCK = threading.RLock()  # torch's switches and generators belong to the whole process
+
+
+def call_model(model: nn.Module, inputs: Any) -> Any:
+    """model(x), model(*inputs) for a tuple or list, model(**inputs) for a mapping."""
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    if isinstance(inputs, tuple | list):
+        return model(*inputs)
+    return model(inputs)
+
+
+@contextmanager
+def eval_mode(model: nn.Module, train_norms: bool = False) -> Iterator[None]:
+    """Eval mode, undone for every module afterwards.
+
+    With ``train_norms``, batch-norm layers use the batch's statistics and track none.
+    """
+    with restored_attributes(model):
+        for module in model.modules():
+            module.training = train_norms and isinstance(module, _BatchNorm)
+            if module.training:
+                module.track_running_stats = False  # type: ignore[assignment]
+        yield
+
+
+class _Checkpoint:
+    """Stands for re-entrant checkpointing, whose gradients torch.autograd.grad cannot ask for."""
+
+    @staticmethod
+    def apply(function: Callable[..., Any], preserve: bool, *args: Any) -> Any:
+        if any(isinstance(a, Tensor) and a.requires_grad for a in args):
+            return function(*args)
+        with torch.no_grad():  # torch's own gives no gradient either
+            return function(*args)
+
+
+class _Touch(TorchDispatchMode):
+    """Notes whether an operation reads one of the storages."""
+
+    def __init__(self, storages: set[int]) -> None:
+        super().__init__()
+        self._storages, self.found = storages, False
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        for t in tree_leaves((args, kwargs)):
+            if isinstance(t, Tensor) and t.layout == torch.strided:
+                self.found |= t.untyped_storage().data_ptr() in self._storages
+        return func(*args, **(kwargs or {}))
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """What a model and its loss give for a batch."""
+
+    model: nn.Module
+    loss: KnownLoss | FreeLoss | Objective
+
+    def outputs(self, batch: Batch) -> Any:
+        """The model's outputs, or the objective's value."""
+        if isinstance(self.loss, Objective):
+            return self.loss.fn(self.model, batch.raw)
+        return call_model(self.model, batch.inputs)
+
+    def weighed(self, output: Any, batch: Batch, index: int) -> tuple[Tensor, float]:
+        """The batch's shares of numerator (float64) and denominator, from its outputs."""
+        if isinstance(self.loss, KnownLoss):
+            if not isinstance(output, Tensor):
+                raise InvalidArgument(
+                    f"data: {self.loss.kind} expected a model whose output is one tensor, got "
+                    f"{type(output).__name__}; pass objective=f(model, batch), for example "
+                    "lambda model, batch: model(**batch).loss"
+                )
+            if self.loss.reduction == "sum":
+                return self.loss.total(output, batch.target), float(index == 0)
+            weight = self.loss.denominator(batch.target, tuple(output.shape))
+            return self.loss.total(output, batch.target), weight
+        if isinstance(self.loss, Objective):
+            weight = self.loss.weights[index]
+            return as_scalar(output, "objective").double() * weight, weight
+        value = as_scalar(self.loss.fn(output, batch.target), "loss")
+        return value.double() * batch.size, float(batch.size)
+
+
+class TorchEngine:
+    """Answers questions about L by running a copy of the module; deterministic at equal threads.
+
+    Args:
+        model: copied, together with what a free loss or an objective holds of it, unless its
+            ``snapshot`` and a loss rebound to it are given.
+        layout: of the parameters (and statistics) that a point moves.
+        dtype, device: where and in what to compute; None: the model's own dtype.
+        memory: bytes that derivatives may keep at one theta.
+    """
+
+    name = "torch"
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: KnownLoss | FreeLoss | Objective,
+        batches: Sequence[Batch],
+        layout: ParameterLayout,
+        *,
+        dtype: torch.dtype | None,
+        device: torch.device,
+        bn: str,
+        memory: int = MEMORY,
+        snapshot: Snapshot | None = None,
+    ) -> None:
+        self._kept_open = snapshot is not None  # its owner releases it
+        if snapshot is None:
+            with LOCK:  # it may be another engine's model, which a session moves
+                snapshot = Snapshot(model, dtype, device)
+                loss = rebound(snapshot, loss)
+        self.model, self._snapshot = snapshot.model, snapshot
+        self.loss, self._layout, self.bn, self.device = loss, layout, bn, device
+        self._digest: str | None = None
+        self.pass_ = _Pass(self.model, loss)
+        self.batches = [_cast_batch(batch, dtype) for batch in batches]
+        self._tensors = [batch.tensors() for batch in self.batches]
+        self._data_versions = [[t._version for t in tensors] for tensors in self._tensors]
+        named = {**dict(self.model.named_buffers()), **dict(self.model.named_parameters())}
+        self._slots = [named[e.name] for e in layout.entries]
+        # The parameters that derivatives are in; statistics (bn="interpolate") come after them.
+        self.leaves = [
+            t for t, e in zip(self._slots, layout.entries, strict=True) if e.kind != KIND
+        ]
+        moved = {id(t) for t in self._slots}
+        for module in self.model.modules():
+            module.training = False
+        for parameter in self.model.parameters():
+            if parameter.is_floating_point():
+                parameter.requires_grad_(id(parameter) in moved)
+            parameter.grad = None
+        dtypes = {t.dtype for t in self._slots}
+        self.dtype = max(dtypes, key=lambda d: (torch.finfo(d).bits, torch.finfo(d).eps))
+        if torch.finfo(self.dtype).bits < 32:
+            self.dtype = torch.float32
+        self._origin = torch.cat([t.detach().to(self.dtype).reshape(-1) for t in self._slots])
+        self._flat = self._as_one_tensor(dtypes)
+        self._views = [t.data for t in self._slots]  # written without a new version of the slots
+        self._addresses = [t.data_ptr() for t in self._slots]
+        frozen = {id(p) for p in self.model.parameters() if id(p) not in moved}
+        with self._modes():
+            self._state = State(snapshot.copies(), snapshot.cells, moved, frozen)
+        self.sizes = [t.numel() for t in self._slots]
+        self._depth = 0
+        self._looked = False
+        self._first: float | None = None  # L at the origin, from the first run
+        self._needs_grad = False  # values: the forward pass differentiates, or differs without
+        self.writes_input = False
+        self.writes_state = False  # into tensors, in place
+        self.keeps_state = False  # anywhere
+        self._draws: list[str] = []  # generators other than torch's: "random", "numpy"
+        self._derivatives = Derivatives(self, memory)
+
+    def prepare(
+        self, theta: Tensor, directions: Tensor, metrics: Sequence[Any]
+    ) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+        """A function of coefficients (g, k) to {metric: (g,)} along directions (k, n)."""
+        direct = self._flat is not None and self._flat.dtype == theta.dtype
+        work = self._flat if direct and self._flat is not None else torch.empty_like(theta)
+        transposed = directions.to(theta).T
+
+        def evaluate(coefficients: np.ndarray) -> dict[str, np.ndarray]:
+            c = torch.as_tensor(np.asarray(coefficients)).to(theta)
+
+            def write(index: int) -> None:
+                torch.addmv(theta, transposed, c[index], out=work)
+                if not direct:
+                    self.place(work)
+
+            return self._evaluate(len(c), write, metrics)
+
+        return evaluate
+
+    def prepare_points(self, metrics: Sequence[Any]) -> Callable[[Tensor], dict[str, np.ndarray]]:
+        """The same for arbitrary points (p, n)."""
+
+        def evaluate(points: Tensor) -> dict[str, np.ndarray]:
+            return self._evaluate(len(points), lambda i: self.place(points[i]), metrics)
+
+        return evaluate
+
+    def gradient(self, theta: Tensor) -> Tensor:
+        """(n,) float64. With bn="recompute" the statistics are those at theta, held fixed.
+
+        As in all of this class, n counts what the layout moves, statistics among it
+        (bn="interpolate"); derivatives in those are zero. Raises NotDifferentiable where L depends
+        on theta in a way that autograd does not follow.
+        """
+        return self._derivatives.gradient(theta)
+
+    def product(self, matrix: str, theta: Tensor, vectors: Tensor) -> Tensor:
+        """(k, n) float64 for vectors (k, n): "hessian", "gauss_newton" or "covariance" times v.
+
+        By double backward; batch-norm statistics as in `gradient`. Graphs at theta are kept for the
+        next call where they fit ``memory``. Raises InvalidArgument where there is no such matrix.
+        """
+        return self._derivatives.product(matrix, theta, vectors)
+
+    def per_sample_gradients(self, theta: Tensor) -> Tensor:
+        """(N, n) of theta's dtype; their mean is `gradient`. Raises as the covariance."""
+        return self._derivatives.per_sample_gradients(theta)
+
+    def fixed_digest(self) -> str:
+        """SHA-256 of what theta does not hold: buffers and the parameters left out."""
+        if self._digest is None:
+            fixed = {
+                name: tensor
+                for name, tensor in (*self.model.named_parameters(), *self.model.named_buffers())
+                if name not in self._layout.aliases
+            }
+            with LOCK, torch.inference_mode(False):
+                self._digest = digest_of_all([dict(sorted(fixed.items()))])
+        return self._digest
+
+    @contextmanager
+    def session(self) -> Iterator[None]:
+        """Inside, points may be moved and the model run; after it, all is as it was before."""
+        with LOCK, ExitStack() as stack:
+            if torch.is_inference_mode_enabled():
+                stack.enter_context(torch.inference_mode(False))
+            draws = bool(self._draws) or not self._looked
+            stack.enter_context(_switches(self.device, draws))
+            stack.enter_context(self._modes())
+            self._depth += 1
+            try:
+                if not self._looked:
+                    self._look()
+                yield
+            finally:
+                self._depth -= 1
+                if self._depth == 0:
+                    _persistently(self._to_origin)
+
+    def move(self, theta: Tensor) -> None:
+        """Puts the model at theta (n,), with the state of the landscape's making; seeds."""
+        self._state.restore()
+        self.place(theta)
+        self._begin()
+
+    def place(self, theta: Tensor) -> None:
+        """theta (n,) into the parameters, in place."""
+        if [t.data_ptr() for t in self._slots] != self._addresses:  # a forward pass swapped them
+            for t, view in zip(self._slots, self._views, strict=True):
+                t.data = view
+        if self._flat is not None:
+            self._flat.copy_(theta.detach())
+        else:
+            theta = theta.detach().to(self.device)
+            parts = [
+                part.view(e.shape)
+                for part, e in zip(theta.split(self.sizes), self._layout.entries, strict=True)
+            ]
+            torch._foreach_copy_(self._views, parts)
+
+    def statistics(self) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+        """The buffers of batch norm in use, to be put back by `put`."""
+        return [(norm._buffers, dict(norm._buffers)) for norm in self._norms()]
+
+    def put(self, statistics: list[tuple[dict[str, Any], dict[str, Any]]]) -> None:
+        for table, values in statistics:
+            table.update(values)
+
+    def batch(self, index: int) -> Batch:
+        """The batch for one run of the model."""
+        return self.batches[index].fresh() if self.writes_input else self.batches[index]
+
+    def outputs(self, batch: Batch) -> Any:
+        """The model's outputs, or the objective's value."""
+        return self.pass_.outputs(batch)
+
+    def weighed(self, output: Any, batch: Batch, index: int) -> tuple[Tensor, float]:
+        """The batch's shares of numerator (float64) and denominator, from its outputs."""
+        result = self.pass_.weighed(output, batch, index)
+        tensors = self._tensors[index]
+        if [t._version for t in tensors] != self._data_versions[index]:
+            raise InvalidArgument(
+                f"data: the model or its loss wrote into batch {index}, which it did not when the "
+                "landscape was made; expected code that leaves its inputs alone or always writes "
+                "into them: clone them first"
+            )
+        return result
+
+    def batch_loss(self, index: int) -> tuple[Tensor, float, Any]:
+        """The batch's share of the numerator, its share of the denominator, the outputs."""
+        batch = self.batch(index)
+        output = self.outputs(batch)
+        return *self.weighed(output, batch, index), output
+
+    def obstacle(self) -> str | None:
+        """Why no captured graph could stand for the model, from what its first run did."""
+        if self.writes_state:
+            return "the forward pass changes tensors that it keeps"
+        if self._draws:
+            return "the forward pass draws random numbers"
+        if self._needs_grad:
+            return "the forward pass needs gradients enabled"
+        return None
+
+    def reads_parameters(self) -> bool:
+        """Whether the model or its loss reads what theta moves, at all. Inside a session."""
+        storages = {t.untyped_storage().data_ptr() for t in self.leaves if t.numel()}
+        self._state.restore()
+        with _Touch(storages) as touch, self.grad_mode():
+            for index in range(len(self.batches)):
+                self.batch_loss(index)
+                if touch.found:
+                    return True
+        return False
+
+    def functional_loss(self, theta: Tensor) -> Tensor:
+        """L at theta (n,) as a function that torch.func can transform. Inside a session.
+
+        The model's tensors are swapped for views of theta, which not every model follows.
+        """
+        parts = theta.split(self.sizes)
+        state = {
+            e.name: part.view(e.shape).to(t.dtype)
+            for e, part, t in zip(self._layout.entries, parts, self._slots, strict=True)
+        }
+        total: Any = 0.0
+        denominator = 0.0
+        for index in range(len(self.batches)):
+            batch = self.batch(index)
+            if isinstance(self.loss, Objective):
+                swapped = _Swapped(self.model, self.loss.fn)
+                named = {f"model.{name}": t for name, t in state.items()}
+                output = torch.func.functional_call(swapped, named, (batch.raw,), tie_weights=True)
+            else:
+                inputs = batch.inputs
+                swapped = _Swapped(self.model, call_model)
+                named = {f"model.{name}": t for name, t in state.items()}
+                output = torch.func.functional_call(swapped, named, (inputs,), tie_weights=True)
+            share, weight = self.weighed(output, batch, index)
+            total, denominator = total + share, denominator + weight
+        result: Tensor = total / denominator
+        return result
+
+    def compare(
+        self,
+        model: nn.Module,
+        loss: KnownLoss | FreeLoss | Objective,
+        batch: Batch,
+        converted: bool,
+    ) -> None:
+        """The user's own module, moved in place, must have the loss of the copy.
+
+        One batch is run at one moved theta. The module gets back every bit of its parameters,
+        buffers, attributes and modes, also after Ctrl-C.
+
+        Args:
+            model, loss: the user's own.
+            batch: the first one, where the module is.
+            converted: whether the copy computes in another dtype or on another device.
+
+        Raises InvalidArgument where the two differ: the module reaches parameters in a way that the
+        copy does not follow.
+        """
+        with self.session():
+            theta = self._origin + _STEP * self.random_step()
+            real = {id(own): x for x, own in self._snapshot.pairs if isinstance(x, Tensor)}
+            slots = [real.get(id(t)) for t in self._slots]
+            if any(t is None or t.is_meta or _overlapping(t) for t in slots):
+                return
+            try:
+                want = self._real_loss(model, loss, batch.fresh(), slots, theta)
+            except Exception as error:
+                if converted or out_of_memory(error):
+                    return
+                raise wrapping(
+                    error,
+                    "model: a copy of it runs on the data, but the module itself does not once its "
+                    f"parameters have moved: {type(error).__name__}: {error}",
+                ) from error
+            self._state.restore()
+            self.place(theta)
+            self._seed()
+            with self.grad_mode():
+                got = float(self.batch_loss(0)[0].detach())
+        coarsest = max(torch.finfo(t.dtype).eps for t in (*slots, *self._slots) if t is not None)
+        allowed = min(0.1, coarsest**0.5) if converted else min(0.05, _ROUNDING * coarsest)
+        if not _near(got, want, allowed):
+            raise InvalidArgument(
+                f"model: at moved parameters the module gives {want:.6g} and the landscape's copy "
+                f"of it {got:.6g} (the first batch's sum): the module or the loss reaches "
+                "parameters outside the module (a global variable, a class attribute, another "
+                "module's memory), or its dtype decides what it computes. Hold them as attributes "
+                "of the module, or pass them through objective=f(model, batch)"
+            )
+
+    def _real_loss(
+        self,
+        model: nn.Module,
+        loss: KnownLoss | FreeLoss | Objective,
+        batch: Batch,
+        slots: Sequence[Any],
+        theta: Tensor,
+    ) -> float:
+        state = State(self._snapshot.originals(), moved=map(id, slots))
+        grads = [p.grad for p in model.parameters()]
+        kept = [t.data.clone() for t in slots]
+        parts = [
+            part.view(e.shape).to(t.device, t.dtype)
+            for part, e, t in zip(theta.split(self.sizes), self._layout.entries, slots, strict=True)
+        ]
+        inference = any(t.is_inference() for t in slots)
+
+        def write(values: Sequence[Tensor]) -> None:
+            with torch.inference_mode(inference):
+                for slot, value in zip(slots, values, strict=True):
+                    slot.data.copy_(value)
+
+        def put_back() -> None:
+            write(kept)
+            with torch.inference_mode(inference):
+                state.put_back_changes()
+            for p, grad in zip(model.parameters(), grads, strict=True):
+                if p.grad is not grad:
+                    p.grad = grad
+
+        try:
+            with eval_mode(model, self.bn == "batch"), _no_sparse(model):
+                write(parts)
+                self._seed()
+                with self.grad_mode():
+                    run = _Pass(model, loss)
+                    return float(run.weighed(run.outputs(batch), batch, 0)[0].detach())
+        finally:
+            _persistently(put_back)
+
+    def origin(self) -> Tensor:
+        """The parameters (n,) of the model, in the widest of their dtypes."""
+        return self._origin.clone()
+
+    def random_step(self) -> Tensor:
+        """(n,) Gaussian, every parameter tensor scaled to its own spread; statistics stay."""
+        generator = torch.Generator().manual_seed(_SEED)
+        step = torch.zeros_like(self._origin)
+        parts = zip(
+            step.split(self.sizes), self._origin.split(self.sizes), self._layout.entries,
+            strict=True,
+        )  # fmt: skip
+        for part, values, entry in parts:
+            if entry.kind != KIND and part.numel():
+                spread = values.std() if part.numel() > 1 else values.abs().sum()
+                noise = torch.randn(part.shape, generator=generator).to(part)
+                part.copy_((float(spread) + 1e-3) * noise)
+        return step
+
+    def rounding(self) -> float:
+        """eps of the coarsest dtype among the parameters."""
+        return float(max(torch.finfo(t.dtype).eps for t in self._slots))
+
+    def first_loss(self) -> float:
+        """L at the model's own parameters; makes the first run where it is still to come."""
+        with self.session():
+            pass
+        if self._first is None:
+            return float(self.prepare_points(("loss",))(self._origin[None])["loss"][0])
+        return self._first
+
+    def assume_ordinary(self) -> None:
+        """Leaves out the first run, for a model that another engine has looked at."""
+        self._looked = True
+        self.release()
+
+    def release(self) -> None:
+        """Lets go of the user's module, which nothing needs after `compare`."""
+        self._snapshot.forget_originals()
+
+    def _look(self) -> None:
+        """The first run over all batches: what the model does besides computing L.
+
+        Finds whether it writes into its inputs or its state, draws from generators of Python or
+        numpy, and needs gradients enabled; runs the first batch once more and raises
+        InvalidArgument where the values are not those of the first time.
+        """
+        self._looked = True
+        try:
+            self._check_repeats(self._first_look())
+        except BaseException:
+            self._looked = False
+            self._undo_run()
+            raise
+        if not self._kept_open:
+            self.release()
+
+    def _first_look(self) -> float:
+        generators = _generators()
+        written: set[int] = set()
+
+        def run() -> list[tuple[float, float]]:
+            self._begin()
+            found = []
+            for index, batch in enumerate(self.batches):
+                own = batch.fresh()
+                pairs = list(zip(batch.tensors(), own.tensors(), strict=True))
+                versions = [t._version for _, t in pairs]
+                value, weight = self.weighed(self.outputs(own), own, index)
+                found.append((float(value.detach()), weight))
+                for (kept, t), version in zip(pairs, versions, strict=True):
+                    if t._version != version or not same_bits(kept, t):
+                        written.add(index)
+            return found
+
+        self.writes_input = True  # every run has its own copy of the data until we know better
+        try:
+            try:
+                with torch.no_grad():
+                    found = run()
+            except RuntimeError as error:
+                if out_of_memory(error):
+                    raise
+                self._undo_run()
+                self._needs_grad = True
+                try:
+                    with torch.enable_grad():
+                        found = run()
+                except Exception:
+                    self._needs_grad = False
+                    raise error from None
+        finally:
+            self._draws = [
+                name for name, state in _generators().items() if state != generators[name]
+            ]
+        self.writes_state = self._state.learn(self._original)
+        self.keeps_state = self.writes_state or self._state.differs()
+        self._state.restore()
+        self.writes_input = bool(written)
+        total, denominator = (sum(column) for column in zip(*found, strict=True))
+        self._first = total / denominator if denominator else float("nan")
+        if self._draws:  # this run began from an unknown state
+            self._first = None
+            return self._once(self.grad_mode())
+        return found[0][0]
+
+    def _undo_run(self) -> None:
+        self._state.learn(self._original)
+        self._state.restore()
+        self.place(self._origin)
+
+    def _original(self, t: Tensor) -> Tensor | None:
+        """The value that a frozen parameter had in the user's module."""
+        for x, own in self._snapshot.pairs:
+            if own is t and isinstance(x, Tensor):
+                return x.detach().to(t, copy=True)
+        return None
+
+    def _once(self, mode: AbstractContextManager[Any]) -> float:
+        """The first batch's share of L at the origin, from the beginning."""
+        self.move(self._origin)
+        with mode:
+            return float(self.batch_loss(0)[0].detach())
+
+    def _check_repeats(self, first: float) -> None:
+        second, enabled = self._second()
+        allowed = _ROUNDING * self.rounding()
+        exact = 0.0 if self.device.type == "cpu" else allowed
+        if _near(first, second, exact):
+            return
+        again = self._once(self.grad_mode()) if enabled else second
+        if not _near(first, again, exact):
+            raise InvalidArgument(
+                f"model: it gives {first!r} and then {again!r} (the first batch's sum) at the same "
+                "parameters and data: it keeps state outside itself (a global variable, an "
+                "iterator, an object that cannot be copied) or draws from a generator of its own. "
+                "Keep the state in buffers or attributes, and draw from torch's global generator"
+            )
+        if not _near(first, second, allowed):  # another function where gradients are enabled
+            self._needs_grad, self._first = True, None
+
+    def _second(self) -> tuple[float, bool]:
+        """(the first batch once more, whether in the other grad mode), without keeping a graph."""
+        if self._needs_grad:
+            return self._once(torch.enable_grad()), False
+        try:
+            with saved_tensors_hooks(_drop, _gone):
+                return self._once(torch.enable_grad()), True
+        except Exception as error:
+            if out_of_memory(error):
+                raise
+            return self._once(torch.no_grad()), False
+
+    def _evaluate(
+        self, count: int, write: Callable[[int], None], metrics: Sequence[Any]
+    ) -> dict[str, np.ndarray]:
+        results = {_name(metric): np.empty(count) for metric in metrics}
+        with self.session(), self.grad_mode():
+            for i in range(count):
+                self._state.restore()
+                write(i)
+                self._begin()
+                for name, value in self._at(metrics).items():
+                    results[name][i] = value
+        return results
+
+    def _at(self, metrics: Sequence[Any]) -> dict[str, float]:
+        callables = [metric for metric in metrics if callable(metric)]
+        total = denominator = 0.0
+        hits = counted = 0
+        outputs: list[Tensor] = []
+        for index in range(len(self.batches)):
+            value, weight, output = self.batch_loss(index)
+            total += float(value.detach())
+            denominator += weight
+            if "accuracy" in metrics:
+                right, of = self._correct(output, self.batches[index].target)
+                hits, counted = hits + right, counted + of
+            if callables:
+                outputs.append(output.detach() if isinstance(output, Tensor) else output)
+        values: dict[str, float] = {"loss": total / denominator if denominator else np.nan}
+        if "accuracy" in metrics:
+            values["accuracy"] = hits / counted if counted else np.nan
+        if callables:
+            if isinstance(self.loss, Objective):
+                raise InvalidArgument(
+                    "metrics: an objective has no outputs; expected only 'loss', got "
+                    f"{_name(callables[0])!r}"
+                )
+            targets = [batch.target for batch in self.batches]
+            with torch.no_grad():
+                for metric in callables:
+                    values[_name(metric)] = float(metric(torch.cat(outputs), torch.cat(targets)))
+        return {_name(metric): values[_name(metric)] for metric in metrics}
+
+    def _begin(self) -> None:
+        """After theta is in place: statistics and random numbers of this point."""
+        if self.bn == "recompute":
+            self._recompute_statistics()
+        self._seed()
+
+    def _seed(self) -> None:
+        torch.default_generator.manual_seed(_SEED)
+        if self.device.type == "cuda":
+            with torch.cuda.device(self.device):
+                torch.cuda.manual_seed(_SEED)
+        if self._draws:
+            random.seed(_SEED)
+            np.random.seed(_SEED)  # noqa: NPY002
+
+    def _recompute_statistics(self) -> None:
+        """Running statistics as torch.optim.swa_utils.update_bn leaves them, in new buffers.
+
+        Only batch-norm layers are in train mode meanwhile: dropout stays off.
+        """
+        norms = self._norms()
+        fresh = []
+        for module in norms:
+            mean, count = module._buffers["running_mean"], module._buffers["num_batches_tracked"]
+            assert mean is not None
+            fresh.append(
+                {
+                    "running_mean": torch.zeros_like(mean),
+                    "running_var": torch.ones_like(mean),
+                    "num_batches_tracked": None if count is None else torch.zeros_like(count),
+                }
+            )
+        for module, buffers in zip(norms, fresh, strict=True):
+            module._buffers.update(buffers)
+            module.training, module.momentum = True, None  # None: plain averages over the batches
+        self._seed()
+        with self.grad_mode():
+            for index in range(len(self.batches)):
+                self.outputs(self.batch(index))
+        self._state.restore()  # what else the passes changed
+        for module, buffers in zip(norms, fresh, strict=True):
+            module._buffers.update(buffers)
+
+    def _norms(self) -> list[_BatchNorm]:
+        return [
+            module
+            for module in self.model.modules()
+            if isinstance(module, _BatchNorm) and module.running_mean is not None
+        ]
+
+    def grad_mode(self) -> AbstractContextManager[Any]:
+        return torch.enable_grad() if self._needs_grad else torch.no_grad()
+
+    @contextmanager
+    def _modes(self) -> Iterator[None]:
+        """Attributes of the copy that hold inside a session."""
+        with ExitStack() as stack:
+            if self.bn == "batch":
+                norms = [m for m in self.model.modules() if isinstance(m, _BatchNorm)]
+                stack.enter_context(_set(norms, "training", True))
+                stack.enter_context(_set(norms, "track_running_stats", False))
+            stack.enter_context(_no_sparse(self.model))
+            yield
+
+    def _to_origin(self) -> None:
+        self._state.restore()
+        self.place(self._origin)
+
+    def _as_one_tensor(self, dtypes: set[torch.dtype]) -> Tensor | None:
+        """One tensor (n,) whose views the slots become, where nothing else shares their memory."""
+        addresses = Counter(
+            t.untyped_storage().data_ptr()
+            for t in self._snapshot.copies()
+            if isinstance(t, Tensor) and t.layout == torch.strided and t.numel()
+        )
+        for t in self._slots:
+            if t.device.type != "cpu" or not t.is_contiguous() or type(t.data) is not Tensor:
+                return None
+            if t.numel() and addresses[t.untyped_storage().data_ptr()] != 1:
+                return None
+        if len(dtypes) != 1:
+            return None
+        flat = torch.cat([t.detach().reshape(-1) for t in self._slots])
+        for t, e in zip(self._slots, self._layout.entries, strict=True):
+            t.data = flat[e.offset : e.offset + e.numel].view(e.shape)
+        return flat
+
+    def _correct(self, output: Any, target: Any) -> tuple[int, int]:
+        if not isinstance(self.loss, KnownLoss):
+            raise InvalidArgument(
+                "metrics: 'accuracy' needs one of the losses cross_entropy, nll and "
+                f"bce_with_logits, got {self.loss.name!r}; pass a callable metric instead"
+            )
+        return self.loss.correct(output, target)
+
+
+class _Swapped(nn.Module):
+    """f(model, inputs), with the model as a child whose tensors functional_call swaps."""
+
+    def __init__(self, model: nn.Module, f: Callable[[nn.Module, Any], Any]) -> None:
+        super().__init__()
+        self.model, self._f = model, f
+
+    def forward(self, inputs: Any) -> Any:
+        return self._f(self.model, inputs)
+
+
+def rebound(
+    snapshot: Snapshot, loss: KnownLoss | FreeLoss | Objective
+) -> KnownLoss | FreeLoss | Objective:
+    """The loss with the snapshot's model wherever it holds the original."""
+    return loss if isinstance(loss, KnownLoss) else replace(loss, fn=snapshot.rebound(loss.fn))
+
+
+@contextmanager
+def _switches(device: torch.device, draws: bool) -> Iterator[None]:
+    """Switches and generators of the whole process, as the engine needs them.
+
+    ``draws``: whether generators of Python and numpy may be used.
+    """
+    checkpoints: Any = torch.utils.checkpoint
+    fast, own = torch.backends.mha.get_fastpath_enabled(), checkpoints.CheckpointFunction
+    kept = _generators() if draws else None
+
+    def undo() -> None:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        checkpoints.CheckpointFunction = own
+        if kept is not None:
+            _set_generators(kept)
+
+    with ExitStack() as stack:
+        stack.enter_context(untouched_random_state(device))
+        if "torch._dynamo" in sys.modules:  # compiled code has no second derivative
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        try:
+            # torch's inference kernel of transformer layers is another function at padded places.
+            torch.backends.mha.set_fastpath_enabled(False)
+            checkpoints.CheckpointFunction = _Checkpoint
+            yield
+        finally:
+            _persistently(undo)
+
+
+@contextmanager
+def _set(modules: Sequence[nn.Module], name: str, value: Any) -> Iterator[None]:
+    before = [module.__dict__.get(name) for module in modules]
+    try:
+        for module in modules:
+            module.__dict__[name] = value
+        yield
+    finally:
+        for module, old in zip(modules, before, strict=True):
+            module.__dict__[name] = old
+
+
+def _no_sparse(model: nn.Module) -> AbstractContextManager[None]:
+    """Gradients of embeddings are parts of one dense vector."""
+    tables = [m for m in model.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag)]
+    return _set([m for m in tables if m.sparse], "sparse", False)
+
+
+def _persistently(f: Callable[[], None]) -> None:
+    """f, again if Ctrl-C comes in between, which is raised afterwards."""
+    interrupt: KeyboardInterrupt | None = None
+    while True:
+        try:
+            f()
+            break
+        except KeyboardInterrupt as late:
+            interrupt = late
+    if interrupt is not None:
+        raise interrupt
+
+
+def _generators() -> dict[str, Any]:
+    """The states of Python's and numpy's global generators, comparable."""
+    state: Any = np.random.get_state()  # noqa: NPY002
+    return {"random": random.getstate(), "numpy": (state[0], state[1].tobytes(), *state[2:])}
+
+
+def _set_generators(states: dict[str, Any]) -> None:
+    random.setstate(states["random"])
+    name, keys, *rest = states["numpy"]
+    np.random.set_state((name, np.frombuffer(keys, dtype=np.uint32), *rest))  # noqa: NPY002
+
+
+def _near(a: float, b: float, tolerance: float) -> bool:
+    if a == b or (np.isnan(a) and np.isnan(b)):
+        return True
+    return bool(abs(a - b) <= tolerance * max(abs(a), abs(b)))
+
+
+def _overlapping(t: Tensor) -> bool:
+    return t.layout != torch.strided or any(
+        stride == 0 and size > 1 for stride, size in zip(t.stride(), t.shape, strict=True)
+    )
+
+
+def _drop(t: Tensor) -> None:
+    return None
+
+
+def _gone(x: Any) -> Tensor:
+    raise RuntimeError("no graph is kept here")
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    return tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
+
+
+def _cast_batch(batch: Batch, dtype: torch.dtype | None) -> Batch:
+    if dtype is None:
+        return batch
+
+    return batch.mapped(lambda t: _cast(t, dtype))

@@ -1,0 +1,344 @@
+"""The native engine: a model, a known loss and its data as one compiled program.
+
+Where addresses of tensors cross into the core, every tensor is checked for dtype, layout and
+device, and is kept alive for the length of the call.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .._native import core, cpu_capability
+from ..errors import NotLowered, UnknownOp
+from ..lowering import (  # noqa: F401
+    attention,
+    conv,
+    dense,
+    elementwise,
+    group_norm,
+    matmul,
+    pool,
+    sequence,
+    shapes,
+)
+from ..lowering.build import PROGRAMS, Data, check_tensors, example_of, sources_of
+from ..lowering.capture import (
+    Final,
+    check_example,
+    check_traceable,
+    refused,
+    restored_attributes,
+    trace,
+)
+from ..lowering.interpreter import Lowering
+from ..lowering.loss import Output, counted_targets, set_loss
+from ..theta.losses import metric_name
+from .capture_check import CHECKED_BATCHES, CHECKED_SAMPLES, MIXED, check_capture
+
+if TYPE_CHECKING:
+    from ..theta.data import Dataset
+    from ..theta.layout import ParameterLayout
+    from ..theta.losses import KnownLoss
+
+
+_SEVERAL = "several targets per sample where samples depend on their batch"
+
+Evaluate = Callable[[np.ndarray], dict[str, np.ndarray]]
+
+
+class NativeEngine:
+    """Answers questions about L from a compiled program (csrc/program)."""
+
+    name = "native"
+
+    @property
+    def instruction_set(self) -> str:
+        return cpu_capability()
+
+    def __init__(
+        self,
+        program: Any,
+        dtype: torch.dtype,
+        loss: KnownLoss,
+        targets: Tensor,
+        output: Output,
+        how: str,
+        ops: Sequence[str],
+        memory: int,
+    ) -> None:
+        self._program = program
+        self._dtype = dtype
+        self._question = PROGRAMS[dtype][1]
+        self._targets = targets
+        self._output = output
+        self._memory = memory  # bytes that derivatives may keep at one theta
+        self._kept: tuple[Tensor, Any] | None = None  # derivatives at the last theta,
+        self._lock = threading.Lock()  # which calls use after it, as they wait for each other
+        self.how = how
+        self.ops = tuple(ops)
+        outputs_shape = output.module_shape(program.samples)
+        mean = loss.reduction == "mean"
+        self.mixes: bool = program.mixes  # whether samples depend on their batch
+        self.no_derivatives: str | None = MIXED if self.mixes else None  # why there are none
+        self._denominator = loss.denominator(targets, outputs_shape) if mean else 1.0
+        self._counted = counted_targets(loss, targets, outputs_shape)
+
+    def prepare(self, theta: Tensor, directions: Tensor, metrics: Sequence[Any]) -> Evaluate:
+        """A function of coefficients (g, k) to {metric: (g,)} along directions (k, n)."""
+        theta = theta.detach().to("cpu", self._dtype).contiguous()
+        directions = directions.detach().to("cpu", self._dtype).contiguous()
+        count = directions.shape[0]
+        question = self._question(self._program, theta.data_ptr(), directions.data_ptr(), count)
+        return self._evaluator(question, metrics, count)
+
+    def prepare_points(self, metrics: Sequence[Any]) -> Callable[[Tensor], dict[str, np.ndarray]]:
+        """The same for arbitrary points (p, n)."""
+        return self._evaluator(self._question(self._program), metrics, self._program.n)
+
+    def collector(self, theta: Tensor | None, directions: Tensor | None) -> Callable[..., Tensor]:
+        """A function of coefficients (g, k), or without theta of points (g, n), to points (g, n)
+        in which the running statistics that the program keeps are those of the data there."""
+        parts = []
+        if theta is not None and directions is not None:
+            parts = [t.detach().to("cpu", self._dtype).contiguous() for t in (theta, directions)]
+        where = (*(t.data_ptr() for t in parts), len(parts[1])) if parts else ()
+        question = self._question(self._program, *where)
+        width = len(parts[1]) if parts else self._program.n
+
+        def collect(coordinates: Any) -> Tensor:
+            c = _rows(coordinates, width, self._dtype)
+            points = torch.empty(len(c), self._program.n, dtype=self._dtype)
+            question.collect(len(c), c.data_ptr(), points.data_ptr())
+            return points
+
+        return collect
+
+    def outputs_at(self, points: Tensor) -> list[Tensor]:
+        """The outputs as the module gives them, at each of the points (p, n)."""
+        question = self._question(self._program)
+        return [self.outputs(question, p) for p in _rows(points, self._program.n, self._dtype)]
+
+    def gradient(self, theta: Tensor) -> Tensor:
+        """(n,) float64, summed in double."""
+        result = torch.empty(self._program.n, dtype=torch.float64)
+        self._derivatives_at(theta).gradient(result.data_ptr())
+        return result / self._denominator
+
+    def product(self, matrix: str, theta: Tensor, vectors: Tensor) -> Tensor:
+        """(k, n) float64 of vectors (k, n); values at theta are kept for the next call."""
+        derivatives = self._derivatives_at(theta)
+        v = vectors.detach().to("cpu", self._dtype).contiguous()
+        result = torch.empty(v.shape, dtype=torch.float64)
+        which = getattr(core.Matrix, matrix)
+        scale = self.product_scale(matrix)
+        derivatives.products(which, v.shape[0], v.data_ptr(), result.data_ptr(), scale)
+        return result
+
+    def products_at(
+        self, matrix: str, theta: Tensor
+    ) -> Callable[[], tuple[Any, Any, float]] | None:
+        """A function to (the core's derivatives at theta, the matrix, the scale of its products),
+        for callers in the core, which keep the derivatives while they use them; None where they are
+        not compiled."""
+        if self.no_derivatives is not None:
+            return None
+        which, scale = getattr(core.Matrix, matrix), self.product_scale(matrix)
+        return lambda: (self._derivatives_at(theta), which, scale)
+
+    def derivatives_refused(self) -> str | None:
+        """Why derivatives are torch's; None where they are compiled."""
+        return self.no_derivatives
+
+    def sums(self) -> tuple[Any, float]:
+        """The program, whose losses are sums over the samples, and what L divides them by; for
+        derivatives. Raises NotLowered where they are not compiled."""
+        if self.no_derivatives is not None:
+            raise NotLowered(self.no_derivatives)
+        return self._program, self._denominator
+
+    def product_scale(self, matrix: str) -> float:
+        """What turns the program's sums over samples into L's matrix."""
+        if matrix == "covariance":  # (1/N) sum_i g_i g_i^T with g_i = (N/D) grad l_i
+            return float(self._program.samples / self._denominator**2)
+        return 1.0 / self._denominator
+
+    def per_sample_gradients(self, theta: Tensor) -> Tensor:
+        """(samples, n) of the program's dtype; their mean is the gradient."""
+        derivatives = self._derivatives_at(theta)
+        result = torch.empty(self._program.samples, self._program.n, dtype=self._dtype)
+        derivatives.sample_gradients(result.data_ptr())
+        return result.mul_(self._program.samples / self._denominator)
+
+    def _derivatives_at(self, theta: Tensor) -> Any:
+        if self.no_derivatives is not None:
+            raise NotLowered(self.no_derivatives)
+        point = theta.detach().to("cpu", self._dtype).contiguous()
+        with self._lock:  # threads at different points make their own, one after the other
+            if self._kept is None or not torch.equal(self._kept[0], point):
+                self._kept = None  # before the next one takes its memory
+                kind = PROGRAMS[self._dtype][2]
+                derivatives = kind(self._program, point.data_ptr(), self._memory)
+                self._kept = (point.clone(), derivatives)
+            return self._kept[1]
+
+    def _evaluator(self, question: Any, metrics: Sequence[Any], width: int) -> Any:
+        wants_accuracy = "accuracy" in metrics
+        callables = [metric for metric in metrics if callable(metric)]
+
+        def evaluate(coordinates: Any) -> dict[str, np.ndarray]:
+            c = _rows(coordinates, width, self._dtype)
+            g = c.shape[0]
+            total, correct = np.empty(g), np.empty(g)
+            question.run(
+                g,
+                c.data_ptr(),
+                total.ctypes.data,
+                correct.ctypes.data if wants_accuracy else 0,
+                0,
+            )
+            with np.errstate(divide="ignore", invalid="ignore"):
+                values = {"loss": total / self._denominator}
+                if wants_accuracy:
+                    values["accuracy"] = correct / self._counted
+            if callables:
+                values |= self._call_metrics(question, c, callables)
+            return {metric_name(m): values[metric_name(m)] for m in metrics}
+
+        return evaluate
+
+    def _call_metrics(
+        self, question: Any, coordinates: Tensor, metrics: Sequence[Callable[..., Any]]
+    ) -> dict[str, np.ndarray]:
+        values = {metric_name(m): np.empty(len(coordinates)) for m in metrics}
+        for i in range(len(coordinates)):
+            outputs = self.outputs(question, coordinates[i])
+            for metric in metrics:
+                values[metric_name(metric)][i] = float(metric(outputs, self._targets))
+        return values
+
+    def outputs(self, question: Any, coordinates: Tensor) -> Tensor:
+        """The network's outputs as the module gives them, at one point."""
+        outputs = torch.empty((self._program.samples, *self._output.rows()), dtype=self._dtype)
+        unused = np.empty(1)
+        point = coordinates.contiguous()
+        question.run(1, point.data_ptr(), unused.ctypes.data, 0, outputs.data_ptr())
+        return self._output.as_module(outputs)
+
+
+def _rows(coordinates: Any, width: int, dtype: torch.dtype) -> Tensor:
+    """(g, width), in the program's dtype, contiguous, on the CPU."""
+    c = torch.as_tensor(coordinates).detach().to("cpu", dtype).contiguous()
+    if c.dim() != 2 or c.shape[1] != width:
+        raise ValueError(f"coordinates: expected (g, {width}), got {tuple(c.shape)}")
+    return c
+
+
+def build(
+    model: nn.Module,
+    loss: KnownLoss,
+    dataset: Dataset,
+    layout: ParameterLayout,
+    theta: Tensor,
+    *,
+    dtype: torch.dtype,
+    memory: int,
+    bn: str = "eval",
+) -> NativeEngine:
+    """Captures, lowers and checks the model; raises NotLowered with the reason where it cannot.
+
+    The model must be in eval mode, on the CPU; with bn="batch", its batch norm in train mode. Its
+    forward pass runs a few times on a few samples.
+    """
+    data = Data.of(dataset, dtype)
+    check_tensors(model, dtype)
+    check_traceable(model)
+    example = example_of(model, data)
+    few, _ = data.first(CHECKED_BATCHES, CHECKED_SAMPLES // CHECKED_BATCHES)
+    reasons: list[str] = []
+    for how in ("fx",) if bn == "batch" else ("fx", "export"):
+        try:
+            with refused(how):
+                graph = trace(model, example, how)
+
+                def engine_of(
+                    of: Data,
+                    loss: KnownLoss,
+                    graph: torch.fx.GraphModule = graph,
+                    how: str = how,
+                ) -> NativeEngine:
+                    engine = lower(graph, example, model, loss, layout, of, how, memory)
+                    if engine.mixes and len(of.targets) != len(of.inputs):
+                        raise NotLowered(_SEVERAL)
+                    return engine
+
+                problem = check_capture(engine_of, model, loss, layout, theta, few, bn)
+                engine = engine_of(data, loss)
+                engine.no_derivatives = problem
+                return engine
+        except Final:
+            raise
+        except UnknownOp as refusal:
+            if not reasons:
+                raise  # the other tracer would find the same call
+            reasons.append(refusal.reason)
+        except NotLowered as refusal:
+            reasons.append(refusal.reason)
+            if how == "fx":
+                check_example(model, example)
+    raise NotLowered("the forward pass could not be captured: " + "; ".join(reasons))
+
+
+def lower_few(
+    model: nn.Module,
+    loss: KnownLoss,
+    layout: ParameterLayout,
+    data: Data,
+    how: str,
+    memory: int,
+) -> tuple[NativeEngine, Data]:
+    """A captured model over a few samples of a few batches, to be compared with the module."""
+    example = example_of(model, data)
+    few, _ = data.first(CHECKED_BATCHES, CHECKED_SAMPLES // CHECKED_BATCHES)
+    with torch.no_grad():
+        graph = trace(model, example, how)
+        return lower(graph, example, model, loss, layout, few, how, memory), few
+
+
+def lower(
+    graph: torch.fx.GraphModule,
+    example: Tensor,
+    model: nn.Module,
+    loss: KnownLoss,
+    layout: ParameterLayout,
+    data: Data,
+    how: str,
+    memory: int,
+    collect: bool = False,
+) -> NativeEngine:
+    """The graph as a program over the data; with ``collect``, one that finds the running
+    statistics of its batch norm and keeps them where the layout has them."""
+    dtype = data.dtype
+    constants, sources = sources_of(model, layout, dtype)
+    program = PROGRAMS[dtype][0](layout.n, constants.data_ptr(), constants.numel())
+    lowering = Lowering(graph, program, sources, collect)
+    with restored_attributes(model), torch.no_grad():
+        lowering.run(example)
+    output = lowering.result
+    if output is None:
+        raise NotLowered("the model returns nothing")
+    program.finish(output.id)
+    if program.mixes:
+        program.set_batches(list(data.sizes))
+    values = data.inputs.to(dtype)  # of integers, those that an embedding may read are exact
+    program.set_data(len(values), values.data_ptr())
+    order = lowering.order(output)
+    assert order is not None
+    shown = Output(output.shape, order, lowering.merged)
+    set_loss(program, loss, data.targets, shown)
+    return NativeEngine(program, dtype, loss, data.targets, shown, how, lowering.names, memory)

@@ -1,0 +1,139 @@
+"""Loss, gradient and Hessian of many points by torch alone, in float64: works for every model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ...errors import out_of_memory, wrapping
+from ...theta.running_statistics import KIND
+from ..eager import TorchEngine
+
+if TYPE_CHECKING:
+    from ...landscape import Landscape
+
+_BYTES = 256 << 20  # of the Hessians of the points that are vectorised together
+_MAX_POINTS = 512
+_AGREEMENT = 1e-9  # of the largest element: torch.func against the module moved in place
+_ASYMMETRY = 1e-9  # of a Hessian's largest entry, beyond which torch.func is wrong
+
+
+class _NotSymmetricError(Exception):
+    pass
+
+
+class TorchPoints:
+    """L, gradient and Hessian of a landscape at points (p, n), by a float64 copy of its model.
+
+    Points are vectorised by torch.func where the model allows it, otherwise they run one by one
+    through double backward; so for layer norm, of which torch.func (2.13) misses mixed second
+    derivatives: its Hessian is not symmetric then. Batch norm as in ``Landscape.gradient``.
+    """
+
+    def __init__(self, land: Landscape) -> None:
+        self.n, self.device = land.n_params, land.device
+        bn = land.bn if land.has_batchnorm else "eval"
+        self._engine = TorchEngine(
+            land.model,
+            land.loss_spec,
+            land.dataset.batches,
+            land.layout,
+            dtype=torch.float64,
+            device=land.device,
+            bn="eval" if bn == "interpolate" else bn,
+        )
+        assert all(entry.kind != KIND for entry in land.layout.entries)
+        self._vectorised = bn in ("eval", "interpolate")
+        self._compared: set[int] = set()  # widths whose first point agreed with the engine's
+
+    def gradients(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Losses (p,) and gradients (p, n) of points (p, n), float64 on the CPU."""
+        value = torch.func.grad_and_value(self._engine.functional_loss)
+
+        def both(p: Tensor) -> tuple[Tensor, ...]:
+            gradient, loss = torch.func.vmap(value)(p)
+            return loss, gradient
+
+        losses, rows = self._each(points, 1, both, self._gradient)
+        return losses, rows
+
+    def hessians(self, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The same, and Hessians (p, n, n), exactly symmetric."""
+        value = torch.func.grad_and_value(self._engine.functional_loss)
+        hessian = torch.func.hessian(self._engine.functional_loss)
+
+        def all_three(p: Tensor) -> tuple[Tensor, ...]:
+            gradient, loss = torch.func.vmap(value)(p)
+            matrices = torch.func.vmap(hessian)(p)
+            apart = (matrices - matrices.mT).abs().amax((1, 2))
+            if bool((apart > _ASYMMETRY * matrices.abs().amax((1, 2))).any()):
+                raise _NotSymmetricError
+            return loss, gradient, matrices
+
+        losses, rows, matrices = self._each(points, self.n, all_three, self._hessian)
+        return losses, rows, (matrices + matrices.mT) / 2
+
+    def _each(
+        self,
+        points: Tensor,
+        width: int,
+        vectorised: Callable[[Tensor], tuple[Tensor, ...]],
+        single: Callable[[Tensor], tuple[Tensor, ...]],
+    ) -> tuple[Tensor, ...]:
+        """The results of chunks of points, concatenated."""
+        p = points.to(self.device, torch.float64)
+        size = max(1, min(_MAX_POINTS, _BYTES // (16 * self.n * width)))
+        parts: list[tuple[Tensor, ...]] = []
+        for chunk in p.split(size) if len(p) else (p[:0],):
+            if self._vectorised and len(chunk):
+                try:
+                    found = self._vectorise(chunk, vectorised)
+                    if width in self._compared or _agree(found, single(chunk[0])):
+                        self._compared.add(width)
+                        parts.append(found)
+                        continue
+                except Exception as error:  # what torch.func cannot follow runs point by point
+                    if out_of_memory(error):
+                        raise wrapping(
+                            error,
+                            f"points: not enough memory for {len(chunk)} of them at once; ask for "
+                            f"fewer points ({type(error).__name__}: {error})",
+                        ) from error
+                self._vectorised = False
+            rows = [single(point) for point in chunk]
+            shapes = ((), (self.n,), (self.n, self.n))[: 2 + (width > 1)]
+            parts.append(
+                tuple(torch.stack(column).cpu() for column in zip(*rows, strict=True))
+                if rows
+                else tuple(torch.empty(0, *s, dtype=torch.float64) for s in shapes)
+            )
+        return tuple(torch.cat(column) for column in zip(*parts, strict=True))
+
+    def _vectorise(
+        self, chunk: Tensor, vectorised: Callable[[Tensor], tuple[Tensor, ...]]
+    ) -> tuple[Tensor, ...]:
+        with self._engine.session():
+            self._engine.move(chunk[0])
+            with torch.enable_grad():
+                return tuple(t.detach().cpu() for t in vectorised(chunk))
+
+    def _gradient(self, point: Tensor) -> tuple[Tensor, ...]:
+        loss = self._engine.prepare_points(("loss",))(point[None])["loss"]
+        return torch.tensor(loss[0], dtype=torch.float64), self._engine.gradient(point)
+
+    def _hessian(self, point: Tensor) -> tuple[Tensor, ...]:
+        identity = torch.eye(self.n, dtype=torch.float64, device=self.device)
+        return *self._gradient(point), self._engine.product("hessian", point, identity)
+
+
+def _agree(found: tuple[Tensor, ...], point: tuple[Tensor, ...]) -> bool:
+    """Whether the first of the vectorised points is what the module itself gives there."""
+    for rows, want in zip(found, point, strict=True):
+        want = want.cpu()
+        scale = max(float(want.abs().max()), 1e-300) if want.numel() else 1.0
+        if not torch.allclose(rows[0], want, rtol=0, atol=_AGREEMENT * scale, equal_nan=True):
+            return False
+    return True

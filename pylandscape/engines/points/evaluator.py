@@ -1,0 +1,108 @@
+"""Loss, gradient and Hessian of many points: the kernels of the device, or torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...errors import InvalidArgument, NotLowered
+from . import cuda
+from .cuda import PointsCuda
+from .eager import TorchPoints
+from .native import NativePoints, float64_engine
+from .native import eigenvalues as native_eigenvalues
+
+if TYPE_CHECKING:
+    from ...landscape import Landscape
+
+
+_BLOCK_BYTES = 64 << 20  # of the Hessians of one block
+
+
+class PointEvaluator:
+    """Loss, gradient and Hessian at blocks of points, for loops that ask many times.
+
+    Made once: the model and its data are compiled in float64, for the CPU or for the GPU that they
+    are on, or, where the core cannot, copied for torch (``reason`` says why). Calls take contiguous
+    float64 arrays (p, n) and check nothing.
+    """
+
+    def __init__(self, land: Landscape) -> None:
+        self.n = land.n_params
+        self.reason: str | None = None
+        self._native: NativePoints | PointsCuda | None = None
+        self._torch: TorchPoints | None = None
+        try:
+            self._native = _native_points(land)
+        except NotLowered as refusal:
+            self.reason = refusal.reason
+            self._torch = TorchPoints(land)
+
+    def gradients(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Losses (p,) and gradients (p, n)."""
+        if self._native is not None:
+            return self._native.gradients(points)
+        losses, gradients = self._by_torch(points, "gradients")
+        return losses, gradients
+
+    def hessians(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Losses (p,), gradients (p, n) and Hessians (p, n, n)."""
+        if self._native is not None:
+            return self._native.hessians(points)
+        losses, gradients, matrices = self._by_torch(points, "hessians")
+        return losses, gradients, matrices
+
+    def spectra(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Losses (p,), gradients (p, n) and the Hessians' eigenvalues (p, n), ascending.
+
+        Holds few Hessians at a time.
+        """
+        if self._native is not None:
+            found = self._native.spectra(points)
+            if found is not None:
+                return found
+        size = block_size(self.n)
+        parts = []
+        for first in range(0, max(len(points), 1), size):
+            losses, gradients, matrices = self.hessians(points[first : first + size])
+            parts.append((losses, gradients, eigenvalues(matrices)))
+        losses, gradients, values = (np.concatenate(column) for column in zip(*parts, strict=True))
+        return losses, gradients, values
+
+    def _by_torch(self, points: np.ndarray, what: str) -> list[np.ndarray]:
+        assert self._torch is not None
+        found = [t.numpy() for t in getattr(self._torch, what)(torch.from_numpy(points))]
+        bad = ~(np.isfinite(points).all(axis=1) & np.isfinite(found[0]))
+        found[0][np.isnan(points).any(axis=1)] = np.nan
+        for result in found[1:]:
+            result[bad] = np.nan
+        return found
+
+
+def eigenvalues(matrices: Any) -> np.ndarray:
+    """Eigenvalues (P, n), ascending, of symmetric matrices (P, n, n); float64.
+
+    Only the lower triangles are read. A matrix that is not finite has NaN.
+    """
+    a = matrices.detach().cpu() if isinstance(matrices, Tensor) else matrices
+    a = np.ascontiguousarray(a, dtype=np.float64)
+    if a.ndim != 3 or a.shape[1] != a.shape[2]:
+        raise InvalidArgument(f"matrices: expected shape (P, n, n), got {a.shape}")
+    return native_eigenvalues(a)
+
+
+def block_size(n: int) -> int:
+    """How many Hessians of order n one block holds."""
+    return max(1, _BLOCK_BYTES // (8 * n**2))
+
+
+def _native_points(land: Landscape) -> NativePoints | PointsCuda:
+    """The kernels of the landscape's device; raises NotLowered where they cannot."""
+    if land.device.type == "cuda":
+        return cuda.build(land, float64_engine(land))
+    if land.device.type != "cpu":
+        raise NotLowered(f"no kernels on {land.device.type}")
+    return NativePoints(land)

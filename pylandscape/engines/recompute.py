@@ -1,0 +1,142 @@
+"""The native engine with bn="recompute": running statistics found anew at every point.
+
+Two programs of the same model. The first runs every batch with its own statistics, as
+torch.optim.swa_utils.update_bn does with momentum None, and gives each point's averages. The second
+takes them as parameters of the point (as bn="interpolate" does) and answers the question.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..lowering.build import Data, check_tensors, example_of
+from ..lowering.capture import check_traceable, refused, trace
+from ..theta.running_statistics import with_statistics
+from .capture_check import CHECKED_BATCHES, CHECKED_SAMPLES, check_capture
+from .native import Evaluate, lower
+from .native import build as build_plain
+
+if TYPE_CHECKING:
+    from ..theta.data import Dataset
+    from ..theta.layout import ParameterLayout
+    from ..theta.losses import KnownLoss
+    from .native import NativeEngine
+
+_POINTS_BYTES = 64 << 20  # points between the two programs
+
+
+class RecomputeEngine:
+    """Answers questions about L; derivatives hold the statistics at theta, as torch's engine."""
+
+    name = "native"
+    mixes = False  # derivatives hold the statistics
+
+    def __init__(self, collector: NativeEngine, fixed: NativeEngine, n: int, extended: int) -> None:
+        self._collector, self._fixed = collector, fixed
+        self._n, self._more = n, extended - n
+        self.how, self.ops, self.instruction_set = fixed.how, fixed.ops, fixed.instruction_set
+
+    @property
+    def no_derivatives(self) -> str | None:
+        """Why there are none, as `NativeEngine`."""
+        return self._fixed.no_derivatives
+
+    @no_derivatives.setter
+    def no_derivatives(self, reason: str | None) -> None:
+        self._fixed.no_derivatives = reason
+
+    def derivatives_refused(self) -> str | None:
+        """As `NativeEngine`."""
+        return self.no_derivatives
+
+    def prepare(self, theta: Tensor, directions: Tensor, metrics: Sequence[Any]) -> Evaluate:
+        """A function of coefficients (g, k) to {metric: (g,)} along directions (k, n)."""
+        collect = self._collector.collector(self._padded(theta), self._padded(directions))
+        return self._evaluator(collect, metrics)
+
+    def prepare_points(self, metrics: Sequence[Any]) -> Callable[[Tensor], dict[str, np.ndarray]]:
+        """The same for arbitrary points (p, n)."""
+        collect = self._collector.collector(None, None)
+        return self._evaluator(lambda points: collect(self._padded(points)), metrics)
+
+    def gradient(self, theta: Tensor) -> Tensor:
+        """(n,) float64."""
+        return self._fixed.gradient(self._point(theta))[: self._n]
+
+    def product(self, matrix: str, theta: Tensor, vectors: Tensor) -> Tensor:
+        """(k, n) float64 of vectors (k, n)."""
+        result = self._fixed.product(matrix, self._point(theta), self._padded(vectors))
+        return result[:, : self._n]
+
+    def products_at(self, matrix: str, theta: Tensor) -> None:
+        """Not there: vectors need room for the statistics."""
+        return
+
+    def per_sample_gradients(self, theta: Tensor) -> Tensor:
+        """(samples, n) of the program's dtype."""
+        return self._fixed.per_sample_gradients(self._point(theta))[:, : self._n]
+
+    def outputs_at(self, points: Tensor) -> list[Tensor]:
+        """The outputs (samples, ...) at each of the points (p, n)."""
+        return self._fixed.outputs_at(self._collector.collector(None, None)(self._padded(points)))
+
+    def _point(self, theta: Tensor) -> Tensor:
+        collected: Tensor = self._collector.collector(None, None)(self._padded(theta[None]))
+        return collected[0]
+
+    def _padded(self, vectors: Tensor) -> Tensor:
+        return torch.nn.functional.pad(torch.as_tensor(vectors), (0, self._more))
+
+    def _evaluator(self, collect: Callable[[Any], Tensor], metrics: Sequence[Any]) -> Any:
+        answer = self._fixed.prepare_points(metrics)
+        size = (self._n + self._more) * torch.finfo(torch.float64).bits // 8
+        most = max(1, _POINTS_BYTES // size)
+
+        def evaluate(coordinates: Any) -> dict[str, np.ndarray]:
+            starts = range(0, max(1, len(coordinates)), most)
+            parts = [answer(collect(coordinates[i : i + most])) for i in starts]
+            return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+        return evaluate
+
+
+def build(
+    model: nn.Module,
+    loss: KnownLoss,
+    dataset: Dataset,
+    layout: ParameterLayout,
+    theta: Tensor,
+    *,
+    dtype: torch.dtype,
+    memory: int,
+    bn: str = "recompute",
+) -> RecomputeEngine | NativeEngine:
+    """Captures, lowers and checks the model; raises NotLowered with the reason where it cannot."""
+    extended = with_statistics(layout, model, types=_BatchNorm)
+    if extended is layout:  # no layer tracks any
+        return build_plain(model, loss, dataset, layout, theta, dtype=dtype, memory=memory)
+    data = Data.of(dataset, dtype)
+    check_tensors(model, dtype)
+    check_traceable(model)
+    example = example_of(model, data)
+
+    def engine(of: Data, loss: KnownLoss) -> RecomputeEngine:
+        collector, fixed = (
+            lower(graph, example, model, loss, extended, of, "fx", memory, collect)
+            for collect in (True, False)
+        )
+        return RecomputeEngine(collector, fixed, layout.n, extended.n)
+
+    with refused("fx"):
+        graph = trace(model, example, "fx")
+        few, _ = data.first(CHECKED_BATCHES, CHECKED_SAMPLES // CHECKED_BATCHES)
+        problem = check_capture(engine, model, loss, layout, theta, few, bn)
+        found = engine(data, loss)
+        found.no_derivatives = problem
+        return found

@@ -1,0 +1,98 @@
+"""Whether autograd's derivative is the slope of the losses.
+
+Derivatives are those of the user's own ``.backward()``. Whatever separates them from the values
+(``detach``, ``no_grad`` blocks, hooks on gradients, custom autograd functions, straight-through
+estimators) is part of the model, and worth a word: a curvature is then not that of the surface.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..theta.data import Batch
+from .eager import TorchEngine
+
+if TYPE_CHECKING:
+    from ..landscape import Landscape
+
+_SAMPLES, _FEW = 32, 2  # of the first batch; few for networks of more than _LARGE parameters
+_LARGE = 1_000_000
+UNASKED = 10_000_000  # parameters up to which reports look without being asked
+_STEPS = {torch.float64: 1e-5, torch.float32: 1e-2}  # relative to each tensor's spread
+_TOLERANCE = {torch.float64: 1e-3, torch.float32: 0.1}  # of the larger slope
+
+
+def mismatch(land: Landscape) -> str | None:
+    """A sentence where the gradient is not the slope of L, None where it is or cannot be told.
+
+    Compares them on a few samples of the first batch, along a random direction and along the
+    gradient, by central differences with two steps: in float64 where the model runs in it.
+    """
+    for engine in _engines(land):
+        try:
+            return _compare(engine)
+        except Exception:  # another way of asking may work; nothing is said where none does
+            continue
+    return None
+
+
+def _compare(engine: TorchEngine) -> str | None:
+    theta = engine.origin()
+    gradient = engine.gradient(theta).to(theta)
+    step, tolerance = _STEPS[theta.dtype], _TOLERANCE[theta.dtype]
+    directions = {"a random direction": engine.random_step()}
+    norm = float(gradient.norm())
+    if norm > 0:
+        scale = float(directions["a random direction"].norm()) / norm
+        directions["the gradient"] = gradient * scale
+    c = np.array([[step], [-step], [step / 4], [-step / 4]])
+    for name, u in directions.items():
+        up, down, nearer_up, nearer_down = engine.prepare(theta, u[None], ("loss",))(c)["loss"]
+        far, near = (up - down) / (2 * step), (nearer_up - nearer_down) / (step / 2)
+        slope = float(gradient.double() @ u.double())
+        noise = 256 * engine.rounding() * abs(up) / step
+        allowed = tolerance * max(abs(slope), abs(near)) + noise + 2 * abs(far - near)
+        if abs(slope - near) > allowed:
+            return (
+                "derivatives are autograd's, those of .backward(), and not the slope of the "
+                f"losses: along {name} autograd says {slope:.4g} and the losses {near:.4g} "
+                "(detach, no_grad, hooks on gradients, custom autograd functions and "
+                "straight-through estimators do this)"
+            )
+    return None
+
+
+def _engines(land: Landscape) -> Iterator[TorchEngine]:
+    batch = land.dataset.batches[0]
+    count = _SAMPLES if land.n_params <= _LARGE else _FEW
+    bn = "batch" if land.bn == "batch" and land.has_batchnorm else "eval"
+    for dtype in (torch.float64, None):
+        for some in (_few(batch, count), batch):
+            try:
+                yield TorchEngine(
+                    land.model, land.loss_spec, [some], land.layout, dtype=dtype,
+                    device=land.device, bn=bn, memory=0,
+                )  # fmt: skip
+            except Exception:  # the copy cannot be made in this dtype
+                continue
+
+
+def _few(batch: Batch, count: int) -> Batch:
+    def take(item: Any) -> Any:
+        if isinstance(item, Tensor):
+            whole = item.dim() > 0 and len(item) == batch.size and item.layout == torch.strided
+            return item[:count] if whole else item
+        if isinstance(item, Mapping):
+            return {key: take(value) for key, value in item.items()}
+        if isinstance(item, tuple | list):
+            parts = [take(value) for value in item]
+            return type(item)(*parts) if hasattr(item, "_fields") else type(item)(parts)
+        return item
+
+    raw, inputs, target = (take(part) for part in (batch.raw, batch.inputs, batch.target))
+    return Batch(raw, inputs, target, min(batch.size, count))

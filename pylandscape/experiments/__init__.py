@@ -1,0 +1,1 @@
+"""Published studies as short scripts on the public names."""

@@ -1,0 +1,271 @@
+"""Lowering of attention: scaled_dot_product_attention, nn.MultiheadAttention, encoder layers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .._native import core
+from .interpreter import Call, op
+from .matmul import Labelled, broadcast, contract, dims, labelled, leading
+from .shapes import filled
+from .values import Fixed, Known, Slot, Unread, counting
+
+
+@op("scaled_dot_product_attention")
+def _scaled_dot_product_attention(
+    call: Call,
+    query: Any,
+    key: Any,
+    value: Any,
+    attn_mask: Any = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Slot:
+    if enable_gqa or dropout_p != 0.0:
+        raise call.refuse("grouped queries" if enable_gqa else f"dropout_p={dropout_p}")
+    if isinstance(attn_mask, Known) and attn_mask.value.dtype == torch.bool:
+        attn_mask = Known(~attn_mask.value)  # here, true is what takes part
+    operands = [
+        labelled(call, call.view(x), [*leading(dims(x) - 2), *names])
+        for x, names in ((query, "le"), (key, "se"), (value, "sv"))
+    ]
+    return attend(call, *operands, mask=attn_mask, causal=is_causal, scale=scale)
+
+
+def attend(
+    call: Call,
+    query: Labelled,
+    key: Labelled,
+    value: Labelled,
+    *,
+    mask: Any = None,
+    causal: bool = False,
+    scale: float | None = None,
+) -> Slot:
+    """softmax(scale q k^T + mask) v for labels (..., l, e), (..., s, e) and (..., s, v).
+
+    A mask is added, or true where nothing is seen.
+    """
+    query, key, value = broadcast(call, (query, key, value))
+    if scale is None:
+        scale = 1.0 / math.sqrt(query.sizes()["e"])
+    pairs = (*query.labels[:-2], "l", "s")
+    scores = contract(call, query, key, pairs, float(scale))
+    if causal:
+        scores = _masked(call, scores, Known(torch.ones(scores.shape[-2:]).triu(1).bool()))
+    if mask is not None:
+        scores = _masked(call, scores, mask)
+    weights = softmax_last(call, scores)
+    return contract(call, Labelled(weights, pairs), value, (*query.labels[:-2], "l", "v"))
+
+
+def _masked(call: Call, scores: Slot, mask: Any) -> Slot:
+    """Scores with -inf where a mask is true, or plus the mask."""
+    samples = call.lowering.samples
+    shape = (*scores.shape[: scores.axis], samples, *scores.shape[scores.axis :])
+    if isinstance(mask, Known) and mask.value.dtype == torch.bool:
+        return filled(call, scores, mask.value.broadcast_to(shape), float("-inf"))
+    if not isinstance(mask, Fixed):
+        raise call.refuse("a mask that is computed from the input")
+    wide = Fixed(mask.source, shape, mask.size, mask.elements().broadcast_to(shape))
+    return plus(call, scores, call.placed(wide, scores))
+
+
+def softmax_last(call: Call, x: Slot) -> Slot:
+    """Softmax over the last dimension."""
+    x = call.lowering.in_order(x)
+    found = call.program.softmax(x.id, False, prod(x.shape[:-1]), x.shape[-1], 1)
+    return Slot(found, x.shape, x.axis)
+
+
+def plus(call: Call, x: Slot, y: Slot) -> Slot:
+    """x + y of equal shapes."""
+    if not call.lowering.covers(x):
+        x = call.lowering.in_order(x)
+    y = call.lowering.reordered(y, x)
+    found = call.program.binary(core.Binary.add, x.id, y.id)
+    return Slot(found, x.shape, x.axis, x.index)
+
+
+def _source(call: Call, tensor: Tensor | None) -> int | None:
+    if tensor is None:
+        return None
+    if id(tensor) not in call.lowering.sources:
+        raise call.refuse("a tensor that is not a parameter or buffer")
+    return call.lowering.sources[id(tensor)]
+
+
+def _later(source: int, by: int) -> int:
+    """The source of what lies `by` elements behind."""
+    return source + by if source >= 0 else source - by
+
+
+def linear_last(call: Call, x: Slot, m: int, weight: int, bias: int | None) -> Slot:
+    """A linear layer with m results over the last dimension."""
+    x = call.lowering.in_order(x)
+    *outer, k = x.shape
+    found = call.program.linear(x.id, prod(outer), k, m, weight, bias)
+    return Slot(found, (*outer, m), x.axis)
+
+
+def _part(x: Slot, first: int, size: int) -> Slot:
+    """Elements first .. first + size - 1 of the last dimension."""
+    index = counting(prod(x.shape)).view(x.shape) if x.index is None else x.index
+    return Slot(x.id, (*x.shape[:-1], size), x.axis, index[..., first : first + size])
+
+
+@op("MultiheadAttention")
+def _multihead_attention(
+    call: Call,
+    query: Any,
+    key: Any,
+    value: Any,
+    key_padding_mask: Any = None,
+    need_weights: bool = True,
+    attn_mask: Any = None,
+    average_attn_weights: bool = True,
+    is_causal: bool = False,
+) -> tuple[Slot, Unread]:
+    if key_padding_mask is not None:
+        raise call.refuse("key_padding_mask")
+    operands = [call.view(x) for x in (query, key, value)]
+    weights = Unread("the weights of nn.MultiheadAttention")
+    return multihead(call, call.function, operands, attn_mask), weights
+
+
+def multihead(
+    call: Call, m: nn.MultiheadAttention, operands: Sequence[Slot], mask: Any = None
+) -> Slot:
+    """The first result of nn.MultiheadAttention for query, key and value."""
+    if m.bias_k is not None or m.bias_v is not None or m.add_zero_attn:
+        raise call.refuse("bias_k, bias_v or add_zero_attn")
+    if m.training and m.dropout:
+        raise call.refuse("dropout that is active in eval mode")
+    if any(x.axis != (0 if m.batch_first else 1) or len(x.shape) != 2 for x in operands):
+        raise call.refuse("an input that is not (batch, length, features), or as batch_first says")
+    q, k, v = _projections(call, m, operands)
+    # Nothing moves: the heads are other indices of the same rows.
+    heads = [_heads(call, x, m.num_heads, last) for x, last in ((q, "le"), (k, "se"), (v, "sv"))]
+    if mask is not None and len(mask.value.shape if isinstance(mask, Known) else mask.shape) != 2:
+        raise call.refuse("a mask per sample")
+    y = attend(call, *heads, mask=mask)  # (N, h, l, v), batch in front
+    merged = call.lowering.rows(y).movedim(0, 1).reshape(y.shape[1], m.embed_dim)
+    y = Slot(y.id, tuple(merged.shape), operands[0].axis, merged)
+    out = m.out_proj
+    weight = _source(call, out.weight)
+    assert weight is not None
+    return linear_last(call, y, m.embed_dim, weight, _source(call, out.bias))
+
+
+def _projections(call: Call, m: nn.MultiheadAttention, operands: Sequence[Slot]) -> list[Slot]:
+    """Query, key and value behind their weights, from one product where they are the same value."""
+    e, bias = m.embed_dim, _source(call, m.in_proj_bias)
+    packed = _source(call, m.in_proj_weight)
+    if packed is not None and all(x is operands[0] for x in operands):
+        fused = linear_last(call, operands[0], 3 * e, packed, bias)
+        return [_part(fused, i * e, e) for i in range(3)]
+    found = []
+    separate = (m.q_proj_weight, m.k_proj_weight, m.v_proj_weight)
+    for i, x in enumerate(operands):
+        weight = _source(call, separate[i]) if packed is None else _later(packed, i * e * e)
+        assert weight is not None
+        found.append(linear_last(call, x, e, weight, None if bias is None else _later(bias, i * e)))
+    return found
+
+
+def _heads(call: Call, x: Slot, heads: int, names: str) -> Labelled:
+    """(length, heads * size) as (heads, length, size), the batch in front."""
+    length, features = x.shape
+    index = call.lowering.rows(x).reshape(length, heads, features // heads).movedim(1, 0)
+    split = Slot(x.id, tuple(index.shape), 0, index)
+    return Labelled(split, ("batch", "h", *names))
+
+
+@op("TransformerEncoderLayer")
+def _encoder_layer(
+    call: Call,
+    src: Any,
+    src_mask: Any = None,
+    src_key_padding_mask: Any = None,
+    is_causal: bool = False,
+) -> Slot:
+    if src_key_padding_mask is not None:
+        raise call.refuse("src_key_padding_mask")
+    return encoder_layer(call, call.function, call.view(src), src_mask)
+
+
+def encoder_layer(call: Call, m: nn.TransformerEncoderLayer, x: Slot, mask: Any) -> Slot:
+    if m.training and any(d.p for d in (m.dropout, m.dropout1, m.dropout2)):
+        raise call.refuse("dropout that is active in eval mode")
+
+    def attention(x: Slot) -> Slot:
+        return multihead(call, m.self_attn, (x, x, x), mask)
+
+    def feed_forward(x: Slot) -> Slot:
+        return _linear_module(
+            call, m.linear2, _activated(call, m, _linear_module(call, m.linear1, x))
+        )
+
+    if m.norm_first:
+        x = plus(call, x, attention(_normed(call, m.norm1, x)))
+        return plus(call, x, feed_forward(_normed(call, m.norm2, x)))
+    x = _normed(call, m.norm1, plus(call, x, attention(x)))
+    return _normed(call, m.norm2, plus(call, x, feed_forward(x)))
+
+
+@op("TransformerEncoder")
+def _encoder(
+    call: Call, src: Any, mask: Any = None, src_key_padding_mask: Any = None, is_causal: Any = None
+) -> Slot:
+    m: nn.TransformerEncoder = call.function
+    if src_key_padding_mask is not None:
+        raise call.refuse("src_key_padding_mask")
+    x = call.view(src)
+    for layer in m.layers:
+        if type(layer) is not nn.TransformerEncoderLayer:
+            raise call.refuse(f"a layer of type {type(layer).__name__}")
+        x = encoder_layer(call, layer, x, mask)
+    return x if m.norm is None else _normed(call, m.norm, x)
+
+
+def _linear_module(call: Call, m: Any, x: Slot) -> Slot:
+    if type(m) not in (nn.Linear, nn.modules.linear.NonDynamicallyQuantizableLinear):
+        raise call.refuse(f"a {type(m).__name__} where a Linear is expected")
+    weight = _source(call, m.weight)
+    assert weight is not None
+    return linear_last(call, x, m.out_features, weight, _source(call, m.bias))
+
+
+def _normed(call: Call, m: Any, x: Slot) -> Slot:
+    if type(m) is not nn.LayerNorm:
+        raise call.refuse(f"a {type(m).__name__} where a LayerNorm is expected")
+    x = call.lowering.in_order(x)
+    size = prod(m.normalized_shape)
+    found = call.program.layer_norm(
+        x.id, prod(x.shape) // size, size, m.eps, _source(call, m.weight), _source(call, m.bias)
+    )
+    return Slot(found, x.shape, x.axis)
+
+
+_ACTIVATIONS: dict[Any, str] = {F.relu: "relu", F.gelu: "gelu", torch.relu: "relu",
+                                nn.ReLU: "relu", nn.SiLU: "silu", F.silu: "silu",
+                                nn.Tanh: "tanh", torch.tanh: "tanh"}  # fmt: skip
+
+
+def _activated(call: Call, m: nn.TransformerEncoderLayer, x: Slot) -> Slot:
+    f = m.activation
+    name = _ACTIVATIONS.get(type(f) if isinstance(f, nn.Module) else f)
+    if isinstance(f, nn.GELU):
+        name = "gelu" if f.approximate == "none" else "gelu_tanh"
+    if name is None:
+        raise call.refuse(f"the activation {f!r}")
+    return call.unary(x, name)

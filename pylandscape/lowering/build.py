@@ -1,0 +1,128 @@
+"""What a program is built from: data, the parameters' sources, samples to trace with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from .._native import core
+from ..errors import NotLowered
+from . import attention, conv, dense, elementwise, group_norm, matmul, pool, sequence, shapes  # noqa: F401
+
+if TYPE_CHECKING:
+    from ..theta.data import Dataset
+    from ..theta.layout import ParameterLayout
+
+
+PROGRAMS = {
+    torch.float32: (core.ProgramF32, core.QuestionF32, core.DerivativesF32),
+    torch.float64: (core.ProgramF64, core.QuestionF64, core.DerivativesF64),
+}
+_TRACED_SAMPLES = 3  # fewer coincidences with feature sizes than 1 or 2
+
+
+@dataclass(frozen=True)
+class Data:
+    """All inputs (N, ...) and targets, on the CPU, and how many samples each batch has.
+
+    The inputs are of ``dtype``, the program's, or integers.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    sizes: tuple[int, ...]
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, dataset: Dataset, dtype: torch.dtype) -> Data:
+        """Raises NotLowered for data that are more than one input and one target tensor."""
+        tensors = dataset.tensors()
+        if tensors is None:
+            raise NotLowered(
+                "the data are not (input tensor, target tensor) batches of equal shape"
+            )
+        inputs, targets = tensors
+        if dtype not in PROGRAMS:
+            raise NotLowered(f"{dtype} is not a dtype of the native engine")
+        sizes = tuple(batch.size for batch in dataset.batches)
+        inputs, targets = inputs.detach().cpu().contiguous(), targets.cpu()
+        if inputs.dtype in (torch.int64, torch.int32):
+            return cls(inputs, targets, sizes, dtype)
+        if not inputs.is_floating_point():
+            raise NotLowered(f"the inputs are {inputs.dtype}, neither floating point nor int64")
+        if torch.finfo(inputs.dtype).eps < torch.finfo(dtype).eps:
+            raise NotLowered(f"the inputs are {inputs.dtype}, wider than the {dtype} asked for")
+        return cls(inputs.to(dtype), targets, sizes, dtype)
+
+    def first(self, batches: int, samples: int) -> tuple[Data, Tensor]:
+        """At most so many batches, of at most so many of their samples, and which these are.
+
+        The largest batch is among them: the trace has few samples, as a small batch may.
+        """
+        order = sorted(range(len(self.sizes)), key=lambda b: (-self.sizes[b], b))[:1]
+        order += [b for b in range(batches) if b < len(self.sizes) and b not in order]
+        chosen = sorted(order[:batches])
+        starts = [sum(self.sizes[:b]) for b in chosen]
+        sizes = tuple(min(samples, self.sizes[b]) for b in chosen)
+        rows = torch.cat([torch.arange(a, a + n) for a, n in zip(starts, sizes, strict=True)])
+        if len(self.targets) % len(self.inputs):
+            raise NotLowered("another number of targets per input in every batch")
+        targets = self.targets.unflatten(0, (len(self.inputs), -1))[rows].flatten(0, 1)
+        return Data(self.inputs[rows], targets, sizes, self.dtype), rows
+
+    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches' inputs and targets."""
+        each = len(self.targets) // len(self.inputs)
+        targets = self.targets.split([each * size for size in self.sizes])
+        return zip(self.inputs.split(self.sizes), targets, strict=True)
+
+    def in_dtype(self, dtype: torch.dtype, targets: Tensor) -> Data:
+        """The same inputs, for a program of another dtype, with other targets."""
+        inputs = self.inputs.to(dtype) if self.inputs.is_floating_point() else self.inputs
+        return Data(inputs, targets, self.sizes, dtype)
+
+
+def example_of(model: nn.Module, data: Data) -> Tensor:
+    """A few samples to trace the model with, in its own dtype; integers as zeros."""
+    few = data.inputs[torch.arange(_TRACED_SAMPLES) % len(data.inputs)]
+    if not few.is_floating_point():
+        return torch.zeros_like(few)
+    return few.to(next((t.dtype for t in model.parameters() if t.is_floating_point()), few.dtype))
+
+
+def check_tensors(model: nn.Module, dtype: torch.dtype) -> None:
+    """Raises NotLowered for parameters and buffers that the program could not hold as they are."""
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.device.type != "cpu":
+            raise NotLowered(f"{name!r} is on {tensor.device}: the native engine runs on the CPU")
+        if tensor.is_floating_point() and tensor.dtype not in PROGRAMS:
+            raise NotLowered(f"{name!r} is {tensor.dtype}")
+        if tensor.is_floating_point() and torch.finfo(tensor.dtype).eps < torch.finfo(dtype).eps:
+            raise NotLowered(f"{name!r} is {tensor.dtype}, wider than the {dtype} asked for")
+
+
+def sources_of(
+    model: nn.Module, layout: ParameterLayout, dtype: torch.dtype
+) -> tuple[Tensor, dict[int, int]]:
+    """Where the program finds each tensor: an offset in theta, or -1 - offset in the constants."""
+    offsets = {entry.name: entry.offset for entry in layout.entries}
+    constants: list[Tensor] = [torch.empty(0, dtype=dtype)]
+    size = 0
+    sources: dict[int, int] = {}
+    named = (
+        *model.named_parameters(remove_duplicate=False),
+        *model.named_buffers(remove_duplicate=False),
+    )
+    for name, parameter in named:
+        if name in offsets or layout.aliases.get(name) in offsets:
+            sources[id(parameter)] = offsets[layout.aliases.get(name, name)]
+    for tensor in (*model.parameters(), *model.buffers()):
+        if id(tensor) not in sources and tensor.is_floating_point():
+            sources[id(tensor)] = -1 - size
+            constants.append(tensor.detach().reshape(-1).to(dtype))
+            size += tensor.numel()
+    return torch.cat(constants), sources

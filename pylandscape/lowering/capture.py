@@ -1,0 +1,205 @@
+"""Captures a module's forward pass as a graph of plain torch calls.
+
+``torch.fx`` traces through every submodule (milliseconds); where it cannot (control flow on values,
+custom Python) or where its graph is not the module (``h += 1`` under an alias), ``torch.export`` is
+tried (up to seconds the first time). Nothing here is trusted: the lowered program is compared with
+the module itself before it is used (engines/capture_check.py). Whatever goes wrong in the module's own code
+meanwhile is a reason for the torch engine, not an error.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from ..errors import NotLowered, out_of_memory
+
+# Modules whose own Python code fx cannot trace; they stand in the graph as one call.
+_WHOLE = (
+    nn.modules.batchnorm._NormBase,
+    nn.RNNBase,
+    nn.RNNCellBase,
+    nn.MultiheadAttention,
+)
+# The same, but a subclass may have a forward of its own.
+_WHOLE_THEMSELVES = (nn.TransformerEncoderLayer, nn.TransformerEncoder)
+
+
+# Of a tensor, what the shape alone decides.
+_OF_SHAPE = (
+    "shape", "ndim", "dtype", "device", "is_cuda", "size", "dim", "ndimension", "numel", "nelement",
+    "is_floating_point", "is_complex", "element_size",
+)  # fmt: skip
+
+
+class Final(NotLowered):
+    """No other way of capturing can help."""
+
+
+class _Tracer(torch.fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, _WHOLE) or type(m) in _WHOLE_THEMSELVES
+
+    def to_bool(self, obj: torch.fx.Proxy) -> bool:
+        if _reads_values(obj.node):
+            raise Final(
+                "the forward pass could not be captured: it decides on the values of its tensors, "
+                "or on whether they require a gradient"
+            )
+        return super().to_bool(obj)
+
+
+def _reads_values(node: torch.fx.Node) -> bool:
+    """Whether the node's value depends on more than the shapes of tensors."""
+    if node.op in ("placeholder", "get_attr", "call_module"):
+        return True
+    name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
+    if name in _OF_SHAPE or (name == "getattr" and node.args[1] in _OF_SHAPE):
+        return False
+    return any(map(_reads_values, node.all_input_nodes))
+
+
+@contextmanager
+def refused(how: str) -> Iterator[None]:
+    """Turns whatever the module's code or its lowering raises into NotLowered, with its first line;
+    out of memory and Ctrl-C pass."""
+    try:
+        yield
+    except NotLowered:
+        raise
+    except Exception as error:
+        if out_of_memory(error):
+            raise
+        raise NotLowered(f"{how}: {first_line(error)}") from error
+
+
+def check_example(model: nn.Module, example: Tensor) -> None:
+    """Raises Final for a model that does not take so few samples as are traced."""
+    with restored_attributes(model), torch.no_grad():
+        try:
+            model(example)
+        except Exception as error:
+            if out_of_memory(error):
+                raise
+            raise Final(
+                f"the forward pass does not run on another number of samples ({len(example)}) "
+                f"than in a batch of the data: {first_line(error)}"
+            ) from error
+
+
+def check_traceable(model: nn.Module) -> None:
+    """Raises NotLowered where a call does more than its forward: hooks, parametrisations."""
+    for name, module in model.named_modules():
+        where = f"module {name or type(module).__name__!r}"
+        if module._forward_hooks or module._forward_pre_hooks:
+            raise NotLowered(f"{where} has forward hooks")
+        if module._backward_hooks or module._backward_pre_hooks:
+            raise NotLowered(f"{where} has backward hooks")
+        if parametrize.is_parametrized(module):
+            raise NotLowered(f"{where} is parametrised")
+
+
+@contextmanager
+def restored_attributes(model: nn.Module) -> Iterator[None]:
+    """Undoes whatever happens to the attributes, parameters and buffers of the module's tree.
+
+    That is: what a forward pass assigns, modes, and tensors that ``functional_call`` swapped in and
+    could not swap back. Restoring is repeated if Ctrl-C interrupts it.
+    """
+    kept = [
+        (table, dict(table))
+        for module in model.modules()
+        for table in (module.__dict__, module._parameters, module._buffers, module._modules)
+    ]
+    try:
+        yield
+    finally:
+        interrupt: KeyboardInterrupt | None = None
+        restored = False
+        while not restored:
+            try:
+                for table, before in kept:
+                    _restore(table, before)
+                restored = True
+            except KeyboardInterrupt as late:
+                interrupt = late
+        if interrupt is not None:
+            raise interrupt
+
+
+def _restore(table: dict[str, Any], before: dict[str, Any]) -> None:
+    for name in table.keys() - before.keys():
+        table.pop(name, None)
+    table.update(before)
+
+
+def trace(model: nn.Module, example: Tensor, how: str) -> torch.fx.GraphModule:
+    """The graph of ``model(example)`` in eval mode, by "fx" or by "export".
+
+    The graph's parameters and buffers are the model's own tensors. Raises NotLowered when the
+    tracer fails, Final where no other can succeed.
+    """
+    with restored_attributes(model), refused(how), torch.no_grad():
+        if how == "fx":
+            graph = _Tracer().trace(model)
+            if any(node.target == "register_hook" for node in graph.nodes):
+                raise Final("the forward pass hooks gradients")
+            return torch.fx.GraphModule(model, graph)
+        with _silent():
+            program = torch.export.export(model, (example,), strict=False)
+        return _with_own_tensors(program, model)
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Without what export writes about code that it cannot follow: warnings, logs, stderr."""
+    said = logging.getLogger("torch")
+    level, disabled = said.level, []
+    for name in list(logging.root.manager.loggerDict):
+        logger = logging.getLogger(name)
+        if name.startswith("torch.") and not logger.disabled:
+            logger.disabled = True
+            disabled.append(logger)
+    said.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        said.setLevel(level)
+        for logger in disabled:
+            logger.disabled = False
+
+
+def _with_own_tensors(program: Any, model: nn.Module) -> torch.fx.GraphModule:
+    """The exported graph with its lifted inputs turned back into attributes of the model."""
+    graph = torch.fx.Graph()
+    signature = program.graph_signature
+    names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    if signature.buffers_to_mutate or signature.inputs_to_lifted_tensor_constants:
+        raise NotLowered("the forward pass changes buffers or holds tensor constants")
+    copied: dict[torch.fx.Node, torch.fx.Node] = {}
+    for node in program.graph.nodes:
+        if node.op == "placeholder" and node.name in names:
+            if node.users:  # a BN's count of batches has none
+                copied[node] = graph.get_attr(names[node.name])
+        elif node.op == "output":
+            (result,) = node.args[0]
+            graph.output(copied[result])
+        else:
+            copied[node] = graph.node_copy(node, lambda n: copied[n])
+    return torch.fx.GraphModule(model, graph)
+
+
+def first_line(error: BaseException) -> str:
+    """Its type and the first line of what it says."""
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0][:160]}" if text else type(error).__name__

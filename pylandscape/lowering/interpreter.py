@@ -1,0 +1,498 @@
+"""Lowers a captured graph to the compiled program.
+
+The graph is run once on a few samples; beside each concrete value stands its lowered form: a
+``Slot`` of the program, a ``Fixed`` tensor of the model, a tuple of them, or a plain Python value.
+``OPS`` holds one handler per torch call, under the call's name (function, method and ATen overload
+alike), with torch's own argument names; the modules lowering_*.py fill it.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._native import core
+from ..errors import NotLowered, UnknownOp
+from .values import TAKE_KNOWN, Fixed, Handler, Known, Merged, Shape, Slot, Unread, counting
+
+
+class Lowering(torch.fx.Interpreter):
+    """Runs the graph and builds the program beside it; ``result`` is the network's result."""
+
+    def __init__(
+        self,
+        graph: torch.fx.GraphModule,
+        program: Any,
+        sources: Mapping[int, int],
+        collect: bool = False,
+    ) -> None:
+        super().__init__(graph, garbage_collect_values=False)
+        self.program = program
+        self.collect = collect  # batch norm computes its running statistics
+        self.sources = sources  # id(tensor) -> source
+        self.lowered: dict[torch.fx.Node, Any] = {}
+        self.samples = 0
+        self.trace_dtype = torch.float32
+        self.inputs = 0
+        self.ids: int | None = None  # the input's slot where that holds integers
+        self.parts: dict[int, list[tuple[int, int, int]]] = {}  # of joined slots: slot, row, rows
+        self.result: Slot | None = None
+        self.merged = False  # whether the traced result is that of a Merged
+        self.names: list[str] = []
+        self._covering: dict[int, tuple[Tensor, bool]] = {}
+
+    def run_node(self, n: torch.fx.Node) -> Any:
+        value = super().run_node(n)
+        self.lowered[n] = self._lower(n, value)
+        return value
+
+    def _lower(self, node: torch.fx.Node, value: Any) -> Any:
+        if node.op == "placeholder":
+            return self._lower_input(node, value)
+        if node.op == "get_attr":
+            if not isinstance(value, Tensor):
+                raise NotLowered(f"attribute {node.target!r} is not a tensor")
+            if id(value) not in self.sources:
+                return Known(value)
+            return Fixed(self.sources[id(value)], tuple(value.shape), value.numel())
+        args: Any = torch.fx.node.map_arg(node.args, lambda n: self.lowered[n])
+        kwargs: Any = torch.fx.node.map_arg(node.kwargs, lambda n: self.lowered[n])
+        if node.op == "output":
+            self.result = self._output(args[0])
+            return self.result
+        tensors = [v for v in _flat(value) if v is not None]
+        if not tensors or not all(isinstance(v, Tensor) for v in tensors):
+            return value  # sizes and other Python values; checked by the comparison with the module
+        name = _call_name(node)
+        if name == "getitem" and isinstance(args[0], list | tuple):
+            return args[0][args[1]]
+        function: Any = node.target
+        if node.op == "call_module":
+            function = self.fetch_attr(str(node.target))
+            name = type(function).__name__
+        elif node.op == "call_method":
+            function = partial(_call_method, str(node.target))
+        for a in _flat((args, kwargs)):
+            if isinstance(a, Unread):
+                raise NotLowered(f"op {name!r} reads {a.what}")
+        handler = OPS.get(name)
+        known = node.op != "call_module" and self._is_known((args, kwargs))
+        if known and (handler is None or any(isinstance(a, Known) for a in _flat((args, kwargs)))):
+            return Known(value)
+        if handler is None:
+            raise UnknownOp(f"op {name!r} is not in the native engine")
+        if handler not in TAKE_KNOWN:
+            args, kwargs = torch.fx.node.map_aggregate((args, kwargs), self._constants)
+        try:
+            lower: Any = partial(_merged, handler) if _has_merged((args, kwargs), name) else handler
+            result = lower(Call(self, name, value, function), *args, **kwargs)
+        except NotLowered:
+            if known:  # not a view of a buffer
+                return Known(value)
+            raise
+        except TypeError as error:  # an argument that the handler does not take
+            raise NotLowered(f"op {name!r}: unsupported arguments ({error})") from error
+        if self.ids is not None and name != "embedding":
+            given = any(isinstance(a, Slot) and a.id == self.ids for a in _flat((args, kwargs)))
+            if given and not all(isinstance(r, Slot) and r.id == self.ids for r in _flat(result)):
+                raise NotLowered(f"op {name!r} reads the integer input, as only embedding may")
+        self._check(name, value, result)
+        self.names.append(name)
+        return self._rebind(node, result) if _in_place(node, name) else result
+
+    def _is_known(self, args: Any) -> bool:
+        """Whether a call with these arguments gives the same tensor at every point."""
+        return all(
+            not isinstance(a, Slot | Merged) and not (isinstance(a, Fixed) and a.source >= 0)
+            for a in _flat(args)
+        )
+
+    def _constants(self, x: Any) -> Any:
+        """Numbers that an op may compute with, as constants of the program."""
+        known = isinstance(x, Known) and x.value.is_floating_point() and x.value.dim() > 0
+        return self.constant(x) if known else x
+
+    def constant(self, known: Known) -> Fixed:
+        values = known.value.detach().double().contiguous()
+        source = self.program.constants(values.numel(), values.data_ptr())
+        return Fixed(source, tuple(values.shape), values.numel())
+
+    def _lower_input(self, node: torch.fx.Node, value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value  # an argument left at its default
+        self.inputs += 1
+        if self.inputs > 1:
+            raise NotLowered("the model takes more than one input")
+        if value.dim() < 1:
+            raise NotLowered("the input has no batch dimension")
+        self.samples = value.shape[0]
+        shape = tuple(value.shape[1:])
+        x = Slot(self.program.input(prod(shape)), shape)
+        if value.is_floating_point():
+            self.trace_dtype = value.dtype
+        else:
+            self.ids = x.id
+        return x
+
+    def _output(self, result: Any) -> Slot:
+        if isinstance(result, Merged):
+            self.merged, result = True, result.slot
+        if not isinstance(result, Slot) or result.axis != 0:
+            raise NotLowered("the model does not return one tensor with a row per sample")
+        return result if self.order(result) is not None else self.in_order(result)
+
+    def _check(self, name: str, value: Any, result: Any) -> None:
+        """The lowered result must have the traced one's shape, with the batch where it says."""
+        if isinstance(result, list | tuple):
+            if len(result) != len(value):
+                raise NotLowered(f"op {name!r} gives {len(value)} results")
+            for v, r in zip(value, result, strict=True):
+                self._check(name, v, r)
+        elif isinstance(result, Fixed):
+            if tuple(value.shape) != result.shape:
+                raise NotLowered(f"op {name!r} gives shape {tuple(value.shape)}")
+        elif isinstance(result, Merged):
+            if len(value) % self.samples:
+                raise NotLowered(f"op {name!r} gives shape {tuple(value.shape)}")
+            self._check(name, value.unflatten(0, (self.samples, -1)), result.slot)
+        elif isinstance(result, Slot):
+            shape = (*result.shape[: result.axis], self.samples, *result.shape[result.axis :])
+            if tuple(value.shape) != shape:
+                raise NotLowered(
+                    f"op {name!r} gives shape {tuple(value.shape)}: it mixes samples, or has no "
+                    "batch dimension"
+                )
+            integer = result.id == self.ids and not value.is_floating_point()
+            if value.dtype != self.trace_dtype and not integer:
+                raise NotLowered(
+                    f"op {name!r} gives {value.dtype} where the input is {self.trace_dtype}"
+                )
+
+    def _rebind(self, node: torch.fx.Node, result: Slot) -> Slot:
+        """After an in-place op every earlier name of the same memory means the new value."""
+        target: Any = node.args[0]
+        before = self.lowered[target]
+        if not isinstance(before, Slot) or not self.covers(before):
+            raise NotLowered("an in-place op on a part of a tensor")
+        result = self.reordered(result, before)
+        memory = self.env[target].untyped_storage().data_ptr()
+        for other, value in self.env.items():
+            known = self.lowered.get(other)
+            if (
+                isinstance(value, Tensor)
+                and isinstance(known, Slot)
+                and value.untyped_storage().data_ptr() == memory
+            ):
+                if known.id != before.id:
+                    raise NotLowered("an in-place op on memory that several values share")
+                self.lowered[other] = Slot(result.id, known.shape, known.axis, known.index)
+        return result
+
+    # Rows and elements
+
+    def rows(self, x: Slot) -> Tensor:
+        """The row of each element, of ``shape``."""
+        return counting(prod(x.shape)).view(x.shape) if x.index is None else x.index
+
+    def covers(self, x: Slot) -> bool:
+        """Whether x shows every row of its slot exactly once."""
+        size = self.program.features(x.id)
+        if prod(x.shape) != size or x.index is None:
+            return prod(x.shape) == size
+        known = self._covering.get(id(x.index))
+        if known is None:  # the index is kept, so that its id stays its own
+            found = torch.equal(x.index.reshape(-1).sort().values, counting(size))
+            known = self._covering[id(x.index)] = (x.index, found)
+        return known[1]
+
+    def order(self, x: Slot) -> Shape | None:
+        """The order of x's dimensions in which its elements stand in rows 0, 1, ...; or None."""
+        if x.index is None:
+            return tuple(range(len(x.shape)))
+        steps = [
+            int((x.index.select(d, 1) - x.index.select(d, 0)).reshape(-1)[0]) if n > 1 else 0
+            for d, n in enumerate(x.shape)
+        ]
+        order = tuple(sorted(range(len(steps)), key=lambda d: -steps[d]))
+        rows = x.index.permute(order).reshape(-1)
+        whole = torch.equal(rows, counting(self.program.features(x.id)))
+        return order if whole else None
+
+    def ordered(self, id: int, shape: Shape, axis: int, order: Sequence[int]) -> Slot:
+        """All of slot `id`, whose rows run through the dimensions in `order`, the last fastest."""
+        index = counting(prod(shape)).view([shape[d] for d in order])
+        back = [order.index(d) for d in range(len(order))]
+        plain = list(order) == sorted(order)
+        return Slot(id, shape, axis, None if plain else index.permute(back))
+
+    def in_dims(self, x: Slot, order: Sequence[int]) -> Slot:
+        """x with its elements in rows 0, 1, ..., its dimensions taken in `order`."""
+        like = self.ordered(x.id, x.shape, x.axis, order)
+        return self.gathered(x, self.rows(x).permute(*order).reshape(-1), like.index)
+
+    def same_rows(self, x: Slot, y: Slot) -> bool:
+        """Whether equal elements of x and y stand in equal rows."""
+        if x.index is None and y.index is None:
+            return x.shape == y.shape
+        return torch.equal(self.rows(x), self.rows(y))
+
+    def in_order(self, x: Slot) -> Slot:
+        """x with its elements in rows 0, 1, ... of its slot."""
+        return self.gathered(x, self.rows(x).reshape(-1), None)
+
+    def block(self, x: Slot) -> tuple[int, int]:
+        """A slot and its first row from which on x's elements stand in order; copied if need be."""
+        rows = self.rows(x).reshape(-1)
+        first = int(rows[0]) if rows.numel() else 0
+        if not torch.equal(rows, counting(rows.numel()) + first):
+            return self.in_order(x).id, 0
+        for id, row, count in self.parts.get(x.id, []):
+            if first + rows.numel() <= count:
+                return id, row + first
+            if first < count:
+                break  # in several parts
+            first -= count
+        return x.id, int(rows[0]) if rows.numel() else 0
+
+    def rows_from(self, id: int, first: int, count: int) -> Slot:
+        """Some rows of a slot, as a vector per sample."""
+        whole = count == self.program.features(id)
+        return Slot(id, (count,), 0, None if whole else counting(count) + first)
+
+    def join(self, parts: Sequence[tuple[int, int, int]], shape: Shape, axis: int) -> Slot:
+        """Rows of slots (slot, first row, how many), one after the other."""
+        found = self.program.join([p[0] for p in parts], [p[1:] for p in parts])
+        self.parts[found] = list(parts)
+        return Slot(found, shape, axis)
+
+    def reordered(self, x: Slot, like: Slot) -> Slot:
+        """x with each element in the row where `like`, which covers its slot, has it."""
+        if self.same_rows(x, like) and self.covers(x):
+            return x
+        order = torch.argsort(self.rows(like).reshape(-1))
+        return self.gathered(x, self.rows(x).reshape(-1)[order], like.index)
+
+    def gathered(self, x: Slot, rows: Tensor, index: Tensor | None, fill: float = 0.0) -> Slot:
+        """A slot whose row r is row rows[r] of x's, shown by ``index``; x's own if it is that."""
+        if torch.equal(rows, counting(self.program.features(x.id))):
+            return Slot(x.id, x.shape, x.axis, index)
+        rows = rows.contiguous()
+        found = self.program.gather(x.id, rows.numel(), rows.data_ptr(), float(fill))
+        return Slot(found, x.shape, x.axis, index)
+
+    def full(self, x: Slot | Merged) -> Tensor:
+        """Row + sample * features of every element of the traced tensor."""
+        if isinstance(x, Merged):
+            return self.full(x.slot).flatten(0, 1)
+        size = self.program.features(x.id)
+        return torch.stack([self.rows(x) + s * size for s in range(self.samples)], dim=x.axis)
+
+    def from_full(self, x: Slot, full: Tensor, fill: float = 0.0) -> Slot:
+        """The view of x that `full` describes; FILL stands for the constant."""
+        size = self.program.features(x.id)
+        for axis in range(full.dim()):
+            if full.shape[axis] != self.samples:
+                continue
+            first, *rest = full.unbind(axis)
+            known = first >= 0
+            if bool((first < size).all()) and all(
+                torch.equal(torch.where(r >= 0, r - (s + 1) * size, r), first)
+                for s, r in enumerate(rest)
+            ):
+                shape = tuple(first.shape)
+                if not bool(known.all()):
+                    where = Slot(x.id, shape, axis)
+                    return self.gathered(where, first.reshape(-1), None, fill)
+                plain = first.numel() == size and torch.equal(first.reshape(-1), counting(size))
+                return Slot(x.id, shape, axis, None if plain else first)
+        raise NotLowered("a view that mixes samples")
+
+    def shown(self, x: Slot | Merged, full: Tensor, fill: float = 0.0) -> Slot | Merged:
+        """The same, where the samples may have been merged with a dimension after them."""
+        slot = x.slot if isinstance(x, Merged) else x
+        try:
+            return self.from_full(slot, full, fill)
+        except NotLowered:
+            if full.dim() == 0 or len(full) == 0 or len(full) % self.samples:
+                raise
+            found = self.from_full(slot, full.unflatten(0, (self.samples, -1)), fill)
+            if found.axis != 0:
+                raise
+            return Merged(found)
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a handler may use: the lowering, the op's name, the traced value, what was called."""
+
+    lowering: Lowering
+    name: str
+    value: Any
+    function: Any
+
+    @property
+    def program(self) -> Any:
+        return self.lowering.program
+
+    def refuse(self, why: str) -> NotLowered:
+        return NotLowered(f"op {self.name!r}: {why}")
+
+    def view(self, x: Any) -> Slot:
+        """x as it stands: perhaps a view, perhaps with its rows in another order."""
+        if not isinstance(x, Slot):
+            raise self.refuse("an operand that is not computed from the input")
+        return x
+
+    def slot(self, x: Any) -> Slot:
+        """x with its elements in the order of its rows."""
+        return self.lowering.in_order(self.view(x))
+
+    def fixed(self, x: Any) -> Fixed:
+        """A parameter or buffer whose elements are all there in order."""
+        if not isinstance(x, Fixed) or x.index is not None:
+            raise self.refuse("weights that are computed, not parameters")
+        return x
+
+    def source(self, x: Any) -> int | None:
+        """Where a parameter or buffer is; None stays None."""
+        return None if x is None else self.fixed(x).source
+
+    def dim(self, x: Slot, d: Any) -> int:
+        """Dimension d of the traced tensor as one of x.shape."""
+        found = x.dim(d) if isinstance(d, int) else None
+        if found is None:
+            raise self.refuse("over the batch dimension, or no dim given")
+        return found
+
+    def unary(self, x: Any, f: str, a: float = 0.0, b: float = 0.0) -> Slot:
+        x = self.view(x)
+        if not self.lowering.covers(x):
+            x = self.slot(x)
+        found = self.program.unary(x.id, getattr(core.Unary, f), float(a), float(b))
+        return Slot(found, x.shape, x.axis, x.index)
+
+    def binary(self, f: str, x: Any, y: Any) -> Slot:
+        """x op y, broadcast to the traced shape; at least one of them a slot."""
+        x, y = self._broadcast(x), self._broadcast(y)
+        like = next((s for s in (x, y) if isinstance(s, Slot) and self.lowering.covers(s)), None)
+        if like is None:
+            like = self.slot(x if isinstance(x, Slot) else y)
+        a, b = self.placed(x, like), self.placed(y, like)
+        found = self.program.binary(getattr(core.Binary, f), a.id, b.id)
+        return Slot(found, like.shape, like.axis, like.index)
+
+    def _broadcast(self, x: Any) -> Slot | Fixed:
+        shape = self.value.shape
+        if isinstance(x, Slot):
+            if len(x.shape) + 1 == len(shape) and (
+                shape[x.axis] == self.lowering.samples
+                and tuple(shape[: x.axis]) + tuple(shape[x.axis + 1 :]) == x.shape
+            ):
+                return x
+            return self.lowering.from_full(x, self.lowering.full(x).broadcast_to(shape))
+        if isinstance(x, Known):
+            x = self.lowering.constant(x)
+        if isinstance(x, Fixed):
+            return Fixed(x.source, tuple(shape), x.size, x.elements().broadcast_to(shape))
+        raise self.refuse("an operand that is no tensor")
+
+    def placed(self, x: Slot | Fixed, like: Slot) -> Slot:
+        """x with every element in the row where `like` has it."""
+        if isinstance(x, Slot):
+            if x.axis != like.axis:
+                raise self.refuse("operands with their batches in different dimensions")
+            return self.lowering.reordered(x, like)
+        first, *rest = x.elements().unbind(like.axis)
+        if not all(torch.equal(first, r) for r in rest):
+            raise self.refuse("a fixed operand with a batch dimension")
+        order = torch.argsort(self.lowering.rows(like).reshape(-1))
+        index = first.reshape(-1)[order].tolist()
+        found = self.program.expand(x.source, x.size, index)
+        return Slot(found, like.shape, like.axis, like.index)
+
+
+def _flat(value: Any) -> Iterator[Any]:
+    """The leaves of nested lists, tuples and dictionaries."""
+    if isinstance(value, list | tuple):
+        for part in value:
+            yield from _flat(part)
+    elif isinstance(value, dict):
+        yield from _flat(list(value.values()))
+    else:
+        yield value
+
+
+def _has_merged(values: Any, name: str) -> bool:
+    found = any(isinstance(v, Merged) for v in _flat(values))
+    if found and name not in _OF_ROWS | _VIEWS:
+        raise NotLowered(f"op {name!r} on samples that are merged with another dimension")
+    return found and name in _OF_ROWS
+
+
+def _merged(handler: Handler, call: Call, *args: Any, **kwargs: Any) -> Merged:
+    """The handler's result for the tensors as they were with samples and rows apart."""
+    value = call.value.unflatten(0, (call.lowering.samples, -1))
+    if call.name in _OF_A_DIM:
+        dim = kwargs.pop("dim") if "dim" in kwargs else args[1]
+        dim %= call.value.dim()
+        if dim == 0:
+            raise call.refuse("over the batch dimension")
+        args = (args[0], dim + 1, *args[2:])
+    if any(isinstance(a, Slot) for a in _flat((args, kwargs))):
+        raise call.refuse("samples that are merged with another dimension, and ones that are not")
+    args, kwargs = torch.fx.node.map_aggregate(
+        (args, kwargs), lambda a: a.slot if isinstance(a, Merged) else a
+    )
+    result = handler(Call(call.lowering, call.name, value, call.function), *args, **kwargs)
+    if not isinstance(result, Slot) or result.axis != 0:
+        raise call.refuse("samples that are merged with another dimension")
+    return Merged(result)
+
+
+def _call_method(name: str, x: Any, *args: Any, **kwargs: Any) -> Any:
+    return getattr(x, name)(*args, **kwargs)
+
+
+def _call_name(node: torch.fx.Node) -> str:
+    if isinstance(node.target, str):
+        return node.target
+    if isinstance(node.target, torch._ops.OpOverload):
+        return node.target._schema.name.split("::")[-1]
+    return getattr(node.target, "__name__", str(node.target))
+
+
+# Calls that treat the rows of the last dimension (or that of `dim`) alone.
+_OF_A_DIM = {"softmax", "_softmax", "log_softmax", "_log_softmax"}
+_OF_ROWS = _OF_A_DIM | {
+    "linear", "layer_norm", "dropout", "relu", "leaky_relu", "tanh", "sigmoid", "gelu", "silu",
+    "softplus", "elu", "selu", "add", "sub", "mul", "div", "truediv", "to", "contiguous", "clone",
+}  # fmt: skip
+_VIEWS = {"view", "reshape", "unflatten", "_unsafe_view"}
+_IN_PLACE_OPERATORS = {operator.iadd, operator.isub, operator.imul, operator.itruediv}
+
+
+def _in_place(node: torch.fx.Node, name: str) -> bool:
+    return (
+        name.endswith("_") or bool(node.kwargs.get("inplace")) or node.target in _IN_PLACE_OPERATORS
+    )
+
+
+OPS: dict[str, Handler] = {}
+
+
+def op(*names: str) -> Callable[[Handler], Handler]:
+    """Registers a handler of the calls with these names."""
+
+    def register(handler: Handler) -> Handler:
+        for name in names:
+            OPS[name] = handler
+        return handler
+
+    return register

@@ -1,0 +1,89 @@
+"""Values of an interpreted module: slots of the program, constants, shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Shape = tuple[int, ...]
+Handler = Callable[..., Any]
+FILL = -1  # in an index: a constant, not an element
+
+
+@lru_cache(maxsize=64)
+def counting(size: int) -> Tensor:
+    return torch.arange(size)
+
+
+@dataclass(frozen=True, eq=False)
+class Slot:
+    """A value of the program, one column per sample, and how the traced tensor shows it.
+
+    The traced tensor has its batch dimension at ``axis``; ``shape`` is the rest. Its element e of a
+    sample is row ``index[e]`` of the slot; without an index the rows are in order. Views (permute,
+    slice, expand ...) are new indices of the same slot and cost nothing until somebody needs the
+    rows in order.
+    """
+
+    id: int
+    shape: Shape
+    axis: int = 0
+    index: Tensor | None = None  # of `shape`
+
+    def dim(self, d: int) -> int | None:
+        """Dimension d of the traced tensor as one of ``shape``; None for the batch."""
+        d %= len(self.shape) + 1
+        return None if d == self.axis else d - (d > self.axis)
+
+
+@dataclass(frozen=True, eq=False)
+class Fixed:
+    """A parameter or buffer: where the program finds it (offset in theta, or -1 - constant).
+
+    Element e is number ``index[e]`` of the ``size`` there; without an index they are in order.
+    """
+
+    source: int
+    shape: Shape
+    size: int
+    index: Tensor | None = None
+
+    def elements(self) -> Tensor:
+        return counting(self.size).view(self.shape) if self.index is None else self.index
+
+
+@dataclass(frozen=True, eq=False)
+class Known:
+    """A tensor that depends on neither the input nor a parameter: a mask, a table of positions."""
+
+    value: Tensor
+
+
+@dataclass(frozen=True)
+class Unread:
+    """A result that was not lowered; a call that reads it is refused."""
+
+    what: str
+
+
+@dataclass(frozen=True, eq=False)
+class Merged:
+    """A traced tensor in whose first dimension are the samples and the first of ``slot.shape``.
+
+    That is what ``logits.view(-1, classes)`` makes of (samples, tokens, classes). Calls that treat
+    every row alone are lowered as if the dimension were still two.
+    """
+
+    slot: Slot  # its axis is 0
+
+
+TAKE_KNOWN: set[Handler] = set()  # handlers that want Known tensors as they are
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float)

@@ -1,0 +1,276 @@
+"""Pictures of trajectories: paths and scree, off-plane distances, embeddings, agreement, tracks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import InvalidArgument
+from .style import COLUMN_WIDTH, LINE_COLOURS, LINE_DASHES, STYLE, legend_above, new_axes, own_style
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from ..results.tracks import Track
+    from ..trajectories.components import PrincipalComponents
+    from ..trajectories.embedding import Embedding
+    from ..trajectories.projection import Projection
+    from ..trajectories.similarity import Agreement
+
+INK = "#1a1a1a"
+OFF_MAP = "Reds"  # white in the plane, dark far from it
+FRAMES = 120  # of an animation, at most
+FRAMES_A_SECOND = 20
+_SCREE = 8  # components drawn
+
+
+def two_axes(ax: Any, *, height: float, ratios: tuple[float, float] = (1.0, 1.0)) -> Any:
+    """Two Axes side by side, two columns wide, or the caller's pair."""
+    if ax is not None:
+        pair = tuple(np.ravel(np.asarray(ax, dtype=object)))
+        if len(pair) != 2:
+            raise InvalidArgument(f"axes: expected two Axes, got {len(pair)}")
+        return pair
+    import matplotlib.pyplot as plt
+
+    _, pair = plt.subplots(
+        1, 2, figsize=(2 * COLUMN_WIDTH, COLUMN_WIDTH * height), layout="compressed",
+        gridspec_kw={"width_ratios": ratios},
+    )  # fmt: skip
+    for axes in pair:
+        axes.tick_params(labelsize=STYLE["xtick.labelsize"], width=0.6, length=2.5)
+    return tuple(pair)
+
+
+def plot_components(
+    found: PrincipalComponents, axes: Any = None, *, title: str | None = None
+) -> Any:
+    """The path along the first two components, coloured by step, and the scree.
+
+    The scree has each component's share of the variance beside that of a high-dimensional random
+    walk about the same centre: where the bars follow the crosses, the plane says nothing about the
+    run. Returns the two Axes.
+    """
+    if len(found.directions) < 2:
+        raise InvalidArgument("components: expected at least 2 to draw, got 1")
+    with own_style(axes is None):
+        left, right = two_axes(axes, height=0.8, ratios=(1.25, 1.0))
+        _steps_as_colour(left, found.coordinates[:, :2], found.steps)
+        shares = [f"{100 * r:.1f} %" for r in found.ratios[:2]]
+        left.set_xlabel(f"component 1 ({shares[0]} of the variance)")
+        left.set_ylabel(f"component 2 ({shares[1]})")
+        k = np.arange(1, min(_SCREE, len(found.ratios)) + 1)
+        right.bar(k, found.ratios[: len(k)], color=LINE_COLOURS[5], width=0.7, label="this path")
+        right.plot(k, found.null[: len(k)], "x", color=INK, markersize=4, label="random walk")
+        right.set_yscale("log")
+        right.set_xticks(k)
+        right.set_xlabel("component")
+        right.set_ylabel("share of the variance")
+        right.legend(frameon=False)
+        if title is not None:
+            left.set_title(title)
+    return left, right
+
+
+def plot_projection(found: Projection, axes: Any = None, *, title: str | None = None) -> Any:
+    """The path in its plane, dots coloured by their distance off it, and that distance by step.
+
+    Returns the two Axes.
+    """
+    with own_style(axes is None):
+        left, right = two_axes(axes, height=0.8, ratios=(1.25, 1.0))
+        draw_path(left, found.coordinates, found.off_share, bar=True)
+        left.set_xlabel("step along $d_1$")
+        left.set_ylabel("step along $d_2$")
+        right.plot(found.steps, found.distances, color=LINE_COLOURS[0], label="from the origin")
+        right.plot(
+            found.steps, found.off_plane, color=LINE_COLOURS[1], linestyle="--",
+            label="off the plane",
+        )  # fmt: skip
+        right.set_xlabel("training step")
+        right.set_ylabel("distance in parameter space")
+        right.set_ylim(bottom=0.0)
+        right.legend(frameon=False)
+        if title is not None:
+            left.set_title(title)
+    return left, right
+
+
+def draw_path(
+    ax: Any, points: Any, off: Any = None, *, colour: str = INK, bar: bool = False, z: Any = None
+) -> Any:
+    """A path with a white rim: hollow start, star at the end, dots coloured by their share off the
+    plane (0 to 1) where ``off`` (T,) is given. z: heights in 3-D. Returns the dots."""
+    from matplotlib import patheffects
+
+    rim = [patheffects.withStroke(linewidth=2.4, foreground="white")]
+    columns = (points[:, 0], points[:, 1]) if z is None else (points[:, 0], points[:, 1], z)
+    ax.plot(*columns, color=colour, linewidth=1.0, path_effects=rim, zorder=6, gid="trajectory")
+    options: dict[str, Any] = {"c": colour} if off is None else {"c": off, "cmap": OFF_MAP}
+    if off is not None:
+        options |= {"vmin": 0.0, "vmax": max(float(np.max(off)), 1e-9)}
+    dots = ax.scatter(
+        *columns, s=9, edgecolors=colour, linewidths=0.4, zorder=7, **options
+    )  # fmt: skip
+    for k, marker, face, size in ((0, "o", "white", 5.0), (-1, "*", colour, 9.0)):
+        end = [c[k : k + 1 or None] for c in columns]
+        ax.plot(
+            *end, linestyle="none", marker=marker, markersize=size, markerfacecolor=face,
+            markeredgecolor=colour if k == 0 else "white", markeredgewidth=0.8, zorder=8,
+        )  # fmt: skip
+    if bar and off is not None:
+        made = ax.figure.colorbar(dots, ax=ax, pad=0.02, fraction=0.05)
+        made.set_label("share off the plane", fontsize=STYLE["axes.labelsize"])
+        made.ax.tick_params(labelsize=STYLE["ytick.labelsize"], width=0.6, length=2.5)
+    return dots
+
+
+def plot_embedding(
+    found: Embedding, ax: Axes | None = None, *, labels: Any = None,
+    names: Sequence[str] | None = None, title: str | None = None,
+) -> Axes:  # fmt: skip
+    """Models as points of the plane, runs as lines of one colour each; returns the Axes.
+
+    Args:
+        labels: (P,) numbers or texts to write beside the points.
+        names: of the runs, for the legend.
+    """
+    runs = np.unique(found.run)
+    if labels is not None and len(labels) != len(found.points):
+        raise InvalidArgument(f"labels: expected {len(found.points)}, got {len(labels)}")
+    if names is not None and len(names) != len(runs):
+        raise InvalidArgument(f"names: expected {len(runs)}, got {len(names)}")
+    with own_style(ax is None):
+        axes: Any = new_axes(height=0.85) if ax is None else ax
+        handles = []
+        for k, run in enumerate(runs):
+            points = found.points[found.run == run]
+            colour = LINE_COLOURS[k % len(LINE_COLOURS)]
+            dash = LINE_DASHES[k // len(LINE_COLOURS) % len(LINE_DASHES)]
+            name = f"run {run + 1}" if names is None else names[k]
+            handles += axes.plot(*points.T, color=colour, linestyle=dash, linewidth=0.7, label=name)
+            axes.plot(*points.T, "o", color=colour, markersize=2.2)
+            axes.plot(*points[0], "o", color="white", markeredgecolor=colour, markersize=4)
+            axes.plot(*points[-1], "*", color=colour, markersize=7, markeredgecolor="white")
+        axes.set_aspect("equal", adjustable="datalim")
+        if labels is not None:
+            for point, label in zip(found.points, labels, strict=True):
+                text = label if isinstance(label, str) else f"{label:.3g}"
+                axes.annotate(text, point, (2, 2), textcoords="offset points", fontsize=5)
+        axes.set_xlabel(f"MDS axis 1 ({found.distance} distances, strain {found.strain:.2g})")
+        axes.set_ylabel("MDS axis 2")
+        if 1 < len(runs) <= 12:
+            legend_above(axes, handles, columns=min(4, len(runs)))
+        if title is not None:
+            axes.set_title(title, pad=6 + 11 * (1 < len(runs) <= 12))
+    return axes
+
+
+def plot_agreement(
+    found: Agreement, axes: Any = None, *, names: Sequence[str] | None = None,
+    title: str | None = None,
+) -> Any:  # fmt: skip
+    """P(j right | i right) and P(j wrong | i wrong) as two tables; returns the two Axes."""
+    count = len(found.accuracy)
+    shown = [str(i + 1) for i in range(count)] if names is None else list(names)
+    if len(shown) != count:
+        raise InvalidArgument(f"names: expected {count}, got {len(shown)}")
+    with own_style(axes is None):
+        pair = two_axes(axes, height=0.95)
+        for ax, table, word in zip(
+            pair, (found.right, found.wrong), ("right", "wrong"), strict=True
+        ):
+            ax.imshow(table, vmin=0.0, vmax=1.0, cmap="cividis")
+            for i in range(count):
+                for j in range(count):
+                    value = table[i, j]
+                    text = "-" if np.isnan(value) else f"{value:.2f}"
+                    dark = np.isnan(value) or value > 0.55
+                    ax.text(
+                        j, i, text, ha="center", va="center", fontsize=min(7, 40 / count),
+                        color="black" if dark else "white",
+                    )  # fmt: skip
+            ax.set_xticks(range(count), shown)
+            ax.set_yticks(range(count), shown)
+            ax.set_xlabel("model $j$")
+            ax.set_ylabel("model $i$")
+            ax.set_title(f"P($j$ {word} | $i$ {word})")
+        if title is not None:
+            pair[0].figure.suptitle(title)
+    return pair
+
+
+def plot_track(found: Track, ax: Axes | None = None, *, title: str | None = None) -> Axes:
+    """Top eigenvalues against the training step, with the stability threshold of the rule.
+
+    Returns the Axes.
+    """
+    with own_style(ax is None):
+        axes: Any = new_axes(height=0.75) if ax is None else ax
+        for k in range(found.values.shape[1]):
+            axes.plot(
+                found.steps, found.values[:, k], marker="o", markersize=2,
+                color=LINE_COLOURS[k % len(LINE_COLOURS)], label=rf"$\lambda_{{{k + 1}}}$",
+            )  # fmt: skip
+        if found.threshold is not None:
+            axes.plot(
+                found.steps, found.threshold, color=INK, linestyle="--", linewidth=0.9,
+                label=found.rule,
+            )  # fmt: skip
+        axes.set_xlabel("training step")
+        axes.set_ylabel("eigenvalue" + (" (preconditioned)" if found.preconditioned else ""))
+        handles, _ = axes.get_legend_handles_labels()
+        legend_above(axes, handles, columns=min(4, len(handles)))
+        if title is not None:
+            axes.set_title(title, pad=17)
+    return axes
+
+
+def animate(
+    points: Any, path: str | Path, axes: Any, off: Any = None, *, frames: int = FRAMES,
+    fps: int = FRAMES_A_SECOND,
+) -> Path:  # fmt: skip
+    """A film of a path that grows over a drawn surface: .gif, or .mp4 where ffmpeg is.
+
+    Raises:
+        InvalidArgument: another suffix, or .mp4 without ffmpeg.
+    """
+    from matplotlib import animation
+
+    target = Path(path)
+    suffix = target.suffix.lower()
+    if suffix not in (".gif", ".mp4"):
+        raise InvalidArgument(f"path: expected a name ending in .gif or .mp4, got {target.name!r}")
+    if suffix == ".mp4" and not animation.writers.is_available("ffmpeg"):
+        raise InvalidArgument(
+            "path: .mp4 needs the program ffmpeg, which is not installed; write a .gif"
+        )
+    writer: Any = animation.PillowWriter(fps) if suffix == ".gif" else animation.FFMpegWriter(fps)
+    count = len(points)
+    shown = np.unique(np.linspace(1, count, min(frames, count)).astype(int))
+    figure = axes.figure
+    engine = figure.get_layout_engine()
+    figure.canvas.draw()
+    figure.set_layout_engine("none")  # the frame must not move from picture to picture
+    with writer.saving(figure, str(target), dpi=120):
+        for last in shown:
+            before = set(axes.get_children())
+            draw_path(axes, points[:last], None if off is None else off[:last])
+            writer.grab_frame()
+            for artist in set(axes.get_children()) - before:
+                artist.remove()
+    figure.set_layout_engine(engine)
+    return target
+
+
+def _steps_as_colour(ax: Any, points: Any, steps: Any) -> None:
+    ax.plot(*points.T, color="0.7", linewidth=0.7, zorder=1)
+    dots = ax.scatter(*points.T, c=steps, s=8, cmap="viridis", zorder=2)
+    ax.plot(*points[0], "o", markerfacecolor="none", markeredgecolor=INK, markersize=6)
+    ax.plot(*points[-1], "*", color=INK, markersize=8, markeredgecolor="white", zorder=3)
+    made = ax.figure.colorbar(dots, ax=ax, pad=0.02, fraction=0.05)
+    made.set_label("training step", fontsize=STYLE["axes.labelsize"])
+    made.ax.tick_params(labelsize=STYLE["ytick.labelsize"], width=0.6, length=2.5)

@@ -1,0 +1,203 @@
+"""What every picture shares: size, fonts, colours, axis labels, hatches, saving.
+
+matplotlib is imported when a picture is asked for, not with the package.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import InvalidArgument
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+COLUMN_WIDTH = 3.35  # inches: one column of a two-column paper
+# Of a 3-D Axes in its figure: its labels lie outside the box that a layout knows.
+SOLID_POSITION = (0.0, 0.05, 0.92, 1.02)
+STYLE: Any = {
+    "font.size": 8,
+    "axes.labelsize": 8,
+    "axes.titlesize": 8,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 7,
+    "axes.linewidth": 0.6,
+    "lines.linewidth": 1.2,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.major.size": 2.5,
+    "ytick.major.size": 2.5,
+    "hatch.linewidth": 0.5,
+    "grid.linewidth": 0.4,
+    "grid.color": "0.85",
+    "figure.dpi": 150,
+}
+SAVE: Any = {"pdf.fonttype": 42, "ps.fonttype": 42, "svg.fonttype": "none"}
+# Okabe and Ito's colours, told apart by colour-blind readers; dashes by those of a grey print.
+LINE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+LINE_DASHES = ("-", "--", "-.", ":")
+NONFINITE_FACE = "#d9d9d9"
+NONFINITE_EDGE = "#7f7f7f"
+HATCH = "//////"
+
+UNITS = {
+    "filter": "units: filter norm",
+    "layer": "units: norm of each tensor",
+    "model": r"units: $\Vert\theta\Vert$",
+    "weight": "units: weight",
+    "dfilter": "units: unit-norm filters",
+    "dlayer": "units: unit-norm tensors",
+}
+CONVEXITY_LABELS = {
+    "lambda_min": r"$\lambda_{\min}$",
+    "lambda_max": r"$\lambda_{\max}$",
+    "ratio": r"$|\lambda_{\min} / \lambda_{\max}|$",
+}
+
+
+@contextmanager
+def own_style(own: bool) -> Iterator[None]:
+    """The package's style for its own figures; a caller's Axes keep the caller's."""
+    if not own:
+        yield
+        return
+    import matplotlib
+
+    with matplotlib.rc_context(STYLE):
+        yield
+
+
+def new_axes(*, projection: str | None = None, height: float = 0.8) -> Axes:
+    """Axes of a fresh column-wide figure, `height` as a share of the width."""
+    import matplotlib.pyplot as plt
+
+    # "compressed" gives colour bars the height of axes of a fixed aspect; it does not know 3-D.
+    layout = "compressed" if projection is None else None
+    figure = plt.figure(figsize=(COLUMN_WIDTH, COLUMN_WIDTH * height), layout=layout)
+    axes = figure.add_subplot(projection=projection)
+    if projection is None:
+        layout_engine: Any = figure.get_layout_engine()
+        layout_engine.set(w_pad=0.03, h_pad=0.03)
+    else:
+        axes.set_position(SOLID_POSITION)
+    # Ticks are made late, after the style has gone: keep it on the axes.
+    axes.tick_params(labelsize=STYLE["xtick.labelsize"], width=0.6, length=2.5)
+    axes.locator_params(nbins=5)
+    return axes
+
+
+def save(axes: Axes, path: str | Path, *, dpi: int = 300) -> Path:
+    """Write the figure of `axes`: PNG at `dpi`, PDF, PS and SVG with text as text (fonttype 42).
+
+    Raises:
+        InvalidArgument: a suffix that matplotlib cannot write.
+    """
+    import matplotlib
+
+    target = Path(path)
+    check_suffix(target)
+    with matplotlib.rc_context(SAVE):
+        axes.figure.savefig(target, dpi=dpi)  # type: ignore[union-attr]
+    return target
+
+
+def check_suffix(path: str | Path) -> None:
+    """Raise InvalidArgument for a file name that `save` cannot write."""
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    formats = FigureCanvasBase.get_supported_filetypes()
+    if Path(path).suffix.lstrip(".").lower() not in formats:
+        raise InvalidArgument(
+            f"path: expected a picture suffix (.{', .'.join(sorted(formats))}), "
+            f"got {Path(path).name!r}"
+        )
+
+
+def direction_infos(info: dict[str, Any]) -> list[dict[str, Any]]:
+    """The provenance of the axes' directions, [] where a file does not have it."""
+    request = info.get("request") or {}
+    found = request.get("directions") or info.get("directions") or []
+    return [d if isinstance(d, dict) else {} for d in found]
+
+
+def step_label(info: dict[str, Any], axis: int) -> str:
+    """'step along d_1 (units: filter norm)' and its kin, from the provenance of the result."""
+    infos = direction_infos(info)
+    direction = infos[axis] if axis < len(infos) else {}
+    name = f"$d_{axis + 1}$"
+    unit = UNITS.get(str(direction.get("normalize")))
+    if unit is None and direction.get("kind") == "target":
+        unit = f"1: target {axis + 1}" if len(infos) > 1 else "1: target"
+    if unit is None:
+        norms = info.get("direction_norms") or []
+        if axis < len(norms) and norms[axis] is not None:
+            unit = rf"absolute, $\Vert d_{axis + 1}\Vert$ = {norms[axis]:.3g}"
+    return f"step along {name} ({unit})" if unit else f"step along {name}"
+
+
+def metric_label(metric: str, beside: Collection[str] = ()) -> str:
+    """The words for a metric; symbols for those of a convexity map, known by what is beside it."""
+    words = metric.replace("_", " ")
+    return CONVEXITY_LABELS.get(metric, words) if "lambda_max" in beside else words
+
+
+def mark_cells(axes: Axes, cells: NDArray[np.float64], text: str) -> None:
+    """Hatch polygons (m, corners, 2) of non-finite values; `text` is the patch's legend label."""
+    from matplotlib.patches import PathPatch
+    from matplotlib.path import Path as Outline
+
+    closed = np.concatenate([cells, cells[:, :1]], axis=1)
+    one = [Outline.MOVETO] + [Outline.LINETO] * (cells.shape[1] - 1) + [Outline.CLOSEPOLY]
+    outline = Outline(closed.reshape(-1, 2), one * len(cells))
+    patch = PathPatch(outline, label=text, gid="nonfinite", antialiased=False, **_mark_style())
+    axes.add_patch(patch)
+
+
+def nonfinite_handle(text: str) -> Any:
+    """The legend's patch for non-finite values."""
+    from matplotlib.patches import Patch
+
+    return Patch(label=text, **{**_mark_style(), "linewidth": 0.4})
+
+
+def nonfinite_text(values: NDArray[np.float64]) -> str:
+    count = int((~np.isfinite(values)).sum())
+    return f"not finite ({count} of {values.size} points)"
+
+
+def legend_above(axes: Axes, handles: list[Any], columns: int = 2) -> None:
+    """A frameless legend above the axes, where it hides no data."""
+    axes.legend(
+        handles=handles,
+        loc="lower right",
+        bbox_to_anchor=(1.0, 1.0),
+        borderaxespad=0.2,
+        borderpad=0.2,
+        frameon=False,
+        handlelength=1.6,
+        ncols=columns,
+        columnspacing=1.0,
+    )
+
+
+def _mark_style() -> dict[str, Any]:
+    return {
+        "facecolor": NONFINITE_FACE,
+        "edgecolor": NONFINITE_EDGE,
+        "hatch": HATCH,
+        "linewidth": 0.0,
+    }
+
+
+def close(axes: Axes) -> None:
+    """Forget the figure of `axes`: pyplot keeps every figure until it is closed."""
+    import matplotlib.pyplot as plt
+
+    plt.close(axes.figure)  # type: ignore[arg-type]

@@ -1,0 +1,212 @@
+"""Pictures of results: lines, contours, filled contours, heat maps and 3-D surfaces.
+
+`plot` draws one result, `plot_lines` several curves in one picture; both return the Axes and never
+call `show`. Without `ax=` they make a figure that fits one column of a two-column paper; `save`
+writes it with fonts that publishers accept. Non-finite values are hatched (grey in 3-D) and
+counted in the legend.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import InvalidArgument
+from . import surface_strokes as draw
+from .lines import plot_lines, slices
+from .scale import Array, Scale
+from .style import (
+    check_suffix,
+    close,
+    legend_above,
+    metric_label,
+    new_axes,
+    nonfinite_handle,
+    nonfinite_text,
+    own_style,
+    save,
+)
+from .view import View, view_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from ..results.curve import Curve
+    from ..results.surface import Surface
+
+__all__ = ["check_suffix", "close", "plot", "plot_lines", "plot_surface", "save"]
+
+SURFACE_KINDS = ("contour", "filled", "heat", "surface")
+KINDS = (*SURFACE_KINDS, "line")
+
+
+def plot(
+    result: Curve | Surface, kind: str | None = None, ax: Axes | None = None, **options: Any
+) -> Axes:
+    """Draw a Curve (kind "line") or a Surface ("contour" by default, or "line": its axis slices).
+
+    Options are those of `plot_lines` and `plot_surface`.
+
+    Raises:
+        InvalidArgument: a kind that this result does not have, or an option's value.
+    """
+    from ..results.surface import Surface
+
+    if not isinstance(result, Surface):
+        if kind not in (None, "line"):
+            raise InvalidArgument(f"kind: expected 'line' for a curve, got {kind!r}")
+        return plot_lines([result], ax, **options)
+    if kind == "line":
+        curves, defaults = slices(result)
+        return plot_lines(curves, ax, **{**defaults, **options})
+    return plot_surface(result, "contour" if kind is None else kind, ax, **options)
+
+
+def plot_surface(
+    surface: Surface,
+    kind: str = "contour",
+    ax: Any = None,
+    *,
+    metric: str = "loss",
+    log: bool = False,
+    offset: float | None = None,
+    levels: int | Sequence[float] | Array | None = None,
+    vmin: float | None = None,
+    vmax: float | None = None,
+    clip: bool = True,
+    cmap: str = "viridis",
+    colorbar: bool | None = None,
+    labels: bool = True,
+    trajectory: Any = None,
+    vertices: Any = None,
+    xlabel: str | None = None,
+    ylabel: str | None = None,
+    title: str | None = None,
+    elevation: float = 32.0,
+    azimuth: float = -58.0,
+) -> Axes:
+    """Draw a surface as contour lines, filled contours, a heat map or in 3-D.
+
+    Barycentric surfaces are drawn in the triangle of their vertices, laid out with the true
+    distances. The metric "ratio" of a convexity map has its points with lambda_max <= 0 crossed.
+
+    Args:
+        kind: "contour", "filled", "heat" or "surface" (3-D; `ax` must then be a 3-D Axes).
+        metric: which of `surface.metrics`.
+        log: draw log10(value + offset). Ticks and labels stay in the metric's units.
+        offset: default 0 if all finite values are positive, otherwise -min + 1e-3 (median - min).
+        levels: contour levels: how many, or increasing values; default about ten between the
+            quantiles.
+        vmin, vmax: drawn range, in the metric's units. Default: that of the values, but a linear
+            one ends at the 95 % quantile if a steep rim would take it all (the colour bar then has
+            an arrow).
+        clip: draw values beyond the range at the limit; False leaves them out.
+        cmap: a colour-blind-safe map by default; "cividis" is another.
+        colorbar: default True for "filled" and "heat"; the others carry numbers on lines or on the
+            z axis.
+        labels: numbers on contour lines and names of the vertices.
+        trajectory: (T, 2) path in the surface's coordinates; first point hollow, last a star.
+        vertices: (V, 2) points to mark; interpolations mark their own, [] for none.
+        elevation, azimuth: of the 3-D view, in degrees.
+
+    Raises:
+        InvalidArgument: names the argument; also fewer than 2 x 2 points for contours and 3-D.
+    """
+    values = _metric(surface, metric)
+    _check(kind, values, ax)
+    track = None if trajectory is None else _points("trajectory", trajectory)
+    view = view_of(surface)
+    marks = view.vertices if vertices is None else _points("vertices", vertices)
+    names = view.names if vertices is None and labels else ()
+    scale = Scale.of(values, log=log, offset=offset, vmin=vmin, vmax=vmax)
+    solid = kind == "surface"
+    bar = kind in ("filled", "heat") if colorbar is None else colorbar
+
+    def height_at(points: Array) -> Array | None:
+        return draw.heights(view, values, scale, clip, points) if solid else None
+
+    with own_style(ax is None):
+        if ax is None:
+            height = 0.85 if solid else view.height(bar)
+            ax = new_axes(projection="3d" if solid else None, height=height)
+        at = draw.ticks(scale, values)
+        if solid:
+            artist = draw.draw_sheet(ax, view, values, scale, clip, cmap)
+            ax.view_init(elev=elevation, azim=azimuth)
+        elif kind == "heat":
+            artist = draw.draw_heat(ax, view, values, scale, clip, cmap)
+        else:
+            artist, at = draw.draw_contours(
+                ax, kind, view, values, scale, levels, clip, cmap, labels
+            )
+        if not solid:
+            draw.finish_flat(ax, kind, view, values)
+        if track is not None and len(track):
+            draw.draw_track(ax, view, track, height_at(track))
+        if len(marks):
+            draw.draw_marks(ax, view, marks, height_at(marks), names)
+        ax.set_xlabel(view.xlabel if xlabel is None else xlabel)
+        ax.set_ylabel(view.ylabel if ylabel is None else ylabel)
+        name = metric_label(metric, surface.metrics)
+        if solid:
+            draw.finish_sheet(ax, scale, name, at)
+        if bar:
+            draw.draw_colorbar(ax, artist, kind, scale, name, at)
+        notes = _notes(ax, view, surface, metric, flat=not solid)
+        if title is not None:
+            ax.set_title(title, pad=6 + 11 * notes)
+        elif kind == "contour" and not bar:
+            ax.set_title(scale.label(name), loc="left", fontsize="medium", pad=3)
+    return ax
+
+
+def _check(kind: str, values: Array, ax: Any) -> None:
+    """Raises InvalidArgument for an unknown kind, one that needs more points, another Axes."""
+    if kind not in SURFACE_KINDS:
+        raise InvalidArgument(f"kind: expected one of {', '.join(KINDS)}, got {kind!r}")
+    if kind != "heat" and min(values.shape) < 2:
+        raise InvalidArgument(
+            f"kind: expected 'heat' or 'line' for {values.shape[0]} x {values.shape[1]} points, "
+            f"got {kind!r}, which needs 2 x 2"
+        )
+    solid = kind == "surface"
+    if ax is not None and solid != (ax.name == "3d"):
+        raise InvalidArgument(
+            f"ax: expected {'a 3-D' if solid else 'a flat'} Axes for kind {kind!r}, got {ax.name!r}"
+        )
+
+
+def _notes(ax: Axes, view: View, surface: Surface, metric: str, *, flat: bool) -> int:
+    """Legends above the picture: points that are not finite, points without a ratio. How many."""
+    values = np.asarray(surface.metrics[metric], dtype=np.float64)
+    notes = []
+    if not np.isfinite(values).all():
+        notes.append(nonfinite_handle(nonfinite_text(values)))
+    if metric == "ratio" and "lambda_max" in surface.metrics and flat:
+        notes += draw.draw_flags(
+            ax, view, surface.metrics["lambda_max"] <= 0.0, r"$\lambda_{\max} \leq 0$"
+        )
+    if notes:
+        legend_above(ax, notes, columns=1)
+    return len(notes)
+
+
+def _metric(surface: Surface, metric: str) -> Array:
+    if metric not in surface.metrics:
+        raise InvalidArgument(f"metric: expected one of {sorted(surface.metrics)}, got {metric!r}")
+    values = np.asarray(surface.metrics[metric], dtype=np.float64)
+    expected = (len(surface.x), len(surface.y))
+    if values.shape != expected:
+        raise InvalidArgument(f"metrics[{metric!r}]: expected shape {expected}, got {values.shape}")
+    return values
+
+
+def _points(name: str, points: Any) -> Array:
+    array = np.asarray(points, dtype=np.float64)
+    if array.size == 0:
+        return np.empty((0, 2))
+    if array.ndim != 2 or array.shape[1] != 2:
+        raise InvalidArgument(f"{name}: expected shape (T, 2), got {array.shape}")
+    return array

@@ -1,0 +1,1 @@
+"""What comes out: plain data classes with axes, values and where they come from."""

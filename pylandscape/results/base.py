@@ -1,0 +1,112 @@
+"""What curves and surfaces share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from ..arrays import Array
+from ..errors import InvalidArgument
+from ..files import store
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from .sanity import Verdict
+
+
+class _Result:
+    """What curves and surfaces share."""
+
+    kind: str
+    values: Array
+    metrics: dict[str, Array]
+    info: dict[str, Any]
+
+    @property
+    def nonfinite(self) -> int:
+        """Number of points where the loss is NaN or infinite."""
+        return int((~np.isfinite(self.values)).sum())
+
+    def plot(self, kind: str | None = None, ax: Axes | None = None, **options: Any) -> Axes:
+        """Draw it and return the Axes; `pylandscape.plots.surface.plot` lists the kinds and options."""
+        from ..plots.surface import plot
+
+        return plot(self, kind, ax, **options)  # type: ignore[arg-type]
+
+    def check(self) -> Verdict:
+        """Answer "is my plot right?": a verdict with one line per check (`pylandscape.results.sanity`)."""
+        from .sanity import check
+
+        return check(self)  # type: ignore[arg-type]
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write an HDF5 file, atomically; one that is there is replaced. `pylandscape.load` reads
+        it back bit for bit, and loss-landscape's tools read its root datasets.
+
+        Raises:
+            OSError: the file cannot be written (what was there before is untouched).
+        """
+        store.save(self, path)
+
+    def __repr__(self) -> str:
+        finite = self.values[np.isfinite(self.values)]
+        span = f"loss {finite.min():.4g} to {finite.max():.4g}" if finite.size else "no finite loss"
+        bad = f", {self.nonfinite} not finite" if self.nonfinite else ""
+        others = [name for name in self.metrics if name != "loss"]
+        more = f", also {', '.join(others)}" if others else ""
+        size = " x ".join(str(n) for n in self.values.shape)
+        return f"{type(self).__name__}({self.kind}, {size}, {span}{bad}{more})"
+
+
+def check_axis(axis: ArrayLike, name: str) -> Array:
+    """A copy of the axis, (n,) float64, n >= 1, finite and increasing, or InvalidArgument."""
+    expected = "expected an increasing 1-D array of finite numbers"
+    try:
+        found = np.asarray(axis)
+        numbers = found.astype(np.float64) if found.dtype.kind in "fiu" else None
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InvalidArgument(f"{name}: {expected}, got {axis!r}") from error
+    if numbers is None or numbers.ndim != 1 or numbers.size == 0:
+        raise InvalidArgument(
+            f"{name}: {expected}, got shape {found.shape} and dtype {found.dtype}"
+        )
+    if not np.isfinite(numbers).all():
+        raise InvalidArgument(
+            f"{name}: {expected}, got {(~np.isfinite(numbers)).sum()} that are not"
+        )
+    falls = np.flatnonzero(~(np.diff(numbers) > 0))
+    if falls.size:
+        i = int(falls[0])
+        raise InvalidArgument(
+            f"{name}: {expected}, got {numbers[i]!r} before {numbers[i + 1]!r} (index {i})"
+        )
+    return numbers
+
+
+def _check_metrics(
+    values: ArrayLike | None, metrics: Mapping[str, ArrayLike] | None, shape: tuple[int, ...]
+) -> dict[str, Array]:
+    """Metrics as float64 arrays of the given shape, "loss" first; `values` stands for the loss."""
+    given = dict(metrics or {})
+    twice = values is not None and "loss" in given
+    if values is not None:
+        given.setdefault("loss", values)
+    if "loss" not in given:
+        raise InvalidArgument(f"metrics: expected 'loss' among them, got {sorted(given)}")
+    found = {}
+    for name in ("loss", *(name for name in given if name != "loss")):
+        numbers = np.asarray(given[name])
+        if numbers.shape != shape or numbers.dtype.kind not in "fiub":
+            raise InvalidArgument(
+                f"metrics[{name!r}]: expected numbers of shape {shape}, got shape {numbers.shape} "
+                f"and dtype {numbers.dtype}"
+            )
+        found[name] = numbers.astype(np.float64)
+    if twice and not np.array_equal(found["loss"], np.asarray(values), equal_nan=True):
+        raise InvalidArgument("values: expected the same numbers as metrics['loss'], got others")
+    return found

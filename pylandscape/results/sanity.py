@@ -1,0 +1,383 @@
+"""Is my plot right? Checks of a finished Curve or Surface, in plain language.
+
+Each check reads the values, the axes and the provenance (`info`) of the result, and says what to
+do about what it finds. A check whose facts are missing from the file is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from .curve import Curve
+    from .surface import Surface
+
+Array = NDArray[np.float64]
+Level = Literal["ok", "note", "warning", "error"]
+
+EPS = {
+    "float64": 2.0**-52,
+    "float32": 2.0**-23,
+    "float16": 2.0**-10,
+    "bfloat16": 2.0**-7,
+}
+# Relative length of the largest step, ||max step * d|| / ||theta||.
+SHORT_STEP, LONG_STEP = 1e-3, 10.0
+# |cos| between two directions. Random ones in n dimensions have about 1/sqrt(n).
+OBLIQUE, PARALLEL = 0.3, 0.99
+PLATEAU_SHARE = 0.5  # of the points within PLATEAU_BAND of the range from the top (or the bottom)
+PLATEAU_BAND = 0.02
+TAIL_RATIO = 20.0  # full range over that of the lower 90 %
+JUMP_SHARE = 0.5  # of the robust range, between two neighbours
+COARSE = 15  # points along an axis
+NOISE = 64.0  # rounding errors of the loss that a range must exceed to be a landscape
+
+# (x, y) of the vertices of interpolations.
+CORNERS: dict[str, tuple[tuple[float, ...], ...]] = {
+    "interpolation": ((0.0,), (1.0,)),
+    "barycentric": ((0.0, 0.0), (1.0, 1.0), (1.0, 0.0)),
+    "bilinear": ((1.0, 1.0), (0.0, 1.0), (1.0, 0.0), (0.0, 0.0)),
+}
+
+
+class Finding(NamedTuple):
+    level: Level
+    name: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """`ok` is False if a finding is an "error": the picture does not show what it claims to.
+
+    A "warning" is a picture that is right but easily misread, a "note" a hint.
+    """
+
+    findings: tuple[Finding, ...]
+
+    @property
+    def ok(self) -> bool:
+        return all(f.level != "error" for f in self.findings)
+
+    def __bool__(self) -> bool:
+        return self.ok
+
+    def __str__(self) -> str:
+        counts = [
+            (sum(f.level == level for f in self.findings), level) for level in ("error", "warning")
+        ]
+        said = ", ".join(f"{n} {level}{'s' if n > 1 else ''}" for n, level in counts if n)
+        head = f"sanity: {'OK' if self.ok else 'NOT OK'}{f' ({said})' if said else ''}"
+        return "\n".join([head, *(f"  {f.level:<8}{f.name:<12}{f.message}" for f in self.findings)])
+
+
+def check(result: Curve | Surface) -> Verdict:
+    """Judge a result: centre, axes' lengths and angle, finiteness, saturation, BatchNorm, points,
+    and whether derivatives of this landscape are its slope.
+
+    The centre is compared with `info["model_loss"]`, the model's own loss computed without the
+    engines; the tolerance is sqrt(eps) of the dtype, relative, plus eps.
+    """
+    values = np.asarray(result.values, dtype=np.float64)
+    axes = [np.asarray(result.x, dtype=np.float64)]
+    if hasattr(result, "y"):
+        axes.append(np.asarray(result.y, dtype=np.float64))
+    info = dict(result.info or {})
+    facts = {**(info.get("request") or {}), **info}
+    slice_kind = result.kind in ("line", "plane")
+    findings: list[Finding] = []
+    if slice_kind:
+        findings += _centre(values, axes, facts)
+        findings += _lengths(axes, facts)
+        findings += _angle(facts)
+    else:
+        findings += _vertices(values, axes, result.kind, facts)
+    findings += _finite(values, axes, facts)
+    if np.isfinite(values).any():
+        findings += _range(values, axes, facts, slice_kind)
+        findings += _resolution(values, axes)
+    findings += _batch_norm(facts, slice_kind)
+    if facts.get("slope_mismatch"):
+        findings.append(Finding("note", "slope", str(facts["slope_mismatch"])))
+    return Verdict(tuple(findings))
+
+
+def _eps(facts: dict[str, Any]) -> float:
+    return EPS.get(str(facts.get("dtype", "float32")).removeprefix("torch."), EPS["float32"])
+
+
+def _centre(values: Array, axes: list[Array], facts: dict[str, Any]) -> Iterator[Finding]:
+    expected, found = facts.get("model_loss"), facts.get("center_loss")
+    nearest = [int(np.argmin(np.abs(axis))) for axis in axes]
+    for name, axis, k in zip("xy", axes, nearest, strict=False):
+        if abs(axis[k]) > 1e-9 * max(abs(axis[0]), abs(axis[-1])):
+            yield Finding(
+                "note", "centre",
+                f"{name} = 0 is not on the grid, so the picture does not show the model itself; "
+                "use a range around 0 with an odd number of points",
+            )  # fmt: skip
+            break
+    else:
+        found = values[tuple(nearest)]
+    if expected is None or found is None:
+        return
+    centre, expected = float(found), float(expected)
+    eps = _eps(facts)
+    error = abs(centre - expected)
+    if error <= eps**0.5 * abs(expected) + eps:
+        yield Finding("ok", "centre", f"loss at 0 is the model's own loss, {expected:.6g}")
+    elif facts.get("bn", "eval") in ("recompute", "batch"):
+        yield Finding(
+            "note", "centre",
+            f"loss at 0 is {centre:.6g}, the model's own (running statistics) {expected:.6g}: "
+            f"bn={facts['bn']!r} takes the statistics from the data instead",
+        )  # fmt: skip
+    elif eps < EPS["float32"] and error <= EPS["float32"] ** 0.5 * abs(expected) + EPS["float32"]:
+        yield Finding(
+            "ok", "centre",
+            f"loss at 0 is the model's own loss, {expected:.6g}, to float32's precision",
+        )  # fmt: skip
+    else:
+        yield Finding(
+            "error", "centre",
+            f"loss at 0 is {centre:.6g}, but the model's own loss is {expected:.6g}: check that "
+            "model and data have no randomness (dropout, augmentation) and that the model was not "
+            "changed in between; engine='torch' tells whether the engine is to blame",
+        )  # fmt: skip
+
+
+def _vertices(
+    values: Array, axes: list[Array], kind: str, facts: dict[str, Any]
+) -> Iterator[Finding]:
+    """Interpolations: the corners of the grid against the losses of the solutions themselves."""
+    expected = facts.get("vertex_losses")
+    corners = CORNERS.get(kind)
+    if expected is None or corners is None:
+        return
+    eps = max(_eps(facts), EPS["float32"])
+    worst, compared = 0.0, 0
+    for corner, loss in zip(corners, expected, strict=True):
+        at = [np.flatnonzero(a == c) for a, c in zip(axes, corner, strict=True)]
+        if loss is None or not all(k.size for k in at):
+            continue
+        value = values[tuple(int(k[0]) for k in at)]
+        worst = max(worst, abs(value - loss) / (eps**0.5 * abs(loss) + eps))
+        compared += 1
+    losses = ", ".join("?" if v is None else f"{v:.4g}" for v in expected)
+    if compared and worst <= 1:
+        yield Finding("ok", "vertices", f"the corners have the losses of the solutions: {losses}")
+    elif compared:
+        yield Finding(
+            "error", "vertices",
+            f"the corners do not have the losses of the solutions themselves ({losses}): check "
+            "that all checkpoints are of this model and that data and loss have no randomness",
+        )  # fmt: skip
+
+
+def _lengths(axes: list[Array], facts: dict[str, Any]) -> Iterator[Finding]:
+    norms, theta = facts.get("direction_norms"), facts.get("theta_norm")
+    if not norms or not theta:
+        return
+    for name, axis, norm in zip("xy", axes, norms, strict=False):
+        if norm is None:
+            continue
+        if norm == 0:
+            yield Finding(
+                "error", "step",
+                f"the direction along {name} is zero: every parameter is ignored or has norm 0; "
+                "change ignore= or normalize=",
+            )  # fmt: skip
+            continue
+        reach = float(np.abs(axis).max())
+        share = reach * norm / theta
+        text = f"{name} reaches {share:.3g} x the norm of theta"
+        if share < SHORT_STEP:
+            yield Finding(
+                "warning", "step",
+                f"{text}: so near that any smooth loss looks quadratic; widen the range about "
+                f"{0.1 / share:.0e} times",
+            )  # fmt: skip
+        elif share > LONG_STEP:
+            yield Finding(
+                "warning", "step",
+                f"{text}: far outside what training visits; narrow the range to about "
+                f"+-{reach / share:.2g} or use normalize='filter'",
+            )  # fmt: skip
+        else:
+            yield Finding("ok", "step", text)
+
+
+def _angle(facts: dict[str, Any]) -> Iterator[Finding]:
+    cosine = facts.get("direction_cosine")
+    if cosine is None:
+        return
+    angle = float(np.degrees(np.arccos(np.clip(abs(cosine), 0, 1))))
+    text = f"the directions meet at {angle:.1f} degrees (cosine {cosine:.3g})"
+    if abs(cosine) > PARALLEL:
+        yield Finding(
+            "error",
+            "angle",
+            f"{text}: this is one line drawn as a plane; use another second direction",
+        )
+    elif abs(cosine) > OBLIQUE:
+        yield Finding(
+            "warning", "angle",
+            f"{text}: shapes are sheared; use orthogonal=True, or say so in the caption",
+        )  # fmt: skip
+    else:
+        yield Finding("ok", "angle", text)
+
+
+def _finite(values: Array, axes: list[Array], facts: dict[str, Any]) -> Iterator[Finding]:
+    bad = ~np.isfinite(values)
+    count = int(bad.sum())
+    if count == 0:
+        yield Finding("ok", "finite", f"all {values.size} values are finite")
+        return
+    text = f"{count} of {values.size} values ({100 * count / values.size:.2g} %) are not finite"
+    if count == values.size:
+        yield Finding(
+            "error", "finite",
+            f"{text}: nothing to draw; look at the loss at theta itself, try dtype=torch.float64",
+        )  # fmt: skip
+        return
+    mesh = np.meshgrid(*axes, indexing="ij")
+    radius = np.max(np.abs(np.stack(mesh)), axis=0)
+    nearest = float(radius[bad].min())
+    inside = radius[(radius < nearest) & ~bad]
+    advice = (
+        f"all are finite up to +-{float(inside.max()):.3g}; narrow the range to that, or try "
+        "dtype=torch.float64"
+        if inside.size and inside.max() > 0
+        else "even near the centre; try dtype=torch.float64"
+    )
+    negative = facts.get("negative_variance") or 0
+    if negative:
+        advice = (
+            f"{negative} of them because interpolated variances are negative there; narrow the "
+            "range to between the models, or use bn='recompute'"
+        )
+    yield Finding(
+        "warning" if count > 0.05 * values.size else "note", "finite", f"{text}: {advice}"
+    )
+
+
+def _range(
+    values: Array, axes: list[Array], facts: dict[str, Any], slice_kind: bool
+) -> Iterator[Finding]:
+    finite = values[np.isfinite(values)]
+    low, high = float(finite.min()), float(finite.max())
+    span = high - low
+    if finite.size < 3:
+        return
+    if span <= NOISE * _eps(facts) * max(abs(low), abs(high)):
+        yield Finding(
+            "error", "range",
+            f"the loss is flat: it changes by {span:.2g} around {high:.6g}, which is rounding; "
+            "are the directions zero, the range too small, or the layers they move unused?",
+        )  # fmt: skip
+        return
+    q90 = float(np.quantile(finite, 0.9))
+    top = float((finite >= high - PLATEAU_BAND * span).mean())
+    bottom = float((finite <= low + PLATEAU_BAND * span).mean())
+    steep = q90 > low and span > TAIL_RATIO * (q90 - low)
+    if top > PLATEAU_SHARE:
+        yield Finding(
+            "warning", "range",
+            f"saturated: {100 * top:.0f} % of the points lie on a plateau at {high:.4g}; "
+            "narrow the range",
+        )  # fmt: skip
+    elif steep or (bottom > 0.8 and finite.size >= 50):
+        yield Finding(
+            "note", "range",
+            f"few points dominate: 90 % lie below {q90:.3g}, the largest is {high:.3g}; "
+            "use log=True or vmax=",
+        )  # fmt: skip
+    else:
+        yield Finding("ok", "range", f"loss from {low:.4g} to {high:.4g}, no plateau")
+    yield from _minimum(values, axes, low, span, slice_kind)
+
+
+def _minimum(
+    values: Array, axes: list[Array], low: float, span: float, slice_kind: bool
+) -> Iterator[Finding]:
+    at = np.unravel_index(
+        int(np.nanargmin(np.where(np.isfinite(values), values, np.nan))), values.shape
+    )
+    where = ", ".join(f"{n} = {a[k]:.3g}" for n, a, k in zip("xy", axes, at, strict=False))
+    border = any(a.size > 2 and k in (0, a.size - 1) for a, k in zip(axes, at, strict=False))
+    if border and slice_kind:
+        yield Finding(
+            "warning", "minimum",
+            f"the lowest loss, {low:.4g}, is at the border ({where}): widen the range to see "
+            "where it ends",
+        )  # fmt: skip
+        return
+    centre = tuple(int(np.argmin(np.abs(a))) for a in axes)
+    if slice_kind and values[centre] > low + 0.01 * span:
+        yield Finding(
+            "note", "minimum",
+            f"the lowest loss, {low:.4g}, is at {where}, not at 0 ({values[centre]:.4g}): theta is "
+            "not a minimum along these directions",
+        )  # fmt: skip
+    elif slice_kind:
+        yield Finding("ok", "minimum", f"lowest at or beside 0 ({where})")
+
+
+def _resolution(values: Array, axes: list[Array]) -> Iterator[Finding]:
+    sizes = [a.size for a in axes if a.size > 1]
+    if not sizes:
+        return
+    finite = values[np.isfinite(values)]
+    top = float(np.quantile(finite, 0.95))
+    robust = top - float(finite.min())
+    seen = np.where(np.isfinite(values) & (values <= top), values, np.nan)  # not the steep rim
+    steps = [np.abs(np.diff(seen, axis=k)) for k in range(values.ndim) if values.shape[k] > 1]
+    jumps = np.concatenate([s[np.isfinite(s)].ravel() for s in steps])
+    jump = float(np.quantile(jumps, 0.99)) if jumps.size else 0.0
+    if robust > 0 and jump > JUMP_SHARE * robust:
+        yield Finding(
+            "warning", "resolution",
+            f"neighbours differ by up to {100 * jump / robust:.0f} % of the range: what lies "
+            "between them is not seen; use more points or a narrower range",
+        )  # fmt: skip
+    elif min(sizes) < COARSE:
+        yield Finding(
+            "note", "resolution",
+            f"{' x '.join(map(str, sizes))} points: fine for a look, use 51 for a picture to show",
+        )  # fmt: skip
+    else:
+        yield Finding(
+            "ok", "resolution", f"{' x '.join(map(str, sizes))} points, steps well resolved"
+        )
+
+
+def _batch_norm(facts: dict[str, Any], slice_kind: bool) -> Iterator[Finding]:
+    if not facts.get("has_batchnorm"):
+        return
+    mode = facts.get("bn", "eval")
+    if mode == "eval" and not slice_kind:
+        yield Finding(
+            "warning", "batchnorm",
+            "running statistics of one model were kept between solutions, where they fit none; "
+            "use bn='recompute'",
+        )  # fmt: skip
+        return
+    meaning = {
+        "eval": "running statistics fixed at the model's own (usual for random directions)",
+        "interpolate": (
+            "running statistics move along directions to another model, and stay on others"
+            if slice_kind
+            else "running statistics interpolated like the parameters: between the solutions they "
+            "are those of no model; bn='recompute' computes them"
+        ),
+        "recompute": "statistics recomputed from all data at every point",
+        "batch": "statistics of each batch: values depend on how the data is batched",
+    }.get(str(mode), str(mode))
+    unusual = mode == "batch" or (mode == "interpolate" and not slice_kind)
+    yield Finding("note" if unusual else "ok", "batchnorm", f"bn={mode!r}: {meaning}")

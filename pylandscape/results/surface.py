@@ -1,0 +1,133 @@
+"""Results: values of L on a line, a plane or between solutions, with their provenance.
+
+A `Curve` holds L(x[i]), a `Surface` L(x[i], y[j]); both are plain data, in float64, and know how to
+save, plot and check themselves. `info` is JSON-able: what was asked (`info["request"]`) and what
+was found.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..arrays import Array
+from ..errors import InvalidArgument
+from ..files import store
+from .base import _check_metrics, _Result, check_axis
+from .curve import Curve
+
+if TYPE_CHECKING:
+    pass
+
+
+@dataclass(eq=False, repr=False)
+class Surface(_Result):
+    """A metric on a grid: values[i, j] = L(x[i], y[j]).
+
+    Attributes:
+        x: (nx,) float64, increasing: steps along the first direction, or alpha.
+        y: (ny,) float64, increasing: steps along the second direction, or beta.
+        values: (nx, ny) float64, the loss; the same array as metrics["loss"].
+        metrics: name -> (nx, ny) float64. Accuracies are fractions.
+        info: provenance (see the module).
+        kind: "plane" | "barycentric" | "bilinear".
+
+    Raises:
+        InvalidArgument: an axis that does not increase, metrics of another shape, no loss.
+    """
+
+    x: Array
+    y: Array
+    values: Array = None  # type: ignore[assignment]
+    metrics: dict[str, Array] = None  # type: ignore[assignment]
+    info: dict[str, Any] = None  # type: ignore[assignment]
+    kind: str = "plane"
+
+    def __post_init__(self) -> None:
+        self.x = check_axis(self.x, "x")
+        self.y = check_axis(self.y, "y")
+        self.metrics = _check_metrics(self.values, self.metrics, (self.x.size, self.y.size))
+        self.values = self.metrics["loss"]
+        self.info = {} if self.info is None else dict(self.info)
+
+    def triangle(self, metric: str = "loss") -> tuple[Array, Array]:
+        """A barycentric surface in the triangle of its three solutions.
+
+        theta = theta0 + alpha (beta (theta1 - theta0) + (1 - beta)(theta2 - theta0)); the whole
+        edge alpha = 0 is theta0 and appears once.
+
+        Returns:
+            points (m, 2), in a layout of the plane that keeps the distances of parameter space
+            (`info["vertex_positions"]`), and values (m,) of the metric.
+
+        Raises:
+            InvalidArgument: another kind of surface, an unknown metric.
+        """
+        if self.kind != "barycentric":
+            raise InvalidArgument(
+                f"kind: expected a surface of kind 'barycentric', got {self.kind!r}"
+            )
+        if metric not in self.metrics:
+            raise InvalidArgument(f"metric: expected one of {sorted(self.metrics)}, got {metric!r}")
+        positions = np.asarray(self.info["vertex_positions"], dtype=np.float64)
+        alpha, beta = (a.ravel() for a in np.meshgrid(self.x, self.y, indexing="ij"))
+        weights = barycentric_weights(alpha, beta)
+        keep = alpha != 0.0
+        keep[np.flatnonzero(~keep)[:1]] = True
+        return (weights @ positions)[keep], self.metrics[metric].ravel()[keep]
+
+
+def _apart(result: Curve | Surface) -> tuple[store.Arrays, store.Facts]:
+    arrays = _axes(result) | {"metrics": np.stack(list(result.metrics.values()))}
+    return arrays, {"kind": result.kind, "names": list(result.metrics), "info": result.info}
+
+
+def _together(arrays: store.Arrays, facts: store.Facts) -> Curve | Surface:
+    metrics = dict(zip(facts["names"], arrays["metrics"], strict=True))
+    more: dict[str, Any] = {"metrics": metrics, "info": facts["info"], "kind": facts["kind"]}
+    if "y" in arrays:
+        return Surface(arrays["x"], arrays["y"], **more)
+    return Curve(arrays["x"], **more)
+
+
+def _for_loss_landscape(result: Curve | Surface) -> dict[str, np.ndarray]:
+    """What the tools of Li et al.'s loss-landscape read: values [y, x], accuracies in percent."""
+    found = {f"{name}coordinates": axis for name, axis in _axes(result).items()}
+    found["train_loss"] = result.values.T
+    if "accuracy" in result.metrics:
+        found["train_acc"] = 100.0 * result.metrics["accuracy"].T
+    return found
+
+
+def _axes(result: Curve | Surface) -> dict[str, np.ndarray]:
+    return {"x": result.x} | ({"y": result.y} if isinstance(result, Surface) else {})
+
+
+store.register(Curve, store.Content("curve", _apart, _together, _for_loss_landscape))
+store.register(Surface, store.Content("surface", _apart, _together, _for_loss_landscape))
+
+
+def barycentric_weights(alpha: Array, beta: Array) -> Array:
+    """(m, 3) weights (1 - alpha, alpha beta, alpha (1 - beta)) of theta0, theta1, theta2 (their sum
+    is 1)."""
+    return np.stack([1.0 - alpha, alpha * beta, alpha * (1.0 - beta)], axis=1)
+
+
+def bilinear_weights(alpha: Array, beta: Array) -> Array:
+    """(m, 4) weights of theta0..theta3, which sit at (alpha, beta) = (1,1), (0,1), (1,0), (0,0)."""
+    return np.stack(
+        [alpha * beta, (1.0 - alpha) * beta, alpha * (1.0 - beta), (1.0 - alpha) * (1.0 - beta)],
+        axis=1,
+    )
+
+
+def triangle_layout(distances: Array) -> Array:
+    """(3, 2) points of the plane with the pairwise distances (3, 3): p0 at 0, p1 on the first
+    axis."""
+    d01, d02, d12 = float(distances[0, 1]), float(distances[0, 2]), float(distances[1, 2])
+    # |p2|^2 = d02^2 and |p2 - p1|^2 = d12^2; with p0 = p1 the first axis is free: p2 goes on the
+    # second.
+    along = (d02**2 - d12**2 + d01**2) / (2.0 * d01) if d01 > 0.0 else 0.0
+    return np.array([[0.0, 0.0], [d01, 0.0], [along, np.sqrt(max(d02**2 - along**2, 0.0))]])

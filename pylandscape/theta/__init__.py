@@ -1,0 +1,1 @@
+"""What L(theta) depends on: layout, data, losses, directions, running statistics."""

@@ -1,0 +1,124 @@
+"""What a landscape checks of its arguments before anything runs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from ..errors import InvalidArgument
+from .data import Dataset
+from .layout import ParameterLayout
+
+if TYPE_CHECKING:
+    pass
+
+
+_BN_MODES = ("eval", "recompute", "batch", "interpolate")
+_ENGINES = ("auto", "native", "torch")
+
+
+def check_choices(
+    model: Any,
+    loss: Any,
+    data: Any,
+    objective: Any,
+    weight: Any,
+    bn: str,
+    dtype: torch.dtype | None,
+    engine: str,
+) -> None:
+    if not isinstance(model, nn.Module):
+        raise InvalidArgument(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise InvalidArgument(
+            f"model: expected a torch.nn.Module of Python, got TorchScript "
+            f"({type(model).__name__}); pass the module that it was scripted or traced from"
+        )
+    if (loss is None) == (objective is None):
+        got = "neither" if loss is None else "both"
+        raise InvalidArgument(f"loss, objective: expected exactly one of them, got {got}")
+    if objective is not None and not callable(objective):
+        raise InvalidArgument(
+            f"objective: expected a callable f(model, batch), got {type(objective).__name__}"
+        )
+    if data is None:
+        raise InvalidArgument("data: expected (x, y), a DataLoader or batches, got nothing")
+    if weight is not None and objective is None:
+        raise InvalidArgument("weight: expected only together with objective=")
+    if bn not in _BN_MODES:
+        raise InvalidArgument(f"bn: expected one of {', '.join(_BN_MODES)}, got {bn!r}")
+    if engine not in _ENGINES:
+        raise InvalidArgument(f"engine: expected one of {', '.join(_ENGINES)}, got {engine!r}")
+    if dtype is not None and dtype not in (torch.float32, torch.float64):
+        raise InvalidArgument(f"dtype: expected torch.float32 or torch.float64, got {dtype}")
+
+
+def check_finite(model: nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        if nn.parameter.is_lazy(parameter):
+            raise InvalidArgument(
+                f"model: expected parameters that have shapes, but {name!r} is of a lazy module "
+                "that has not run yet; call the model once on a batch"
+            )
+        finite = torch.isfinite(parameter.detach())
+        if not bool(finite.all()):
+            bad = int((~finite).sum())
+            raise InvalidArgument(
+                f"model: expected finite parameters, but {name!r} has {bad} that are not"
+            )
+
+
+def chosen_device(device: torch.device | str) -> torch.device:
+    try:
+        chosen = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise InvalidArgument(f'device: expected "cpu" or "cuda", got {device!r}') from error
+    if chosen.type == "meta":
+        raise InvalidArgument("device: expected one that holds numbers, got meta")
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise InvalidArgument(
+            f"device: expected one that this torch can use, got {chosen}, but this torch "
+            f"({torch.__version__}) sees no CUDA device"
+        )
+    if chosen.type == "cuda" and chosen.index is None:
+        chosen = torch.device("cuda", torch.cuda.current_device())
+    if chosen.type == "cuda" and chosen.index >= torch.cuda.device_count():
+        raise InvalidArgument(
+            f"device: expected one of {torch.cuda.device_count()} CUDA devices, got {chosen}"
+        )
+    return chosen
+
+
+def device_of(model: nn.Module) -> torch.device:
+    devices = {t.device: name for name, t in (*model.named_parameters(), *model.named_buffers())}
+    if len(devices) > 1:
+        (a, first), (b, second) = list(devices.items())[:2]
+        raise InvalidArgument(
+            f"model: expected all parameters on one device, got {first!r} on {a} and "
+            f"{second!r} on {b}"
+        )
+    return next(iter(devices), torch.device("cpu"))
+
+
+def theta_dtype(layout: ParameterLayout) -> torch.dtype:
+    """The widest dtype of the parameters; float32 for half-precision models."""
+    widest = max((e.dtype for e in layout.entries), key=lambda d: torch.finfo(d).bits)
+    return widest if torch.finfo(widest).bits >= 32 else torch.float32
+
+
+def batch_weights(weight: Any, dataset: Dataset) -> tuple[float, ...]:
+    if weight is None:
+        return tuple(float(batch.size) for batch in dataset.batches)
+    if callable(weight):
+        values = [float(weight(batch.raw)) for batch in dataset.batches]
+    else:
+        values = [float(w) for w in weight]
+    if len(values) != len(dataset.batches):
+        raise InvalidArgument(
+            f"weight: expected one number per batch ({len(dataset.batches)}), got {len(values)}"
+        )
+    if not sum(values) > 0:
+        raise InvalidArgument(f"weight: expected a positive sum, got {sum(values)}")
+    return tuple(values)

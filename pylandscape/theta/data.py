@@ -1,0 +1,246 @@
+"""The data of a landscape: batches read once, in order, and kept."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..arrays import digest_of_all
+from ..errors import InvalidArgument
+
+_MOST_BATCHES = 1_000_000  # of an iterable that does not tell its length
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One batch: ``raw`` as it was given, split into model inputs and target where it can be."""
+
+    raw: Any
+    inputs: Any
+    target: Any
+    size: int
+
+    def mapped(self, f: Callable[[Tensor], Tensor]) -> Batch:
+        """The batch with f of its tensors; what stands in it twice does so afterwards."""
+        memo: dict[int, Any] = {}
+        raw, inputs, target = (
+            _mapped(part, f, memo) for part in (self.raw, self.inputs, self.target)
+        )
+        return Batch(raw, inputs, target, self.size)
+
+    def fresh(self) -> Batch:
+        """A copy that code may write into."""
+        return self.mapped(_clone)
+
+    def tensors(self) -> list[Tensor]:
+        """Its tensors, each once."""
+        found: dict[int, Tensor] = {}
+
+        def note(t: Tensor) -> Tensor:
+            found[id(t)] = t
+            return t
+
+        self.mapped(note)
+        return list(found.values())
+
+
+@contextmanager
+def untouched_random_state(device: torch.device | None = None) -> Iterator[None]:
+    """Runs user code without moving torch's global generators."""
+    devices = [device] if device is not None and device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        yield
+
+
+class Dataset:
+    """Batches of (inputs, target), or of anything when they go to an objective.
+
+    ``data``: a pair (x, y) of tensors or arrays (one batch), a DataLoader, or any iterable of
+    batches. Tensors must be on ``device`` unless ``move``. A batch may have several targets per
+    input, where the model gives as many rows of outputs (tokens). Raises InvalidArgument for empty
+    data and for batches that are no pair where pairs are needed.
+
+    The tensors kept are copies: what happens to the caller's later does not reach them.
+    """
+
+    def __init__(self, data: Any, *, pairs: bool, device: torch.device, move: bool) -> None:
+        with untouched_random_state():
+            raw = [data] if _is_pair_of_tensors(data) else _read(data)
+        if not raw:
+            raise InvalidArgument("data: expected at least one batch, got none")
+        placed = [_placed(item, device, move) for item in raw]
+        if pairs:  # an objective may differentiate in its inputs
+            for t in (t for item in placed for t in Batch(item, None, None, 0).tensors()):
+                t.requires_grad_(False)
+        self.batches = [_batch(item, i, pairs) for i, item in enumerate(placed)]
+        self.size = sum(batch.size for batch in self.batches)
+        if self.size == 0:
+            raise InvalidArgument("data: expected at least one sample, got none")
+        self.digest = digest_of_all(batch.raw for batch in self.batches)
+
+    def tensors(self) -> tuple[Tensor, Tensor] | None:
+        """All inputs and targets, concatenated; None where batches are not plain tensor pairs."""
+        inputs = [batch.inputs for batch in self.batches]
+        targets = [batch.target for batch in self.batches]
+        for parts in (inputs, targets):
+            if not all(isinstance(part, Tensor) and part.dim() > 0 for part in parts):
+                return None
+            if len({(part.shape[1:], part.dtype) for part in parts}) > 1:
+                return None
+        if len(inputs) == 1:
+            return inputs[0], targets[0]
+        return torch.cat(inputs), torch.cat(targets)
+
+
+def _is_pair_of_tensors(data: Any) -> bool:
+    return (
+        isinstance(data, tuple | list)
+        and len(data) == 2
+        and all(isinstance(part, Tensor | np.ndarray) for part in data)
+    )
+
+
+def _read(data: Any) -> list[Any]:
+    if isinstance(data, Mapping | str | Tensor | np.ndarray) or not isinstance(data, Iterable):
+        raise InvalidArgument(
+            "data: expected a pair (x, y) of tensors, a DataLoader or an iterable of batches, "
+            f"got {type(data).__name__}"
+        )
+    if isinstance(data, Sized):
+        return list(data)
+    most, kept, taken = _most_bytes(), [], 0
+    for batch in data:  # it may have no end
+        kept.append(batch)
+        taken += _bytes(batch)
+        if len(kept) > _MOST_BATCHES or taken > most:
+            raise InvalidArgument(
+                f"data: expected an iterable that ends, but it gave {len(kept)} batches "
+                f"({taken / 2**30:.3g} GiB) and goes on; batches are read once and kept: pass a "
+                "list, or itertools.islice(data, count)"
+            )
+    return kept
+
+
+def _most_bytes() -> float:
+    """How much an iterable without a length may give: half of the machine's memory."""
+    return 0.5 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _bytes(item: Any) -> int:
+    if isinstance(item, Tensor):
+        return item.numel() * item.element_size()
+    if isinstance(item, np.ndarray):
+        return int(item.nbytes)
+    if isinstance(item, Mapping):
+        return sum(map(_bytes, item.values()))
+    return sum(map(_bytes, item)) if isinstance(item, tuple | list) else 0
+
+
+def _clone(t: Tensor) -> Tensor:
+    return t.detach().clone().requires_grad_(t.requires_grad)
+
+
+def _mapped(item: Any, f: Callable[[Tensor], Tensor], memo: dict[int, Any]) -> Any:
+    if id(item) in memo:
+        return memo[id(item)]
+    found: Any = item
+    if isinstance(item, Tensor):
+        found = f(item)
+    elif isinstance(item, Mapping):
+        found = {key: _mapped(value, f, memo) for key, value in item.items()}
+    elif isinstance(item, tuple | list):
+        parts = [_mapped(value, f, memo) for value in item]
+        found = type(item)(*parts) if hasattr(item, "_fields") else type(item)(parts)
+    memo[id(item)] = found
+    return found
+
+
+def dense_parts(t: Tensor) -> list[Tensor]:
+    """The strided tensors that a tensor of any layout is made of."""
+    t = t.detach()
+    if t.is_quantized:
+        return [t.int_repr()]
+    if t.layout == torch.strided:
+        return [t]
+    if t.layout == torch.sparse_coo:
+        t = t.coalesce()
+        return [t.indices(), t.values()]
+    if t.layout in (torch.sparse_csr, torch.sparse_bsr):
+        return [t.crow_indices(), t.col_indices(), t.values()]
+    if t.layout in (torch.sparse_csc, torch.sparse_bsc):
+        return [t.ccol_indices(), t.row_indices(), t.values()]
+    return [t.to_dense()]
+
+
+def not_finite(batches: Sequence[Batch]) -> str | None:
+    """Where the data hold a NaN or an infinity, as the end of a sentence; None where nowhere."""
+    for index, batch in enumerate(batches):
+        for t in batch.tensors():
+            if t.is_floating_point():
+                bad = sum(int((~torch.isfinite(part)).sum()) for part in dense_parts(t))
+                if bad:
+                    return f"batch {index} has {bad} elements that are NaN or infinite"
+    return None
+
+
+def _placed(item: Any, device: torch.device, move: bool) -> Any:
+    """A copy of the item with its arrays as tensors on ``device``; moved there only if
+    ``move``."""
+    if isinstance(item, np.ndarray):
+        return torch.from_numpy(np.array(item)).to(device)
+    if isinstance(item, Tensor):
+        if item.device != device and not move:
+            raise InvalidArgument(
+                f"data: expected tensors on {device}, where the model is, got {item.device}; "
+                f"move one of them, or pass device= to have the data moved"
+            )
+        return (
+            item.detach().to(device, copy=True).requires_grad_(item.requires_grad and item.is_leaf)
+        )
+    if isinstance(item, Mapping):
+        return {key: _placed(value, device, move) for key, value in item.items()}
+    if isinstance(item, tuple | list):
+        placed = [_placed(value, device, move) for value in item]
+        return type(item)(*placed) if hasattr(item, "_fields") else type(item)(placed)
+    try:
+        return copy.deepcopy(item)
+    except Exception:  # a handle or the like
+        return item
+
+
+def _batch(item: Any, index: int, pairs: bool) -> Batch:
+    if isinstance(item, tuple | list) and len(item) == 2:
+        inputs, target = item
+        size = leading_size(inputs)
+        targets = leading_size(target)
+        # A multiple: targets of tokens, where the model gives (N * T, ...) for N sequences.
+        if pairs and size is not None and targets is not None and targets % max(size, 1):
+            raise InvalidArgument(f"data: batch {index} has {size} inputs but {targets} targets")
+        return Batch(item, inputs, target, size if size is not None else 1)
+    if pairs:
+        raise InvalidArgument(
+            f"data: expected batch {index} to be a pair (inputs, target), got "
+            f"{type(item).__name__}; for other batches use objective=f(model, batch)"
+        )
+    size = leading_size(item)
+    return Batch(item, None, None, size if size is not None else 1)
+
+
+def leading_size(item: Any) -> int | None:
+    """The length of the first tensor with a leading dimension."""
+    if isinstance(item, Tensor):
+        return int(item.shape[0]) if item.dim() > 0 else None
+    values: Sequence[Any] = ()
+    if isinstance(item, Mapping):
+        values = list(item.values())
+    elif isinstance(item, tuple | list):
+        values = item
+    return next((size for size in map(leading_size, values) if size is not None), None)

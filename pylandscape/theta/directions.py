@@ -1,0 +1,305 @@
+"""Directions in parameter space: random, normalised, or towards another model."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .._native import cuda_problem, ops
+from ..arguments import check_landscape
+from ..errors import CudaUnavailable, InvalidArgument, LayoutMismatch
+from . import running_statistics
+
+if TYPE_CHECKING:
+    from ..landscape import Landscape
+    from .layout import ParameterLayout
+
+NORMALIZATIONS = ("filter", "layer", "model", "weight", "dfilter", "dlayer", None)
+_PER_ROW = ("filter", "dfilter")
+_KINDS = ("bias", "norm")
+
+
+@dataclass(frozen=True, eq=False)
+class Direction:
+    """A direction ``vector`` (n,) and how it came about (``info``, JSON-able).
+
+    ``statistics`` (m,): how it moves the running statistics of batch norm, in the order of
+    ``Landscape.moved``; None for not at all. Only bn="interpolate" looks at it.
+
+    ``info`` has at least "kind" ("random" | "target" | "given"), "layout" (digest of the parameter
+    layout) and "norm" where this package made the direction; random ones add "seed" and "index".
+    """
+
+    vector: Tensor
+    info: dict[str, Any] = field(default_factory=dict)
+    statistics: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        shape = getattr(self.vector, "shape", None)
+        if not isinstance(self.vector, Tensor) or self.vector.dim() != 1:
+            raise InvalidArgument(
+                "vector: expected a tensor of shape (n,), got "
+                + (type(self.vector).__name__ if shape is None else f"shape {tuple(shape)}")
+            )
+
+
+def random_directions(
+    land: Landscape,
+    count: int = 2,
+    *,
+    normalize: str | None = "filter",
+    ignore: Sequence[str] = ("bias", "norm"),
+    seed: int = 0,
+    orthogonal: bool = False,
+    theta: Any = None,
+) -> list[Direction]:
+    """``count`` Gaussian directions, normalised as in Li et al. (2018), section 4.
+
+    Args:
+        land: whose parameter layout, dtype and device the directions have.
+        count: how many. Direction i is the same whatever the count.
+        normalize: "filter": each filter (row ``W[o, ...]`` of a weight) gets the norm of theta's;
+            "layer": each parameter tensor does; "model": all that is not ignored together does;
+            "weight": each element times theta's; "dfilter", "dlayer": norm 1 per filter or tensor;
+            None: raw N(0, 1). A tensor of at most one dimension is one filter.
+        ignore: kinds ("bias", "norm") or name patterns (``"layer1.*"``) of parameters whose part
+            is zero. The default is the paper's: everything that is not a weight.
+        seed: 64-bit. Direction i is stream i of the seed.
+        orthogonal: remove from each direction its component along the earlier ones (Gram-Schmidt,
+            in double, after the normalisation). It is not normalised again, which would undo it:
+            the norm of a filter changes by what is removed, relatively of order 1 / sqrt(n).
+        theta: the point whose norms count; default the model's parameters.
+
+    Raises:
+        InvalidArgument: for an unknown normalisation, kind or pattern, a count below 1, a seed
+            beyond 64 bits.
+        CudaUnavailable: for a landscape on CUDA without this package's CUDA kernels.
+
+    Numerics: the raw numbers have the same bits on every CPU and GPU, in either dtype; on CPUs the
+    normalised ones too, GPUs agree to a few eps. Sums are double. A segment is
+    ``d * |theta| / (|d| + 1e-10)``: zero filters give zero, never NaN.
+    """
+    check_landscape(land, "random_directions")
+    count, seed = _integer(count, "count", 1, 2**31), _integer(seed, "seed", -(2**63), 2**63)
+    point = land.theta if theta is None else land._theta(theta)
+    mode = _mode(normalize)
+    segments = _segments(land.layout, normalize in _PER_ROW, ignore)
+    _check_device(point.device)
+    found: list[Direction] = []
+    for index in range(count):
+        vector = ops.random_direction(point, segments, mode, seed, index)
+        if orthogonal:
+            for earlier in found:
+                vector = _without(vector, earlier.vector)
+        info = {
+            "kind": "random",
+            "normalize": normalize,
+            "ignore": _patterns(ignore),
+            "seed": seed,
+            "index": index,
+            "orthogonal": orthogonal,
+        }
+        found.append(_direction(land, vector, info))
+    return found
+
+
+def normalize_direction(
+    land: Landscape,
+    direction: Any,
+    *,
+    normalize: str | None = "filter",
+    ignore: Sequence[str] = ("bias", "norm"),
+    theta: Any = None,
+) -> Direction:
+    """Any direction (Direction or vector), normalised.
+
+    Arguments, errors and numerics as in ``random_directions``. A direction that moves running
+    statistics (bn="interpolate") is only taken with normalize=None: of a rescaled one, they would
+    be those of no model.
+    """
+    check_landscape(land, "normalize_direction")
+    running_statistics.check_direction(direction, "direction")
+    carried = getattr(direction, "statistics", None)
+    if carried is not None and normalize is not None:
+        raise InvalidArgument(
+            "normalize: expected None for a direction that moves running statistics "
+            f"(bn='interpolate'), got {normalize!r}"
+        )
+    point = land.theta if theta is None else land._theta(theta)
+    vector = land.layout.vector(direction, "direction", point.dtype, point.device)
+    mode = _mode(normalize)
+    segments = _segments(land.layout, normalize in _PER_ROW, ignore)
+    _check_device(point.device)
+    out = ops.normalize_direction(vector, point, segments, mode)
+    info = dict(getattr(direction, "info", {"kind": "given"}))
+    found = _direction(land, out, {**info, "normalize": normalize, "ignore": _patterns(ignore)})
+    if carried is None:
+        return found
+    keep = running_statistics.kept(land.moved, _patterns(ignore)).to(carried.device)
+    return replace(found, statistics=carried * keep)
+
+
+def target_direction(
+    land: Landscape,
+    target: Any,
+    *,
+    normalize: str | None = None,
+    ignore: Sequence[str] = (),
+) -> Direction:
+    """From the model's parameters to ``target`` (a module, a state dict or a vector (n,)).
+
+    With bn="interpolate" also from its running statistics to the target's, which must have them;
+    ``normalize`` must be None then, and ignore=("norm",) leaves the statistics still as well.
+
+    Raises:
+        InvalidArgument: with another ``bn``, for a target whose buffers are others, which the way
+            there could not move.
+    """
+    check_landscape(land, "target_direction")
+    n = land.n_params
+    moves = land.moved.n > n
+    step = running_statistics.point(land, target, "target", needed=moves) - land.origin
+    difference = Direction(step[:n], {"kind": "target"}, step[n:] if moves else None)
+    return normalize_direction(land, difference, normalize=normalize, ignore=ignore)
+
+
+def as_directions(
+    land: Landscape, directions: Any, name: str = "directions"
+) -> tuple[Tensor, list[dict[str, Any]]]:
+    """Anything that gives directions as one matrix (k, n) and one info each.
+
+    Accepts a Direction, a vector (n,), a matrix (k, n), or a sequence of them. Raises
+    LayoutMismatch or InvalidArgument naming the offender, also for a module or state dict.
+    """
+    dtype, device = land.theta.dtype, land.theta.device
+
+    def read(item: Any, own: str) -> Tensor:
+        running_statistics.check_direction(item, own)
+        return land.layout.vector(item, own, dtype, device)
+
+    return _rows(land, directions, name, read)
+
+
+def as_steps(
+    land: Landscape, directions: Any, name: str = "directions"
+) -> tuple[Tensor, list[dict[str, Any]]]:
+    """The same as (k, n + m): with bn="interpolate", with the statistics' part (running_statistics.py)."""
+    return _rows(land, directions, name, lambda item, own: running_statistics.step(land, item, own))
+
+
+def _rows(
+    land: Landscape, directions: Any, name: str, read: Callable[[Any, str], Tensor]
+) -> tuple[Tensor, list[dict[str, Any]]]:
+    if isinstance(directions, Tensor | np.ndarray) and directions.ndim == 2:
+        if directions.shape[1] not in (land.n_params, land.moved.n):
+            raise LayoutMismatch(
+                f"{name}: expected shape (k, {land.n_params}) (the model's parameters), "
+                f"got {tuple(directions.shape)}"
+            )
+        directions = list(directions)
+    elif not isinstance(directions, list | tuple):
+        directions = [directions]
+    if not directions:
+        raise InvalidArgument(f"{name}: expected at least one direction, got none")
+    rows, infos = [], []
+    for i, item in enumerate(directions):
+        own = name if len(directions) == 1 else f"{name}[{i}]"
+        layout = getattr(item, "info", {}).get("layout")
+        if layout is not None and layout != land.layout.digest:
+            raise LayoutMismatch(
+                f"{own}: expected a direction of this model's parameter layout "
+                f"({land.layout.digest[:12]}), got one of {layout[:12]}"
+            )
+        rows.append(read(item, own))
+        infos.append(dict(getattr(item, "info", {"kind": "given"})))
+    return torch.stack(rows), infos
+
+
+def gaussian(
+    seed: int, stream: int, first: int, count: int, device: torch.device | str = "cpu"
+) -> Tensor:
+    """Standard normals number first .. first + count - 1 of (seed, stream), (count,) float32.
+
+    The same bits on every machine, device and thread count (csrc/common/gaussian.h).
+
+    Raises:
+        InvalidArgument: for a negative first or count, a seed or stream beyond 64 bits.
+        CudaUnavailable: for a CUDA device without CUDA kernels.
+    """
+    seed = _integer(seed, "seed", -(2**63), 2**63)
+    stream = _integer(stream, "stream", -(2**63), 2**63)
+    first, count = _integer(first, "first", 0, 2**62), _integer(count, "count", 0, 2**62)
+    where = torch.device(device)
+    _check_device(where)
+    out = torch.empty(count, dtype=torch.float32, device=where)
+    return ops.gaussian(seed, stream, first, out=out)
+
+
+def _integer(value: Any, name: str, low: int, high: int) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise InvalidArgument(f"{name}: expected an integer, got {value!r}") from None
+    if not low <= number < high:
+        wanted = "a 64-bit integer" if low == -(2**63) else f"an integer >= {low}"
+        raise InvalidArgument(f"{name}: expected {wanted}, got {number}")
+    return number
+
+
+def _mode(normalize: str | None) -> str:
+    if normalize not in NORMALIZATIONS:
+        known = ", ".join(map(repr, NORMALIZATIONS))
+        raise InvalidArgument(f"normalize: expected one of {known}, got {normalize!r}")
+    return normalize or "none"
+
+
+def _patterns(ignore: Sequence[str]) -> list[str]:
+    return [ignore] if isinstance(ignore, str) else list(ignore)
+
+
+def _segments(layout: ParameterLayout, rows: bool, ignore: Sequence[str]) -> Tensor:
+    """(s, 2) begin and end of what is normalised together, without the ignored parameters."""
+    patterns = _patterns(ignore)
+    for pattern in patterns:
+        if pattern not in _KINDS and not any(fnmatchcase(e.name, pattern) for e in layout.entries):
+            raise InvalidArgument(
+                f"ignore: expected 'bias', 'norm' or the name of a parameter, got {pattern!r}"
+            )
+    parts = [torch.empty(0, 2, dtype=torch.int64)]
+    for entry in layout.entries:
+        ignored = any(p == entry.kind or fnmatchcase(entry.name, p) for p in patterns)
+        if ignored or entry.numel == 0:
+            continue
+        count = entry.shape[0] if rows and len(entry.shape) > 1 else 1
+        edges = entry.offset + torch.arange(count + 1) * (entry.numel // count)
+        parts.append(torch.stack([edges[:-1], edges[1:]], dim=1))
+    return torch.cat(parts)
+
+
+def _check_device(device: torch.device) -> None:
+    if device.type == "cuda":
+        problem = cuda_problem()
+        if problem is not None:
+            raise CudaUnavailable(problem)
+    elif device.type != "cpu":
+        raise InvalidArgument(f"device: expected cpu or cuda, got {device}")
+
+
+def _without(vector: Tensor, along: Tensor) -> Tensor:
+    """vector - along (along . vector) / |along|^2, in double; rounded once."""
+    wide, axis = vector.double(), along.double()
+    square = axis.dot(axis)
+    share = torch.where(square > 0, wide.dot(axis) / square, 0.0)
+    return (wide - share * axis).to(vector.dtype)
+
+
+def _direction(land: Landscape, vector: Tensor, info: dict[str, Any]) -> Direction:
+    norm = float(torch.linalg.vector_norm(vector, dtype=torch.float64))
+    return Direction(vector, {**info, "layout": land.layout.digest, "norm": norm})

@@ -1,0 +1,227 @@
+"""The flat parameter vector theta: which parameter lies where, and in which role."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..arrays import text_digest
+from ..errors import InvalidArgument, LayoutMismatch
+
+
+@dataclass(frozen=True)
+class ParameterEntry:
+    """One parameter tensor: elements ``offset .. offset + numel`` of theta.
+
+    ``kind`` is "norm" for parameters of normalisation layers, "bias" for other tensors of at most
+    one dimension, "weight" for the rest; "statistic" for buffers (see running_statistics.py).
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    offset: int
+    numel: int
+    dtype: torch.dtype
+    kind: str
+
+
+@dataclass(frozen=True)
+class ParameterLayout:
+    """The entries of theta in ``named_parameters()`` order; tied parameters stand once.
+
+    ``aliases`` maps every name of every parameter of the layout to its entry's name.
+    """
+
+    entries: tuple[ParameterEntry, ...]
+    aliases: Mapping[str, str]
+
+    @classmethod
+    def of(cls, model: nn.Module, params: Sequence[str] | None = None) -> ParameterLayout:
+        """The layout of all parameters, or of those whose names match a pattern of ``params``.
+
+        Patterns are shell-style (``"layer1.*"``). Raises InvalidArgument for a pattern that
+        matches nothing, and for a model without parameters.
+        """
+        if isinstance(params, str):
+            params = (params,)
+        kinds = _kinds(model)
+        first_name: dict[int, str] = {}
+        names: dict[str, list[str]] = {}
+        for name, parameter in model.named_parameters(remove_duplicate=False):
+            own = first_name.setdefault(id(parameter), name)
+            names.setdefault(own, []).append(name)
+        chosen = set(names) if params is None else _matching(names, params)
+        entries: list[ParameterEntry] = []
+        aliases: dict[str, str] = {}
+        offset = 0
+        for name, parameter in model.named_parameters():
+            if name not in chosen:
+                continue
+            if parameter.is_complex():
+                raise InvalidArgument(f"model: expected real parameters, but {name!r} is complex")
+            shape = tuple(parameter.shape)
+            kind = kinds[id(parameter)]
+            entries.append(
+                ParameterEntry(name, shape, offset, parameter.numel(), parameter.dtype, kind)
+            )
+            aliases.update(dict.fromkeys(names[name], name))
+            offset += parameter.numel()
+        if offset == 0:
+            raise InvalidArgument(
+                "model: expected at least one parameter element, got a model without any"
+            )
+        return cls(tuple(entries), aliases)
+
+    @property
+    def n(self) -> int:
+        """The length of theta."""
+        return self.entries[-1].offset + self.entries[-1].numel
+
+    def __getitem__(self, name: str) -> ParameterEntry:
+        """The entry of that name."""
+        return next(e for e in self.entries if e.name == name)
+
+    def select(self, params: Sequence[str]) -> ParameterLayout:
+        """The layout of the entries whose names match a pattern, with offsets of their own.
+
+        Raises InvalidArgument for a pattern that matches nothing.
+        """
+        if isinstance(params, str):
+            params = (params,)
+        names: dict[str, list[str]] = {e.name: [] for e in self.entries}
+        for alias, own in self.aliases.items():
+            names[own].append(alias)
+        chosen = _matching(names, params)
+        entries: list[ParameterEntry] = []
+        for e in self.entries:
+            if e.name in chosen:
+                offset = entries[-1].offset + entries[-1].numel if entries else 0
+                entries.append(replace(e, offset=offset))
+        kept = {alias: own for alias, own in self.aliases.items() if own in chosen}
+        return ParameterLayout(tuple(entries), kept)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the names and shapes."""
+        text = ";".join(f"{e.name}:{'x'.join(map(str, e.shape))}" for e in self.entries)
+        return text_digest(text)
+
+    def flatten(
+        self, tensors: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device | str
+    ) -> Tensor:
+        """theta (n,), a copy, from tensors by name."""
+        parts = [
+            tensors[e.name].detach().to(device=device, dtype=dtype).reshape(-1)
+            for e in self.entries
+        ]
+        return torch.cat(parts)
+
+    def unflatten(self, vector: Tensor) -> dict[str, Tensor]:
+        """Shaped views of vector (n,) by name."""
+        return {e.name: vector[e.offset : e.offset + e.numel].view(e.shape) for e in self.entries}
+
+    def vector(
+        self, value: Any, name: str, dtype: torch.dtype, device: torch.device | str
+    ) -> Tensor:
+        """A vector (n,) from a tensor, an array, a Direction, a module or a state dict.
+
+        Raises LayoutMismatch naming ``name`` for another length or layout, InvalidArgument for
+        non-finite elements and other types.
+        """
+        value = getattr(value, "vector", value)
+        if isinstance(value, nn.Module):
+            value = dict(value.named_parameters(remove_duplicate=False))
+        if isinstance(value, Mapping):
+            vector = self._from_mapping(value, name, dtype, device)
+        elif isinstance(value, Tensor | np.ndarray) or hasattr(value, "__dlpack__"):
+            own = isinstance(value, Tensor | np.ndarray)
+            tensor = torch.as_tensor(value) if own else torch.from_dlpack(value)
+            vector = tensor.detach().to(device=device, dtype=dtype)
+            if vector.shape != (self.n,):
+                raise LayoutMismatch(
+                    f"{name}: expected shape ({self.n},) (the model's parameters), "
+                    f"got {tuple(vector.shape)}"
+                )
+        else:
+            raise InvalidArgument(
+                f"{name}: expected a tensor, array, direction, module or state dict, "
+                f"got {type(value).__name__}"
+            )
+        if not bool(torch.isfinite(vector).all()):
+            bad = int((~torch.isfinite(vector)).sum())
+            raise InvalidArgument(f"{name}: expected finite elements, got {bad} that are not")
+        return vector
+
+    def _from_mapping(
+        self, value: Mapping[str, Any], name: str, dtype: torch.dtype, device: torch.device | str
+    ) -> Tensor:
+        found: dict[str, Tensor] = {}
+        if any(e.name not in value for e in self.entries):
+            value = {**{without_wrappers(str(key)): part for key, part in value.items()}, **value}
+        for alias, own in self.aliases.items():
+            if alias in value:
+                found.setdefault(own, torch.as_tensor(value[alias]))
+        for entry in self.entries:
+            if entry.name not in found:
+                what = "buffer" if entry.kind == "statistic" else "parameter"
+                raise LayoutMismatch(
+                    f"{name}: expected the {what} {entry.name!r}, but it has only "
+                    f"{_listed(list(value))}"
+                )
+            shape = tuple(found[entry.name].shape)
+            if shape != entry.shape:
+                raise LayoutMismatch(
+                    f"{name}: expected shape {entry.shape} for {entry.name!r}, got {shape}"
+                )
+        return self.flatten(found, dtype, device)
+
+
+def without_wrappers(name: str) -> str:
+    """A parameter's name without what DataParallel and torch.compile put in it."""
+    parts = name.split(".")
+    while parts and parts[0] == "module":
+        parts = parts[1:]
+    return ".".join(part for part in parts if part != "_orig_mod") or name
+
+
+_NORM_TYPES = (
+    nn.modules.batchnorm._NormBase,
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.RMSNorm,
+)
+
+
+def _kinds(model: nn.Module) -> dict[int, str]:
+    kinds: dict[int, str] = {}
+    for module in model.modules():
+        norm = isinstance(module, _NORM_TYPES) or "Norm" in type(module).__name__
+        for parameter in module.parameters(recurse=False):
+            kind = "norm" if norm else "bias" if parameter.dim() <= 1 else "weight"
+            kinds.setdefault(id(parameter), kind)
+    return kinds
+
+
+def _matching(names: Mapping[str, list[str]], params: Sequence[str]) -> set[str]:
+    chosen: set[str] = set()
+    for pattern in params:
+        hits = {
+            own for own, every in names.items() if any(fnmatchcase(name, pattern) for name in every)
+        }
+        if not hits:
+            raise InvalidArgument(
+                f"params: {pattern!r} matches no parameter; the model has {_listed(list(names))}"
+            )
+        chosen |= hits
+    return chosen
+
+
+def _listed(names: Sequence[str], limit: int = 8) -> str:
+    shown = ", ".join(map(repr, names[:limit]))
+    return f"{shown} and {len(names) - limit} more" if len(names) > limit else shown or "nothing"

@@ -1,0 +1,280 @@
+"""Losses that both engines know, and how batches of them are combined.
+
+L is the loss of the concatenated data: each known loss is a sum of terms over the data divided by
+its own denominator (methods: samples, the classes' weights, targets that are not ignored). Terms
+are computed in float64 from the model's outputs, whatever its dtype.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.utils.checkpoint
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..errors import InvalidArgument
+
+
+@dataclass(frozen=True)
+class Objective:
+    """``fn(model, batch) -> scalar``; batches are averaged by ``weights`` (one per batch)."""
+
+    fn: Callable[[nn.Module, Any], Tensor]
+    weights: tuple[float, ...]
+
+    @property
+    def name(self) -> str:
+        return str(getattr(self.fn, "__name__", type(self.fn).__name__))
+
+
+def metric_name(metric: Any) -> str:
+    """A metric's key in the results: itself, or the callable's `__name__`.
+
+    Raises:
+        InvalidArgument: a callable without one.
+    """
+    name = metric if isinstance(metric, str) else getattr(metric, "__name__", None)
+    if not isinstance(name, str):
+        raise InvalidArgument(f"metrics: expected callables with a __name__, got {metric!r}")
+    return name
+
+
+@dataclass(frozen=True)
+class KnownLoss:
+    """kind: "cross_entropy", "nll", "mse" or "bce_with_logits"; the rest as in torch.nn."""
+
+    kind: str
+    reduction: str = "mean"
+    weight: Tensor | None = None
+    ignore_index: int = -100
+    label_smoothing: float = 0.0
+    pos_weight: Tensor | None = None
+
+    @property
+    def name(self) -> str:
+        return self.kind
+
+    def total(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """The sum of the terms: a float64 scalar, differentiable in ``outputs``."""
+        x = outputs.double()
+        weight = None if self.weight is None else self.weight.to(x)
+        if self.kind == "cross_entropy":
+            y = target.double() if target.is_floating_point() else target
+            return F.cross_entropy(
+                x,
+                y,
+                weight=weight,
+                ignore_index=self.ignore_index,
+                reduction="sum",
+                label_smoothing=self.label_smoothing,
+            )
+        if self.kind == "nll":
+            return F.nll_loss(
+                x, target, weight=weight, ignore_index=self.ignore_index, reduction="sum"
+            )
+        if outputs.shape != target.shape:
+            raise InvalidArgument(
+                f"data: {self.kind} expected targets of the outputs' shape "
+                f"{tuple(outputs.shape)}, got {tuple(target.shape)}"
+            )
+        if self.kind == "mse":
+            return F.mse_loss(x, target.double(), reduction="sum")
+        pos_weight = None if self.pos_weight is None else self.pos_weight.to(x)
+        return F.binary_cross_entropy_with_logits(
+            x, target.double(), weight=weight, pos_weight=pos_weight, reduction="sum"
+        )
+
+    def denominator(self, target: Tensor, outputs_shape: tuple[int, ...]) -> float:
+        """What the sum is divided by under "mean"; 1 under "sum"."""
+        if self.reduction == "sum":
+            return 1.0
+        if self.kind in ("cross_entropy", "nll"):
+            if target.is_floating_point():
+                return float(target.numel() // outputs_shape[1])
+            counted = target[target != self.ignore_index]
+            if self.weight is None:
+                return float(counted.numel())
+            return float(self.weight.double().to(target.device)[counted].sum())
+        return float(target.numel())
+
+    def correct(self, outputs: Tensor, target: Tensor) -> tuple[int, int]:
+        """How many targets the outputs hit, and of how many."""
+        if self.kind == "mse":
+            raise InvalidArgument("metrics: 'accuracy' needs a classification loss, got mse")
+        if self.kind == "bce_with_logits":
+            return int(((outputs > 0) == (target > 0.5)).sum()), target.numel()
+        best = outputs.argmax(dim=1)
+        if target.is_floating_point():
+            return int((best == target.argmax(dim=1)).sum()), best.numel()
+        counted = target != self.ignore_index
+        return int((best == target)[counted].sum()), int(counted.sum())
+
+
+@dataclass(frozen=True)
+class FreeLoss:
+    """Any ``fn(outputs, target) -> scalar``; batches are averaged by their size."""
+
+    fn: Callable[[Any, Any], Tensor]
+
+    @property
+    def name(self) -> str:
+        return str(getattr(self.fn, "__name__", type(self.fn).__name__))
+
+
+_FUNCTIONS: dict[Any, str] = {
+    F.cross_entropy: "cross_entropy",
+    F.nll_loss: "nll",
+    F.mse_loss: "mse",
+    F.binary_cross_entropy_with_logits: "bce_with_logits",
+}
+_NAMES = ("cross_entropy", "nll", "mse", "bce_with_logits")
+
+
+def resolve_loss(loss: Any) -> KnownLoss | FreeLoss:
+    """The loss as one that both engines know, or as a free function. A class of torch.nn stands
+    for its instance with default options.
+
+    Accepts the names "cross_entropy", "nll", "mse", "bce_with_logits"; the functions of
+    torch.nn.functional; instances of nn.CrossEntropyLoss, NLLLoss, MSELoss, BCEWithLogitsLoss; any
+    other callable of (outputs, target).
+    """
+    if isinstance(loss, KnownLoss | FreeLoss):
+        return loss
+    if isinstance(loss, str):
+        if loss not in _NAMES:
+            raise InvalidArgument(f"loss: expected one of {', '.join(_NAMES)}, got {loss!r}")
+        return KnownLoss(loss)
+    if isinstance(loss, type) and issubclass(loss, nn.Module):
+        loss = _instance(loss)
+    known = _from_module(loss)
+    if known is not None:
+        if known.reduction not in ("mean", "sum"):
+            raise InvalidArgument(
+                f"loss: expected reduction 'mean' or 'sum', got {known.reduction!r}"
+            )
+        return known
+    if not callable(loss):
+        raise InvalidArgument(
+            f"loss: expected a callable, a torch.nn loss or a name, got {type(loss).__name__}"
+        )
+    try:
+        kind = _FUNCTIONS.get(loss)
+    except TypeError:  # an unhashable callable
+        kind = None
+    return KnownLoss(kind) if kind else FreeLoss(loss)
+
+
+# torch.nn losses that run as they are, by how near they are to one that is compiled.
+_NEAR: dict[str, str] = {
+    "HuberLoss": "not compiled; of smooth losses of a residual, only MSELoss is",
+    "SmoothL1Loss": "not compiled; of smooth losses of a residual, only MSELoss is",
+    "L1Loss": "not compiled; of losses of a residual, only MSELoss is",
+    "BCELoss": (
+        "not compiled: drop the model's last sigmoid and use BCEWithLogitsLoss, which is the same "
+        "function and compiled"
+    ),
+    "KLDivLoss": (
+        "not compiled: CrossEntropyLoss of the logits, with the same probabilities as targets, "
+        "differs from its 'batchmean' by a constant and is compiled"
+    ),
+    "PoissonNLLLoss": "not compiled; no compiled loss is near it",
+    "GaussianNLLLoss": "not compiled; no compiled loss is near it",
+    "MultiLabelSoftMarginLoss": (
+        "not compiled: BCEWithLogitsLoss with the same targets is the same function and compiled"
+    ),
+    "SoftMarginLoss": (
+        "not compiled: BCEWithLogitsLoss with targets 0 and 1 for -1 and 1 is the same function "
+        "and compiled"
+    ),
+    "MultiMarginLoss": "not compiled; CrossEntropyLoss takes the same targets and is",
+}
+_NEAR_FUNCTIONS = {
+    "huber_loss": "HuberLoss",
+    "smooth_l1_loss": "SmoothL1Loss",
+    "l1_loss": "L1Loss",
+    "binary_cross_entropy": "BCELoss",
+    "kl_div": "KLDivLoss",
+    "poisson_nll_loss": "PoissonNLLLoss",
+    "gaussian_nll_loss": "GaussianNLLLoss",
+    "multilabel_soft_margin_loss": "MultiLabelSoftMarginLoss",
+    "soft_margin_loss": "SoftMarginLoss",
+    "multi_margin_loss": "MultiMarginLoss",
+}
+_KNOWN_MODULES = (nn.CrossEntropyLoss, nn.NLLLoss, nn.MSELoss, nn.BCEWithLogitsLoss)
+
+
+def why_free(loss: Any) -> str:
+    """Why a loss or objective runs as Python code, and what near it is compiled."""
+    fn, name = getattr(loss, "fn", loss), loss.name
+    if not isinstance(loss, FreeLoss):
+        return (
+            f"the objective {name!r} is Python code of your own; "
+            "loss= with cross_entropy, nll, mse or bce_with_logits can be compiled"
+        )
+    near = _NEAR_FUNCTIONS.get(name, name)
+    own = type(fn).__module__ == "torch.nn.modules.loss" or getattr(F, name, None) is fn
+    if own:
+        return f"the loss {name} is {_NEAR.get(near, 'not compiled')}"
+    for kind in _KNOWN_MODULES:
+        if isinstance(fn, kind):
+            return (
+                f"the loss {name!r} is a class of your own, derived from {kind.__name__}, which "
+                "would be compiled"
+            )
+    return (
+        f"the loss {name!r} is free Python code; where it is a cross-entropy, nll, mse or "
+        "bce-with-logits, pass the torch.nn loss or its name and it can be compiled"
+    )
+
+
+def _instance(kind: type[nn.Module]) -> nn.Module:
+    try:
+        return kind()
+    except Exception as error:
+        raise InvalidArgument(
+            f"loss: expected an instance, got the class {kind.__name__}, which cannot be made "
+            f"without arguments ({type(error).__name__}: {error})"
+        ) from error
+
+
+def _from_module(loss: Any) -> KnownLoss | None:
+    if type(loss) is nn.CrossEntropyLoss:
+        return KnownLoss(
+            "cross_entropy",
+            loss.reduction,
+            _copy(loss.weight),
+            loss.ignore_index,
+            loss.label_smoothing,
+        )
+    if type(loss) is nn.NLLLoss:
+        return KnownLoss("nll", loss.reduction, _copy(loss.weight), loss.ignore_index)
+    if type(loss) is nn.MSELoss:
+        return KnownLoss("mse", loss.reduction)
+    if type(loss) is nn.BCEWithLogitsLoss:
+        return KnownLoss(
+            "bce_with_logits",
+            loss.reduction,
+            _copy(loss.weight),
+            pos_weight=_copy(loss.pos_weight),
+        )
+    return None
+
+
+def _copy(weight: Tensor | None) -> Tensor | None:
+    return None if weight is None else weight.detach().clone()
+
+
+def as_scalar(value: Any, name: str) -> Tensor:
+    """A loss value as a scalar tensor; InvalidArgument where it is none."""
+    if not isinstance(value, Tensor):
+        value = torch.as_tensor(value)
+    if value.numel() != 1:
+        raise InvalidArgument(
+            f"{name}: expected a scalar, got shape {tuple(value.shape)} "
+            "(does the loss use reduction='none'?)"
+        )
+    return value.reshape(())
