@@ -1,7 +1,7 @@
 """Losses of convolution networks on a plane on a GPU: the compiled program against torch's best.
 
 Part of gpu_check.py. The engine's own choice is one row; every other way of its convolutions
-(pylandscape/engines/cuda/conv.py), sizes of tiles and chunks, and launches without a recorded graph are
+(engines/cuda/conv.py), sizes of tiles and chunks, and launches without a recorded graph are
 further rows, so that one run says which choice was right. Peers compute in float32 without TF32 as
 the engine does, but may choose cuDNN's algorithms by timing. Floor: multiply-adds at the device's
 float32 peak.

@@ -169,7 +169,7 @@ def hvpnet(quick: bool, repetitions: int) -> list[Row]:
     field = Field(f"HVPNET ResNet-20, {_size(problem.x)}", "product")
     try:
         land = pl.Landscape(problem.model, "cross_entropy", (problem.x, problem.y), engine="native")
-        land._native.product("hessian", land.theta, v)  # land.hvp would quietly be torch's
+        land.native.product("hessian", land.theta, v)  # land.hvp would quietly be torch's
     except (InvalidArgument, NotLowered) as refusal:
         field.miss("pylandscape hvp(v)", str(refusal))
     else:

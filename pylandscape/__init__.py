@@ -104,20 +104,6 @@ def __dir__() -> list[str]:
     return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})
 
 
-class _Facade(ModuleType):
-    """Where a public function and its module have the same name, the name is the function's.
-
-    Python binds a module in its package once it is imported, whoever imported it.
-    """
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if isinstance(value, ModuleType) and _HOME_OF.get(name) == name:
-            value = getattr(value, name)
-        super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Facade
-
 if not TYPE_CHECKING:  # a type checker takes an unknown name for an error
     __getattr__ = _attribute
 else:
@@ -181,7 +167,6 @@ else:
     from .experiments.propositions import theory as theory
     from .landscape import EngineReport as EngineReport
     from .landscape import Landscape as Landscape
-    from .plots import surface as plotting
     from .plots.clouds import plot_clouds as plot_clouds
     from .plots.spectra import plot_spectra as plot_spectra
     from .results.cloud import Cloud as Cloud

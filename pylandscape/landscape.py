@@ -183,8 +183,8 @@ class Landscape:
             first = first.mapped(lambda t: t.to(own_device))
         # Where it is not the module itself that runs, an error there says nothing.
         converted = dtype is not None or moved is not None or whole is not model
-        self._torch.compare(model, own_loss, first, converted)
-        self._torch.release()
+        self.eager.compare(model, own_loss, first, converted)
+        self.eager.release()
         self._choose()
 
     def _start(self, snapshot: Snapshot) -> None:
@@ -192,7 +192,7 @@ class Landscape:
         self._lock = threading.RLock()  # of what is made when it is first asked for:
         self._elsewhere: tuple[str, Landscape] | None = None  # with another model's buffers
         self._points: PointEvaluator | None = None
-        self._torch = TorchEngine(
+        self.eager = TorchEngine(
             self.model,
             self.loss_spec,
             self.dataset.batches,
@@ -286,7 +286,7 @@ class Landscape:
         if p.shape[1] < self.moved.n:
             rest = self.origin[self.n_params :].to(p.device).expand(len(p), -1)
             p = torch.cat([p, rest], dim=1)
-        engine = self._native or self._torch
+        engine = self.native or self.eager
         ask = engine.prepare_points(("loss",))
         bad = running_statistics.negative_points(self.moved, p)
         found = running_statistics.without(
@@ -326,7 +326,7 @@ class Landscape:
         chosen = _checked_metrics(metrics, self.loss_spec)
         vectors, _ = as_steps(self, directions)
         home, base = self._located(theta)
-        engine = home._native or home._torch
+        engine = home.native or home.eager
         ask = engine.prepare(base, vectors, chosen)
         negative = running_statistics.negative(self.moved, base, vectors)
         names = [metric_name(m) for m in chosen]
@@ -353,9 +353,9 @@ class Landscape:
         """
         home, point = self._smooth_point(theta)
         try:
-            result: Tensor = (home._native or home._torch).gradient(point)
+            result: Tensor = (home.native or home.eager).gradient(point)
         except NotLowered:  # derivatives that are not compiled
-            result = home._torch.gradient(point)
+            result = home.eager.gradient(point)
         return result[: self.n_params]
 
     def hvp(self, v: Any, theta: Any = None) -> Tensor:
@@ -384,9 +384,9 @@ class Landscape:
         """
         home, point = self._smooth_point(theta)
         try:
-            result: Tensor = (home._native or home._torch).per_sample_gradients(point)
+            result: Tensor = (home.native or home.eager).per_sample_gradients(point)
         except NotLowered:  # derivatives that are not compiled
-            result = home._torch.per_sample_gradients(point)
+            result = home.eager.per_sample_gradients(point)
         return result[:, : self.n_params].contiguous()
 
     def hessian(self, theta: Any = None) -> Tensor:
@@ -435,7 +435,7 @@ class Landscape:
         if theta is None:
             return self._model_loss
         home, point = self._located(theta)
-        return float(home._torch.prepare_points(("loss",))(point[None])["loss"][0])
+        return float(home.eager.prepare_points(("loss",))(point[None])["loss"][0])
 
     def at(self, theta: Any) -> Landscape:
         """The landscape that ``theta`` is a point of: this one, unless theta is a module or a state
@@ -463,7 +463,7 @@ class Landscape:
 
     def _moved_to(self, point: Tensor, buffers: dict[str, Tensor]) -> Landscape:
         other = copy.copy(self)
-        with self._torch.session():
+        with self.eager.session():
             snapshot = Snapshot(self.model)
             other.loss_spec = rebound(snapshot, self.loss_spec)
         other.model, other.origin, other.theta = snapshot.model, point, point[: self.n_params]
@@ -472,7 +472,7 @@ class Landscape:
             for name, tensor in (self.moved.unflatten(point) | buffers).items():
                 named[name].copy_(tensor)
         other._start(snapshot)
-        other._torch.release()
+        other.eager.release()
         other._choose()
         return other
 
@@ -488,7 +488,7 @@ class Landscape:
     def describe(self) -> dict[str, Any]:
         """What determines the numbers, JSON-able (see `theta/identity.py`): the model's structure, code
         and frozen state, the loss by what it computes, data, arithmetic, versions."""
-        return identity.of_landscape(self, self._torch.fixed_digest())
+        return identity.of_landscape(self, self.eager.fixed_digest())
 
     def _product(self, matrix: str, v: Any, theta: Any) -> Tensor:
         vectors = torch.as_tensor(getattr(v, "vector", v)).detach().to(self.theta)
@@ -498,27 +498,27 @@ class Landscape:
                 f"got {tuple(vectors.shape)}"
             )
         home, point = self._located(theta)
-        return home._product_at(matrix, vectors, point)
+        return home.product_at(matrix, vectors, point)
 
-    def _product_at(self, matrix: str, vectors: Tensor, point: Tensor) -> Tensor:
-        """The same of vectors (n,) or (k, n) like theta at a point of `_point`, all checked."""
+    def product_at(self, matrix: str, vectors: Tensor, point: Tensor) -> Tensor:
+        """The same of vectors (n,) or (k, n) like theta at a `point`, all checked."""
         block = vectors.reshape(-1, self.n_params)
         if self.moved.n > self.n_params:
             point = running_statistics.without_negative(self.moved, point)
             block = torch.nn.functional.pad(block, (0, self.moved.n - self.n_params))
         try:
-            result: Tensor = (self._native or self._torch).product(matrix, point, block)
+            result: Tensor = (self.native or self.eager).product(matrix, point, block)
         except NotLowered:  # derivatives that are not compiled
-            result = self._torch.product(matrix, point, block)
+            result = self.eager.product(matrix, point, block)
         return result[:, : self.n_params].reshape(vectors.shape)
 
     def native_products(
         self, matrix: str, point: Tensor
     ) -> Callable[[], tuple[Any, Any, float]] | None:
         """What gives the native engine's products (see SymmetricOperator), or None."""
-        if self._native is None or self.moved.n > self.n_params:
+        if self.native is None or self.moved.n > self.n_params:
             return None
-        return self._native.products_at(matrix, self._point(point))
+        return self.native.products_at(matrix, self.point(point))
 
     def _theta(self, theta: Any) -> Tensor:
         """The parameters (n,) of a point, whatever its buffers."""
@@ -526,14 +526,14 @@ class Landscape:
             return self.theta
         return running_statistics.parameters(self, theta, "theta")
 
-    def _point(self, theta: Any) -> Tensor:
+    def point(self, theta: Any) -> Tensor:
         """The parameters and what else the landscape moves, (n + m,); not of other buffers."""
         return self.origin if theta is None else running_statistics.point(self, theta, "theta")
 
     def _located(self, theta: Any) -> tuple[Landscape, Tensor]:
         """The landscape that has the buffers of theta, and theta as its point."""
         home = self.at(theta)
-        return home, home._point(theta)
+        return home, home.point(theta)
 
     def _smooth_point(self, theta: Any) -> tuple[Landscape, Tensor]:
         """The same for derivatives: NaN in place of negative variances, where there are none."""
@@ -543,7 +543,7 @@ class Landscape:
     def _first_loss(self) -> float:
         """Runs the copy over the data; every misfit of model and data shows here."""
         try:
-            loss = self._torch.first_loss()
+            loss = self.eager.first_loss()
         except InvalidArgument:
             raise
         except Exception as error:
@@ -556,18 +556,18 @@ class Landscape:
 
     def _choose(self) -> None:
         """Which engine answers."""
-        self._torch.release()
+        self.eager.release()
         bn, _, engine = self._asked
         start = time.perf_counter()
-        self._native: Any = None
+        self.native: Any = None
         if engine == "torch":
             self._report = EngineReport("torch", "asked for", 0.0, arithmetic=self._half())
             return
         try:
-            if self._torch.writes_input:
+            if self.eager.writes_input:
                 raise NotLowered("the forward pass writes into its input")
             native = self._lower(bn)
-            obstacle = self._torch.obstacle()
+            obstacle = self.eager.obstacle()
             if obstacle is not None:
                 raise NotLowered(obstacle)
         except NotLowered as refusal:
@@ -578,7 +578,7 @@ class Landscape:
             seconds = time.perf_counter() - start
             self._report = EngineReport("torch", refusal.reason, seconds, arithmetic=self._half())
             return
-        self._native = native
+        self.native = native
         self._report = EngineReport(
             "native",
             None,
@@ -611,7 +611,7 @@ class Landscape:
             build = engine_cuda.build
         elif self.device.type != "cpu":
             raise NotLowered(f"the landscape is on {self.device}")
-        with self._torch.session(), eval_mode(self.model, bn == "batch"):
+        with self.eager.session(), eval_mode(self.model, bn == "batch"):
             return build(
                 self.model,
                 self.loss_spec,

@@ -309,7 +309,7 @@ def test_attention_has_its_value_and_derivatives(name: str) -> None:
 def test_attention_reads_heads_where_they_stand() -> None:
     land = check(Attending(ATTENTION["plain"]), torch.randn(4, 5, 6), torch.float32)
     # qkv, q k^T, softmax, p v, and the read-out: no op moves rows.
-    assert land._native._program.ops == 5
+    assert land.native.program.ops == 5
 
 
 def test_scores_of_any_size_give_finite_derivatives() -> None:

@@ -371,7 +371,7 @@ class Recurrent(nn.Module):
 
 def with_engine(backend: Backend, land: pl.Landscape, **how: Any) -> pl.Landscape:  # noqa: F811
     """The landscape, answered by the CUDA engine wherever that runs."""
-    land._native = backend.engine(land.model, land, **how)
+    land.native = backend.engine(land.model, land, **how)
     return land
 
 
@@ -382,8 +382,8 @@ def test_an_op_without_a_derivative_is_named_and_torch_answers(
     model, x, y = Recurrent(), torch.randn(5, 4, 3), torch.randint(0, 2, (5,))
     land = with_engine(backend, pl.Landscape(model, "cross_entropy", (x, y)))
     with pytest.raises(NotLowered, match="cell has no derivative on CUDA"):
-        land._native.gradient(land.theta)
-    assert land._native.products_at("hessian", land.theta) is None
+        land.native.gradient(land.theta)
+    assert land.native.products_at("hessian", land.theta) is None
     want = pl.Landscape(model, "cross_entropy", (x, y), engine="torch")
     v = vectors(2, land.n_params, torch.float32)
     assert torch.equal(land.gradient(), want.gradient())

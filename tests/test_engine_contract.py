@@ -58,7 +58,7 @@ def network(bn: bool) -> nn.Module:
 def test_answers_have_the_shapes_and_dtypes_of_the_contract(engine, bn):
     x, y = torch.randn(6, 3, dtype=torch.float64), torch.tensor([0, 1, 1, 0, 1, 0])
     land = pl.Landscape(network(bn != "eval"), "cross_entropy", (x, y), engine=engine, bn=bn)
-    one: Engine = land._native if engine == "native" else land._torch
+    one: Engine = land.native if engine == "native" else land.eager
     n = land.moved.n
     theta, rows = land.origin, torch.randn(2, n, dtype=torch.float64)
     c = np.array([[0.0, 0.1], [0.2, 0.0], [0.0, 0.0]])

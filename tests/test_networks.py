@@ -190,9 +190,9 @@ def _cancellation(model: nn.Module, x: Tensor) -> int:
 
 def _compiled_derivatives(land: pl.Landscape) -> pl.Landscape:
     """The landscape, whose derivatives must be compiled: they would quietly be torch's else."""
-    if land._native is not None:
-        land._native.gradient(land.theta)  # raises NotLowered
-        land._native.product("hessian", land.theta, land.theta[None])
+    if land.native is not None:
+        land.native.gradient(land.theta)  # raises NotLowered
+        land.native.product("hessian", land.theta, land.theta[None])
     return land
 
 

@@ -67,13 +67,13 @@ def agree(
     if way is not None:
         engine.torch_program.way = lambda conv, samples, same: usable(way, conv, same)
     c = np.random.default_rng(0).normal(size=(points, len(d))) * 0.3
-    want = land._native.prepare(land.origin, d, ("loss",))(c)["loss"]
+    want = land.native.prepare(land.origin, d, ("loss",))(c)["loss"]
     question = engine.ask(land.origin, d)
     assert question.reason
     assert_close(question.sums(c).cpu()[0] / engine.denominator, want, land.dtype, depth)
     thetas = land.origin + torch.as_tensor(c, dtype=land.dtype) @ d
     free = engine.prepare_points(("loss",))(thetas)["loss"]
-    assert_close(free, land._native.prepare_points(("loss",))(thetas)["loss"], land.dtype, depth)
+    assert_close(free, land.native.prepare_points(("loss",))(thetas)["loss"], land.dtype, depth)
     return question
 
 

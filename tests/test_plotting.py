@@ -78,7 +78,8 @@ def test_matplotlib_is_not_imported_before_a_picture_is_asked_for():
     import subprocess
     import sys
 
-    code = "import sys, pylandscape.plots.surface, pylandscape.results.sanity; print('matplotlib' in sys.modules)"
+    modules = "pylandscape.plots.surface, pylandscape.results.sanity"
+    code = f"import sys, {modules}; print('matplotlib' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 

@@ -251,7 +251,7 @@ def test_a_question_is_captured_in_the_callers_graph() -> None:
     land = pl.Landscape(
         settled(Residual(), x), "cross_entropy", (x, y), device="cuda", engine="native"
     )
-    question = land._native.ask(land.theta, plane(land))
+    question = land.native.ask(land.theta, plane(land))
     c = torch.randn(5, 2, device="cuda")
     want = question.sums(c)
     given, graph = torch.zeros_like(c), torch.cuda.CUDAGraph()

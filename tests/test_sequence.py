@@ -448,5 +448,5 @@ def test_a_step_that_nobody_reads_is_not_computed() -> None:
     """Of `out` only the last step is used: no rows are joined."""
     x, y = torch.randn(9, 6, 4), torch.randint(0, 3, (9,))
     land = pl.Landscape(Layers(nn.GRU, "out"), "cross_entropy", (x, y), engine="native")
-    program = land._native._program
+    program = land.native.program
     assert program.ops == 6 * 3 + 2  # per step two products and a cell; zeros; the readout

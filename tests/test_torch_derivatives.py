@@ -320,7 +320,7 @@ def test_graphs_of_several_matrices_are_kept_while_they_fit_together() -> None:
     land = pl.Landscape(model, "cross_entropy", data, engine="torch")
     for matrix in MATRICES * 2:
         product(land, matrix, rows(land))
-    kept = land._torch._derivatives._kept
+    kept = land.eager._derivatives._kept
     assert list(kept) == list(MATRICES)
     room = max(kept["hessian"].bytes, kept["gauss_newton"].bytes)
     tight = pl.Landscape(model, "cross_entropy", data, engine="torch", memory=room)
@@ -356,7 +356,7 @@ def test_bytes_count_each_storage_once_and_neither_parameters_nor_data() -> None
     def bytes_of(model: nn.Module) -> int:
         land = pl.Landscape(model, lambda o, y: o.sum(), [(inputs(), inputs())])
         land.gauss_newton_product(rows(land))
-        return land._torch._derivatives._kept["gauss_newton"].bytes
+        return land.eager._derivatives._kept["gauss_newton"].bytes
 
     assert bytes_of(Line()) == 1000
 
@@ -387,7 +387,7 @@ def test_graphs_die_with_their_theta_and_with_too_little_memory() -> None:
         land.hvp(v, land.theta + 1)
         assert living() == 3
         land.hvp(v)
-        kept = land._torch._derivatives._kept["hessian"].bytes
+        kept = land.eager._derivatives._kept["hessian"].bytes
         data = batched(inputs(), inputs()[:, 1:])
         small = pl.Landscape(Line(), "mse", data, engine="torch", memory=kept - 1)
         for most in (2, 0):  # three are too many, and later none is kept

@@ -47,10 +47,10 @@ def notice(
     names: list[str] = []
     near = total = 0
     known = True
-    engine = land._torch
+    engine = land.eager
     with engine.session(), engine.grad_mode():
         for point in chosen:
-            engine.move(land._point(point))
+            engine.move(land.point(point))
             for index, batch in enumerate(engine.batches):
                 with _Watch(batch.size, distance) as watch:
                     engine.batch_loss(index)

@@ -135,7 +135,7 @@ def outliers(
 
     k = integer(classes, "classes", 1, land.n_params)
     land = land.at(theta)
-    point = land._point(theta)
+    point = land.point(theta)
     options: dict[str, Any] = {"tol": tol, "theta": point, "seed": seed, "progress": progress}
     top = eigenpairs(land, k, "LA", **options)
     hessian = as_operator(land, theta=point)

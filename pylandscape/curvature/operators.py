@@ -178,7 +178,7 @@ def _of_landscape(
     if matrix not in MATRICES:
         raise InvalidArgument(f"matrix: expected one of {', '.join(MATRICES)}, got {matrix!r}")
     land = land.at(theta)
-    point = land._point(theta)
+    point = land.point(theta)
     layout = land.layout if params is None else land.layout.select(params)
 
     def about(_: bool) -> dict[str, Any]:
@@ -187,7 +187,7 @@ def _of_landscape(
         return described | ({} if params is None else {"params": [e.name for e in layout.entries]})
 
     def whole(v: Tensor) -> Tensor:
-        return land._product_at(matrix, v, point)
+        return land.product_at(matrix, v, point)
 
     if params is None:
         return SymmetricOperator(

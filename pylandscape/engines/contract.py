@@ -22,6 +22,8 @@ from typing import Any, Protocol
 import numpy as np
 from torch import Tensor
 
+from ..theta.space import Problem
+
 Values = dict[str, np.ndarray]  # {metric: (g,) float64}; a callable under its __name__
 Evaluate = Callable[[np.ndarray], Values]  # of coefficients (g, k) float64
 EvaluatePoints = Callable[[Tensor], Values]  # of points (p, n)
@@ -102,3 +104,13 @@ class PointEngine(Protocol):
     def spectra(self, points: np.ndarray) -> tuple[Losses, np.ndarray, np.ndarray] | None:
         """Losses (p,), gradients (p, n) and the Hessians' eigenvalues (p, n), ascending; None where
         the Hessians must be asked for instead."""
+
+
+class Answered(Problem, Protocol):
+    """A problem with the engines that were built for it; a Landscape is one."""
+
+    native: Any  # CompiledEngine | None
+    eager: Any  # Engine
+
+    def engine_report(self) -> Any:
+        """Which engine answers, and why."""

@@ -10,8 +10,8 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -31,12 +31,47 @@ from .eager_graphs import (
     storages,
 )
 
-if TYPE_CHECKING:
-    from .eager import TorchEngine
-
 MEMORY = 2 << 30  # bytes kept between products
 _SLICE_TOLERANCE = 100  # eps: samples run alone against the same samples in their batch
 _MEAN_TOLERANCE = 1000  # eps: a free loss of a batch against its mean over the samples
+
+
+class Forward(Protocol):
+    """What derivatives ask of the torch engine: the model run at theta, and its loss."""
+
+    loss: Any  # KnownLoss | FreeLoss | Objective
+    batches: list[Batch]
+    device: torch.device
+    bn: str
+    leaves: Any
+    keeps_state: bool
+
+    def reads_parameters(self) -> bool:
+        """Whether the model or its loss reads what theta moves, at all."""
+
+    def session(self) -> AbstractContextManager[None]:
+        """Modes and random numbers as the engine has them, put back afterwards."""
+
+    def move(self, theta: Tensor) -> None:
+        """The model's copy to theta (n,)."""
+
+    def place(self, theta: Tensor) -> None:
+        """The same as a part of the graph: the parameters are views of theta."""
+
+    def put(self, statistics: Any) -> None:
+        """Running statistics in the model's places."""
+
+    def batch(self, index: int) -> Batch:
+        """A copy of a batch, which the model may write into."""
+
+    def outputs(self, batch: Batch) -> Any:
+        """The model's outputs, or the objective's value."""
+
+    def batch_loss(self, index: int) -> tuple[Tensor, float, Any]:
+        """A batch's shares of numerator and denominator, and its outputs."""
+
+    def weighed(self, output: Any, batch: Batch, index: int) -> tuple[Tensor, float]:
+        """A batch's shares of numerator and denominator, from its outputs."""
 
 
 class Derivatives:
@@ -46,7 +81,7 @@ class Derivatives:
     need more, every call builds them batch by batch and keeps nothing.
     """
 
-    def __init__(self, engine: TorchEngine, memory: int) -> None:
+    def __init__(self, engine: Forward, memory: int) -> None:
         self._engine, self._memory = engine, memory
         self._samples = sum(batch.size for batch in engine.batches)
         self._theta: Tensor | None = None  # where the kept graphs are

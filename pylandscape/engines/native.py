@@ -72,11 +72,11 @@ class NativeEngine:
         ops: Sequence[str],
         memory: int,
     ) -> None:
-        self._program = program
+        self.program = program
         self._dtype = dtype
         self._question = PROGRAMS[dtype][1]
         self._targets = targets
-        self._output = output
+        self.output = output
         self._memory = memory  # bytes that derivatives may keep at one theta
         self._kept: tuple[Tensor, Any] | None = None  # derivatives at the last theta,
         self._lock = threading.Lock()  # which calls use after it, as they wait for each other
@@ -86,20 +86,20 @@ class NativeEngine:
         mean = loss.reduction == "mean"
         self.mixes: bool = program.mixes  # whether samples depend on their batch
         self.no_derivatives: str | None = MIXED if self.mixes else None  # why there are none
-        self._denominator = loss.denominator(targets, outputs_shape) if mean else 1.0
-        self._counted = counted_targets(loss, targets, outputs_shape)
+        self.denominator = loss.denominator(targets, outputs_shape) if mean else 1.0
+        self.counted = counted_targets(loss, targets, outputs_shape)
 
     def prepare(self, theta: Tensor, directions: Tensor, metrics: Sequence[Any]) -> Evaluate:
         """A function of coefficients (g, k) to {metric: (g,)} along directions (k, n)."""
         theta = theta.detach().to("cpu", self._dtype).contiguous()
         directions = directions.detach().to("cpu", self._dtype).contiguous()
         count = directions.shape[0]
-        question = self._question(self._program, theta.data_ptr(), directions.data_ptr(), count)
+        question = self._question(self.program, theta.data_ptr(), directions.data_ptr(), count)
         return self._evaluator(question, metrics, count)
 
     def prepare_points(self, metrics: Sequence[Any]) -> Callable[[Tensor], dict[str, np.ndarray]]:
         """The same for arbitrary points (p, n)."""
-        return self._evaluator(self._question(self._program), metrics, self._program.n)
+        return self._evaluator(self._question(self.program), metrics, self.program.n)
 
     def collector(self, theta: Tensor | None, directions: Tensor | None) -> Callable[..., Tensor]:
         """A function of coefficients (g, k), or without theta of points (g, n), to points (g, n)
@@ -108,12 +108,12 @@ class NativeEngine:
         if theta is not None and directions is not None:
             parts = [t.detach().to("cpu", self._dtype).contiguous() for t in (theta, directions)]
         where = (*(t.data_ptr() for t in parts), len(parts[1])) if parts else ()
-        question = self._question(self._program, *where)
-        width = len(parts[1]) if parts else self._program.n
+        question = self._question(self.program, *where)
+        width = len(parts[1]) if parts else self.program.n
 
         def collect(coordinates: Any) -> Tensor:
             c = _rows(coordinates, width, self._dtype)
-            points = torch.empty(len(c), self._program.n, dtype=self._dtype)
+            points = torch.empty(len(c), self.program.n, dtype=self._dtype)
             question.collect(len(c), c.data_ptr(), points.data_ptr())
             return points
 
@@ -121,14 +121,14 @@ class NativeEngine:
 
     def outputs_at(self, points: Tensor) -> list[Tensor]:
         """The outputs as the module gives them, at each of the points (p, n)."""
-        question = self._question(self._program)
-        return [self.outputs(question, p) for p in _rows(points, self._program.n, self._dtype)]
+        question = self._question(self.program)
+        return [self.outputs(question, p) for p in _rows(points, self.program.n, self._dtype)]
 
     def gradient(self, theta: Tensor) -> Tensor:
         """(n,) float64, summed in double."""
-        result = torch.empty(self._program.n, dtype=torch.float64)
+        result = torch.empty(self.program.n, dtype=torch.float64)
         self._derivatives_at(theta).gradient(result.data_ptr())
-        return result / self._denominator
+        return result / self.denominator
 
     def product(self, matrix: str, theta: Tensor, vectors: Tensor) -> Tensor:
         """(k, n) float64 of vectors (k, n); values at theta are kept for the next call."""
@@ -160,20 +160,20 @@ class NativeEngine:
         derivatives. Raises NotLowered where they are not compiled."""
         if self.no_derivatives is not None:
             raise NotLowered(self.no_derivatives)
-        return self._program, self._denominator
+        return self.program, self.denominator
 
     def product_scale(self, matrix: str) -> float:
         """What turns the program's sums over samples into L's matrix."""
         if matrix == "covariance":  # (1/N) sum_i g_i g_i^T with g_i = (N/D) grad l_i
-            return float(self._program.samples / self._denominator**2)
-        return 1.0 / self._denominator
+            return float(self.program.samples / self.denominator**2)
+        return 1.0 / self.denominator
 
     def per_sample_gradients(self, theta: Tensor) -> Tensor:
         """(samples, n) of the program's dtype; their mean is the gradient."""
         derivatives = self._derivatives_at(theta)
-        result = torch.empty(self._program.samples, self._program.n, dtype=self._dtype)
+        result = torch.empty(self.program.samples, self.program.n, dtype=self._dtype)
         derivatives.sample_gradients(result.data_ptr())
-        return result.mul_(self._program.samples / self._denominator)
+        return result.mul_(self.program.samples / self.denominator)
 
     def _derivatives_at(self, theta: Tensor) -> Any:
         if self.no_derivatives is not None:
@@ -183,7 +183,7 @@ class NativeEngine:
             if self._kept is None or not torch.equal(self._kept[0], point):
                 self._kept = None  # before the next one takes its memory
                 kind = PROGRAMS[self._dtype][2]
-                derivatives = kind(self._program, point.data_ptr(), self._memory)
+                derivatives = kind(self.program, point.data_ptr(), self._memory)
                 self._kept = (point.clone(), derivatives)
             return self._kept[1]
 
@@ -203,9 +203,9 @@ class NativeEngine:
                 0,
             )
             with np.errstate(divide="ignore", invalid="ignore"):
-                values = {"loss": total / self._denominator}
+                values = {"loss": total / self.denominator}
                 if wants_accuracy:
-                    values["accuracy"] = correct / self._counted
+                    values["accuracy"] = correct / self.counted
             if callables:
                 values |= self._call_metrics(question, c, callables)
             return {metric_name(m): values[metric_name(m)] for m in metrics}
@@ -224,11 +224,11 @@ class NativeEngine:
 
     def outputs(self, question: Any, coordinates: Tensor) -> Tensor:
         """The network's outputs as the module gives them, at one point."""
-        outputs = torch.empty((self._program.samples, *self._output.rows()), dtype=self._dtype)
+        outputs = torch.empty((self.program.samples, *self.output.rows()), dtype=self._dtype)
         unused = np.empty(1)
         point = coordinates.contiguous()
         question.run(1, point.data_ptr(), unused.ctypes.data, 0, outputs.data_ptr())
-        return self._output.as_module(outputs)
+        return self.output.as_module(outputs)
 
 
 def _rows(coordinates: Any, width: int, dtype: torch.dtype) -> Tensor:

@@ -18,7 +18,7 @@ from ..theta.data import Batch
 from .eager import TorchEngine
 
 if TYPE_CHECKING:
-    from ..landscape import Landscape
+    from .contract import Answered
 
 _SAMPLES, _FEW = 32, 2  # of the first batch; few for networks of more than _LARGE parameters
 _LARGE = 1_000_000
@@ -27,7 +27,7 @@ _STEPS = {torch.float64: 1e-5, torch.float32: 1e-2}  # relative to each tensor's
 _TOLERANCE = {torch.float64: 1e-3, torch.float32: 0.1}  # of the larger slope
 
 
-def mismatch(land: Landscape) -> str | None:
+def mismatch(land: Answered) -> str | None:
     """A sentence where the gradient is not the slope of L, None where it is or cannot be told.
 
     Compares them on a few samples of the first batch, along a random direction and along the
@@ -67,7 +67,7 @@ def _compare(engine: TorchEngine) -> str | None:
     return None
 
 
-def _engines(land: Landscape) -> Iterator[TorchEngine]:
+def _engines(land: Answered) -> Iterator[TorchEngine]:
     batch = land.dataset.batches[0]
     count = _SAMPLES if land.n_params <= _LARGE else _FEW
     bn = "batch" if land.bn == "batch" and land.has_batchnorm else "eval"

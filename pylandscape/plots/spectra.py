@@ -246,7 +246,7 @@ class _Axis:
             raise InvalidArgument(f"xlim: expected two increasing numbers, got {xlim!r}")
         if linthresh is None and xscale == "symlog":
             linthresh = max(
-                max(_middle(s), LINEAR_SIGMAS * s._sigma(sigma2)) / u
+                max(_middle(s), LINEAR_SIGMAS * s.kernel_width(sigma2)) / u
                 for s, u in zip(spectra, units, strict=True)
             )
         found = cls(float(low), float(high), np.inf if linthresh is None else float(linthresh))
@@ -340,7 +340,8 @@ def _limits(
     low = vmin
     if low is None:
         peaks = [
-            1.0 / (s.n * max(np.sqrt(2 * np.pi) * s._sigma(sigma2) / u, float(d.widths.max())))
+            1.0
+            / (s.n * max(np.sqrt(2 * np.pi) * s.kernel_width(sigma2) / u, float(d.widths.max())))
             for s, d, u in zip(spectra, densities, units, strict=True)
         ]
         low = FLOOR * min(peaks)

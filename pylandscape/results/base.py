@@ -33,13 +33,12 @@ class _Result:
         return int((~np.isfinite(self.values)).sum())
 
     def plot(self, kind: str | None = None, ax: Axes | None = None, **options: Any) -> Axes:
-        """Draw it and return the Axes; `pylandscape.plots.surface.plot` lists the kinds and options."""
-        from ..plots.surface import plot
-
-        return plot(self, kind, ax, **options)  # type: ignore[arg-type]
+        """Draw it and return the Axes; plots/surface.py lists the kinds and options."""
+        axes: Axes = draw(self, kind, ax, **options)
+        return axes
 
     def check(self) -> Verdict:
-        """Answer "is my plot right?": a verdict with one line per check (`pylandscape.results.sanity`)."""
+        """Answer "is my plot right?": a verdict with one line per check (see sanity.py)."""
         from .sanity import check
 
         return check(self)  # type: ignore[arg-type]
@@ -110,3 +109,13 @@ def _check_metrics(
     if twice and not np.array_equal(found["loss"], np.asarray(values), equal_nan=True):
         raise InvalidArgument("values: expected the same numbers as metrics['loss'], got others")
     return found
+
+
+def draw(result: Any, *arguments: Any, **options: Any) -> Any:
+    """The picture of a result, by its class's function in plots/pictures.py.
+
+    The only way from results to plots, taken when a picture is asked for.
+    """
+    from ..plots.pictures import DRAWN_BY
+
+    return DRAWN_BY[type(result).__name__](result, *arguments, **options)

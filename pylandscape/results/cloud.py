@@ -12,6 +12,7 @@ import numpy as np
 from ..arrays import Array
 from ..errors import InvalidArgument
 from ..files import store
+from .base import draw
 from .curvature_classes import KINDS
 
 if TYPE_CHECKING:
@@ -132,9 +133,8 @@ class Cloud:
 
     def plot(self, ax: Axes | None = None, **options: Any) -> Axes:
         """Draw it and return the Axes; see `pylandscape.plots.clouds.plot_cloud`."""
-        from ..plots.clouds import plot_cloud
-
-        return plot_cloud(self, ax, **options)
+        axes: Axes = draw(self, ax, **options)
+        return axes
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write an HDF5 file, atomically; `pylandscape.load` reads it back bit for bit."""

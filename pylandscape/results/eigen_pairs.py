@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ..arrays import Array, is_tensor
 from ..errors import InvalidArgument
 from ..files import store
+from .base import draw
 from .spectral_density import StoredRows
 
 if TYPE_CHECKING:
@@ -112,9 +113,8 @@ class EigenPairs(_SpectralResult):
 
     def plot(self, ax: Axes | None = None, **options: Any) -> Axes:
         """Draw the values with their residuals (`pylandscape.plots.spectra.plot_pairs`)."""
-        from ..plots.spectra import plot_pairs
-
-        return plot_pairs(self, ax, **options)
+        axes: Axes = draw(self, ax, **options)
+        return axes
 
     def __repr__(self) -> str:
         parts = [self.which, f"{len(self.values)} of n = {self.n:,}"]

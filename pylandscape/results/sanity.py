@@ -8,14 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-
-if TYPE_CHECKING:
-    from .curve import Curve
-    from .surface import Surface
 
 Array = NDArray[np.float64]
 Level = Literal["ok", "note", "warning", "error"]
@@ -76,7 +72,16 @@ class Verdict:
         return "\n".join([head, *(f"  {f.level:<8}{f.name:<12}{f.message}" for f in self.findings)])
 
 
-def check(result: Curve | Surface) -> Verdict:
+class Checked(Protocol):
+    """A Curve or a Surface, as far as it is checked: a Surface also has y."""
+
+    kind: str
+    x: Array
+    values: Array
+    info: dict[str, Any]
+
+
+def check(result: Checked) -> Verdict:
     """Judge a result: centre, axes' lengths and angle, finiteness, saturation, BatchNorm, points,
     and whether derivatives of this landscape are its slope.
 

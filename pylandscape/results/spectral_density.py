@@ -19,7 +19,7 @@ from ..arrays import Array
 from ..arrays import edges as cell_edges
 from ..errors import InvalidArgument
 from ..files import store
-from .base import check_axis
+from .base import check_axis, draw
 from .eigen_pairs import EPS, EigenPairs, _numbers, _span, _SpectralResult
 from .smoothing import fine_edges, masses
 
@@ -230,7 +230,7 @@ class Spectrum(_SpectralResult):
             raise InvalidArgument(f"points: expected at least 2, got {points}")
         low, high = self.extremes
         rounding = 4.0 * points * EPS * max(abs(low), abs(high))
-        pad = max(GRID_PAD * self._sigma(sigma2), rounding)
+        pad = max(GRID_PAD * self.kernel_width(sigma2), rounding)
         return np.linspace(low - pad, high + pad, points)
 
     def density(self, grid: ArrayLike | None = None, sigma2: float | None = None) -> Density:
@@ -245,7 +245,7 @@ class Spectrum(_SpectralResult):
         """
         at = check_axis(self.grid(sigma2=sigma2) if grid is None else grid, "grid")
         edges = cell_edges(at)
-        inside, error = self._masses(edges, self._sigma(sigma2))
+        inside, error = self._masses(edges, self.kernel_width(sigma2))
         return Density(at, inside / np.diff(edges), error / np.diff(edges))
 
     def exact_density(
@@ -254,7 +254,7 @@ class Spectrum(_SpectralResult):
         """The density of the exact eigenvalues (n,) under the same kernel; errors are 0."""
         at = check_axis(self.grid(sigma2=sigma2) if grid is None else grid, "grid")
         edges, values = cell_edges(at), self._exact(exact)
-        inside = masses(values, np.full(self.n, 1.0 / self.n), self._sigma(sigma2), edges)
+        inside = masses(values, np.full(self.n, 1.0 / self.n), self.kernel_width(sigma2), edges)
         return Density(at, inside / np.diff(edges), np.zeros(at.size))
 
     def compare(self, exact: ArrayLike, sigma2: float | None = None) -> float:
@@ -267,7 +267,7 @@ class Spectrum(_SpectralResult):
             sigma2: as in `density`.
         """
         eigenvalues, share = self._exact(exact), np.full(self.n, 1.0 / self.n)
-        sigma = self._sigma(sigma2)
+        sigma = self.kernel_width(sigma2)
         return sum(
             float(np.abs(mean - masses(eigenvalues, share, sigma, edges)).sum())
             for edges, mean, _ in self._fine(sigma, eigenvalues)
@@ -279,14 +279,13 @@ class Spectrum(_SpectralResult):
         sqrt(2 / pi) times the integral of the standard error, the mean of |x| for Gaussian errors;
         NaN for one probe. It knows nothing of what too few steps cost.
         """
-        errors = [float(error.sum()) for _, _, error in self._fine(self._sigma(sigma2))]
+        errors = [float(error.sum()) for _, _, error in self._fine(self.kernel_width(sigma2))]
         return float(np.sqrt(2.0 / np.pi) * sum(errors))
 
     def plot(self, exact: ArrayLike | None = None, ax: Axes | None = None, **options: Any) -> Axes:
         """Draw the density; `pylandscape.plots.spectra.plot_spectrum` lists the options."""
-        from ..plots.spectra import plot_spectrum
-
-        return plot_spectrum(self, exact, ax, **options)
+        axes: Axes = draw(self, exact, ax, **options)
+        return axes
 
     def __repr__(self) -> str:
         k, m = self.nodes.shape
@@ -321,7 +320,7 @@ class Spectrum(_SpectralResult):
         low, high = self.extremes
         return sigma2 * max(1.0, high - low)
 
-    def _sigma(self, sigma2: float | None) -> float:
+    def kernel_width(self, sigma2: float | None) -> float:
         chosen = self.sigma2 if sigma2 is None else check_sigma2(sigma2)
         return float(np.sqrt(self._variance(chosen)))
 

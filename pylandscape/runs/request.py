@@ -10,14 +10,10 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from ..arrays import OPAQUE, digest, jsonable, to_json
 from ..errors import InvalidArgument
-
-if TYPE_CHECKING:
-    from ..curvature.symmetric_operator import SymmetricOperator
-    from ..landscape import Landscape
 
 __all__ = ["FORMAT", "Metric", "build", "differences", "digest", "jsonable", "listing", "to_json"]
 
@@ -26,9 +22,14 @@ FORMAT = 2  # of requests: 1 knew the model by its printed form, free losses by 
 Metric = str | Callable[..., Any]
 
 
-def build(
-    of: Landscape | SymmetricOperator, kind: str, whole: bool = True, **asked: Any
-) -> dict[str, Any]:
+class Described(Protocol):
+    """A Landscape or a SymmetricOperator."""
+
+    def describe(self) -> dict[str, Any]:
+        """What determines the numbers, JSON-able."""
+
+
+def build(of: Described, kind: str, whole: bool = True, **asked: Any) -> dict[str, Any]:
     """The request for a result of this kind: of whom (see `identity`), and what was asked.
 
     The model's own theta is not part of it: what depends on a theta says so in `asked`. `whole`:

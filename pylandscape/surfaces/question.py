@@ -41,7 +41,7 @@ class Question:
         kind: of the result.
         axes: name -> (n,), one or two.
         coefficients: C (G, k), the grid in row-major order.
-        base: (n,), with the running statistics after it where they move (theta/running_statistics.py).
+        base: (n,), with the running statistics after it where they move (running_statistics.py).
         vectors: D (k, n), likewise.
         infos: one per vector, JSON-able.
         own_loss: gives the loss of the model at the base, by torch; None where none lies there.

@@ -93,7 +93,7 @@ def sharpness(
             had, or whose centre is not theta. LayoutMismatch for another length.
     """
     land = land.at(theta)
-    point = land._point(theta)
+    point = land.point(theta)
     if isinstance(directions, Surface):
         directions = directions_of(land, directions, point)
     given, _ = as_directions(land, directions)
@@ -145,7 +145,7 @@ def directions_of(land: Landscape, surface: Surface, theta: Any = None) -> Tenso
             f"with {len(recorded)} directions recorded"
         )
     land = land.at(theta)
-    point = land._point(theta)
+    point = land.point(theta)
     if request["theta"] != digest(point):
         raise InvalidArgument("theta: expected the centre of the Surface, got another point")
     rows = []

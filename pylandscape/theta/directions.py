@@ -18,8 +18,8 @@ from ..errors import CudaUnavailable, InvalidArgument, LayoutMismatch
 from . import running_statistics
 
 if TYPE_CHECKING:
-    from ..landscape import Landscape
     from .layout import ParameterLayout
+    from .space import Space
 
 NORMALIZATIONS = ("filter", "layer", "model", "weight", "dfilter", "dlayer", None)
 _PER_ROW = ("filter", "dfilter")
@@ -51,7 +51,7 @@ class Direction:
 
 
 def random_directions(
-    land: Landscape,
+    land: Space,
     count: int = 2,
     *,
     normalize: str | None = "filter",
@@ -88,7 +88,11 @@ def random_directions(
     """
     check_landscape(land, "random_directions")
     count, seed = _integer(count, "count", 1, 2**31), _integer(seed, "seed", -(2**63), 2**63)
-    point = land.theta if theta is None else land._theta(theta)
+    point = (
+        land.theta
+        if theta is None
+        else running_statistics.point(land, theta, "theta")[: land.n_params]
+    )
     mode = _mode(normalize)
     segments = _segments(land.layout, normalize in _PER_ROW, ignore)
     _check_device(point.device)
@@ -111,7 +115,7 @@ def random_directions(
 
 
 def normalize_direction(
-    land: Landscape,
+    land: Space,
     direction: Any,
     *,
     normalize: str | None = "filter",
@@ -132,7 +136,11 @@ def normalize_direction(
             "normalize: expected None for a direction that moves running statistics "
             f"(bn='interpolate'), got {normalize!r}"
         )
-    point = land.theta if theta is None else land._theta(theta)
+    point = (
+        land.theta
+        if theta is None
+        else running_statistics.point(land, theta, "theta")[: land.n_params]
+    )
     vector = land.layout.vector(direction, "direction", point.dtype, point.device)
     mode = _mode(normalize)
     segments = _segments(land.layout, normalize in _PER_ROW, ignore)
@@ -147,7 +155,7 @@ def normalize_direction(
 
 
 def target_direction(
-    land: Landscape,
+    land: Space,
     target: Any,
     *,
     normalize: str | None = None,
@@ -171,7 +179,7 @@ def target_direction(
 
 
 def as_directions(
-    land: Landscape, directions: Any, name: str = "directions"
+    land: Space, directions: Any, name: str = "directions"
 ) -> tuple[Tensor, list[dict[str, Any]]]:
     """Anything that gives directions as one matrix (k, n) and one info each.
 
@@ -188,14 +196,14 @@ def as_directions(
 
 
 def as_steps(
-    land: Landscape, directions: Any, name: str = "directions"
+    land: Space, directions: Any, name: str = "directions"
 ) -> tuple[Tensor, list[dict[str, Any]]]:
-    """The same as (k, n + m): with bn="interpolate", with the statistics' part (running_statistics.py)."""
+    """The same as (k, n + m): with bn="interpolate", with the statistics' part."""
     return _rows(land, directions, name, lambda item, own: running_statistics.step(land, item, own))
 
 
 def _rows(
-    land: Landscape, directions: Any, name: str, read: Callable[[Any, str], Tensor]
+    land: Space, directions: Any, name: str, read: Callable[[Any, str], Tensor]
 ) -> tuple[Tensor, list[dict[str, Any]]]:
     if isinstance(directions, Tensor | np.ndarray) and directions.ndim == 2:
         if directions.shape[1] not in (land.n_params, land.moved.n):
@@ -300,6 +308,6 @@ def _without(vector: Tensor, along: Tensor) -> Tensor:
     return (wide - share * axis).to(vector.dtype)
 
 
-def _direction(land: Landscape, vector: Tensor, info: dict[str, Any]) -> Direction:
+def _direction(land: Space, vector: Tensor, info: dict[str, Any]) -> Direction:
     norm = float(torch.linalg.vector_norm(vector, dtype=torch.float64))
     return Direction(vector, {**info, "layout": land.layout.digest, "norm": norm})

@@ -8,9 +8,9 @@ frozen state, the loss by what it computes, the data, the arithmetic. What a rec
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -19,9 +19,7 @@ from torch import Tensor
 from ..arrays import OPAQUE, digest, is_plain, text_digest
 from .losses import KnownLoss
 from .naming import Record
-
-if TYPE_CHECKING:
-    from ..landscape import Landscape
+from .space import Problem
 
 GPU_TOLERANCE = 1e-6  # relative, of such numbers on a GPU; on a CPU they must be equal
 SEED = 29  # of the moved point and of the vectors
@@ -29,7 +27,23 @@ REACH = 0.0625  # how far the point is moved, relative to each parameter
 LEAST = 0.015625  # the parameters count as at least this large there
 
 
-def of_landscape(land: Landscape, state: str) -> dict[str, Any]:
+class Asked(Problem, Protocol):
+    """A Landscape, as far as it is asked who it is."""
+
+    @property
+    def engine(self) -> str:
+        """ "native" or "torch"."""
+
+    def engine_report(self) -> Any:
+        """Which engine answers, and why."""
+
+    def evaluate(
+        self, coefficients: Any, directions: Any, *, metrics: Sequence[Any] = ("loss",)
+    ) -> dict[str, np.ndarray]:
+        """{metric: (G,)} at theta + C D."""
+
+
+def of_landscape(land: Asked, state: str) -> dict[str, Any]:
     """What determines L(theta) for every theta, and the model's own theta; JSON-able.
 
     `state`: digest of the frozen parameters and the buffers.
@@ -78,7 +92,7 @@ def of_landscape(land: Landscape, state: str) -> dict[str, Any]:
     return found
 
 
-def of_metric(land: Landscape, metric: str | Callable[..., Any], name: str) -> Any:
+def of_metric(land: Asked, metric: str | Callable[..., Any], name: str) -> Any:
     """A metric of a landscape: its name, or what the callable computes."""
     if isinstance(metric, str):
         return metric
@@ -117,7 +131,7 @@ def own_version() -> str:
         return "source"
 
 
-def _arithmetic(land: Landscape) -> dict[str, Any]:
+def _arithmetic(land: Asked) -> dict[str, Any]:
     """What decides the last bits beside the engine: PyTorch's sums depend on threads and device."""
     if land.device.type == "cuda":
         return {"device": torch.cuda.get_device_name(land.device)}
@@ -135,7 +149,7 @@ def _told_by(what: list[str], numbers: list[float], device: torch.device) -> dic
     return {"what": what, "numbers": numbers, "tolerance": tolerance}
 
 
-def _at_two_points(land: Landscape, metric: Any, name: str = "loss") -> list[float]:
+def _at_two_points(land: Asked, metric: Any, name: str = "loss") -> list[float]:
     """The metric at the model's own theta and at one moved from there."""
     theta = land.theta.detach().cpu()
     step = _gaussian(land.n_params, 0).to(theta) * REACH * theta.abs().clamp(min=LEAST)

@@ -29,7 +29,7 @@ from ..errors import InvalidArgument, LayoutMismatch
 from .layout import ParameterEntry, ParameterLayout, without_wrappers
 
 if TYPE_CHECKING:
-    from ..landscape import Landscape
+    from .space import Space
 
 KIND = "statistic"
 _BUFFERS = ("running_mean", "running_var")
@@ -66,7 +66,7 @@ def with_statistics(
     return ParameterLayout(tuple(entries), aliases) if first_name else layout
 
 
-def point(land: Landscape, value: Any, name: str, *, needed: bool = False) -> Tensor:
+def point(land: Space, value: Any, name: str, *, needed: bool = False) -> Tensor:
     """(n + m,) of a solution: a module, a state dict, a vector (n + m,) or (n,).
 
     A vector (n,) says nothing of statistics: they are the model's own, or, where they are
@@ -84,7 +84,7 @@ def point(land: Landscape, value: Any, name: str, *, needed: bool = False) -> Te
     return torch.cat([vector, land.origin[land.n_params :] if statistics is None else statistics])
 
 
-def step(land: Landscape, value: Any, name: str) -> Tensor:
+def step(land: Space, value: Any, name: str) -> Tensor:
     """(n + m,) of a direction; one without statistics leaves them where they are.
 
     Raises InvalidArgument for a direction to another model without its statistics, and for a
@@ -114,12 +114,12 @@ def check_direction(value: Any, name: str) -> None:
         )
 
 
-def parameters(land: Landscape, value: Any, name: str) -> Tensor:
+def parameters(land: Space, value: Any, name: str) -> Tensor:
     """The parameters (n,) of anything that `point` takes, whatever its statistics."""
     return _parts(land, value, name)[0]
 
 
-def foreign_buffers(land: Landscape, value: Any, name: str) -> dict[str, Tensor]:
+def foreign_buffers(land: Space, value: Any, name: str) -> dict[str, Tensor]:
     """The buffers of a module or state dict that are not the landscape's, by the model's names.
 
     Without those that points have (bn="interpolate") or that the batches decide ("recompute",
@@ -187,7 +187,7 @@ def _equal(a: Tensor, b: Tensor) -> bool:
     return torch.equal(a, b) or bool(((a == b) | ((a != a) & (b != b))).all())
 
 
-def _no_place(land: Landscape, buffers: Sequence[str], name: str) -> str:
+def _no_place(land: Space, buffers: Sequence[str], name: str) -> str:
     """Why a model with other buffers is neither a vertex nor a target."""
     shown = ", ".join(map(repr, buffers[:2])) + (", ..." if len(buffers) > 2 else "")
     if all(key.rpartition(".")[2] in _BUFFERS for key in buffers):
@@ -272,7 +272,7 @@ def is_variance(entry: ParameterEntry) -> bool:
     return entry.kind == KIND and entry.name.endswith("running_var")
 
 
-def _parts(land: Landscape, value: Any, name: str) -> tuple[Tensor, Tensor | None]:
+def _parts(land: Space, value: Any, name: str) -> tuple[Tensor, Tensor | None]:
     """Parameters (n,), and statistics (m,) if ``value`` has them; m may be 0."""
     dtype, device, n = land.theta.dtype, land.theta.device, land.n_params
     layout, m = land.moved, land.moved.n - land.n_params

@@ -31,7 +31,7 @@ the original's directions.
 | states: a negative variance | a loss with epsilon added, or NaN | NaN | ours |
 | .vtp of nx != ny, of NaN | scrambled, unreadable | right, points left out | ours |
 | checkpoints, `--trainloader` | pickle | tensors only, refused | ours |
-| min_eig, max_eig (`plot_hessian_eigen`) | written | read; `pylandscape.surfaces.convexity_map` | ours |
+| min_eig, max_eig (`plot_hessian_eigen`) | written | read; `pl.convexity` | ours |
 
 Directions are drawn from torch's global generator as in the original: the same seed gives the same
 numbers.

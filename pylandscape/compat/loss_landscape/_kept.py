@@ -95,7 +95,7 @@ def _compile(net: nn.Module, criterion: Any, tensors: list[Tensor]) -> tuple[Poi
     """Of a copy, so that the network itself can be forgotten."""
     data = list(zip(tensors[::2], tensors[1::2], strict=True))
     asked = Asked(copy.deepcopy(net), criterion, data, states=False)
-    native = asked.land._native
+    native = asked.land.native
     if native is None:
         return None, asked.land.engine_report().reason or "the torch engine"
     return native.prepare_points(asked.metrics), ""

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from ..._native import core
 from .conv import Conv, _windows
-from .derivative_ops import HANDLERS, LayerNorm, part_of, weight_at
-from .sweep import Handler
+from .derivative_ops import LayerNorm, part_of, weight_at
+from .sweep import HANDLERS, Handler
 
 if TYPE_CHECKING:
     from .op import Op

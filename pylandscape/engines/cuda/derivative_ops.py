@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from ..._native import core
 from .op import Source
-from .sweep import Handler
+from .sweep import HANDLERS, Handler
 
 if TYPE_CHECKING:
     from .op import Op
@@ -348,7 +348,7 @@ class Gather(Handler):
         s.add(x, s.s.kernels.scatter_sums(dy.contiguous(), *inverse))
 
 
-HANDLERS: dict[str, Handler] = {
+HANDLERS |= {
     "linear": Linear(),
     "unary": Unary(),
     "binary": Binary(),

@@ -22,17 +22,16 @@ from torch import Tensor
 from ..._native import core
 from ...errors import NotLowered
 from . import derivative_layers  # noqa: F401
-from .derivative_ops import HANDLERS
 from .op import Source
 from .parameters import Parameters, Where
 from .precision import exact_float32
 from .replays import Replays
 from .structure import Structure
-from .sweep import ROWS, Sweep, Tile
+from .sweep import HANDLERS, ROWS, Sweep, Tile
 
 if TYPE_CHECKING:
-    from .engine import CudaEngine
     from .op import Op
+    from .structure import Loaded
 
 
 TILE_BYTES = 512 << 20  # tangents and adjoints of one vector over a tile
@@ -45,9 +44,7 @@ class Derivatives:
     """Of an engine's loss, the sum over its samples, at theta (n,). Nothing here waits for the
     device but the question whether everything is kept, which shapes answer."""
 
-    def __init__(
-        self, engine: CudaEngine, structure: Structure, theta: Tensor, memory: int
-    ) -> None:
+    def __init__(self, engine: Loaded, structure: Structure, theta: Tensor, memory: int) -> None:
         self.engine, self.structure = engine, structure
         self.theta = theta.detach().to(engine.device, engine.dtype).contiguous()
         self.n, self.samples = int(engine.program.n), int(engine.program.samples)
@@ -182,7 +179,7 @@ def _bytes(tile: Tile, data: Tensor) -> int:
 class AtTheta:
     """The derivatives at the last theta that was asked for."""
 
-    def __init__(self, engine: CudaEngine, memory: int) -> None:
+    def __init__(self, engine: Loaded, memory: int) -> None:
         self._engine, self._memory = engine, memory
         self._structure: Structure | None = None
         self._theta: Tensor | None = None
@@ -195,7 +192,7 @@ class AtTheta:
         if self._engine.no_derivatives is not None:
             raise NotLowered(self._engine.no_derivatives)
         if self._structure is None:
-            self._structure = Structure(self._engine)
+            self._structure = Structure(self._engine, HANDLERS)
         if self._structure.refusal is not None:
             raise NotLowered(self._structure.refusal)
         return self._structure

@@ -71,19 +71,19 @@ class CudaEngine:
         recorder: Callable[[], Recorder | None] = lambda: None,
     ) -> None:
         self.how, self.ops, self.instruction_set = native.how, native.ops, instruction_set
-        self.program, self.dtype, self.device = native._program, data.dtype, device
+        self.program, self.dtype, self.device = native.program, data.dtype, device
         self.kernels, self.shared_limit, self.recorder = kernels, shared_limit, recorder
         self.wide_bytes = _WIDE_BYTES
         self.mixes: bool = self.program.mixes  # whether samples depend on their batch
         self.no_derivatives = native.no_derivatives
-        self.output = native._output
+        self.output = native.output
         self.torch_program = TorchProgram(self.program, kernels, device)
         self.data_targets = data.targets.to(device)
-        self.denominator, self.counted = native._denominator, native._counted
+        self.denominator, self.counted = native.denominator, native.counted
         self.x = data.inputs.to(device, data.dtype).reshape(1, self.program.samples, -1)
         values = self.program.constant_values()
         self.constants = torch.tensor(values, dtype=data.dtype, device=device)
-        found = loss_tensors(loss, data.targets, native._output, self.program.samples)
+        found = loss_tensors(loss, data.targets, native.output, self.program.samples)
         classes = found.index.numel() > 0
         targets = found.index.to(torch.int32) if classes else found.dense
         self.targets = targets.T.contiguous().to(device)  # (rows, samples)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Container
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
-from . import derivative_layers  # noqa: F401
-from .derivative_ops import HANDLERS
 from .program import TorchProgram
 
 if TYPE_CHECKING:
-    from .engine import CudaEngine
     from .op import Op
+    from .replays import Recorder
 
 
 def inverse_of(index: Tensor, width: int) -> tuple[Tensor, Tensor]:
@@ -24,10 +23,29 @@ def inverse_of(index: Tensor, width: int) -> tuple[Tensor, Tensor]:
     return start.to(torch.int32), order.to(torch.int32)
 
 
-class Structure:
-    """What of a program does not depend on theta: which slots move, who reads them."""
+class Loaded(Protocol):
+    """What derivatives ask of an engine: its program, with data, targets and constants there."""
 
-    def __init__(self, engine: CudaEngine) -> None:
+    program: Any  # core.Program
+    kernels: Any
+    device: torch.device
+    dtype: torch.dtype
+    constants: Tensor
+    x: Tensor  # (1, samples, features)
+    targets: Tensor  # (rows, samples)
+    loss_plan: Tensor
+    loss_weights: Tensor
+    no_derivatives: str | None
+    recorder: Callable[[], Recorder | None]
+
+
+class Structure:
+    """What of a program does not depend on theta: which slots move, who reads them.
+
+    ``known``: the kinds of op that have derivatives; ``refusal`` says what has none.
+    """
+
+    def __init__(self, engine: Loaded, known: Container[str]) -> None:
         self.program, self.kernels = engine.program, engine.kernels
         self.device, self.dtype = engine.device, engine.dtype
         self.torch_program = TorchProgram(self.program, self.kernels, self.device, fused=False)
@@ -45,7 +63,7 @@ class Structure:
         self.followers = [self._follower(i) for i in range(len(self.ops))]
         self.none = torch.empty(0, dtype=self.dtype, device=self.device)
         self._tables: dict[tuple[int, str], tuple[Tensor, ...]] = {}
-        unknown = [op.kind for op in self.moving() if op.kind not in HANDLERS]
+        unknown = [op.kind for op in self.moving() if op.kind not in known]
         self.refusal = f"{unknown[0]} has no derivative on CUDA" if unknown else None
         if self.program.mixes:
             self.refusal = "derivatives of a batch's own statistics"

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
 from ..._native import core
-from . import derivative_layers  # noqa: F401
-from .derivative_ops import HANDLERS
-from .derivatives import Derivatives
 from .op import Source
 
 if TYPE_CHECKING:
     from .op import Op
+    from .structure import Structure
 
 
 class Handler:
@@ -49,6 +47,8 @@ class Handler:
         raise NotImplementedError
 
 
+HANDLERS: dict[str, Handler] = {}  # by kind of op; derivative_ops.py and _layers.py fill it
+
 ROWS = core.WARP  # a tile's rows are a multiple; every vector's values then begin aligned
 LARGE = 1 << 27  # multiply-adds of one vector's product from which torch multiplies
 SUM_ROWS = 512  # rows that torch adds in the program's dtype; beyond, sums are double
@@ -71,6 +71,18 @@ class Tile:
             yield from group
 
 
+class Kept(Protocol):
+    """Derivatives at one theta, as far as passes and handlers ask them."""
+
+    structure: Structure
+
+    def parameter(self, use: Source) -> Tensor:
+        """(1, elements) at theta."""
+
+    def channels(self, op: Op) -> tuple[Tensor, ...]:
+        """Scale, inverse and centre (channels,) of a batch norm."""
+
+
 class Sweep:
     """Passes over the ops of one tile for k vectors: tangents forward, adjoints backward.
 
@@ -81,7 +93,7 @@ class Sweep:
 
     def __init__(
         self,
-        derivatives: Derivatives,
+        derivatives: Kept,
         tile: Tile,
         k: int,
         vectors: Tensor | None = None,

@@ -20,7 +20,7 @@ from ...theta.losses import KnownLoss
 from ..native import NativeEngine
 
 if TYPE_CHECKING:
-    from ...landscape import Landscape
+    from ..contract import Answered
 
 _BYTES = 1 << 30  # of results, and of what eigenvalues work on, of the points of one launch
 
@@ -52,7 +52,7 @@ class PointsCuda:
             points = core.Points(program)
         except ValueError as refusal:
             raise NotLowered(str(refusal)) from refusal
-        targets = loss_tensors(loss, data.targets, engine._output, program.samples)
+        targets = loss_tensors(loss, data.targets, engine.output, program.samples)
         dense = targets.dense if targets.index.numel() == 0 else targets.index.to(torch.int32)
         weights = torch.tensor([*targets.weight, *targets.pos_weight], dtype=torch.float64)
         x = data.inputs.to(torch.float64).reshape(program.samples, -1)
@@ -130,7 +130,7 @@ def _tensor(data: bytes, dtype: torch.dtype) -> Tensor:
     return torch.frombuffer(bytearray(data), dtype=dtype).clone()
 
 
-def build(land: Landscape, engine: NativeEngine) -> PointsCuda:
+def build(land: Answered, engine: NativeEngine) -> PointsCuda:
     """For a landscape on a GPU, of its program in float64; raises NotLowered with the reason."""
     problem = cuda_problem()
     if problem is not None:

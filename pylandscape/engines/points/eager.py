@@ -13,7 +13,7 @@ from ...theta.running_statistics import KIND
 from ..eager import TorchEngine
 
 if TYPE_CHECKING:
-    from ...landscape import Landscape
+    from ..contract import Answered
 
 _BYTES = 256 << 20  # of the Hessians of the points that are vectorised together
 _MAX_POINTS = 512
@@ -33,7 +33,7 @@ class TorchPoints:
     derivatives: its Hessian is not symmetric then. Batch norm as in ``Landscape.gradient``.
     """
 
-    def __init__(self, land: Landscape) -> None:
+    def __init__(self, land: Answered) -> None:
         self.n, self.device = land.n_params, land.device
         bn = land.bn if land.has_batchnorm else "eval"
         self._engine = TorchEngine(

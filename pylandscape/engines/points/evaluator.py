@@ -16,7 +16,7 @@ from .native import NativePoints, float64_engine
 from .native import eigenvalues as native_eigenvalues
 
 if TYPE_CHECKING:
-    from ...landscape import Landscape
+    from ..contract import Answered
 
 
 _BLOCK_BYTES = 64 << 20  # of the Hessians of one block
@@ -30,7 +30,7 @@ class PointEvaluator:
     float64 arrays (p, n) and check nothing.
     """
 
-    def __init__(self, land: Landscape) -> None:
+    def __init__(self, land: Answered) -> None:
         self.n = land.n_params
         self.reason: str | None = None
         self._native: NativePoints | PointsCuda | None = None
@@ -99,7 +99,7 @@ def block_size(n: int) -> int:
     return max(1, _BLOCK_BYTES // (8 * n**2))
 
 
-def _native_points(land: Landscape) -> NativePoints | PointsCuda:
+def _native_points(land: Answered) -> NativePoints | PointsCuda:
     """The kernels of the landscape's device; raises NotLowered where they cannot."""
     if land.device.type == "cuda":
         return cuda.build(land, float64_engine(land))

@@ -16,7 +16,7 @@ from .. import native
 from ..eager import eval_mode
 
 if TYPE_CHECKING:
-    from ...landscape import Landscape
+    from ..contract import Answered
 
 _TANGENTS = 2  # tangent passes per parameter up to which points are lanes
 
@@ -28,7 +28,7 @@ class NativePoints:
     Raises NotLowered where the core has no derivatives of the model.
     """
 
-    def __init__(self, land: Landscape) -> None:
+    def __init__(self, land: Answered) -> None:
         self.n = land.n_params
         self._engine = float64_engine(land)
         self._memory = land.memory
@@ -102,12 +102,12 @@ class NativePoints:
         return derivatives
 
 
-def float64_engine(land: Landscape) -> native.NativeEngine:
+def float64_engine(land: Answered) -> native.NativeEngine:
     """The landscape's program in float64, over its parameters alone; on the CPU, as a copy of the
     model there."""
     if land.has_batchnorm and land.bn not in ("eval", "interpolate"):
         raise NotLowered(f"derivatives with bn={land.bn!r}")
-    own = land._native
+    own = land.native
     own_fits = isinstance(own, native.NativeEngine) and land.moved.n == land.n_params
     if own_fits and land.dtype == torch.float64:
         return own
