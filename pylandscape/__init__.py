@@ -11,13 +11,11 @@ print(surface.check())
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
 from importlib.util import find_spec
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from ._version import __version__ as __version__
 
 # Where each public name lives. Nothing is imported before it is asked for: torch alone takes
 # seconds. What type checkers and editors read is below; a test holds the two together.
@@ -37,8 +35,8 @@ _HOMES = {
     "curvature.eigen": "eigenpairs",
     "curvature.gradient_subspace": (
         "OutlierReport condition_number covariance_spectrum gradient_concentration "
-        "gradient_descent_factors l1_energy largest_stable_rate outlier_ratio outliers "
-        "rate_bound subspace_overlap"
+        "gradient_descent_factors l1_energy largest_stable_rate outlier_ratio outliers rate_bound "
+        "subspace_overlap"
     ),
     "curvature.lanczos": "Lanczos",
     "curvature.operators": "as_operator",
@@ -61,6 +59,8 @@ _HOMES = {
     "results.curve": "Curve",
     "results.eigen_pairs": "EigenPairs",
     "results.loading": "load",
+    "results.paths": "PrincipalComponents Projection",
+    "results.similarity": "Agreement Embedding FunctionalDistance",
     "results.spectral_density": "Density Spectrum",
     "results.stagnations": "Stagnation stagnation",
     "results.surface": "Surface",
@@ -74,14 +74,13 @@ _HOMES = {
         "Direction as_directions gaussian normalize_direction random_directions target_direction"
     ),
     "theta.layout": "ParameterEntry ParameterLayout",
-    "trajectories.components": "PrincipalComponents pca pca_directions",
-    "trajectories.embedding": "Embedding mds",
-    "trajectories.projection": "Projection",
+    "trajectories.base": "Trajectory",
+    "trajectories.components": "pca pca_directions",
+    "trajectories.embedding": "mds",
     "trajectories.reading": "trajectory",
     "trajectories.recorder": "Recorder",
-    "trajectories.similarity": "Agreement FunctionalDistance agreement functional_distance",
+    "trajectories.similarity": "agreement functional_distance",
     "trajectories.tracking": "stability_threshold track",
-    "trajectories.trajectory": "Trajectory",
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names.split()}
 
@@ -176,6 +175,11 @@ else:
     from .results.curve import Curve as Curve
     from .results.eigen_pairs import EigenPairs as EigenPairs
     from .results.loading import load as load
+    from .results.paths import PrincipalComponents as PrincipalComponents
+    from .results.paths import Projection as Projection
+    from .results.similarity import Agreement as Agreement
+    from .results.similarity import Embedding as Embedding
+    from .results.similarity import FunctionalDistance as FunctionalDistance
     from .results.spectral_density import Density as Density
     from .results.spectral_density import Spectrum as Spectrum
     from .results.stagnations import Stagnation as Stagnation
@@ -198,18 +202,13 @@ else:
     from .theta.directions import target_direction as target_direction
     from .theta.layout import ParameterEntry as ParameterEntry
     from .theta.layout import ParameterLayout as ParameterLayout
-    from .trajectories.components import PrincipalComponents as PrincipalComponents
+    from .trajectories.base import Trajectory as Trajectory
     from .trajectories.components import pca as pca
     from .trajectories.components import pca_directions as pca_directions
-    from .trajectories.embedding import Embedding as Embedding
     from .trajectories.embedding import mds as mds
-    from .trajectories.projection import Projection as Projection
     from .trajectories.reading import trajectory as trajectory
     from .trajectories.recorder import Recorder as Recorder
-    from .trajectories.similarity import Agreement as Agreement
-    from .trajectories.similarity import FunctionalDistance as FunctionalDistance
     from .trajectories.similarity import agreement as agreement
     from .trajectories.similarity import functional_distance as functional_distance
     from .trajectories.tracking import stability_threshold as stability_threshold
     from .trajectories.tracking import track as track
-    from .trajectories.trajectory import Trajectory as Trajectory

@@ -477,7 +477,7 @@ class Landscape:
         return other
 
     def point_evaluator(self) -> PointEvaluator:
-        """Loss, gradient and Hessian of many points of a small model (curvature/at_points.py), made once."""
+        """Loss, gradient and Hessian of many points of a small model, made once."""
         from .engines.points.evaluator import PointEvaluator
 
         with self._lock:
@@ -486,7 +486,7 @@ class Landscape:
             return self._points
 
     def describe(self) -> dict[str, Any]:
-        """What determines the numbers, JSON-able (see `theta/identity.py`): the model's structure, code
+        """What determines the numbers, JSON-able (theta/identity.py): the model's structure, code
         and frozen state, the loss by what it computes, data, arithmetic, versions."""
         return identity.of_landscape(self, self.eager.fixed_digest())
 

@@ -15,7 +15,7 @@ ROOT = Path(pylandscape.__file__).parent
 
 # From the ground up. A file may import from its own package and from the floors before it.
 FLOORS = (
-    ("errors", "arguments", "arrays", "_native"),
+    ("_version", "errors", "arguments", "arrays", "_native"),
     ("theta",),
     ("lowering",),
     ("engines",),
@@ -25,6 +25,7 @@ FLOORS = (
     ("runs",),
     ("plots",),
     ("curvature",),
+    ("trajectories",),
     ("surfaces",),
     ("critical",),
     ("clouds",),
@@ -108,9 +109,7 @@ def floor_of(name: str) -> int:
     for floor, packages in enumerate(FLOORS):
         if package_of(name) in packages:
             return floor
-    raise AssertionError(
-        f"{name or 'the facade'} is on no floor: add its package to FLOORS"
-    )
+    raise AssertionError(f"{name or 'the facade'} is on no floor: add its package to FLOORS")
 
 
 def dispatched(source: str, target: str) -> bool:
@@ -124,9 +123,7 @@ def test_an_import_goes_only_to_an_earlier_floor():
         for target, _, line in imports_of(source)
         if package_of(source) != package_of(target)
         and floor_of(target) >= floor_of(source)
-        and not (
-            floor_of(target) == floor_of(source) == 0
-        )  # the ground: no circles, see below
+        and not (floor_of(target) == floor_of(source) == 0)  # the ground: no circles, see below
         and not dispatched(source, target)
     ]
     assert not up, "\n".join(up)
@@ -141,16 +138,10 @@ def test_every_dispatch_that_is_allowed_is_there_and_lazy():
             for node in ast.walk(function)
             if isinstance(node, ast.Import | ast.ImportFrom)
         ]
-        assert lazy, (
-            f"{source} no longer imports {target} in a function: strike it from DISPATCHES"
-        )
+        assert lazy, f"{source} no longer imports {target} in a function: strike it from DISPATCHES"
         taken = {package_of(t) for t, _, _ in imports_of(source)}
         assert target in taken
-        top = [
-            n
-            for n in tree_of(source).body
-            if isinstance(n, ast.Import | ast.ImportFrom)
-        ]
+        top = [n for n in tree_of(source).body if isinstance(n, ast.Import | ast.ImportFrom)]
         assert not any(target in ast.unparse(n).split() for n in top)
 
 
@@ -178,29 +169,21 @@ def test_engines_know_only_those_before_them():
                     continue
                 theirs = target.split(".")[1]
                 if mine in order and theirs in order:
-                    assert order.index(theirs) <= order.index(mine), (
-                        f"{name}:{line} {target}"
-                    )
+                    assert order.index(theirs) <= order.index(mine), f"{name}:{line} {target}"
 
 
 def test_private_names_stay_in_their_package():
     """Names with a leading underscore are neither imported nor read from another package."""
-    own: dict[
-        str, set[str]
-    ] = {}  # package -> private attributes that its classes and files define
+    own: dict[str, set[str]] = {}  # package -> private attributes that its classes and files define
     for name in modules():
-        own.setdefault(package_of(name), set()).update(
-            private_definitions(tree_of(name))
-        )
+        own.setdefault(package_of(name), set()).update(private_definitions(tree_of(name)))
     everywhere = set().union(*own.values())
     crossings = []
     for name in modules():
         package, path = package_of(name), modules()[name].relative_to(ROOT)
         for target, taken, line in imports_of(name):
             parts = [*target.split("."), taken]
-            private = any(
-                p.startswith("_") and not p.startswith("__") for p in parts[1:]
-            )
+            private = any(p.startswith("_") and not p.startswith("__") for p in parts[1:])
             if private and package_of(target) != package:
                 crossings.append(f"{path}:{line} imports {target}.{taken}")
         for node in ast.walk(tree_of(name)):
@@ -214,9 +197,7 @@ def test_private_names_stay_in_their_package():
 
 
 def test_the_root_holds_the_facade_the_ground_and_packages():
-    files = {
-        name for name in modules() if "." not in name and modules()[name].parent == ROOT
-    }
+    files = {name for name in modules() if "." not in name and modules()[name].parent == ROOT}
     assert files == {"", "__main__", "landscape", "interop", *FLOORS[0]}
     folders = {p.name for p in ROOT.iterdir() if p.is_dir() and p.name != "__pycache__"}
     assert folders == {p for floor in FLOORS for p in floor} - files
@@ -229,9 +210,7 @@ def test_every_package_says_what_it_holds():
 
 
 def test_no_public_function_has_the_name_of_a_module():
-    stems = {
-        name.rsplit(".", 1)[-1] for name in modules() if package_of(name) != "compat"
-    }
+    stems = {name.rsplit(".", 1)[-1] for name in modules() if package_of(name) != "compat"}
     assert not stems & set(pylandscape.__all__)
 
 
@@ -250,11 +229,7 @@ def private_definitions(tree: ast.Module) -> Iterator[str]:
             )
             if of_own and is_private(node.attr):
                 yield node.attr
-        elif (
-            isinstance(node, ast.Name)
-            and isinstance(node.ctx, ast.Store)
-            and is_private(node.id)
-        ):
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and is_private(node.id):
             yield node.id
 
 

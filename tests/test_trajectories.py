@@ -347,7 +347,7 @@ def test_a_random_walk_has_the_shares_of_the_null(centre, shares):
 def test_blocks_of_parameters_change_nothing(monkeypatch):
     path = pl.trajectory(walk(7, 50), linear(50))
     whole = pl.pca(path, 3)
-    monkeypatch.setattr("pylandscape.trajectories.trajectory.BLOCK_BYTES", 8 * 7 * 11)
+    monkeypatch.setattr("pylandscape.trajectories.base.BLOCK_BYTES", 8 * 7 * 11)
     parts = pl.pca(path, 3)
     assert parts.singular_values == pytest.approx(whole.singular_values, rel=1e-12)
     assert parts.directions[0].vector.numpy() == pytest.approx(

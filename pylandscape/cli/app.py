@@ -142,7 +142,7 @@ class _Version(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *ignored: Any) -> None:
         from importlib.metadata import PackageNotFoundError, version
 
-        from .. import __version__
+        from .._version import __version__
 
         try:
             torch = version("torch")

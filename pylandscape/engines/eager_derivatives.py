@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from ..errors import InvalidArgument, NotDifferentiable, PylandscapeError, out_of_memory, wrapping
@@ -39,12 +39,14 @@ _MEAN_TOLERANCE = 1000  # eps: a free loss of a batch against its mean over the 
 class Forward(Protocol):
     """What derivatives ask of the torch engine: the model run at theta, and its loss."""
 
+    model: nn.Module
     loss: Any  # KnownLoss | FreeLoss | Objective
     batches: list[Batch]
     device: torch.device
     bn: str
     leaves: Any
     keeps_state: bool
+    writes_state: bool  # into tensors, in place
 
     def reads_parameters(self) -> bool:
         """Whether the model or its loss reads what theta moves, at all."""
@@ -53,13 +55,16 @@ class Forward(Protocol):
         """Modes and random numbers as the engine has them, put back afterwards."""
 
     def move(self, theta: Tensor) -> None:
-        """The model's copy to theta (n,)."""
+        """The model to theta (n,), with the state of the landscape's making; seeds."""
 
     def place(self, theta: Tensor) -> None:
-        """The same as a part of the graph: the parameters are views of theta."""
+        """theta (n,) into the parameters, in place."""
+
+    def statistics(self) -> Any:
+        """The buffers of batch norm in use, to be put back by `put`."""
 
     def put(self, statistics: Any) -> None:
-        """Running statistics in the model's places."""
+        """Buffers of `statistics` in the model's places."""
 
     def batch(self, index: int) -> Batch:
         """A copy of a batch, which the model may write into."""

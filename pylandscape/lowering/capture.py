@@ -3,8 +3,8 @@
 ``torch.fx`` traces through every submodule (milliseconds); where it cannot (control flow on values,
 custom Python) or where its graph is not the module (``h += 1`` under an alias), ``torch.export`` is
 tried (up to seconds the first time). Nothing here is trusted: the lowered program is compared with
-the module itself before it is used (engines/capture_check.py). Whatever goes wrong in the module's own code
-meanwhile is a reason for the torch engine, not an error.
+the module itself before it is used (engines/capture_check.py). Whatever goes wrong in the module's
+own code meanwhile is a reason for the torch engine, not an error.
 """
 
 from __future__ import annotations

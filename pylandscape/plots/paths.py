@@ -14,11 +14,9 @@ from .style import COLUMN_WIDTH, LINE_COLOURS, LINE_DASHES, STYLE, legend_above,
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from ..results.paths import PrincipalComponents, Projection
+    from ..results.similarity import Agreement, Embedding
     from ..results.tracks import Track
-    from ..trajectories.components import PrincipalComponents
-    from ..trajectories.embedding import Embedding
-    from ..trajectories.projection import Projection
-    from ..trajectories.similarity import Agreement
 
 INK = "#1a1a1a"
 OFF_MAP = "Reds"  # white in the plane, dark far from it

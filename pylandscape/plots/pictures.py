@@ -6,13 +6,25 @@ from collections.abc import Callable
 from typing import Any
 
 from .clouds import plot_cloud
+from .paths import (
+    plot_agreement,
+    plot_components,
+    plot_embedding,
+    plot_projection,
+    plot_track,
+)
 from .spectra import plot_pairs, plot_spectrum
 from .surface import plot
 
 DRAWN_BY: dict[str, Callable[..., Any]] = {
     "Curve": plot,
     "Surface": plot,
+    "Agreement": plot_agreement,
     "Cloud": plot_cloud,
     "EigenPairs": plot_pairs,
+    "Embedding": plot_embedding,
+    "PrincipalComponents": plot_components,
+    "Projection": plot_projection,
     "Spectrum": plot_spectrum,
+    "Track": plot_track,
 }

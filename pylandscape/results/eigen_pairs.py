@@ -13,7 +13,6 @@ from ..arrays import Array, is_tensor
 from ..errors import InvalidArgument
 from ..files import store
 from .base import draw
-from .spectral_density import StoredRows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,6 +32,14 @@ class _SpectralResult:
             OSError: the file cannot be written (what was there before is untouched).
         """
         store.save(self, path)
+
+
+class StoredRows:
+    """Vectors (k, n) as a file holds them. They become a tensor when one is asked for: a file is
+    read, described and drawn without torch."""
+
+    def __init__(self, array: NDArray[Any]) -> None:
+        self.array = array
 
 
 @dataclass(eq=False, repr=False)

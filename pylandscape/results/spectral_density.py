@@ -20,7 +20,7 @@ from ..arrays import edges as cell_edges
 from ..errors import InvalidArgument
 from ..files import store
 from .base import check_axis, draw
-from .eigen_pairs import EPS, EigenPairs, _numbers, _span, _SpectralResult
+from .eigen_pairs import EPS, EigenPairs, StoredRows, _numbers, _span, _SpectralResult
 from .smoothing import fine_edges, masses
 
 if TYPE_CHECKING:
@@ -31,14 +31,6 @@ MATRICES = ("hessian", "gauss_newton", "covariance")
 OUTCOMES = ("complete", "breakdown", "exhausted", "not finite", "stopped")
 GRID_POINTS, GRID_PAD = 10_000, 5.0  # padding in sigmas
 WEIGHT_TOLERANCE = 1e-8  # of the sum of a probe's weights
-
-
-class StoredRows:
-    """Vectors (k, n) as a file holds them. They become a tensor when one is asked for: a file is
-    read, described and drawn without torch."""
-
-    def __init__(self, array: NDArray[Any]) -> None:
-        self.array = array
 
 
 @dataclass(frozen=True, eq=False, repr=False)

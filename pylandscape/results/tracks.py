@@ -9,6 +9,7 @@ import numpy as np
 
 from ..arrays import Array
 from ..files.store import by_fields, save
+from .base import draw
 
 
 @by_fields
@@ -49,9 +50,7 @@ class Track:
 
     def plot(self, ax: Any = None, **options: Any) -> Any:
         """Eigenvalues against steps, with the threshold as a dashed line; returns the Axes."""
-        from ..plots.paths import plot_track
-
-        return plot_track(self, ax, **options)
+        return draw(self, ax, **options)
 
     def save(self, path: Any) -> None:
         """Write an HDF5 file, atomically; `pylandscape.load` reads it back bit for bit."""

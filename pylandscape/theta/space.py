@@ -24,6 +24,8 @@ class Space(Protocol):
     theta: Tensor  # (n,): its parameters
     dtype: torch.dtype
     device: torch.device
+    model: nn.Module  # the landscape's own copy
+    bn: str  # "eval", "recompute", "batch" or "interpolate", as the caller chose
 
     @property
     def n_params(self) -> int:
@@ -33,9 +35,7 @@ class Space(Protocol):
 class Problem(Space, Protocol):
     """What an engine is built from: model, loss and data. A Landscape is one."""
 
-    model: nn.Module
     loss_spec: Any  # KnownLoss | FreeLoss | Objective
     dataset: Dataset
-    bn: str  # "eval", "recompute", "batch" or "interpolate", as the caller chose
     has_batchnorm: bool
     memory: int  # bytes that derivatives may keep between products

@@ -7,61 +7,21 @@ pass over the path for the components' sizes, one for their vectors, never (T, n
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from ..errors import InvalidArgument
+from ..results.paths import PrincipalComponents
 from ..theta.directions import Direction
 from .sources import Array
 
 if TYPE_CHECKING:
-    from .trajectory import Trajectory
+    from .base import Trajectory
 
 _ACCURATE = 1e-6  # relative error of a component above which the Gram matrix does not do
 _ZERO = 1e-14  # of the largest squared size: what is below it is rounding
-
-
-@dataclass(eq=False)
-class PrincipalComponents:
-    """The main directions of a path.
-
-    Attributes:
-        directions: K directions of norm 1, orthogonal, largest first.
-        ratios: (K,) explained variance: each component's share of the squared distances from the
-            centre.
-        null: (K,) the same shares of a long high-dimensional random walk about this centre: a first
-            component as large as this one says nothing.
-        coordinates: (T, K) of the points, from the centre.
-        loadings: {parameter: (K,) its share of the squared direction}; the shares of a component
-            add to 1.
-        singular_values: (K,) of the centred points (T, n).
-        steps: (T,) int64.
-        centre: "mean", or the index of the point that the path is seen from.
-    """
-
-    directions: list[Direction]
-    ratios: Array
-    null: Array
-    coordinates: Array
-    loadings: dict[str, Array]
-    singular_values: Array
-    steps: Any
-    centre: str | int
-    info: dict[str, Any] = field(default_factory=dict)
-
-    def plot(self, axes: Any = None, **options: Any) -> Any:
-        """The path along the first two components, and the scree with the random walk's shares."""
-        from ..plots.paths import plot_components
-
-        return plot_components(self, axes, **options)
-
-    def __repr__(self) -> str:
-        shares = ", ".join(f"{r:.1%}" for r in self.ratios[:4])
-        walks = ", ".join(f"{r:.1%}" for r in self.null[:4])
-        return f"PrincipalComponents({shares} of the variance; a random walk has {walks})"
 
 
 def pca(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,50 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InvalidArgument
+from ..results.similarity import Embedding
+from .base import Trajectory
 from .reading import trajectory
 from .sources import Array
-from .trajectory import Trajectory
 
 DISTANCES = ("cosine", "angular", "euclidean")
 NEGATIVE = 0.05  # smallest over largest eigenvalue of B beyond which D is no plane-like distance
-
-
-@dataclass(eq=False)
-class Embedding:
-    """P models as points of the plane.
-
-    Attributes:
-        points: (P, 2) float64; the largest coordinate of each axis is positive.
-        distances: (P, P) what they stand for.
-        strain: ‖B - Y Y^T‖_F / ‖B‖_F: 0 where the plane holds all of the distances.
-        eigenvalues: (P,) of B, descending.
-        run: (P,) int: which of the given trajectories a point is of.
-        steps: (P,) int64.
-        distance: "cosine" | "angular" | "euclidean";  layer: the parameters looked at.
-    """
-
-    points: Array
-    distances: Array
-    strain: float
-    eigenvalues: Array
-    run: Any
-    steps: Any
-    distance: str
-    layer: tuple[str, ...]
-    info: dict[str, Any] = field(default_factory=dict)
-
-    def plot(self, ax: Any = None, *, labels: Any = None, **options: Any) -> Any:
-        """Draw the runs, one colour each; ``labels`` (P,) are written beside the points (training
-        errors in the paper's figures)."""
-        from ..plots.paths import plot_embedding
-
-        return plot_embedding(self, ax, labels=labels, **options)
-
-    def __repr__(self) -> str:
-        return (
-            f"Embedding({len(self.points)} models by {self.distance} distance, "
-            f"strain {self.strain:.3g})"
-        )
 
 
 def mds(

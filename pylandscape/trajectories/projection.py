@@ -8,73 +8,21 @@ off-plane distance ‖r_t‖ belongs to every picture.
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from ..errors import InvalidArgument
-from .sources import Array
+from ..results.paths import Projection
 
 if TYPE_CHECKING:
-    from .trajectory import Trajectory
+    from .sources import Points
 
-DOT = 0.01  # share of the path's reach below which its picture is a dot
 _DEPENDENT = 1e-12  # of |d1|^2 |d2|^2: the smallest Gram determinant of a plane
 
 
-@dataclass(eq=False)
-class Projection:
-    """A path in the plane theta + a d1 + b d2.
-
-    Attributes:
-        coordinates: (T, 2) float64, (a, b) of every point: the coordinates of a `plane` over the
-            same directions and theta.
-        off_plane: (T,) ‖r_t‖, distance of the point from the plane, in parameter space.
-        distances: (T,) ‖x_t - theta‖.
-        steps: (T,) int64.
-        norms: ‖d1‖, ‖d2‖.
-    """
-
-    coordinates: Array
-    off_plane: Array
-    distances: Array
-    steps: Any
-    norms: tuple[float, float] = (1.0, 1.0)
-    info: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def off_share(self) -> Array:
-        """(T,) off_plane / distances: 0 in the plane, 1 where the plane shows nothing; 0 at theta
-        itself."""
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return np.where(self.distances > 0, self.off_plane / self.distances, 0.0)
-
-    @property
-    def is_dot(self) -> bool:
-        """Whether the path shrinks to a dot: its extent in the plane is below 1 % of its reach."""
-        extent = np.ptp(self.coordinates * np.array(self.norms), axis=0)
-        reach = float(self.distances.max())
-        return bool(reach > 0 and float(np.hypot(*extent)) < DOT * reach)
-
-    def axes(
-        self, points: int = 51, margin: float = 0.2
-    ) -> tuple[tuple[float, float, int], tuple[float, float, int]]:
-        """x=, y= of a `plane` that shows the whole path, ``margin`` of its extent around it."""
-        found = []
-        for a in self.coordinates.T:
-            low, high = float(a.min()), float(a.max())
-            room = margin * (high - low) or 1.0
-            found.append((low - room, high + room, points))
-        return found[0], found[1]
-
-    def __repr__(self) -> str:
-        worst = float(self.off_share.max())
-        return f"Projection({len(self.coordinates)} points, at most {worst:.1%} off the plane)"
-
-
-def project(trajectory: Trajectory, d1: Any, d2: Any, *, theta: Any = -1) -> Projection:
+def project(trajectory: Points, d1: Any, d2: Any, *, theta: Any = -1) -> Projection:
     """The path in the plane theta + a d1 + b d2; see `Trajectory.project`.
 
     Sums are float64, two passes over the path. Warns where the path shrinks to a dot, as it does

@@ -14,8 +14,8 @@ from ..errors import InvalidArgument
 from ..theta.checkpoints import read_state, series, step_of
 from ..theta.layout import ParameterLayout
 from . import log
+from .base import Trajectory, layout_of, of_points, of_states, state_of
 from .store import of_file, of_log
-from .trajectory import Trajectory, layout_of, of_points, of_states, state_of
 
 if TYPE_CHECKING:
     from ..landscape import Landscape

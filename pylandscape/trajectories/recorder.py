@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from ..errors import InvalidArgument, PylandscapeError
 from ..files.store import target_of
 from ..theta.layout import ParameterLayout
-from . import log, store
-from .trajectory import Trajectory
+from . import log, records, store
+from .base import Trajectory
 
 SYNC_RECORDS = 16  # records between two waits for the disk; a killed process loses none
 
@@ -72,9 +72,9 @@ class Recorder:
         layout = ParameterLayout.of(model, params)
         wide = all(e.dtype == torch.float64 for e in layout.entries)
         buffers = dict(model.named_buffers()) if statistics else {}
-        kept = {k: v for k, v in buffers.items() if store.is_statistic(k, v)}
+        kept = {k: v for k, v in buffers.items() if records.is_statistic(k, v)}
         names = (metrics,) if isinstance(metrics, str) else tuple(metrics)
-        self._header = store.make_header(
+        self._header = records.make_header(
             layout, kept, dtype or ("float64" if wide else "float32"), names, {}
         )
         beside = self.path.with_name(self.path.name + log.SUFFIX)
@@ -127,9 +127,9 @@ class Recorder:
         try:
             if writer.steps:
                 writer.sync()
-                header, records = log.read(writer.path)
-                rows = ((int(r["step"]), r["metrics"], r["values"]) for r in records)
-                store.write(self.path, header, rows, len(records))
+                header, found = log.read(writer.path)
+                rows = ((int(r["step"]), r["metrics"], r["values"]) for r in found)
+                records.write(self.path, header, rows, len(found))
             writer.path.unlink(missing_ok=True)
         finally:
             writer.close()
@@ -144,7 +144,7 @@ class Recorder:
         state: dict[str, Tensor] = {**dict(self.model.named_parameters())}
         state |= dict(self.model.named_buffers())
         try:
-            return store.flat(self._header, state)
+            return records.flat(self._header, state)
         except KeyError as error:
             raise InvalidArgument(
                 f"model: it has no {error.args[0]!r} any more, which it had when recording began"
@@ -155,7 +155,7 @@ class Recorder:
         if not self.path.exists() or beside.exists():
             return
         done = store.of_file(self.path)
-        found = store.header_of(done, self._header.dtype)
+        found = records.header_of(done, self._header.dtype)
         header = log.Header(
             found.tensors, self._header.dtype, tuple(done.metrics), self._header.about
         )
@@ -168,7 +168,7 @@ class Recorder:
         writer = log.Writer(beside, header)
         for i in range(len(done)):
             row = np.array([done.metrics[name][i] for name in header.metrics])
-            writer.append(int(done.steps[i]), row, store.flat(header, done[i]))
+            writer.append(int(done.steps[i]), row, records.flat(header, done[i]))
         writer.sync()
         writer.close()
 

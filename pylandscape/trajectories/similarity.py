@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,54 +10,11 @@ import torch
 from torch import Tensor
 
 from ..errors import InvalidArgument
+from ..results.similarity import Agreement, FunctionalDistance
 from .sources import Array
 
 if TYPE_CHECKING:
     from ..landscape import Landscape
-
-
-@dataclass(frozen=True)
-class FunctionalDistance:
-    """How far two models are apart as functions, over the landscape's data.
-
-    Attributes:
-        distance: sqrt(mean_i ‖F(x_i, a) - F(x_i, b)‖^2), F the class probabilities (for a loss
-            without classes: the outputs).
-        square: its square, which some of the literature calls the distance: with one-hot outputs
-            that differ on a share p of the samples it is 2 p.
-        disagreement: share of samples with another most probable class; NaN without classes.
-    """
-
-    distance: float
-    square: float
-    disagreement: float
-
-
-@dataclass(eq=False)
-class Agreement:
-    """P models beside each other.
-
-    Attributes:
-        right: (P, P) A_ij = P(j right | i right);  wrong: (P, P) B_ij = P(j wrong | i wrong); NaN
-            where model i has no such sample.
-        accuracy: (P,) share of samples that are right.
-        confusion: (P, C, C) counts, [model, target, answer].
-    """
-
-    right: Array
-    wrong: Array
-    accuracy: Array
-    confusion: Any
-    info: dict[str, Any] = field(default_factory=dict)
-
-    def plot(self, axes: Any = None, **options: Any) -> Any:
-        """Both matrices with their numbers."""
-        from ..plots.paths import plot_agreement
-
-        return plot_agreement(self, axes, **options)
-
-    def __repr__(self) -> str:
-        return f"Agreement({len(self.accuracy)} models, accuracies {self.accuracy.round(3)})"
 
 
 def functional_distance(land: Landscape, a: Any, b: Any) -> FunctionalDistance:

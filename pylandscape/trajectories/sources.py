@@ -6,17 +6,16 @@ needs the whole (T, n) in memory, and the state of one point by name.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..arrays import Array
 from ..theta.layout import ParameterLayout
-
-Array = NDArray[np.float64]
 
 
 class Source(Protocol):
@@ -29,6 +28,28 @@ class Source(Protocol):
 
     def state(self, row: int) -> dict[str, Tensor]:
         """Parameters and running statistics of one point by name."""
+
+
+class Points(Protocol):
+    """What a `Trajectory` is to the questions asked of it."""
+
+    layout: ParameterLayout
+    steps: NDArray[np.int64]
+    metrics: dict[str, Array]
+    info: dict[str, Any]
+
+    def __len__(self) -> int: ...
+
+    def state(self, index: int) -> dict[str, Tensor]:
+        """Parameters and running statistics of one point by name."""
+
+    def point(self, value: Any, name: str) -> Tensor:
+        """(n,) float64 of an index of the path, a module, a state dict or a vector."""
+
+    def blocks(
+        self, selected: Sequence[str] | None = None, points: int | None = None
+    ) -> Iterator[tuple[int, int, Array]]:
+        """(first, last, columns (T, last - first)) block by block through theta."""
 
 
 class ArraySource:

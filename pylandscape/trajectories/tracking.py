@@ -25,7 +25,7 @@ from ..runs.checkpoint import Checkpoint
 from ..runs.request import build
 from ..runs.resume import resumable
 from ..theta.directions import gaussian
-from .trajectory import Trajectory
+from .base import Trajectory
 
 if TYPE_CHECKING:
     from ..landscape import Landscape

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, overload
+from typing import Any, overload
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..arrays import digest_of_all
+from ..arrays import Array, digest_of_all
 from ..errors import InvalidArgument
+from ..results.paths import Projection
 from ..theta.layout import ParameterLayout
-from .sources import Array, ArraySource, Source, StateSource
-
-if TYPE_CHECKING:
-    from .projection import Projection
+from . import projection, records
+from .sources import ArraySource, Source, StateSource
 
 BLOCK_BYTES = 64 << 20  # of the float64 columns of all points that are held at once
 
@@ -78,6 +77,10 @@ class Trajectory:
                 self._source, self.layout, steps=self.steps[index], info=self.info,
                 metrics={k: v[index] for k, v in self.metrics.items()}, rows=self._rows[index],
             )  # fmt: skip
+        return self.state(index)
+
+    def state(self, index: int) -> dict[str, Tensor]:
+        """Parameters and running statistics of one point by name."""
         return self._source.state(int(self._rows[index]))
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
@@ -134,9 +137,7 @@ class Trajectory:
     def project(self, d1: Any, d2: Any, *, theta: Any = -1) -> Projection:
         """Coordinates in the plane theta + a d1 + b d2, and how far each point lies off it
         (`pylandscape.Projection`). ``theta``: an index of the path or any point."""
-        from .projection import project
-
-        return project(self, d1, d2, theta=theta)
+        return projection.project(self, d1, d2, theta=theta)
 
     def point(self, value: Any, name: str) -> Tensor:
         """(n,) float64 of an index of the path, a module, a state dict or a vector."""
@@ -154,9 +155,7 @@ class Trajectory:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write an HDF5 file, atomically; `pylandscape.trajectory` reads it back bit for bit."""
-        from .store import save
-
-        save(self, path)
+        records.save(self, path)
 
     def __repr__(self) -> str:
         span = f"steps {self.steps[0]} to {self.steps[-1]}"
