@@ -36,7 +36,7 @@ void each_panel_element(int64_t rows, int64_t cols, F offset) {
 }  // namespace
 
 template <typename T>
-class ResidentPlanner {
+class ResidentPlanner final : ResidentPlaces {
  public:
   ResidentPlanner(const Program<T>& program, int64_t directions,
                   const std::optional<std::vector<std::vector<int>>>& moves)
@@ -136,21 +136,20 @@ class ResidentPlanner {
   }
 
   // Row `i` of a slot.
-  int32_t row(int slot, int64_t i = 0) const {
+  int32_t row(int slot, int64_t i) const override {
     return plan_.dynamic[slot] ? narrow(arena_[slot] + i) : -1 - narrow(external_[slot] + i);
   }
-  int32_t weight(int use) const { return use < 0 ? -1 : packed_[use]; }
+  int32_t weight(int use) const override { return use < 0 ? -1 : packed_[use]; }
 
   void add_step(const Op& op, size_t i) {
     Step s{};
-    s.out = row(op.output), s.weight = -1, s.bias = -1;
+    s.out = row(op.output, 0), s.weight = -1, s.bias = -1;
     s.outer = narrow(op.outer), s.k = narrow(op.k), s.inner = narrow(op.inner);
     s.m = narrow(p_.slots_[op.output]);
     s.relu = op.relu, s.log = op.log, s.a = op.a, s.b = op.b;
-    if (how(i) != How::kCombine && !op.inputs.empty()) s.x = row(op.inputs[0]);
     if (how(i) == How::kCombine) return combine(op, i, s);
-    ResidentStep step{op, p_, [&](int slot, int64_t r) { return row(slot, r); },
-                      [&](int use) { return weight(use); }, found_.list, s};
+    if (!op.inputs.empty()) s.x = row(op.inputs[0], 0);
+    ResidentStep step{op, p_, *this, found_.list, s};
     entry(op.kind).resident(step);
     add(step.step);
   }
@@ -185,7 +184,7 @@ class ResidentPlanner {
   void describe() {
     resident::Program& to = found_.program;
     to.magic = resident::Program::kMagic;
-    to.output = row(p_.output_), to.features = narrow(p_.slots_[p_.output_]);
+    to.output = row(p_.output_, 0), to.features = narrow(p_.slots_[p_.output_]);
     to.index_size = narrow(static_cast<int64_t>(found_.list.size()));
     to.free_points = moves_.free_points;
     to.directions = narrow(moves_.free_points ? p_.n_ : directions_);

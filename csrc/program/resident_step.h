@@ -1,6 +1,5 @@
 // What an op sees of the plan for a GPU's block (resident_plan.h) when it writes its step.
 #pragma once
-#include <functional>
 #include <vector>
 
 #include "common/resident.h"
@@ -8,14 +7,25 @@
 
 namespace pylandscape {
 
+// Where the plan has put things.
+class ResidentPlaces {
+ public:
+  virtual int32_t row(int slot, int64_t i) const = 0;  // row i of a slot
+  virtual int32_t weight(int use) const = 0;           // a use; -1 where it is none
+
+ protected:
+  ~ResidentPlaces() = default;
+};
+
 struct ResidentStep {
   const Op& op;
   const OpList& program;
-  std::function<int32_t(int slot, int64_t i)> row;  // where row i of a slot lies
-  std::function<int32_t(int use)> weight;           // where a use lies, or -1
-  std::vector<int32_t>& list;                       // of indices
+  const ResidentPlaces& places;
+  std::vector<int32_t>& list;  // of indices
   resident::Step step{};  // out, x, shapes, relu, log, a and b are filled in already
 
+  int32_t row(int slot, int64_t i) const { return places.row(slot, i); }
+  int32_t weight(int use) const { return places.weight(use); }
   // The step copies rows: list the row that each row of the output is.
   void gather() {
     step.kind = resident::Kind::kGather;

@@ -2,8 +2,8 @@
 
 As csrc/derivatives/derivatives.h on the CPU: at one theta the values and their adjoints are
 computed once, tile by tile of samples, and kept where they fit; a product is the R-operator forward
-and backward (Pearlmutter 1994). Products of small matrices, what stands between products and sums
-over samples are the kernels of csrc/cuda/products.h; large matrices go to torch.
+and backward (Pearlmutter 1994). Products of small matrices, everything between products and all
+sums over samples are the kernels of csrc/cuda/products.h; large matrices go to torch.
 
 Shapes: values at theta (1, rows, features), tangents and their adjoints (k, rows, features). Rows
 are the samples of a tile, filled up to a multiple of 32 with copies of the last one, which weigh

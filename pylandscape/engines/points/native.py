@@ -23,7 +23,7 @@ _TANGENTS = 2  # tangent passes per parameter up to which points are lanes
 
 class NativePoints:
     """A landscape's program in float64 with points as vector lanes (csrc/points), or, where that
-    does not serve it, point by point through the products of csrc/program.
+    does not serve it, point by point through the products of csrc/derivatives.
 
     Raises NotLowered where the core has no derivatives of the model.
     """
