@@ -184,10 +184,11 @@ class Landscape:
         # Where it is not the module itself that runs, an error there says nothing.
         converted = dtype is not None or moved is not None or whole is not model
         self.eager.compare(model, own_loss, first, converted)
+        self._model_loss = self._first_loss()  # another where it needs gradients enabled
         self.eager.release()
         self._choose()
 
-    def _start(self, snapshot: Snapshot) -> None:
+    def _start(self, snapshot: Snapshot, needs_grad: bool = False) -> None:
         bn, dtype, _ = self._asked
         self._lock = threading.RLock()  # of what is made when it is first asked for:
         self._elsewhere: tuple[str, Landscape] | None = None  # with another model's buffers
@@ -202,6 +203,7 @@ class Landscape:
             bn=bn,
             memory=self.memory,
             snapshot=snapshot,
+            needs_grad=needs_grad,
         )
         self._model_loss = self._first_loss()
         self._slope: tuple[str | None, ...] = ()
@@ -471,7 +473,7 @@ class Landscape:
         with torch.no_grad():
             for name, tensor in (self.moved.unflatten(point) | buffers).items():
                 named[name].copy_(tensor)
-        other._start(snapshot)
+        other._start(snapshot, self.eager.needs_grad)
         other.eager.release()
         other._choose()
         return other
@@ -564,12 +566,11 @@ class Landscape:
             self._report = EngineReport("torch", "asked for", 0.0, arithmetic=self._half())
             return
         try:
-            if self.eager.writes_input:
-                raise NotLowered("the forward pass writes into its input")
-            native = self._lower(bn)
             obstacle = self.eager.obstacle()
             if obstacle is not None:
                 raise NotLowered(obstacle)
+            native = self._lower(bn)
+            self.eager.check_state(native)
         except NotLowered as refusal:
             if engine == "native":
                 raise InvalidArgument(

@@ -571,7 +571,7 @@ class _Kept(torch.autograd.Function):
     def backward(ctx: Any, *g: Any) -> Any:
         raise NotDifferentiable(
             "model: it reads a tensor that was computed from its parameters before the landscape "
-            "was made, and whose graph a derivative would go back through; compute it in forward(), "
+            "was made, and whose graph a derivative would follow; compute it in forward(), "
             "or keep a detach() of it"
         )
 
