@@ -22,6 +22,7 @@ from .engines.cuda import engine as engine_cuda
 from .engines.eager import LOCK, TorchEngine, eval_mode, rebound
 from .engines.eager_derivatives import MEMORY
 from .errors import InvalidArgument, NotLowered, out_of_memory, wrapping
+from .lowering.capture import refused
 from .theta import identity, running_statistics
 from .theta.checks import (
     batch_weights,
@@ -612,7 +613,7 @@ class Landscape:
             build = engine_cuda.build
         elif self.device.type != "cpu":
             raise NotLowered(f"the landscape is on {self.device}")
-        with self.eager.session(), eval_mode(self.model, bn == "batch"):
+        with self.eager.session(), eval_mode(self.model, bn == "batch"), refused("capture"):
             return build(
                 self.model,
                 self.loss_spec,
@@ -644,7 +645,8 @@ def _advice(error: BaseException, batch: Batch) -> str:
         "a batch (inputs, target) is called as loss(model(inputs), target), anything else needs "
         "objective=f(model, batch)"
     )
-    if isinstance(batch.inputs, Tensor) and batch.inputs.dim() <= 1:
+    alone = isinstance(batch.target, Tensor) and batch.target.dim() == 0
+    if isinstance(batch.inputs, Tensor) and (batch.inputs.dim() <= 1 or alone):
         advice = (
             f"inputs of shape {tuple(batch.inputs.shape)} look like one sample: expected a leading "
             "batch dimension, x[None]"
