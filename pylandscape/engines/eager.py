@@ -527,7 +527,12 @@ class TorchEngine:
         self._seed()
         with mode:
             own = batch.fresh() if self.writes_input else batch
-            return float(self.pass_.weighed(self.outputs(own), own, 0)[0].detach())
+            try:
+                return float(self.pass_.weighed(self.outputs(own), own, 0)[0].detach())
+            except PylandscapeError:
+                raise
+            except Exception as error:
+                raise _failed(error) from error
 
     def _real_loss(
         self,

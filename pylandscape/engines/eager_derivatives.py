@@ -29,6 +29,7 @@ from .eager_graphs import (
     gradient,
     hessian_product,
     storages,
+    whole_graphs,
 )
 
 MEMORY = 2 << 30  # bytes kept between products
@@ -365,6 +366,7 @@ class Derivatives:
             stack.enter_context(self._engine.session())
             for kernel in self._replaced:
                 stack.enter_context(FUSED[kernel][1]())
+            stack.enter_context(whole_graphs())
             stack.enter_context(torch.enable_grad())
             yield
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -31,18 +31,42 @@ FUSED: dict[str, tuple[str, Callable[[], AbstractContextManager[Any]]]] = {
 }
 
 
-def fused_kernels(value: Tensor) -> set[str]:
-    """The keys in FUSED of the kernels in the graph of ``value``."""
-    found: set[str] = set()
+def _names(values: Iterable[Tensor]) -> set[str]:
+    """The names of the nodes in the graphs of ``values``."""
     seen: set[Any] = set()
-    waiting = [value.grad_fn]
+    waiting: list[Any] = [value.grad_fn for value in values]
     while waiting:
         node = waiting.pop()
         if node is not None and node not in seen:
             seen.add(node)
-            found.update(kernel for kernel in FUSED if node.name().startswith(kernel))
             waiting.extend(before for before, _ in node.next_functions)
-    return found
+    return {node.name() for node in seen}
+
+
+def fused_kernels(value: Tensor) -> set[str]:
+    """The keys in FUSED of the kernels in the graph of ``value``."""
+    names = _names([value])
+    return {kernel for kernel in FUSED if any(name.startswith(kernel) for name in names)}
+
+
+@contextmanager
+def whole_graphs() -> Iterator[None]:
+    """Raises NotDifferentiable where @once_differentiable cuts a graph off inside: torch says so
+    only to ``.backward()``, and leaves the part out of ``autograd.grad`` in silence."""
+
+    def cut(*args: Any) -> None:
+        raise NotDifferentiable(
+            "a custom autograd.Function with @once_differentiable has no second derivative, which "
+            "this one needs; write its backward of differentiable operations without the decorator"
+        )
+
+    functions: Any = torch._C._functions
+    own = functions.DelayedError
+    functions.DelayedError = cut
+    try:
+        yield
+    finally:
+        functions.DelayedError = own
 
 
 def gradient(
