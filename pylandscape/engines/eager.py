@@ -360,7 +360,7 @@ class TorchEngine:
         state between its calls, which the tracing of its graph may have filled."""
         if not self.keeps_state:
             return
-        point = (self._origin + _STEP * self.random_step())[None]
+        point = (self._origin + self.random_step())[None]  # far: what is kept may be a norm
         got, want = (float(e.prepare_points(("loss",))(point)["loss"][0]) for e in (native, self))
         if not _near(got, want, self.rounding() ** 0.5):
             raise NotLowered("the forward pass reads what it keeps from one call to the next")
