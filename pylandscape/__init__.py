@@ -15,7 +15,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from ._version import __version__
+from ._version import __version__ as __version__
 
 # Where each public name lives. Nothing is imported before it is asked for: torch alone takes
 # seconds. What type checkers and editors read is below; a test holds the two together.
