@@ -45,6 +45,7 @@ INNER = {
         "recompute",
         "cuda",
         "points",
+        "choose",
     )
 }
 

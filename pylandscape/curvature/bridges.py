@@ -19,6 +19,7 @@ import torch
 from numpy.typing import DTypeLike
 from torch import Tensor, nn
 
+from ..arrays import scipy_operator
 from ..errors import InvalidArgument
 from .operators import as_operator
 from .symmetric_operator import SymmetricOperator
@@ -72,21 +73,8 @@ def as_scipy(
     ``matmat`` multiplies all columns as one block. ``dtype``: of the products, which are computed
     in the landscape's dtype and summed in double.
     """
-    from scipy.sparse.linalg import LinearOperator
-
     op = as_operator(a, matrix, theta, params)
-
-    def matmat(v: np.ndarray) -> np.ndarray:
-        rows = torch.as_tensor(np.ascontiguousarray(np.asarray(v).T))
-        return op(rows).numpy().T.astype(dtype, copy=False)
-
-    def matvec(v: np.ndarray) -> np.ndarray:
-        return matmat(np.asarray(v).reshape(-1, 1))[:, 0]
-
-    return LinearOperator(
-        (op.n, op.n), matvec=matvec, rmatvec=matvec, matmat=matmat, rmatmat=matmat,
-        dtype=np.dtype(dtype),
-    )  # fmt: skip
+    return scipy_operator(op.n, lambda rows: op(rows).numpy(), dtype)
 
 
 def as_tensors(

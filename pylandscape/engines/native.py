@@ -45,11 +45,10 @@ if TYPE_CHECKING:
     from ..theta.data import Dataset
     from ..theta.layout import ParameterLayout
     from ..theta.losses import KnownLoss
+    from .contract import CoreProducts, Evaluate, EvaluatePoints
 
 
 _SEVERAL = "several targets per sample where samples depend on their batch"
-
-Evaluate = Callable[[np.ndarray], dict[str, np.ndarray]]
 
 
 class NativeEngine:
@@ -97,7 +96,7 @@ class NativeEngine:
         question = self._question(self.program, theta.data_ptr(), directions.data_ptr(), count)
         return self._evaluator(question, metrics, count)
 
-    def prepare_points(self, metrics: Sequence[Any]) -> Callable[[Tensor], dict[str, np.ndarray]]:
+    def prepare_points(self, metrics: Sequence[Any]) -> EvaluatePoints:
         """The same for arbitrary points (p, n)."""
         return self._evaluator(self._question(self.program), metrics, self.program.n)
 
@@ -140,9 +139,7 @@ class NativeEngine:
         derivatives.products(which, v.shape[0], v.data_ptr(), result.data_ptr(), scale)
         return result
 
-    def products_at(
-        self, matrix: str, theta: Tensor
-    ) -> Callable[[], tuple[Any, Any, float]] | None:
+    def products_at(self, matrix: str, theta: Tensor) -> CoreProducts | None:
         """A function to (the core's derivatives at theta, the matrix, the scale of its products),
         for callers in the core, which keep the derivatives while they use them; None where they are
         not compiled."""

@@ -19,13 +19,14 @@ from ..lowering.build import Data, check_tensors, example_of
 from ..lowering.capture import check_traceable, refused, trace
 from ..theta.running_statistics import with_statistics
 from .capture_check import CHECKED_BATCHES, CHECKED_SAMPLES, check_capture
-from .native import Evaluate, lower
 from .native import build as build_plain
+from .native import lower
 
 if TYPE_CHECKING:
     from ..theta.data import Dataset
     from ..theta.layout import ParameterLayout
     from ..theta.losses import KnownLoss
+    from .contract import Evaluate, EvaluatePoints
     from .native import NativeEngine
 
 _POINTS_BYTES = 64 << 20  # points between the two programs
@@ -60,7 +61,7 @@ class RecomputeEngine:
         collect = self._collector.collector(self._padded(theta), self._padded(directions))
         return self._evaluator(collect, metrics)
 
-    def prepare_points(self, metrics: Sequence[Any]) -> Callable[[Tensor], dict[str, np.ndarray]]:
+    def prepare_points(self, metrics: Sequence[Any]) -> EvaluatePoints:
         """The same for arbitrary points (p, n)."""
         collect = self._collector.collector(None, None)
         return self._evaluator(lambda points: collect(self._padded(points)), metrics)

@@ -30,7 +30,7 @@ from ...lowering.loss import loss_tensors
 from ...theta.losses import metric_name
 from .. import native as engine_native
 from ..capture_check import check_batches, check_outputs
-from ..native import Evaluate, NativeEngine
+from ..native import NativeEngine
 from .derivatives import AtTheta
 from .op import Source
 from .parameters import Moved, Parameters, Where
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from ...theta.data import Dataset
     from ...theta.layout import ParameterLayout
     from ...theta.losses import KnownLoss
+    from ..contract import Evaluate, EvaluatePoints
 
 _PARTS_BYTES = 64 << 20  # partial sums of the points of one launch
 _WIDE_BYTES = 512 << 20  # weights and values of the points that torch multiplies at once
@@ -97,7 +98,7 @@ class CudaEngine:
         """A function of coefficients (g, k) to {metric: (g,)} along directions (k, n)."""
         return self._evaluator(self.ask(theta, directions), metrics)
 
-    def prepare_points(self, metrics: Sequence[Any]) -> Callable[[Tensor], dict[str, np.ndarray]]:
+    def prepare_points(self, metrics: Sequence[Any]) -> EvaluatePoints:
         """The same for arbitrary points (p, n)."""
         return self._evaluator(self.ask(None, None), metrics)
 
