@@ -35,7 +35,7 @@ def edges(axis: Array) -> Array:
 
 
 def scipy_operator(
-    n: int, product: Callable[[torch.Tensor], np.ndarray], dtype: Any = np.float64
+    n: int, product: Callable[[np.ndarray], np.ndarray], dtype: Any = np.float64
 ) -> LinearOperator:
     """A symmetric matrix A as scipy's LinearOperator (n, n).
 
@@ -44,7 +44,7 @@ def scipy_operator(
     from scipy.sparse.linalg import LinearOperator
 
     def matmat(v: np.ndarray) -> np.ndarray:
-        rows = torch.as_tensor(np.ascontiguousarray(np.asarray(v).T))
+        rows = np.ascontiguousarray(np.asarray(v).T)
         return product(rows).T.astype(dtype, copy=False)
 
     def matvec(v: np.ndarray) -> np.ndarray:

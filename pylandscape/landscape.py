@@ -35,7 +35,7 @@ from .theta.checks import (
     whole_bytes,
 )
 from .theta.data import Dataset, not_finite
-from .theta.layout import ParameterLayout, named_tensors
+from .theta.layout import ParameterLayout
 from .theta.losses import FreeLoss, KnownLoss, Objective, metric_name, resolve_loss
 from .theta.snapshot import Snapshot, unwrapped
 
@@ -358,7 +358,11 @@ class Landscape:
     def linear_operator(self, theta: Any = None) -> LinearOperator:
         """The Hessian at theta as a scipy LinearOperator (n, n), float64."""
         home, point = self._located(theta)
-        return scipy_operator(self.n_params, lambda rows: home.hvp(rows, point).cpu().numpy())
+
+        def rows(v: np.ndarray) -> np.ndarray:
+            return np.asarray(home.hvp(torch.from_numpy(v), point).cpu())
+
+        return scipy_operator(self.n_params, rows)
 
     def model_loss(self, theta: Any = None) -> float:
         """The module's own loss when the landscape was made, or that of another module or state
@@ -384,7 +388,7 @@ class Landscape:
         if not buffers:
             return self
         whole = {**dict(self.model.named_buffers()), **buffers}
-        point = self.moved.vector(named_tensors(theta), "theta", self.dtype, self.device)
+        point = self.moved.vector(_named(theta), "theta", self.dtype, self.device)
         key = digest_of_all([point, {name: whole[name] for name in sorted(buffers)}])
         with self._lock:
             if self._elsewhere is None or self._elsewhere[0] != key:
@@ -491,3 +495,12 @@ class Landscape:
         bn, dtype, engine = self._asked
         self.native: CompiledEngine | None
         self.native, self._report = choose(self, self.eager, bn=bn, dtype=dtype, engine=engine)
+
+
+def _named(model: Any) -> dict[str, Tensor]:
+    """The parameters and buffers of a module or state dict by name, aliases too."""
+    if not isinstance(model, nn.Module):
+        return dict(model)
+    return dict(model.named_parameters(remove_duplicate=False)) | dict(
+        model.named_buffers(remove_duplicate=False)
+    )

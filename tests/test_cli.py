@@ -289,7 +289,7 @@ def test_an_interrupted_command_without_out_advises_none(folder, monkeypatch, ca
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sys.modules["pylandscape.experiments.propositions"], "theory", interrupted)
+    monkeypatch.setattr(sys.modules["pylandscape.experiments.theorems"], "theory", interrupted)
     code, _, err = in_process(folder, monkeypatch, capsys, "theory", "group")
     assert code == 130
     assert err.strip() == "pylandscape: interrupted"

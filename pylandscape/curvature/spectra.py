@@ -25,7 +25,7 @@ from ..arrays import Path, digest
 from ..errors import InvalidArgument
 from ..files.atomic import scratch
 from ..results.eigen_pairs import EigenPairs
-from ..results.spectral_density import Spectrum, check_sigma2
+from ..results.spectra import Spectrum, check_sigma2
 from ..runs.checkpoint import Arrays, Checkpoint
 from ..runs.request import build
 from ..runs.resume import resumable

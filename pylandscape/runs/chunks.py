@@ -26,7 +26,7 @@ Evaluate = Callable[[Array], dict[str, Array]]
 
 
 class Recorded(Protocol):
-    """What a sweep needs of a journal: values (G, m) where done (G,), and taking further ones."""
+    """What `evaluate_in_chunks` needs of a journal: values (G, m) where done (G,), and `append`."""
 
     path: Path
     values: Array
@@ -35,7 +35,7 @@ class Recorded(Protocol):
     def append(self, start: int, block: Array, /) -> None: ...
 
 
-def sweep(
+def evaluate_in_chunks(
     coefficients: Array,
     names: Sequence[str],
     prepare: Callable[[], Evaluate],

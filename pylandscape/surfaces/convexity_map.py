@@ -22,8 +22,8 @@ from ..curvature.tall import combine, norms
 from ..errors import InvalidArgument
 from ..results.surface import Surface
 from ..theta import random_source
+from .evaluation import Grid, Measure, evaluate_grid
 from .grids import LINE_AXIS, Axis, plane_question
-from .question import Measure, Question, answer
 
 if TYPE_CHECKING:
     from ..landscape import Landscape
@@ -104,7 +104,7 @@ def convexity(
         return _Ends(land, asked, None if whole else tol, bool(warm), seed)
 
     measure = Measure(prepare, {"eigenvalues": about}, summary)
-    result = answer(land, asked, METRICS, path, progress, measure)
+    result = evaluate_grid(land, asked, METRICS, path, progress, measure)
     assert isinstance(result, Surface)
     return result
 
@@ -117,7 +117,7 @@ class _Ends:
     """
 
     def __init__(
-        self, land: Landscape, asked: Question, tol: float | None, warm: bool, seed: int
+        self, land: Landscape, asked: Grid, tol: float | None, warm: bool, seed: int
     ) -> None:
         self._land, self._asked, self._tol = land, asked, tol
         self._warm, self._seed = warm, seed

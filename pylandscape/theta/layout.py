@@ -182,15 +182,6 @@ class ParameterLayout:
         return self.flatten(found, dtype, device)
 
 
-def named_tensors(model: Any) -> dict[str, Tensor]:
-    """The parameters and buffers of a module or state dict by name, aliases too."""
-    if not isinstance(model, nn.Module):
-        return dict(model)
-    return dict(model.named_parameters(remove_duplicate=False)) | dict(
-        model.named_buffers(remove_duplicate=False)
-    )
-
-
 def without_wrappers(name: str) -> str:
     """A parameter's name without what DataParallel and torch.compile put in it."""
     parts = name.split(".")

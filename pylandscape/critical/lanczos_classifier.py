@@ -30,7 +30,7 @@ from ..results.curvature_classes import kinds_within
 
 if TYPE_CHECKING:
     from ..landscape import Landscape
-    from ..results.spectral_density import Spectrum
+    from ..results.spectra import Spectrum
 
 CANDIDATES = 16  # vectors tried as null vectors, beside Ritz vectors
 TOLERANCES = (1e-4, 1e-7, 1e-10)  # of the ends, one after the other, where the density's are open
