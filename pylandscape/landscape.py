@@ -1,4 +1,10 @@
-"""The landscape: the loss L(theta) of a model on data, as a function of one flat vector."""
+"""The landscape: the loss L(theta) of a model on data, as a function of one flat vector.
+
+The facade: it finds the point that is asked about and hands the question to its engine. Where the
+way goes on: values and derivatives in engines/native.py (from there into csrc), else in
+engines/eager.py; which of them, and why, in engines/choose.py; checks of arguments in
+theta/checks.py; directions in theta/directions.py; what a request records in theta/identity.py.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +29,7 @@ from .theta import identity, running_statistics
 from .theta.checks import (
     Metric,
     advice_on_first_run,
+    as_coefficients,
     batch_weights,
     check_choices,
     check_finite,
@@ -281,7 +288,7 @@ class Landscape:
     ) -> Evaluate:
         """A function from coefficients (g, k) to {metric: (g,)}, to be called chunk by chunk.
 
-        What no point changes is computed here, once. ``metrics``: "loss", "accuracy", or
+        What is the same at all points is computed here, once. ``metrics``: "loss", "accuracy", or
         callables ``f(outputs, target) -> float`` of the whole data's outputs, keyed by their
         ``__name__``. Chunks do not change the values.
         """
@@ -292,18 +299,12 @@ class Landscape:
         home, base = self._located(theta)
         ask = home._engine.prepare(base, vectors, chosen)
         negative = running_statistics.negative(self.moved, base, vectors)
-        names = [metric_name(m) for m in chosen]
-        k = vectors.shape[0]
+        if negative is None:
+            return ask
+        names, k = [metric_name(m) for m in chosen], len(vectors)
 
         def evaluate(coefficients: np.ndarray) -> dict[str, np.ndarray]:
-            c = np.asarray(coefficients, dtype=np.float64)
-            if c.ndim != 2 or c.shape[1] != k:
-                raise InvalidArgument(
-                    f"coefficients: expected shape (G, {k}) for {k} direction"
-                    f"{'s' if k != 1 else ''}, got {c.shape}"
-                )
-            if negative is None:
-                return ask(c)
+            c = as_coefficients(coefficients, k)
             return running_statistics.without(negative(c), names, lambda good: ask(c[good]))
 
         return evaluate
@@ -472,7 +473,7 @@ class Landscape:
         return home, home.point(theta)
 
     def _smooth_point(self, theta: Any) -> tuple[Landscape, Tensor]:
-        """The same for derivatives: NaN in place of negative variances, where there are none."""
+        """As `_located`, for derivatives: negative variances, which have none, become NaN."""
         home, point = self._located(theta)
         return home, running_statistics.without_negative(self.moved, point)
 

@@ -42,7 +42,7 @@ class LanczosClassifier:
 
     Args:
         land: the landscape; products are of its dtype.
-        rtol: of zeros.
+        rtol: |lambda| <= rtol max |lambda| counts as zero.
         probes, steps, seed: of the spectral density.
     """
 

@@ -54,8 +54,9 @@ class Engine(Protocol):
         """A function of coefficients C (g, k) to the metrics at theta + C D.
 
         theta (n,), directions D (k, n). ``metrics``: "loss", "accuracy", or callables of the whole
-        data's outputs and targets, giving one number. What no point changes is computed here, once;
-        how coefficients are cut into calls changes no value.
+        data's outputs and targets, giving one number. What is the same at all points is computed
+        here, once; how coefficients are cut into calls changes no value. The function raises
+        InvalidArgument for coefficients of another shape.
         """
 
     def prepare_points(self, metrics: Sequence[Any]) -> EvaluatePoints:

@@ -1,7 +1,8 @@
 """Evaluating many points in chunks, with a progress bar, a journal and an ear for Ctrl-C.
 
 Chunks aim at a fifth of a second, so that an interrupt is heard and a kill costs little; the
-engine's values do not depend on how the points are cut into chunks.
+engine's values do not depend on how the points are cut into chunks. `prepare` is of the caller's:
+for a surface `Landscape.prepare`, which is the engine's (engines/native.py).
 """
 
 from __future__ import annotations

@@ -65,11 +65,11 @@ def convexity(
 
     Returns:
         A Surface of kind "plane" with metrics "loss", "lambda_min", "lambda_max", "ratio" =
-        |lambda_min / lambda_max| and "residual", the larger ||H v - lambda v|| of the two, 0 for
-        dense ones. lambda_min / lambda_max has the sign of lambda_min where lambda_max > 0. Points
-        with lambda_max <= 0, where rho says nothing about convexity, keep their numbers;
-        info["no_positive_curvature"] counts them, and info["not_converged"] those whose residual
-        is beyond tol. All but the loss is NaN where the loss or the Hessian is not finite.
+        |lambda_min / lambda_max| and "residual", the larger ||H v - lambda v|| of both
+        eigenpairs, 0 for dense ones. lambda_min / lambda_max has the sign of lambda_min where
+        lambda_max > 0. Points with lambda_max <= 0, where rho says nothing about convexity, keep
+        their numbers; info["no_positive_curvature"] counts them, and info["not_converged"] those
+        whose residual is beyond tol. All but the loss is NaN where the loss or the Hessian is not finite.
 
     Raises:
         As `plane`, and InvalidArgument for a tol outside (0, 1) or a negative `dense`.

@@ -1,4 +1,8 @@
-"""From a question to its answer: evaluate, resume or load, and say where the numbers come from."""
+"""From a grid to a result: evaluate, resume or load, and say where the numbers come from.
+
+The way goes on in runs/chunks.py, which hands chunks of coefficients to the function that
+`Landscape.prepare` gives; with a path, in runs/resume.py and runs/journal.py.
+"""
 
 from __future__ import annotations
 

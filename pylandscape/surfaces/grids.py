@@ -2,6 +2,8 @@
 
 Every question here is L(base + C D) for coefficients C (G, k) on a grid and directions D (k, n).
 Between solutions, base = 0, D = the solutions and C = their weights, so that corners are exact.
+
+The way goes on in evaluation.py, then runs/chunks.py, and `Landscape.prepare` for each chunk.
 """
 
 from __future__ import annotations

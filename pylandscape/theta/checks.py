@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -157,6 +158,17 @@ def chosen_metrics(metrics: Metric | Sequence[Metric], loss: Any) -> tuple[Metri
             f"bce_with_logits, got {loss.name!r}; pass a callable metric instead"
         )
     return chosen
+
+
+def as_coefficients(value: Any, k: int) -> np.ndarray:
+    """(G, k) float64: one row for each point theta + C D of k directions."""
+    c = np.asarray(value, dtype=np.float64)
+    if c.ndim != 2 or c.shape[1] != k:
+        raise InvalidArgument(
+            f"coefficients: expected shape (G, {k}) for {k} direction{'s' if k != 1 else ''}, got "
+            f"{c.shape}"
+        )
+    return c
 
 
 def check_fits_memory(n: int, device: torch.device) -> None:
