@@ -69,7 +69,8 @@ def convexity(
         eigenpairs, 0 for dense ones. lambda_min / lambda_max has the sign of lambda_min where
         lambda_max > 0. Points with lambda_max <= 0, where rho says nothing about convexity, keep
         their numbers; info["no_positive_curvature"] counts them, and info["not_converged"] those
-        whose residual is beyond tol. All but the loss is NaN where the loss or the Hessian is not finite.
+        whose residual is beyond tol. All but the loss is NaN where the loss or the Hessian is not
+        finite.
 
     Raises:
         As `plane`, and InvalidArgument for a tol outside (0, 1) or a negative `dense`.
