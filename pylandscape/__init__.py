@@ -24,6 +24,7 @@ _HOMES = {
     "clouds.clouds": "hessian_cloud loss_gradient_cloud",
     "clouds.roughness": "bumpiness ruggedness",
     "clouds.walks": "gradient_walk progressive_random_walk random_walk",
+    "connectivity.lines": "barriers",
     "critical.alignment": "Alignment",
     "critical.classification": "classify",
     "critical.find": "find_critical_points",
@@ -52,6 +53,7 @@ _HOMES = {
     "landscape": "EngineReport Landscape",
     "plots.clouds": "plot_clouds",
     "plots.spectra": "plot_spectra",
+    "results.barrier_matrix": "Barriers",
     "results.cloud": "Cloud",
     "results.critical_points": "CriticalPoints",
     "results.critical_set": "CriticalSet",
@@ -117,6 +119,7 @@ else:
     from .clouds.walks import gradient_walk as gradient_walk
     from .clouds.walks import progressive_random_walk as progressive_random_walk
     from .clouds.walks import random_walk as random_walk
+    from .connectivity.lines import barriers as barriers
     from .critical.alignment import Alignment as Alignment
     from .critical.classification import classify as classify
     from .critical.find import find_critical_points as find_critical_points
@@ -168,6 +171,7 @@ else:
     from .landscape import Landscape as Landscape
     from .plots.clouds import plot_clouds as plot_clouds
     from .plots.spectra import plot_spectra as plot_spectra
+    from .results.barrier_matrix import Barriers as Barriers
     from .results.cloud import Cloud as Cloud
     from .results.critical_points import CriticalPoints as CriticalPoints
     from .results.critical_set import CriticalSet as CriticalSet

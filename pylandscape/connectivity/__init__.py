@@ -1,0 +1,1 @@
+"""Are two solutions one valley: barriers between models."""
