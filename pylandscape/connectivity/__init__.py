@@ -1,1 +1,1 @@
-"""Are two solutions one valley: barriers between models."""
+"""Are two solutions one valley, and how flat is it: barriers, flatness measures."""
