@@ -60,7 +60,10 @@ def plot_barriers(
                 j, i, text, ha="center", va="center", fontsize=size,
                 color="black" if dark else "white",
             )  # fmt: skip
-        axes.set_xticks(range(len(names)), names, rotation=45 if max(map(len, names)) > 3 else 0)
+        turned: dict[str, Any] = {}
+        if max(map(len, names)) > 3:
+            turned = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
+        axes.set_xticks(range(len(names)), names, **turned)
         axes.set_yticks(range(len(names)), names)
         bar = axes.figure.colorbar(image, ax=axes, pad=0.03, fraction=0.05)
         bar.set_label(WORDS[what], fontsize=STYLE["axes.labelsize"])

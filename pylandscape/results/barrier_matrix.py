@@ -50,7 +50,9 @@ class Barriers:
         loss: never negative, 0 for a convex L, NaN where the loss is NaN on the way."""
         losses = self.losses
         line = (1 - self.alpha) * losses[:, None, None] + self.alpha * losses[None, :, None]
-        return np.maximum((self.values - line).max(axis=2), 0.0)
+        excess = self.values - line
+        rounding = 4 * np.finfo(np.float64).eps * np.abs(line)
+        return np.maximum(np.where(excess <= rounding, 0.0, excess).max(axis=2), 0.0)
 
     def curve(self, i: int, j: int) -> Curve:
         """L on the line from model i (alpha = 0) to model j (alpha = 1)."""
