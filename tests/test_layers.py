@@ -30,7 +30,7 @@ FLOORS = (
     ("critical",),
     ("clouds",),
     ("experiments",),
-    ("interop",),
+    ("interop", "plotting"),
     ("cli",),
     ("compat",),
     ("", "__main__"),  # "" is the facade, __init__.py
