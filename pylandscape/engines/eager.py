@@ -188,7 +188,7 @@ class TorchEngine:
         self._origin = torch.cat([t.detach().to(self.dtype).reshape(-1) for t in self._slots])
         self._flat = self._as_one_tensor(dtypes)
         self._views = [t.data for t in self._slots]  # written without a new version of the slots
-        self._addresses = [t.data_ptr() for t in self._slots]
+        self._places = [_place_of(t) for t in self._slots]
         frozen = {id(p) for p in self.model.parameters() if id(p) not in moved}
         with self._modes():
             self._state = State(snapshot.copies(), snapshot.cells, moved, frozen)
@@ -291,7 +291,7 @@ class TorchEngine:
 
     def place(self, theta: Tensor) -> None:
         """theta (n,) into the parameters, in place."""
-        if [t.data_ptr() for t in self._slots] != self._addresses:  # a forward pass swapped them
+        if [_place_of(t) for t in self._slots] != self._places:  # a forward pass swapped them
             for t, view in zip(self._slots, self._views, strict=True):
                 t.data = view
         if self._flat is not None:
@@ -870,6 +870,11 @@ def _overlapping(t: Tensor) -> bool:
     return t.layout != torch.strided or any(
         stride == 0 and size > 1 for stride, size in zip(t.stride(), t.shape, strict=True)
     )
+
+
+def _place_of(t: Tensor) -> tuple[int, int]:
+    """Where its elements lie, as an address of its storage that is not read from."""
+    return t.untyped_storage().data_ptr(), t.storage_offset()
 
 
 def _drop(t: Tensor) -> None:
