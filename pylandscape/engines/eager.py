@@ -874,7 +874,7 @@ def _overlapping(t: Tensor) -> bool:
 
 def _place_of(t: Tensor) -> tuple[int, int]:
     """Where its elements lie, as an address of its storage that is not read from."""
-    return t.untyped_storage().data_ptr(), t.storage_offset()
+    return t.untyped_storage().data_ptr(), int(t.storage_offset())
 
 
 def _drop(t: Tensor) -> None:
