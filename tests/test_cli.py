@@ -17,7 +17,7 @@ import torch
 from pylandscape.cli import app
 from pylandscape.cli.inputs import parse_axis, parse_names, read_state
 from pylandscape.errors import InvalidArgument
-from pylandscape.experiments import propositions
+from pylandscape.experiments import theorems
 from pylandscape.results.loading import load
 
 MODULE = """
@@ -297,7 +297,7 @@ def test_an_interrupted_command_without_out_advises_none(folder, monkeypatch, ca
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(propositions, "theory", interrupted)
+    monkeypatch.setattr(theorems, "theory", interrupted)
     code, _, err = in_process(folder, monkeypatch, capsys, "theory", "group")
     assert code == 130
     assert err.strip() == "pylandscape: interrupted"

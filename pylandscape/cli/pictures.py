@@ -20,7 +20,7 @@ def _plot(options: argparse.Namespace) -> None:
     from ..plots import surface
     from ..results.eigen_pairs import EigenPairs
     from ..results.loading import load
-    from ..results.spectral_density import Spectrum
+    from ..results.spectra import Spectrum
     from . import curvature
 
     results: list[Any] = [load(path) for path in options.files]

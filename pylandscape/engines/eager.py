@@ -33,6 +33,7 @@ from torch.utils._pytree import tree_leaves
 from ..arrays import digest_of_all
 from ..errors import InvalidArgument, out_of_memory, wrapping
 from ..lowering.capture import restored_attributes
+from ..theta.checks import as_coefficients
 from ..theta.data import Batch, untouched_random_state
 from ..theta.layout import ParameterLayout
 from ..theta.losses import FreeLoss, KnownLoss, Objective, as_scalar
@@ -212,7 +213,7 @@ class TorchEngine:
         transposed = directions.to(theta).T
 
         def evaluate(coefficients: np.ndarray) -> dict[str, np.ndarray]:
-            c = torch.as_tensor(np.asarray(coefficients)).to(theta)
+            c = torch.as_tensor(as_coefficients(coefficients, len(directions))).to(theta)
 
             def write(index: int) -> None:
                 torch.addmv(theta, transposed, c[index], out=work)
