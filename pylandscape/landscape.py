@@ -23,6 +23,7 @@ from .engines.eager import LOCK, TorchEngine, eval_mode, rebound
 from .engines.eager_derivatives import MEMORY
 from .errors import InvalidArgument, NotLowered, out_of_memory, wrapping
 from .theta import identity, running_statistics
+from .theta.checkpoints import without_wrappers
 from .theta.checks import (
     batch_weights,
     check_choices,
@@ -32,7 +33,7 @@ from .theta.checks import (
     theta_dtype,
 )
 from .theta.data import Batch, Dataset, not_finite
-from .theta.layout import ParameterLayout, without_wrappers
+from .theta.layout import ParameterLayout
 from .theta.losses import FreeLoss, KnownLoss, Objective, metric_name, resolve_loss, why_free
 from .theta.snapshot import Snapshot, unwrapped
 
@@ -438,8 +439,9 @@ class Landscape:
         return float(home.eager.prepare_points(("loss",))(point[None])["loss"][0])
 
     def at(self, theta: Any) -> Landscape:
-        """The landscape that ``theta`` is a point of: this one, unless theta is a module or a state
-        dict with other buffers than the model's, for example other running statistics.
+        """The landscape that ``theta`` is a point of: this one, unless theta is a module, a state
+        dict or a checkpoint's path with other buffers than the model's, for example other running
+        statistics.
 
         Points have only what `moved` lists, so such a model has a landscape of its own: with its
         buffers, the same data and loss. The last one is kept. All methods and functions that take
@@ -453,7 +455,7 @@ class Landscape:
         if not buffers:
             return self
         whole = {**dict(self.model.named_buffers()), **buffers}
-        point = self.moved.vector(_named(theta), "theta", self.dtype, self.device)
+        point = self.moved.vector(theta, "theta", self.dtype, self.device)
         key = digest_of_all([point, {name: whole[name] for name in sorted(buffers)}])
         with self._lock:
             if self._elsewhere is None or self._elsewhere[0] != key:
@@ -694,12 +696,3 @@ def _checked_metrics(metrics: Sequence[Metric], loss: Any) -> tuple[Metric, ...]
             f"bce_with_logits, got {loss.name!r}; pass a callable metric instead"
         )
     return chosen
-
-
-def _named(model: Any) -> dict[str, Tensor]:
-    """The parameters and buffers of a module or state dict by name, aliases too."""
-    if not isinstance(model, nn.Module):
-        return dict(model)
-    return dict(model.named_parameters(remove_duplicate=False)) | dict(
-        model.named_buffers(remove_duplicate=False)
-    )

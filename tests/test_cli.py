@@ -15,9 +15,10 @@ import pytest
 import torch
 
 from pylandscape.cli import app
-from pylandscape.cli.inputs import parse_axis, parse_names, read_state
+from pylandscape.cli.inputs import parse_axis, parse_names
 from pylandscape.errors import InvalidArgument
 from pylandscape.results.loading import load
+from pylandscape.theta.checkpoints import read_state
 
 MODULE = """
 import torch

@@ -42,6 +42,7 @@ STYLE: Any = {
 SAVE: Any = {"pdf.fonttype": 42, "ps.fonttype": 42, "svg.fonttype": "none"}
 # Okabe and Ito's colours, told apart by colour-blind readers; dashes by those of a grey print.
 LINE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+SMALLEST = 5.5  # points, of a label that has to fit
 LINE_DASHES = ("-", "--", "-.", ":")
 NONFINITE_FACE = "#d9d9d9"
 NONFINITE_EDGE = "#7f7f7f"
@@ -185,6 +186,104 @@ def legend_above(axes: Axes, handles: list[Any], columns: int = 2) -> None:
         ncols=columns,
         columnspacing=1.0,
     )
+
+
+def keep_inside(axes: Any) -> None:
+    """Bring every label of a figure of our own inside it: the layout knows the room that labels
+    take beside the axes, but not that they are longer than the axes.
+
+    Long labels are broken before their units, then set smaller, down to 5.5 points; at last the
+    figure grows. The box of a 3-D picture is made smaller and moved.
+    """
+    hidden = [a for a in axes.collections if a.get_visible()]
+    for artist in hidden:  # what is slow to draw has no words
+        artist.set_visible(False)
+    try:
+        for remedy in (_broken, _smaller, _smaller, _taller):
+            over = _labels_outside(axes)
+            for label, room in over:
+                remedy(axes, label, room)
+            if not over:
+                break
+        if axes.name == "3d":
+            _fit_solid(axes)
+    finally:
+        for artist in hidden:
+            artist.set_visible(True)
+
+
+def _labels_outside(axes: Any) -> list[tuple[Any, float]]:
+    """The labels that leave the figure along their text, and their length over the room for it."""
+    axes.figure.draw_without_rendering()
+    width, height = axes.figure.bbox.size
+    beside = [a for a in axes.figure.axes if a is not axes]  # colour bars
+    labels = [axes.title, axes._left_title] if axes.name != "3d" else []
+    labels += [axis.label for each in (axes, *beside) for axis in (each.xaxis, each.yaxis)]
+    if axes.name == "3d":
+        labels = [axis.label for each in beside for axis in (each.xaxis, each.yaxis)]
+    if axes.get_legend() is not None:
+        labels.append(axes.get_legend())
+    found = []
+    for label in labels:
+        box = label.get_window_extent()
+        if box.width == 0 or box.height == 0:
+            continue
+        upright = hasattr(label, "get_rotation") and label.get_rotation() == 90
+        low, high, length = (
+            (box.y0, box.y1, height) if upright else (box.x0, box.x1, width)
+        )
+        centre = (low + high) / 2
+        room = 2 * min(centre, length - centre) if hasattr(label, "get_rotation") else high
+        if low < 0 or high > length:
+            found.append((label, (high - low) / max(room, 1.0)))
+    return found
+
+
+def _broken(axes: Any, label: Any, over: float) -> None:
+    if not hasattr(label, "get_text"):  # a legend
+        legend_above(axes, list(label.legend_handles), columns=1)
+        return
+    text = label.get_text()
+    if "\n" not in text:
+        label.set_text(text.replace(" (", "\n(", 1))
+
+
+def _smaller(axes: Any, label: Any, over: float) -> None:
+    for text in [label] if hasattr(label, "get_text") else label.get_texts():
+        text.set_fontsize(max(SMALLEST, text.get_fontsize() / (1.03 * over)))
+
+
+def _taller(axes: Any, label: Any, over: float) -> None:
+    figure = axes.figure
+    width, height = figure.get_size_inches()
+    if hasattr(label, "get_rotation") and label.get_rotation() == 90:
+        figure.set_size_inches(width, height * over * 1.03)
+    else:
+        figure.set_size_inches(width * over * 1.03, height)
+
+
+def _fit_solid(axes: Any) -> None:
+    """Shrink and move a 3-D Axes until all that it draws is in the figure."""
+    figure = axes.figure
+    for _ in range(4):
+        figure.draw_without_rendering()
+        box = axes.get_tightbbox(figure.canvas.get_renderer())
+        width, height = figure.bbox.size
+        pad = 0.012 * width
+        if box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width and box.y1 <= height:
+            return
+        x0, y0, w, h = axes.get_position().bounds
+        share = min(1.0, (width - 2 * pad) / box.width, (height - 2 * pad) / box.height)
+        w, h = w * share, h * share
+        # The box's corners after it has shrunk about the Axes' corner, in shares of the figure.
+        left = x0 + (box.x0 / width - x0) * share
+        right = x0 + (box.x1 / width - x0) * share
+        low = y0 + (box.y0 / height - y0) * share
+        high = y0 + (box.y1 / height - y0) * share
+        pad_x, pad_y = pad / width, pad / height
+        x0 += max(0.0, pad_x - left) - max(0.0, right - (1 - pad_x))
+        y0 += max(0.0, pad_y - low) - max(0.0, high - (1 - pad_y))
+        axes.set_position((x0, y0, w, h))
 
 
 def _mark_style() -> dict[str, Any]:

@@ -16,10 +16,12 @@ import numpy as np
 from ..errors import InvalidArgument
 from . import surface_strokes as draw
 from .lines import plot_lines, slices
+from .overlay import draw_runs, runs_of
 from .scale import Array, Scale
 from .style import (
     check_suffix,
     close,
+    keep_inside,
     legend_above,
     metric_label,
     new_axes,
@@ -107,7 +109,11 @@ def plot_surface(
         colorbar: default True for "filled" and "heat"; the others carry numbers on lines or on the
             z axis.
         labels: numbers on contour lines and names of the vertices.
-        trajectory: (T, 2) path in the surface's coordinates; first point hollow, last a star.
+        trajectory: a path: a `Trajectory` (of a surface computed here, which knows its frame), a
+            `Projection`, or numbers (T, 2) in the surface's coordinates; several as a list or as
+            {label: path}. First point hollow, last a star; dots are the redder, the more of a
+            point's distance is off the plane, and the legend says how much at most. One path goes
+            from light to dark with the steps, several have a colour each.
         vertices: (V, 2) points to mark; interpolations mark their own, [] for none.
         elevation, azimuth: of the 3-D view, in degrees.
 
@@ -116,7 +122,7 @@ def plot_surface(
     """
     values = _metric(surface, metric)
     _check(kind, values, ax)
-    track = None if trajectory is None else _points("trajectory", trajectory)
+    runs = () if trajectory is None else runs_of(surface, trajectory)
     view = view_of(surface)
     marks = view.vertices if vertices is None else _points("vertices", vertices)
     names = view.names if vertices is None and labels else ()
@@ -127,8 +133,9 @@ def plot_surface(
     def height_at(points: Array) -> Array | None:
         return draw.heights(view, values, scale, clip, points) if solid else None
 
-    with own_style(ax is None):
-        if ax is None:
+    own = ax is None
+    with own_style(own):
+        if own:
             height = 0.85 if solid else view.height(bar)
             ax = new_axes(projection="3d" if solid else None, height=height)
         at = draw.ticks(scale, values)
@@ -143,8 +150,7 @@ def plot_surface(
             )
         if not solid:
             draw.finish_flat(ax, kind, view, values)
-        if track is not None and len(track):
-            draw.draw_track(ax, view, track, height_at(track))
+        keys = draw_runs(ax, runs, view.place, height_at)
         if len(marks):
             draw.draw_marks(ax, view, marks, height_at(marks), names)
         ax.set_xlabel(view.xlabel if xlabel is None else xlabel)
@@ -154,11 +160,13 @@ def plot_surface(
             draw.finish_sheet(ax, scale, name, at)
         if bar:
             draw.draw_colorbar(ax, artist, kind, scale, name, at)
-        notes = _notes(ax, view, surface, metric, flat=not solid)
+        notes = _notes(ax, view, surface, metric, flat=not solid, paths=keys)
         if title is not None:
             ax.set_title(title, pad=6 + 11 * notes)
         elif kind == "contour" and not bar:
-            ax.set_title(scale.label(name), loc="left", fontsize="medium", pad=3)
+            ax.set_title(scale.label(name), loc="left", fontsize="medium", pad=3 + 11 * bool(keys))
+        if own:
+            keep_inside(ax)
     return ax
 
 
@@ -178,8 +186,11 @@ def _check(kind: str, values: Array, ax: Any) -> None:
         )
 
 
-def _notes(ax: Axes, view: View, surface: Surface, metric: str, *, flat: bool) -> int:
-    """Legends above the picture: points that are not finite, points without a ratio. How many."""
+def _notes(
+    ax: Any, view: View, surface: Surface, metric: str, *, flat: bool, paths: Sequence[Any]
+) -> int:
+    """The legend above the picture: paths, points that are not finite, points without a ratio. How
+    many lines it has."""
     values = np.asarray(surface.metrics[metric], dtype=np.float64)
     notes = []
     if not np.isfinite(values).all():
@@ -188,9 +199,11 @@ def _notes(ax: Axes, view: View, surface: Surface, metric: str, *, flat: bool) -
         notes += draw.draw_flags(
             ax, view, surface.metrics["lambda_max"] <= 0.0, r"$\lambda_{\max} \leq 0$"
         )
+    notes += paths
+    columns = 2 if paths else 1
     if notes:
-        legend_above(ax, notes, columns=1)
-    return len(notes)
+        legend_above(ax, notes, columns=columns)
+    return -(-len(notes) // columns)
 
 
 def _metric(surface: Surface, metric: str) -> Array:

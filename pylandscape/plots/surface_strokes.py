@@ -20,7 +20,6 @@ SHADE = 0.35  # how much darker than its colour a cell can get
 MAX_TICKS = 7
 # Of the axes' range: contour labels nearer to the frame, or to each other, are left out.
 LABEL_BORDER, LABEL_SPACE = 0.025, 0.075
-TRACK_COLOUR = "#D55E00"
 
 
 def draw_contours(
@@ -226,24 +225,6 @@ def heights(view: View, values: Array, scale: Scale, clip: bool, points: Array) 
     )
     result[inside] = at[inside]
     return result
-
-
-def draw_track(ax: Any, view: View, points: Array, z: Array | None) -> None:
-    """A path: line with a white rim, hollow start, star at the end. z: heights in 3-D."""
-    from matplotlib import patheffects
-
-    placed = view.place(points)
-    coordinates = (placed[:, 0], placed[:, 1]) if z is None else (placed[:, 0], placed[:, 1], z)
-    rim = [patheffects.withStroke(linewidth=2.4, foreground="white")]
-    style: dict[str, Any] = {"color": TRACK_COLOUR, "zorder": 6}
-    ax.plot(*coordinates, linewidth=1.1, path_effects=rim, gid="trajectory", **style)
-    ax.plot(*coordinates, linestyle="none", marker="o", markersize=1.6, **style)
-    for k, marker, face, size in ((0, "o", "white", 4.5), (-1, "*", TRACK_COLOUR, 8)):
-        end = [c[k : k + 1 or None] for c in coordinates]
-        ax.plot(
-            *end, marker=marker, markerfacecolor=face, markeredgewidth=0.8, markersize=size,
-            linestyle="none", markeredgecolor=TRACK_COLOUR if k == 0 else "white", **style,
-        )  # fmt: skip
 
 
 def draw_marks(ax: Any, view: View, points: Array, z: Array | None, names: Sequence[str]) -> None:
