@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 PLAIN = "#D55E00"  # of one path of which only its coordinates are known
 SAME_PLANE = 1e-3  # relative difference of two norms that are one direction's
 MOST_IN_LEGEND = 12
+LINE_HEIGHT = 0.15  # inches, of a line of the legend
 
 
 @dataclass(frozen=True)
@@ -29,11 +30,6 @@ class Run:
     off: Array | None = None
     steps: Any = None
     label: str | None = None
-
-    @property
-    def words(self) -> str:
-        """How far off the plane it is, for the legend."""
-        return "" if self.off is None else f"at most {100 * _worst(self.off):.2g} % off the plane"
 
 
 def runs_of(surface: Surface, given: Any) -> list[Run]:
@@ -52,6 +48,12 @@ def runs_of(surface: Surface, given: Any) -> list[Run]:
     else:
         runs = [_run(surface, given, "trajectory", None)]
     return [run for run in runs if len(run.points)]
+
+
+def room_for(runs: Sequence[Run]) -> float:
+    """The height of their legend, in inches."""
+    lines = len(runs) + any(r.off is not None for r in runs) if len(runs) <= MOST_IN_LEGEND else 1
+    return LINE_HEIGHT * lines
 
 
 def draw_runs(
@@ -134,10 +136,14 @@ def _worst(off: Array) -> float:
     return float(np.nanmax(off)) if np.isfinite(off).any() else 0.0
 
 
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %" if share >= 0.0995 else f"{100 * share:.2g} %"
+
+
 def _line(colour: str, dash: str, run: Run) -> Any:
     from matplotlib.lines import Line2D
 
-    off = "" if run.off is None else f" ({100 * _worst(run.off):.2g} % off)"
+    off = "" if run.off is None else f" ({_percent(_worst(run.off))} off)"
     return Line2D([], [], color=colour, linestyle=dash, linewidth=1.2, label=f"{run.label}{off}")
 
 
@@ -159,5 +165,5 @@ def _dots(worst: float) -> Any:
     return Line2D(
         [], [], linestyle="none", marker="o", markersize=3.5, markeredgecolor="0.2",
         markeredgewidth=0.4, markerfacecolor=mpl.colormaps[OFF_MAP](1.0),
-        label=f"at most {100 * worst:.2g} % off the plane",
+        label=f"at most {_percent(worst)} off the plane",
     )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import InvalidArgument
-from ..files.atomic import replacing
+from ..files.atomic import write_bytes
 from .style import COLUMN_WIDTH, LINE_COLOURS, LINE_DASHES, STYLE, legend_above, new_axes, own_style
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ OFF_MAP = "Reds"  # white in the plane, dark far from it
 FRAMES = 120  # of an animation, at most
 FRAMES_A_SECOND = 20
 MANY = 80  # points of a path beyond which its dots are small
+PIECES, SHADES = 32, 8  # of a line from light to dark; of dots in 3-D
 _SCREE = 8  # components drawn
 
 
@@ -112,7 +114,7 @@ def draw_path(
         bar: a colour bar for the shares.
         z: (T,) heights in 3-D.
 
-    Returns the dots.
+    Returns the dots, None in 3-D.
     """
     from matplotlib import patheffects
 
@@ -125,7 +127,7 @@ def draw_path(
         )  # fmt: skip
     else:
         colour = INK
-        _shaded_line(ax, np.stack(columns, axis=1), steps, rim)
+        _shaded_line(ax, columns, steps)
     options: dict[str, Any] = {"c": colour, "s": 2.6}
     if off is not None:
         darkest = float(np.nanmax(off)) if most is None and np.isfinite(off).any() else most or 0.0
@@ -133,7 +135,11 @@ def draw_path(
             "c": off, "cmap": OFF_MAP, "vmin": 0.0, "vmax": max(darkest, 1e-9),
             "s": 9 if len(points) <= MANY else 4,
         }  # fmt: skip
-    dots = ax.scatter(*columns, edgecolors=colour, linewidths=0.4, zorder=7, **options)
+    dots = None
+    if z is None:
+        dots = ax.scatter(*columns, edgecolors=colour, linewidths=0.4, zorder=7, **options)
+    else:
+        _dots_over(ax, columns, colour, options)
     for k, marker, face, size in ((0, "o", "white", 5.0), (-1, "*", colour, 9.0)):
         end = [c[k : k + 1 or None] for c in columns]
         ax.plot(
@@ -147,24 +153,35 @@ def draw_path(
     return dots
 
 
-def _shaded_line(ax: Any, points: Any, steps: Any, rim: Any) -> None:
-    """(T, 2 or 3) from light to dark by the steps, on one white rim."""
-    from matplotlib.collections import LineCollection
-    from matplotlib.colors import LinearSegmentedColormap
+def _shaded_line(ax: Any, columns: Any, steps: Any) -> None:
+    """From light to dark by the steps, on one white rim. In pieces: 3-D Axes draw lines over
+    their surface, collections in it."""
+    ax.plot(*columns, color="white", linewidth=2.6, zorder=5.9, gid="trajectory")
+    count = len(columns[0])
+    span = max(float(steps[-1] - steps[0]), 1.0)
+    for piece in np.array_split(np.arange(count - 1), min(PIECES, count - 1)):
+        grey = 0.78 * (1.0 - float(steps[piece[-1] + 1] - steps[0]) / span)
+        part = slice(piece[0], piece[-1] + 2)
+        ax.plot(*(c[part] for c in columns), color=str(grey), linewidth=1.2, zorder=6, gid="steps")
 
-    ax.plot(*points.T, color="white", linewidth=2.6, zorder=5.9, gid="trajectory")
-    segments = np.stack([points[:-1], points[1:]], axis=1)
-    greys = LinearSegmentedColormap.from_list("steps", ["0.78", "0.0"])
+
+def _dots_over(ax: Any, columns: Any, colour: str, options: dict[str, Any]) -> None:
+    """The dots of a path in 3-D, as markers of lines, in a few colours."""
+    import matplotlib as mpl
+
     style: dict[str, Any] = {
-        "array": np.asarray(steps[1:], dtype=np.float64), "cmap": greys, "linewidth": 1.2,
-        "zorder": 6, "gid": "steps", "capstyle": "round",
+        "linestyle": "none", "marker": "o", "markersize": np.sqrt(options["s"]), "zorder": 7,
+        "markeredgecolor": colour, "markeredgewidth": 0.4,
     }  # fmt: skip
-    if points.shape[1] == 2:
-        ax.add_collection(LineCollection(segments, **style), autolim=False)
+    if "cmap" not in options:
+        ax.plot(*columns, markerfacecolor=colour, **style)
         return
-    from mpl_toolkits.mplot3d.art3d import Line3DCollection
-
-    ax.add_collection3d(Line3DCollection(segments, **style))
+    share = np.nan_to_num(np.asarray(options["c"]) / options["vmax"])
+    bins = np.clip((share * SHADES).round(), 0, SHADES)
+    for each in np.unique(bins):
+        chosen = [c[bins == each] for c in columns]
+        face = mpl.colormaps[options["cmap"]](each / SHADES)
+        ax.plot(*chosen, markerfacecolor=face, **style)
 
 
 def plot_embedding(
@@ -304,14 +321,18 @@ def animate(
     figure.canvas.draw()
     figure.set_layout_engine("none")  # the frame must not move from picture to picture
     most = None if off is None or not np.isfinite(off).any() else float(np.nanmax(off))
-    with replacing(target) as temporary, writer.saving(figure, str(temporary), dpi=120):
-        for last in shown:
-            before = set(axes.get_children())
-            off_now, steps_now, z_now = (None if a is None else a[:last] for a in (off, steps, z))
-            draw_path(axes, points[:last], off_now, steps=steps_now, most=most, z=z_now)
-            writer.grab_frame()
-            for artist in set(axes.get_children()) - before:
-                artist.remove()
+    with tempfile.TemporaryDirectory() as folder:
+        film = Path(folder) / f"film{suffix}"
+        with writer.saving(figure, str(film), dpi=120):
+            for last in shown:
+                before = set(axes.get_children())
+                parts = (None if a is None else a[:last] for a in (off, steps, z))
+                off_now, steps_now, z_now = parts
+                draw_path(axes, points[:last], off_now, steps=steps_now, most=most, z=z_now)
+                writer.grab_frame()
+                for artist in set(axes.get_children()) - before:
+                    artist.remove()
+        write_bytes(target, film.read_bytes())
     figure.set_layout_engine(engine)
     return target
 

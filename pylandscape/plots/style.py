@@ -188,21 +188,32 @@ def legend_above(axes: Axes, handles: list[Any], columns: int = 2) -> None:
     )
 
 
-def keep_inside(axes: Any) -> None:
-    """Bring every label of a figure of our own inside it: the layout knows the room that labels
-    take beside the axes, but not that they are longer than the axes.
+def legend_on_top(axes: Any, handles: list[Any]) -> None:
+    """A frameless legend along the top of a figure of our own, above titles."""
+    loose = axes.name == "3d"  # no layout gives it room
+    axes.figure.legend(
+        handles=handles, loc="upper left" if loose else "outside upper left", frameon=False,
+        handlelength=1.6, ncols=1, borderaxespad=0.2, borderpad=0.2, labelspacing=0.3,
+    )  # fmt: skip
+
+
+def keep_inside(axes: Any, title: str | None = None) -> None:
+    """Bring every label of a figure of our own inside it: a layout knows the room that labels
+    take beside the axes, but not that they can be longer than the axes.
 
     Long labels are broken before their units, then set smaller, down to 5.5 points; at last the
-    figure grows. The box of a 3-D picture is made smaller and moved.
+    figure grows. The box of a 3-D picture is made smaller and moved, below its title.
     """
     hidden = [a for a in axes.collections if a.get_visible()]
     for artist in hidden:  # what is slow to draw has no words
         artist.set_visible(False)
     try:
+        if title is not None:
+            _title_on_top(axes, title)
         for remedy in (_broken, _smaller, _smaller, _taller):
             over = _labels_outside(axes)
-            for label, room in over:
-                remedy(axes, label, room)
+            for label, share in over:
+                remedy(label, share)
             if not over:
                 break
         if axes.name == "3d":
@@ -214,76 +225,90 @@ def keep_inside(axes: Any) -> None:
 
 def _labels_outside(axes: Any) -> list[tuple[Any, float]]:
     """The labels that leave the figure along their text, and their length over the room for it."""
-    axes.figure.draw_without_rendering()
-    width, height = axes.figure.bbox.size
-    beside = [a for a in axes.figure.axes if a is not axes]  # colour bars
-    labels = [axes.title, axes._left_title] if axes.name != "3d" else []
-    labels += [axis.label for each in (axes, *beside) for axis in (each.xaxis, each.yaxis)]
-    if axes.name == "3d":
-        labels = [axis.label for each in beside for axis in (each.xaxis, each.yaxis)]
-    if axes.get_legend() is not None:
-        labels.append(axes.get_legend())
+    figure = axes.figure
+    for _ in range(2):  # a layout of a fixed aspect settles at the second
+        figure.draw_without_rendering()
+    width, height = figure.bbox.size
+    below = min([height, *(legend.get_window_extent().y0 for legend in figure.legends)])
+    solid = axes.name == "3d"
+    every = [a for a in figure.axes if a is not axes] if solid else figure.axes  # colour bars too
+    labels = [axis.label for each in every for axis in (each.xaxis, each.yaxis)]
+    labels += [axes.title] if solid else [axes.title, axes._left_title]
+    labels += [text for legend in figure.legends for text in legend.get_texts()]
     found = []
     for label in labels:
         box = label.get_window_extent()
-        if box.width == 0 or box.height == 0:
+        if not label.get_text():
             continue
-        upright = hasattr(label, "get_rotation") and label.get_rotation() == 90
-        low, high, length = (
-            (box.y0, box.y1, height) if upright else (box.x0, box.x1, width)
-        )
-        centre = (low + high) / 2
-        room = 2 * min(centre, length - centre) if hasattr(label, "get_rotation") else high
-        if low < 0 or high > length:
+        upright = label.get_rotation() == 90
+        low, high, length = (box.y0, box.y1, below) if upright else (box.x0, box.x1, width)
+        if low < -1 or high > length + 1:
+            room = min(high, length) - max(low, 0.0)
+            if label.get_horizontalalignment() == "center":
+                room = 2 * min((low + high) / 2, length - (low + high) / 2)
             found.append((label, (high - low) / max(room, 1.0)))
     return found
 
 
-def _broken(axes: Any, label: Any, over: float) -> None:
-    if not hasattr(label, "get_text"):  # a legend
-        legend_above(axes, list(label.legend_handles), columns=1)
-        return
-    text = label.get_text()
-    if "\n" not in text:
-        label.set_text(text.replace(" (", "\n(", 1))
+def _broken(label: Any, over: float) -> None:
+    if "\n" not in label.get_text():
+        label.set_text(label.get_text().replace(" (", "\n(", 1))
 
 
-def _smaller(axes: Any, label: Any, over: float) -> None:
-    for text in [label] if hasattr(label, "get_text") else label.get_texts():
-        text.set_fontsize(max(SMALLEST, text.get_fontsize() / (1.03 * over)))
+def _smaller(label: Any, over: float) -> None:
+    label.set_fontsize(max(SMALLEST, label.get_fontsize() / (1.03 * over)))
 
 
-def _taller(axes: Any, label: Any, over: float) -> None:
+def _taller(label: Any, over: float) -> None:
+    grown = np.array(label.figure.get_size_inches())
+    grown[1 if label.get_rotation() == 90 else 0] *= 1.03 * over
+    label.figure.set_size_inches(*grown)
+
+
+def _title_on_top(axes: Any, title: str) -> None:
+    """The title of a 3-D picture along the top of the figure, below a legend."""
     figure = axes.figure
-    width, height = figure.get_size_inches()
-    if hasattr(label, "get_rotation") and label.get_rotation() == 90:
-        figure.set_size_inches(width, height * over * 1.03)
-    else:
-        figure.set_size_inches(width * over * 1.03, height)
+    figure.draw_without_rendering()
+    top = min([1.0, *(legend.get_window_extent().y0 / figure.bbox.height for legend in
+                      figure.legends)])  # fmt: skip
+    axes.set_title(title)
+    axes.title.set_transform(figure.transFigure)
+    axes.title.set_verticalalignment("top")
+    axes._autotitlepos = False
+    axes.title.set_position((0.5, top - 0.01))
 
 
 def _fit_solid(axes: Any) -> None:
-    """Shrink and move a 3-D Axes until all that it draws is in the figure."""
+    """Shrink and move a 3-D Axes until all that it draws is in the figure, below title and
+    legend."""
     figure = axes.figure
-    for _ in range(4):
-        figure.draw_without_rendering()
-        box = axes.get_tightbbox(figure.canvas.get_renderer())
-        width, height = figure.bbox.size
-        pad = 0.012 * width
-        if box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width and box.y1 <= height:
-            return
-        x0, y0, w, h = axes.get_position().bounds
-        share = min(1.0, (width - 2 * pad) / box.width, (height - 2 * pad) / box.height)
-        w, h = w * share, h * share
-        # The box's corners after it has shrunk about the Axes' corner, in shares of the figure.
-        left = x0 + (box.x0 / width - x0) * share
-        right = x0 + (box.x1 / width - x0) * share
-        low = y0 + (box.y0 / height - y0) * share
-        high = y0 + (box.y1 / height - y0) * share
-        pad_x, pad_y = pad / width, pad / height
-        x0 += max(0.0, pad_x - left) - max(0.0, right - (1 - pad_x))
-        y0 += max(0.0, pad_y - low) - max(0.0, high - (1 - pad_y))
-        axes.set_position((x0, y0, w, h))
+    figure.draw_without_rendering()
+    size = figure.bbox.size
+    above = [legend.get_window_extent().y0 for legend in figure.legends]
+    above += [axes.title.get_window_extent().y0] if axes.title.get_text() else []
+    pad = 0.01
+    top = min([1.0, *(y / size[1] for y in above)]) - pad
+    bars = [a.get_tightbbox().x0 / size[0] for a in figure.axes if a is not axes]
+    right = min([1.0, *bars]) - pad
+    axes.title.set_visible(False)  # it stays where it is
+    try:
+        for _ in range(4):
+            figure.draw_without_rendering()
+            box = axes.get_tightbbox(figure.canvas.get_renderer())
+            low, high = (np.array(corner) / size for corner in (box.min, box.max))
+            if (low >= 0).all() and high[0] <= right + pad and high[1] <= top + pad:
+                break
+            x0, y0, w, h = axes.get_position().bounds
+            room = np.array([right - pad, top - pad])
+            share = min(1.0, *(room / (high - low)))
+            corner = np.array([x0, y0])
+            low, high = corner + (low - corner) * share, corner + (high - corner) * share
+            corner += (low < pad) * (pad - low)
+            limit = np.array([right, top])
+            corner -= (high > limit) * (high - limit)
+            axes.set_position((*corner, w * share, h * share))
+    finally:
+        axes.title.set_visible(True)
 
 
 def _mark_style() -> dict[str, Any]:

@@ -16,13 +16,15 @@ import numpy as np
 from ..errors import InvalidArgument
 from . import surface_strokes as draw
 from .lines import plot_lines, slices
-from .overlay import draw_runs, runs_of
+from .overlay import draw_runs, room_for, runs_of
 from .scale import Array, Scale
 from .style import (
+    COLUMN_WIDTH,
     check_suffix,
     close,
     keep_inside,
     legend_above,
+    legend_on_top,
     metric_label,
     new_axes,
     nonfinite_handle,
@@ -137,6 +139,7 @@ def plot_surface(
     with own_style(own):
         if own:
             height = 0.85 if solid else view.height(bar)
+            height += room_for(runs) / COLUMN_WIDTH
             ax = new_axes(projection="3d" if solid else None, height=height)
         at = draw.ticks(scale, values)
         if solid:
@@ -148,6 +151,8 @@ def plot_surface(
             artist, at = draw.draw_contours(
                 ax, kind, view, values, scale, levels, clip, cmap, labels
             )
+        if own and view.equal:
+            draw.few_ticks(ax, view)
         if not solid:
             draw.finish_flat(ax, kind, view, values)
         keys = draw_runs(ax, runs, view.place, height_at)
@@ -160,13 +165,13 @@ def plot_surface(
             draw.finish_sheet(ax, scale, name, at)
         if bar:
             draw.draw_colorbar(ax, artist, kind, scale, name, at)
-        notes = _notes(ax, view, surface, metric, flat=not solid, paths=keys)
-        if title is not None:
+        notes = _notes(ax, view, surface, metric, flat=not solid, paths=keys, own=own)
+        if title is not None and not (own and solid):
             ax.set_title(title, pad=6 + 11 * notes)
         elif kind == "contour" and not bar:
-            ax.set_title(scale.label(name), loc="left", fontsize="medium", pad=3 + 11 * bool(keys))
+            ax.set_title(scale.label(name), loc="left", fontsize="medium", pad=3 + 11 * notes)
         if own:
-            keep_inside(ax)
+            keep_inside(ax, title if solid else None)
     return ax
 
 
@@ -187,8 +192,9 @@ def _check(kind: str, values: Array, ax: Any) -> None:
 
 
 def _notes(
-    ax: Any, view: View, surface: Surface, metric: str, *, flat: bool, paths: Sequence[Any]
-) -> int:
+    ax: Any, view: View, surface: Surface, metric: str, *, flat: bool, paths: Sequence[Any],
+    own: bool,
+) -> int:  # fmt: skip
     """The legend above the picture: paths, points that are not finite, points without a ratio. How
     many lines it has."""
     values = np.asarray(surface.metrics[metric], dtype=np.float64)
@@ -199,11 +205,13 @@ def _notes(
         notes += draw.draw_flags(
             ax, view, surface.metrics["lambda_max"] <= 0.0, r"$\lambda_{\max} \leq 0$"
         )
+    if paths and own:
+        legend_on_top(ax, notes + paths)
+        return 0
     notes += paths
-    columns = 2 if paths else 1
     if notes:
-        legend_above(ax, notes, columns=columns)
-    return -(-len(notes) // columns)
+        legend_above(ax, notes, columns=1)
+    return len(notes)
 
 
 def _metric(surface: Surface, metric: str) -> Array:

@@ -18,6 +18,7 @@ SHEET_POINTS = 151  # along each axis of a 3-D sheet: more polygons cannot be to
 LIGHT = np.array([-0.36, -0.48, 0.8])  # unit vector to the light, in the box of the 3-D sheet
 SHADE = 0.35  # how much darker than its colour a cell can get
 MAX_TICKS = 7
+NARROW = 0.45  # of the longer side: a side that has room for three ticks
 # Of the axes' range: contour labels nearer to the frame, or to each other, are left out.
 LABEL_BORDER, LABEL_SPACE = 0.025, 0.075
 
@@ -137,6 +138,17 @@ def draw_sheet(ax: Any, view: View, values: Array, scale: Scale, clip: bool, cma
     span = np.array([np.ptp(px), np.ptp(py)])
     ax.set_box_aspect((*(span / span.max() if view.equal else (1, 1)), 0.7), zoom=0.95)
     return mpl.cm.ScalarMappable(norm, cmap)
+
+
+def few_ticks(ax: Any, view: View) -> None:
+    """Fewer ticks along the short side of an elongated picture."""
+    left, right, bottom, top = view.frame()
+    for axis, share in (
+        ("x", (right - left) / (top - bottom)),
+        ("y", (top - bottom) / (right - left)),
+    ):
+        if share < NARROW:
+            ax.locator_params(axis=axis, nbins=3)
 
 
 def finish_sheet(ax: Any, scale: Scale, name: str, at: Array | None) -> None:
