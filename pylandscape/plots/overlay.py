@@ -71,7 +71,8 @@ def draw_runs(
     worst = max((_worst(r.off) for r in runs if r.off is not None), default=0.0)
     handles: list[Any] = []
     for k, run in enumerate(runs):
-        colour, dash = PLAIN, "-"
+        colour: str = PLAIN
+        dash: Any = "-"
         if len(runs) > 1:
             colour = LINE_COLOURS[k % len(LINE_COLOURS)]
             dash = LINE_DASHES[k // len(LINE_COLOURS) % len(LINE_DASHES)]
@@ -140,7 +141,7 @@ def _percent(share: float) -> str:
     return f"{100 * share:.0f} %" if share >= 0.0995 else f"{100 * share:.2g} %"
 
 
-def _line(colour: str, dash: str, run: Run) -> Any:
+def _line(colour: str, dash: Any, run: Run) -> Any:
     from matplotlib.lines import Line2D
 
     off = "" if run.off is None else f" ({_percent(_worst(run.off))} off)"

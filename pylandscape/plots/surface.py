@@ -8,7 +8,9 @@ counted in the legend.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from ..errors import InvalidArgument
 from . import surface_strokes as draw
 from .lines import plot_lines, slices
 from .overlay import draw_runs, room_for, runs_of
+from .paths import animate
 from .scale import Array, Scale
 from .style import (
     COLUMN_WIDTH,
@@ -175,6 +178,31 @@ def plot_surface(
     return ax
 
 
+def film(
+    surface: Surface, trajectory: Any, path: str | os.PathLike[str], kind: str = "contour", *,
+    frames: int, fps: int, **options: Any,
+) -> Path:  # fmt: skip
+    """See `Trajectory.animate`; ``trajectory`` may be a `Projection` too."""
+    found = surface.project(trajectory) if hasattr(trajectory, "project") else trajectory
+    if kind not in SURFACE_KINDS:
+        raise InvalidArgument(f"kind: expected one of {', '.join(SURFACE_KINDS)}, got {kind!r}")
+    ax = plot_surface(surface, kind, **options)
+    try:
+        view, z = view_of(surface), None
+        if kind == "surface":
+            values = _metric(surface, options.get("metric", "loss"))
+            chosen: dict[str, Any] = {k: options.get(k) for k in ("offset", "vmin", "vmax")}
+            scale = Scale.of(values, log=options.get("log", False), **chosen)
+            clip = options.get("clip", True)
+            z = draw.heights(view, values, scale, clip, found.coordinates)
+        return animate(
+            view.place(found.coordinates), os.fspath(path), ax, found.off_share,
+            steps=found.steps, z=z, frames=frames, fps=fps,
+        )  # fmt: skip
+    finally:
+        close(ax)
+
+
 def _check(kind: str, values: Array, ax: Any) -> None:
     """Raises InvalidArgument for an unknown kind, one that needs more points, another Axes."""
     if kind not in SURFACE_KINDS:
@@ -206,7 +234,7 @@ def _notes(
             ax, view, surface.metrics["lambda_max"] <= 0.0, r"$\lambda_{\max} \leq 0$"
         )
     if paths and own:
-        legend_on_top(ax, notes + paths)
+        legend_on_top(ax, [*notes, *paths])
         return 0
     notes += paths
     if notes:

@@ -128,9 +128,7 @@ def answer(
     if path is None:
         found = run(None)
     else:
-        found = answered(
-            path, request, SUFFIX, lambda at: Journal(at, request, names, total), run
-        )
+        found = answered(path, request, SUFFIX, lambda at: Journal(at, request, names, total), run)
     if isinstance(found, Surface) and asked.kind == "plane":
         base, vectors = asked.base[: land.n_params], asked.vectors[:, : land.n_params]
         found.frame = Frame(base, vectors, land.layout)
