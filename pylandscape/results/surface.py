@@ -51,8 +51,8 @@ class Surface(_Result):
         metrics: name -> (nx, ny) float64. Accuracies are fractions.
         info: provenance (see the module).
         kind: "plane" | "barycentric" | "bilinear".
-        frame: origin and directions of a plane that was computed in this process, which trajectories
-            are projected on (`Frame`); None for other kinds. No file keeps it.
+        frame: origin and directions of a plane that was computed in this process (`Frame`), which
+            trajectories are projected on; None for other kinds. No file keeps it.
 
     Raises:
         InvalidArgument: an axis that does not increase, metrics of another shape, no loss.
@@ -89,8 +89,8 @@ class Surface(_Result):
         layout, frame = trajectory.layout, self.frame
         if set(layout.aliases.values()) != set(frame.layout.aliases.values()):
             raise InvalidArgument(
-                f"trajectory: expected one of the surface's {frame.layout.n} parameters, got one of "
-                f"{layout.n}; read it with trajectory(..., like=land)"
+                f"trajectory: expected one of the surface's {frame.layout.n} parameters, got one "
+                f"of {layout.n}; read it with trajectory(..., like=land)"
             )
         d1, d2, theta = (
             frame.layout.unflatten(v) for v in (*frame.directions, frame.theta)
