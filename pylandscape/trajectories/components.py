@@ -142,7 +142,7 @@ def _result(
         )
         for k, vector in enumerate(vectors)
     ]  # fmt: skip
-    null = random_walk_shares(count, centre)
+    null = random_walk_shares(len(trajectory), centre)[:count]
     return PrincipalComponents(
         directions, ratios, null, u * sizes, loadings, sizes, trajectory.steps, centre
     )
