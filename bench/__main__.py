@@ -24,6 +24,7 @@ from . import (
     nets,
     reorth,
     slq,
+    trajectories,
     vectors,
     w1,
     w2,
@@ -46,6 +47,7 @@ _TIMED = {
     "dropin": dropin.dropin,
     "walks": walks.walks,
     "hessians": hessians.hessians,
+    "trajectories": trajectories.trajectories,
 }
 
 

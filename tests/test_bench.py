@@ -51,6 +51,7 @@ ARMS = {
     "dropin": {"pylandscape.compat", "loss-landscapes"},
     "walks": {"pylandscape", "torch.func.vmap"},
     "hessians": {"pylandscape", "torch vmap", "torch, point by point"},
+    "trajectories": {"pylandscape", "read", "torch svd", "peak memory"},
     "headline": {"pylandscape", "torch Lanczos"},
     "memory": set(),
     "kernels": {"sgemm", "linear", "tanh", "cross_entropy", "gaussian", "normalize_direction"},
