@@ -15,7 +15,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from ._version import __version__
+from ._version import __version__ as __version__
 
 # Where each public name lives. Nothing is imported before it is asked for: torch alone takes
 # seconds. What type checkers and editors read is below; a test holds the two together.
@@ -24,6 +24,10 @@ _HOMES = {
     "clouds.clouds": "hessian_cloud loss_gradient_cloud",
     "clouds.roughness": "bumpiness ruggedness",
     "clouds.walks": "gradient_walk progressive_random_walk random_walk",
+    "connectivity.flatness_measures": (
+        "critical_sharpness eigen_directions flatness worst_direction"
+    ),
+    "connectivity.lines": "barriers",
     "critical.alignment": "Alignment",
     "critical.classification": "classify",
     "critical.find": "find_critical_points",
@@ -52,12 +56,14 @@ _HOMES = {
     "landscape": "EngineReport Landscape",
     "plots.clouds": "plot_clouds",
     "plots.spectra": "plot_spectra",
+    "results.barrier_matrix": "Barriers",
     "results.cloud": "Cloud",
     "results.critical_points": "CriticalPoints",
     "results.critical_set": "CriticalSet",
     "results.curvature_classes": "classes_of",
     "results.curve": "Curve",
     "results.eigen_pairs": "EigenPairs",
+    "results.flatness_table": "Flatness FlatnessRow",
     "results.loading": "load",
     "results.paths": "PrincipalComponents Projection",
     "results.similarity": "Agreement Embedding FunctionalDistance",
@@ -117,6 +123,11 @@ else:
     from .clouds.walks import gradient_walk as gradient_walk
     from .clouds.walks import progressive_random_walk as progressive_random_walk
     from .clouds.walks import random_walk as random_walk
+    from .connectivity.flatness_measures import critical_sharpness as critical_sharpness
+    from .connectivity.flatness_measures import eigen_directions as eigen_directions
+    from .connectivity.flatness_measures import flatness as flatness
+    from .connectivity.flatness_measures import worst_direction as worst_direction
+    from .connectivity.lines import barriers as barriers
     from .critical.alignment import Alignment as Alignment
     from .critical.classification import classify as classify
     from .critical.find import find_critical_points as find_critical_points
@@ -168,12 +179,15 @@ else:
     from .landscape import Landscape as Landscape
     from .plots.clouds import plot_clouds as plot_clouds
     from .plots.spectra import plot_spectra as plot_spectra
+    from .results.barrier_matrix import Barriers as Barriers
     from .results.cloud import Cloud as Cloud
     from .results.critical_points import CriticalPoints as CriticalPoints
     from .results.critical_set import CriticalSet as CriticalSet
     from .results.curvature_classes import classes_of as classes_of
     from .results.curve import Curve as Curve
     from .results.eigen_pairs import EigenPairs as EigenPairs
+    from .results.flatness_table import Flatness as Flatness
+    from .results.flatness_table import FlatnessRow as FlatnessRow
     from .results.loading import load as load
     from .results.paths import PrincipalComponents as PrincipalComponents
     from .results.paths import Projection as Projection

@@ -27,6 +27,7 @@ FLOORS = (
     ("curvature",),
     ("trajectories",),
     ("surfaces",),
+    ("connectivity",),
     ("critical",),
     ("clouds",),
     ("experiments",),

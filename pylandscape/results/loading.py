@@ -10,6 +10,7 @@ from ..files.hdf5 import as_path, open_hdf5
 
 # The classes register themselves with the store when their modules are imported.
 from . import (
+    barrier_matrix,
     cloud,
     critical_points,
     critical_set,
@@ -23,7 +24,8 @@ from . import (
 from . import walks as _walks
 
 Result = (
-    curve.Curve
+    barrier_matrix.Barriers
+    | curve.Curve
     | surface.Surface
     | eigen_pairs.EigenPairs
     | spectral_density.Spectrum

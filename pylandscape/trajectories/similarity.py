@@ -24,8 +24,11 @@ def functional_distance(land: Landscape, a: Any, b: Any) -> FunctionalDistance:
     Raises:
         InvalidArgument: an objective, which has no outputs; points of another layout.
     """
-    first, _ = _outputs(land, a)
-    second, _ = _outputs(land, b)
+    return compare(land, _outputs(land, a)[0], _outputs(land, b)[0])
+
+
+def compare(land: Landscape, first: Tensor, second: Tensor) -> FunctionalDistance:
+    """The same from the outputs of both over all data."""
     p, q = _answers(land, first), _answers(land, second)
     apart = (p - q).reshape(len(p), -1)
     square = float((apart**2).sum(dim=1).mean())
@@ -73,6 +76,21 @@ def _shares(event: Array) -> Array:
     both, own = event @ event.T, event.sum(axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where(own[:, None] > 0, both / own[:, None], np.nan)
+
+
+def outputs_at(land: Landscape, points: Tensor) -> list[Tensor] | None:
+    """The outputs over all data at each of the points (P, n); None for an objective, which has
+    none."""
+    if not hasattr(land.loss_spec, "reduction") and hasattr(land.loss_spec, "weights"):
+        return None
+    kept: list[Tensor] = []
+
+    def keep(outputs: Tensor, target: Tensor) -> float:
+        kept.append(outputs.detach().cpu().clone())
+        return 0.0
+
+    land.evaluate(np.eye(len(points)), points, metrics=(keep,), theta=torch.zeros_like(points[0]))
+    return kept
 
 
 def _outputs(land: Landscape, point: Any) -> tuple[Tensor, Tensor]:
