@@ -156,10 +156,11 @@ class Landscape:
         # Where it is not the module itself that runs, an error there says nothing.
         converted = dtype is not None or moved is not None or whole is not model
         self.eager.compare(model, own_loss, first, converted)
+        self._model_loss = self._first_loss()  # another where it needs gradients enabled
         self.eager.release()
         self._choose()
 
-    def _start(self, snapshot: Snapshot) -> None:
+    def _start(self, snapshot: Snapshot, needs_grad: bool = False) -> None:
         bn, dtype, _ = self._asked
         self._lock = threading.RLock()  # of what is made when it is first asked for:
         self._elsewhere: tuple[str, Landscape] | None = None  # with another model's buffers
@@ -174,6 +175,7 @@ class Landscape:
             bn=bn,
             memory=self.memory,
             snapshot=snapshot,
+            needs_grad=needs_grad,
         )
         self._model_loss = self._first_loss()
         self._slope: tuple[str | None, ...] = ()
@@ -408,7 +410,7 @@ class Landscape:
         with torch.no_grad():
             for name, tensor in (self.moved.unflatten(point) | buffers).items():
                 named[name].copy_(tensor)
-        other._start(snapshot)
+        other._start(snapshot, self.eager.needs_grad)
         other.eager.release()
         other._choose()
         return other
