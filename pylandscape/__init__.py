@@ -114,6 +114,7 @@ if not TYPE_CHECKING:  # a type checker takes an unknown name for an error
 else:
     from . import compat as compat
     from . import interop as interop
+    from . import plotting as plotting
     from ._native import cpu_capability as cpu_capability
     from ._native import has_cuda_kernels as has_cuda_kernels
     from .clouds.clouds import hessian_cloud as hessian_cloud

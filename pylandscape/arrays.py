@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from .errors import InvalidArgument
@@ -142,6 +141,7 @@ def _head_and_bytes(array: Any) -> tuple[str, Any]:
 
 
 def _strided() -> Any:
+    import torch
 
     return torch.strided
 

@@ -156,10 +156,11 @@ class Landscape:
         # Where it is not the module itself that runs, an error there says nothing.
         converted = dtype is not None or moved is not None or whole is not model
         self.eager.compare(model, own_loss, first, converted)
+        self._model_loss = self._first_loss()  # another where it needs gradients enabled
         self.eager.release()
         self._choose()
 
-    def _start(self, snapshot: Snapshot) -> None:
+    def _start(self, snapshot: Snapshot, needs_grad: bool = False) -> None:
         bn, dtype, _ = self._asked
         self._lock = threading.RLock()  # of what is made when it is first asked for:
         self._elsewhere: tuple[str, Landscape] | None = None  # with another model's buffers
@@ -174,6 +175,7 @@ class Landscape:
             bn=bn,
             memory=self.memory,
             snapshot=snapshot,
+            needs_grad=needs_grad,
         )
         self._model_loss = self._first_loss()
         self._slope: tuple[str | None, ...] = ()
@@ -374,8 +376,9 @@ class Landscape:
         return float(home.eager.prepare_points(("loss",))(point[None])["loss"][0])
 
     def at(self, theta: Any) -> Landscape:
-        """The landscape that ``theta`` is a point of: this one, unless theta is a module or a state
-        dict with other buffers than the model's, for example other running statistics.
+        """The landscape that ``theta`` is a point of: this one, unless theta is a module, a state
+        dict or a checkpoint's path with other buffers than the model's, for example other running
+        statistics.
 
         Points have only what `moved` lists, so such a model has a landscape of its own: with its
         buffers, the same data and loss. The last one is kept. All methods and functions that take
@@ -389,7 +392,7 @@ class Landscape:
         if not buffers:
             return self
         whole = {**dict(self.model.named_buffers()), **buffers}
-        point = self.moved.vector(_named(theta), "theta", self.dtype, self.device)
+        point = self.moved.vector(theta, "theta", self.dtype, self.device)
         key = digest_of_all([point, {name: whole[name] for name in sorted(buffers)}])
         with self._lock:
             if self._elsewhere is None or self._elsewhere[0] != key:
@@ -407,7 +410,7 @@ class Landscape:
         with torch.no_grad():
             for name, tensor in (self.moved.unflatten(point) | buffers).items():
                 named[name].copy_(tensor)
-        other._start(snapshot)
+        other._start(snapshot, self.eager.needs_grad)
         other.eager.release()
         other._choose()
         return other
@@ -496,12 +499,3 @@ class Landscape:
         bn, dtype, engine = self._asked
         self.native: CompiledEngine | None
         self.native, self._report = choose(self, self.eager, bn=bn, dtype=dtype, engine=engine)
-
-
-def _named(model: Any) -> dict[str, Tensor]:
-    """The parameters and buffers of a module or state dict by name, aliases too."""
-    if not isinstance(model, nn.Module):
-        return dict(model)
-    return dict(model.named_parameters(remove_duplicate=False)) | dict(
-        model.named_buffers(remove_duplicate=False)
-    )

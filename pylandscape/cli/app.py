@@ -1,5 +1,5 @@
 """The command line: `pylandscape demo | line | plane | interpolate | spectrum | eigen | convexity |
-plot | info`.
+trajectory | track | plot | info | ...`.
 
 The parser, and the commands that read files, do without torch, which takes seconds to import.
 
@@ -62,7 +62,7 @@ def joined(arguments: Sequence[str]) -> list[str]:
 
 
 def parser() -> argparse.ArgumentParser:
-    from . import clouds, critical, studies
+    from . import clouds, critical, studies, trajectories
     from .curvature import add_commands
 
     top = argparse.ArgumentParser(
@@ -112,6 +112,7 @@ def parser() -> argparse.ArgumentParser:
     critical.add_commands(command)
     clouds.add_commands(command)
     studies.add_commands(command)
+    trajectories.add_commands(command)
 
     plot = command(
         "plot", _plot, "draw a saved result; several curves or spectra go into one picture"

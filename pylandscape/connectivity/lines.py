@@ -142,7 +142,7 @@ def _functions(land: Landscape, vertices: torch.Tensor) -> tuple[Array, Array]:
         return functional, disagreement
     for i in range(count):
         for j in range(i + 1):
-            found = compare(land, kept[i], kept[j])
+            found = compare(land, kept[i][0], kept[j][0], *kept[j][1:])
             functional[i, j] = functional[j, i] = found.distance
             disagreement[i, j] = disagreement[j, i] = found.disagreement
     return functional, disagreement

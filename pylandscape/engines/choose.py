@@ -78,12 +78,11 @@ def choose(
     if engine == "torch":
         return None, EngineReport("torch", "asked for", 0.0, arithmetic=arithmetic)
     try:
-        if eager.writes_input:
-            raise NotLowered("the forward pass writes into its input")
-        compiled = _compiled(problem, eager, bn)
         obstacle = eager.obstacle()
         if obstacle is not None:
             raise NotLowered(obstacle)
+        compiled = _compiled(problem, eager, bn)
+        eager.check_state(compiled)
     except NotLowered as refusal:
         if engine == "native":
             raise InvalidArgument(

@@ -19,7 +19,7 @@ import torch
 from ..arrays import Array, digest, jsonable
 from ..files.hdf5 import JOURNAL_SUFFIX as SUFFIX
 from ..results.curve import Curve
-from ..results.surface import Surface, triangle_layout
+from ..results.surface import Frame, Surface, triangle_layout
 from ..runs.chunks import Evaluate, evaluate_in_chunks
 from ..runs.journal import Journal
 from ..runs.request import FORMAT, Metric, build, with_loss
@@ -130,8 +130,13 @@ def evaluate_grid(
         return Curve(axes[0], **more) if len(axes) == 1 else Surface(axes[0], axes[1], **more)
 
     if path is None:
-        return run(None)
-    return answered(path, request, SUFFIX, lambda at: Journal(at, request, names, total), run)
+        found = run(None)
+    else:
+        found = answered(path, request, SUFFIX, lambda at: Journal(at, request, names, total), run)
+    if isinstance(found, Surface) and asked.kind == "plane":
+        base, vectors = asked.base[: land.n_params], asked.vectors[:, : land.n_params]
+        found.frame = Frame(base, vectors, land.layout)
+    return found
 
 
 def request_for(

@@ -24,6 +24,7 @@ from ..results.curve import Curve
 from ..results.surface import Surface, barycentric_weights, bilinear_weights
 from ..runs.request import Metric
 from ..theta import running_statistics
+from ..theta.checkpoints import MODELS
 from ..theta.directions import as_steps
 from .evaluation import Grid, evaluate_grid
 
@@ -61,7 +62,8 @@ def line(
         metrics: "loss", "accuracy" or callables metric(outputs, targets) over the whole data; the
             loss is always among them.
         progress: show a bar on stderr.
-        theta: centre (n,), state_dict or module; default the model's parameters.
+        theta: centre: (n,), a module, a state dict, or the path of a checkpoint; default the
+            model's parameters.
 
     Returns:
         A Curve with values[i] = L(theta + x[i] d), kept as they are where they are not finite.
@@ -146,8 +148,8 @@ def interpolate(
         2016).
 
     Args:
-        vertices: 2, 3 or 4 of: state_dict, module, Direction, tensor or array (n,); with
-            bn="interpolate", of what has running statistics: state_dict or module.
+        vertices: 2, 3 or 4 of: module, state dict, path of a checkpoint, Direction, tensor or
+            array (n,); with bn="interpolate", of what has running statistics: the first three.
         x: alpha; y: beta, for three and four vertices: (min, max, n) or increasing arrays, by
             default (0, 1, 25) each.
         The others are those of `line`.
@@ -246,7 +248,7 @@ def _centre(land: Landscape, theta: Any) -> tuple[torch.Tensor, Callable[[], flo
     if theta is None:
         return land.origin, land.model_loss
     base = running_statistics.point(land, theta, "theta")
-    if isinstance(theta, torch.nn.Module | Mapping):
+    if isinstance(theta, MODELS):
         return base, lambda: land.model_loss(base)
     return base, None
 

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InvalidArgument, out_of_memory
+from .checkpoints import without_wrappers
 from .data import Batch, Dataset
-from .layout import ParameterLayout, without_wrappers
+from .layout import ParameterLayout
 
 Metric = str | Callable[[Tensor, Tensor], Any]
 
