@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from . import (
+    connectivity,
     dropin,
     eigen,
     harness,
@@ -47,6 +48,7 @@ _TIMED = {
     "dropin": dropin.dropin,
     "walks": walks.walks,
     "hessians": hessians.hessians,
+    "connectivity": connectivity.connectivity,
     "trajectories": trajectories.trajectories,
 }
 

@@ -242,7 +242,7 @@ def test_derivatives_through_a_batchs_statistics_are_torchs(name: str, bn: str) 
     v = steps(native)
     assert torch.equal(native.gradient(), torchs.gradient())
     assert torch.equal(native.hvp(v), torchs.hvp(v))
-    assert native.products_at("hessian", native.theta) is None
+    assert native.native.products_at("hessian", native.theta) is None
 
 
 def test_dropout_stays_off_and_the_module_as_it_was() -> None:

@@ -27,10 +27,11 @@ FLOORS = (
     ("curvature",),
     ("trajectories",),
     ("surfaces",),
+    ("connectivity",),
     ("critical",),
     ("clouds",),
     ("experiments",),
-    ("interop",),
+    ("interop", "plotting"),
     ("cli",),
     ("compat",),
     ("", "__main__"),  # "" is the facade, __init__.py
@@ -45,6 +46,7 @@ INNER = {
         "recompute",
         "cuda",
         "points",
+        "choose",
     )
 }
 
@@ -198,7 +200,7 @@ def test_private_names_stay_in_their_package():
 
 def test_the_root_holds_the_facade_the_ground_and_packages():
     files = {name for name in modules() if "." not in name and modules()[name].parent == ROOT}
-    assert files == {"", "__main__", "landscape", "interop", *FLOORS[0]}
+    assert files == {"", "__main__", "landscape", "interop", "plotting", *FLOORS[0]}
     folders = {p.name for p in ROOT.iterdir() if p.is_dir() and p.name != "__pycache__"}
     assert folders == {p for floor in FLOORS for p in floor} - files
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 
 BAD_INPUT, INTERRUPTED = 2, 130
+RANGES = ("--x", "--y", "--xlim", "--ylim", "--zlim", "--box")  # options whose value is min:max
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,7 +54,7 @@ def joined(arguments: Sequence[str]) -> list[str]:
     """Words with "--x -1:1:51" as "--x=-1:1:51": to argparse a value with a "-" is an option."""
     found: list[str] = []
     for word in arguments:
-        if found and found[-1] in ("--x", "--y") and ":" in word:
+        if found and found[-1] in RANGES and ":" in word:
             found[-1] += f"={word}"
         else:
             found.append(word)

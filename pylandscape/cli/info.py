@@ -40,7 +40,7 @@ def _info(options: argparse.Namespace) -> None:
 def describe(result: Result, path: str) -> str:
     """What a file holds, where it comes from, and the verdict."""
     from ..results.eigen_pairs import EigenPairs
-    from ..results.spectral_density import Spectrum
+    from ..results.spectra import Spectrum
     from ..results.tracks import Track
     from .trajectories import about_track
     from .words import about_pairs, about_spectrum

@@ -21,7 +21,7 @@ def _plot(options: argparse.Namespace) -> None:
     from ..plots import surface
     from ..results.eigen_pairs import EigenPairs
     from ..results.loading import load
-    from ..results.spectral_density import Spectrum
+    from ..results.spectra import Spectrum
     from ..results.tracks import Track
     from . import curvature
     from .trajectories import save_to

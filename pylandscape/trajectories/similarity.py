@@ -25,8 +25,12 @@ def functional_distance(land: Landscape, a: Any, b: Any) -> FunctionalDistance:
     Raises:
         InvalidArgument: an objective, which has no outputs; points of another layout.
     """
-    first, target = _outputs(land, a)
-    second, _ = _outputs(land, b)
+    (first, target), (second, _) = _outputs(land, a), _outputs(land, b)
+    return compare(land, first, second, target)
+
+
+def compare(land: Landscape, first: Tensor, second: Tensor, target: Tensor) -> FunctionalDistance:
+    """The same from the outputs of both over all data, and the targets."""
     p, q = _answers(land, first), _answers(land, second)
     apart = (p - q).reshape(len(p), -1)
     labels = float("nan")
@@ -86,6 +90,21 @@ def _shares(event: Array) -> Array:
     both, own = event @ event.T, event.sum(axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where(own[:, None] > 0, both / own[:, None], np.nan)
+
+
+def outputs_at(land: Landscape, points: Tensor) -> list[tuple[Tensor, Tensor]] | None:
+    """Outputs and targets over all data at each of the points (P, n); None for an objective, which
+    has none."""
+    if not hasattr(land.loss_spec, "reduction") and hasattr(land.loss_spec, "weights"):
+        return None
+    kept: list[tuple[Tensor, Tensor]] = []
+
+    def keep(outputs: Tensor, target: Tensor) -> float:
+        kept.append((outputs.detach().cpu().clone(), target.detach().cpu()))
+        return 0.0
+
+    land.evaluate(np.eye(len(points)), points, metrics=(keep,), theta=torch.zeros_like(points[0]))
+    return kept
 
 
 def _outputs(land: Landscape, point: Any) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,1 @@
+"""Are two solutions one valley, and how flat is it: barriers, flatness measures."""
