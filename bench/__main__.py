@@ -25,6 +25,7 @@ from . import (
     nets,
     reorth,
     slq,
+    trajectories,
     vectors,
     w1,
     w2,
@@ -48,6 +49,7 @@ _TIMED = {
     "walks": walks.walks,
     "hessians": hessians.hessians,
     "connectivity": connectivity.connectivity,
+    "trajectories": trajectories.trajectories,
 }
 
 

@@ -35,7 +35,7 @@ _HOMES = {
     "critical.monotone": "MonotonePath is_non_ascending monotone_path",
     "critical.symmetry": "EquioutputGroup",
     "curvature.at_points": "PointGradients PointHessians gradients hessians iterate_hessians",
-    "curvature.bridges": "from_function",
+    "interop": "from_function",
     "curvature.eigen": "eigenpairs",
     "curvature.gradient_subspace": (
         "OutlierReport condition_number covariance_spectrum gradient_concentration "
@@ -52,7 +52,7 @@ _HOMES = {
         "CudaUnavailable FileFormatError InvalidArgument LayoutMismatch NotDifferentiable "
         "NotLowered PylandscapeError ResumeMismatch"
     ),
-    "experiments.propositions": "TheoryTable theory",
+    "experiments.theorems": "TheoryTable theory",
     "landscape": "EngineReport Landscape",
     "plots.clouds": "plot_clouds",
     "plots.spectra": "plot_spectra",
@@ -67,7 +67,7 @@ _HOMES = {
     "results.loading": "load",
     "results.paths": "PrincipalComponents Projection",
     "results.similarity": "Agreement Embedding FunctionalDistance",
-    "results.spectral_density": "Density Spectrum",
+    "results.spectra": "Density Spectrum",
     "results.stagnations": "Stagnation stagnation",
     "results.surface": "Surface",
     "results.tracks": "Track",
@@ -75,7 +75,7 @@ _HOMES = {
     "results.walks": "Walks",
     "surfaces.convexity_map": "convexity",
     "surfaces.grids": "interpolate line plane",
-    "surfaces.sharpness_box": "Sharpness sharpness",
+    "surfaces.hidden_curvature": "Sharpness sharpness",
     "theta.directions": (
         "Direction as_directions gaussian normalize_direction random_directions target_direction"
     ),
@@ -143,7 +143,6 @@ else:
     from .curvature.at_points import gradients as gradients
     from .curvature.at_points import hessians as hessians
     from .curvature.at_points import iterate_hessians as iterate_hessians
-    from .curvature.bridges import from_function as from_function
     from .curvature.eigen import eigenpairs as eigenpairs
     from .curvature.gradient_subspace import OutlierReport as OutlierReport
     from .curvature.gradient_subspace import condition_number as condition_number
@@ -174,8 +173,9 @@ else:
     from .errors import NotLowered as NotLowered
     from .errors import PylandscapeError as PylandscapeError
     from .errors import ResumeMismatch as ResumeMismatch
-    from .experiments.propositions import TheoryTable as TheoryTable
-    from .experiments.propositions import theory as theory
+    from .experiments.theorems import TheoryTable as TheoryTable
+    from .experiments.theorems import theory as theory
+    from .interop import from_function as from_function
     from .landscape import EngineReport as EngineReport
     from .landscape import Landscape as Landscape
     from .plots.clouds import plot_clouds as plot_clouds
@@ -195,8 +195,8 @@ else:
     from .results.similarity import Agreement as Agreement
     from .results.similarity import Embedding as Embedding
     from .results.similarity import FunctionalDistance as FunctionalDistance
-    from .results.spectral_density import Density as Density
-    from .results.spectral_density import Spectrum as Spectrum
+    from .results.spectra import Density as Density
+    from .results.spectra import Spectrum as Spectrum
     from .results.stagnations import Stagnation as Stagnation
     from .results.stagnations import stagnation as stagnation
     from .results.surface import Surface as Surface
@@ -207,8 +207,8 @@ else:
     from .surfaces.grids import interpolate as interpolate
     from .surfaces.grids import line as line
     from .surfaces.grids import plane as plane
-    from .surfaces.sharpness_box import Sharpness as Sharpness
-    from .surfaces.sharpness_box import sharpness as sharpness
+    from .surfaces.hidden_curvature import Sharpness as Sharpness
+    from .surfaces.hidden_curvature import sharpness as sharpness
     from .theta.directions import Direction as Direction
     from .theta.directions import as_directions as as_directions
     from .theta.directions import gaussian as gaussian

@@ -52,6 +52,7 @@ ARMS = {
     "walks": {"pylandscape", "torch.func.vmap"},
     "connectivity": {"pylandscape", "torch loop", "loss-landscapes"},
     "hessians": {"pylandscape", "torch vmap", "torch, point by point"},
+    "trajectories": {"pylandscape", "read", "torch svd", "peak memory"},
     "headline": {"pylandscape", "torch Lanczos"},
     "memory": set(),
     "kernels": {"sgemm", "linear", "tanh", "cross_entropy", "gaussian", "normalize_direction"},

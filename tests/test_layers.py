@@ -46,6 +46,7 @@ INNER = {
         "recompute",
         "cuda",
         "points",
+        "choose",
     )
 }
 

@@ -22,7 +22,7 @@ from ..arrays import Array, digest
 from ..errors import InvalidArgument
 from ..files.hdf5 import JOURNAL_SUFFIX
 from ..results.barrier_matrix import Barriers
-from ..runs.chunks import sweep
+from ..runs.chunks import evaluate_in_chunks
 from ..runs.journal import Journal
 from ..runs.request import build
 from ..runs.resume import answered
@@ -91,7 +91,7 @@ def barriers(
 
     def run(journal: Journal | None) -> Barriers:
         started = time.perf_counter()
-        found = sweep(
+        found = evaluate_in_chunks(
             weights, ("loss",), lambda: land.prepare(vertices, theta=base), journal=journal,
             progress=progress, label="barriers", exact=land.device.type == "cpu",
         )  # fmt: skip
@@ -142,7 +142,7 @@ def _functions(land: Landscape, vertices: torch.Tensor) -> tuple[Array, Array]:
         return functional, disagreement
     for i in range(count):
         for j in range(i + 1):
-            found = compare(land, kept[i], kept[j])
+            found = compare(land, kept[i][0], kept[j][0], *kept[j][1:])
             functional[i, j] = functional[j, i] = found.distance
             disagreement[i, j] = disagreement[j, i] = found.disagreement
     return functional, disagreement

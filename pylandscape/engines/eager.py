@@ -17,8 +17,9 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -31,8 +32,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ..arrays import digest_of_all
-from ..errors import InvalidArgument, out_of_memory, wrapping
+from ..errors import InvalidArgument, NotLowered, PylandscapeError, out_of_memory, wrapping
 from ..lowering.capture import restored_attributes
+from ..theta.checks import as_coefficients
 from ..theta.data import Batch, untouched_random_state
 from ..theta.layout import ParameterLayout
 from ..theta.losses import FreeLoss, KnownLoss, Objective, as_scalar
@@ -44,6 +46,7 @@ from .eager_derivatives import MEMORY, Derivatives
 _SEED = 0  # of the random numbers that a forward pass draws, at every point
 _STEP = 0.1  # of each parameter tensor's spread: where the copy is compared with the module
 _ROUNDING = 64  # eps of the coarsest parameters: two kernels' values of one loss
+_FEW = 32  # samples on which the copy is compared
 LOCK = threading.RLock()  # torch's switches and generators belong to the whole process
 
 
@@ -139,6 +142,8 @@ class TorchEngine:
         layout: of the parameters (and statistics) that a point moves.
         dtype, device: where and in what to compute; None: the model's own dtype.
         memory: bytes that derivatives may keep at one theta.
+        needs_grad: whether the forward pass differentiates, or is another function without
+            gradients enabled; found by the first run and `compare` too.
     """
 
     name = "torch"
@@ -155,6 +160,7 @@ class TorchEngine:
         bn: str,
         memory: int = MEMORY,
         snapshot: Snapshot | None = None,
+        needs_grad: bool = False,
     ) -> None:
         self._kept_open = snapshot is not None  # its owner releases it
         if snapshot is None:
@@ -196,7 +202,7 @@ class TorchEngine:
         self._depth = 0
         self._looked = False
         self._first: float | None = None  # L at the origin, from the first run
-        self._needs_grad = False  # values: the forward pass differentiates, or differs without
+        self.needs_grad = needs_grad
         self.writes_input = False
         self.writes_state = False  # into tensors, in place
         self.keeps_state = False  # anywhere
@@ -212,7 +218,7 @@ class TorchEngine:
         transposed = directions.to(theta).T
 
         def evaluate(coefficients: np.ndarray) -> dict[str, np.ndarray]:
-            c = torch.as_tensor(np.asarray(coefficients)).to(theta)
+            c = torch.as_tensor(as_coefficients(coefficients, len(directions))).to(theta)
 
             def write(index: int) -> None:
                 torch.addmv(theta, transposed, c[index], out=work)
@@ -340,13 +346,25 @@ class TorchEngine:
 
     def obstacle(self) -> str | None:
         """Why no captured graph could stand for the model, from what its first run did."""
+        if self.writes_input:
+            return "the forward pass writes into its input"
         if self.writes_state:
             return "the forward pass changes tensors that it keeps"
         if self._draws:
             return "the forward pass draws random numbers"
-        if self._needs_grad:
+        if self.needs_grad:
             return "the forward pass needs gradients enabled"
         return None
+
+    def check_state(self, native: Any) -> None:
+        """Raises NotLowered where a compiled program does not give the losses of a model that keeps
+        state between its calls, which the tracing of its graph may have filled."""
+        if not self.keeps_state:
+            return
+        point = (self._origin + _STEP * self.random_step())[None]
+        got, want = (float(e.prepare_points(("loss",))(point)["loss"][0]) for e in (native, self))
+        if not _near(got, want, self.rounding() ** 0.5):
+            raise NotLowered("the forward pass reads what it keeps from one call to the next")
 
     def reads_parameters(self) -> bool:
         """Whether the model or its loss reads what theta moves, at all. Inside a session."""
@@ -396,8 +414,10 @@ class TorchEngine:
     ) -> None:
         """The user's own module, moved in place, must have the loss of the copy.
 
-        One batch is run at one moved theta. The module gets back every bit of its parameters,
-        buffers, attributes and modes, also after Ctrl-C.
+        Both run on a part of the first batch at one moved theta, the module with gradients enabled:
+        values that agree are those of either grad mode, and of no state outside the module. Where
+        the parts do not agree, the whole batch decides. The module gets back every bit of its
+        parameters, buffers, attributes and modes, also after Ctrl-C.
 
         Args:
             model, loss: the user's own.
@@ -405,31 +425,51 @@ class TorchEngine:
             converted: whether the copy computes in another dtype or on another device.
 
         Raises InvalidArgument where the two differ: the module reaches parameters in a way that the
-        copy does not follow.
+        copy does not follow; and where a second run does not give the values of the first.
         """
         with self.session():
             theta = self._origin + _STEP * self.random_step()
             real = {id(own): x for x, own in self._snapshot.pairs if isinstance(x, Tensor)}
             slots = [real.get(id(t)) for t in self._slots]
-            if any(t is None or t.is_meta or _overlapping(t) for t in slots):
-                return
+            movable = not any(t is None or t.is_meta or _overlapping(t) for t in slots)
+
+            def run_real(part: Batch, enabled: bool) -> float | None:
+                if not movable:
+                    return None
+                return self._real_loss(model, loss, part, slots, theta, enabled)
+
+            few = self.batches[0].first(_FEW)
+            if few is not self.batches[0]:
+                try:
+                    if self._agree(few, theta, run_real(batch.first(_FEW), True)):
+                        return
+                except Exception as error:  # a model that fixes the size of its batches
+                    if out_of_memory(error):
+                        raise
+                    self._undo_run()
             try:
-                want = self._real_loss(model, loss, batch.fresh(), slots, theta)
+                want = run_real(batch, True)
             except Exception as error:
-                if converted or out_of_memory(error):
-                    return
-                raise wrapping(
-                    error,
-                    "model: a copy of it runs on the data, but the module itself does not once its "
-                    f"parameters have moved: {type(error).__name__}: {error}",
-                ) from error
-            self._state.restore()
-            self.place(theta)
-            self._seed()
-            with self.grad_mode():
-                got = float(self.batch_loss(0)[0].detach())
-        coarsest = max(torch.finfo(t.dtype).eps for t in (*slots, *self._slots) if t is not None)
-        allowed = min(0.1, coarsest**0.5) if converted else min(0.05, _ROUNDING * coarsest)
+                if not converted and not out_of_memory(error):
+                    raise wrapping(
+                        error,
+                        "model: a copy of it runs on the data, but the module itself does not once "
+                        f"its parameters have moved: {type(error).__name__}: {error}",
+                    ) from error
+                want = None
+            if self._agree(self.batches[0], theta, want):
+                return
+            got = self._repeated(theta)
+            coarsest = max(
+                torch.finfo(t.dtype).eps for t in (*slots, *self._slots) if t is not None
+            )
+            allowed = min(0.1, coarsest**0.5) if converted else min(0.05, _ROUNDING * coarsest)
+            if want is None or _near(got, want, allowed):
+                return
+            if not self.needs_grad:  # what requires a gradient in the copy may be frozen in it
+                other = run_real(batch, False)
+                assert other is not None
+                want = other if _near(got, other, allowed) else want
         if not _near(got, want, allowed):
             raise InvalidArgument(
                 f"model: at moved parameters the module gives {want:.6g} and the landscape's copy "
@@ -439,6 +479,55 @@ class TorchEngine:
                 "of the module, or pass them through objective=f(model, batch)"
             )
 
+    def _agree(self, batch: Batch, theta: Tensor, want: float | None) -> bool:
+        """Whether the copy has the value ``want`` of a batch, to the bit."""
+        return want is not None and _near(self._share(batch, theta, self.grad_mode()), want, 0.0)
+
+    def _repeated(self, theta: Tensor) -> float:
+        """The first batch's share of L at theta, which two runs in either grad mode agree about."""
+        batch = self.batches[0]
+        first = self._share(batch, theta, self.grad_mode())
+        self._check_same(first, self._share(batch, theta, self.grad_mode()), self.grad_mode)
+        if self.needs_grad:
+            return first
+        enabled = self._enabled(batch, theta)
+        if enabled is None or _near(first, enabled, _ROUNDING * self.rounding()):
+            return first
+        again = self._enabled(batch, theta)
+        self._check_same(enabled, float("nan") if again is None else again, torch.enable_grad)
+        self.needs_grad, self._first = True, None  # another function with gradients enabled
+        return enabled
+
+    def _check_same(self, first: float, again: float, mode: Any) -> None:
+        exact = 0.0 if self.device.type == "cpu" else _ROUNDING * self.rounding()
+        if not _near(first, again, exact):
+            raise InvalidArgument(
+                f"model: it gives {first!r} and then {again!r} (the first batch's sum) at the same "
+                "parameters and data: it keeps state outside itself (a global variable, an "
+                "iterator, an object that cannot be copied) or draws from a generator of its own. "
+                "Keep the state in buffers or attributes, and draw from torch's global generator"
+            )
+
+    def _enabled(self, batch: Batch, theta: Tensor) -> float | None:
+        """The batch's share of L with gradients enabled, if need be with its graph; None where it
+        cannot be."""
+        for hooks in (saved_tensors_hooks(_drop, _gone), nullcontext()):
+            try:
+                with hooks:
+                    return self._share(batch, theta, torch.enable_grad())
+            except Exception as error:
+                if out_of_memory(error):
+                    raise
+                self._undo_run()
+        return None
+
+    def _share(self, batch: Batch, theta: Tensor, mode: AbstractContextManager[Any]) -> float:
+        """The share of the numerator that a batch in the first one's place has, from the start."""
+        self.move(theta)
+        with mode:
+            own = batch.fresh() if self.writes_input else batch
+            return float(self.pass_.weighed(self.outputs(own), own, 0)[0].detach())
+
     def _real_loss(
         self,
         model: nn.Module,
@@ -446,6 +535,7 @@ class TorchEngine:
         batch: Batch,
         slots: Sequence[Any],
         theta: Tensor,
+        enabled: bool,
     ) -> float:
         state = State(self._snapshot.originals(), moved=map(id, slots))
         grads = [p.grad for p in model.parameters()]
@@ -469,13 +559,29 @@ class TorchEngine:
                 if p.grad is not grad:
                     p.grad = grad
 
+        def run(mode: AbstractContextManager[Any], hooks: AbstractContextManager[Any]) -> float:
+            for p in model.parameters():  # which a backward pass inside would add to
+                p.grad = None
+            write(parts)
+            self._seed()
+            own, pass_ = batch.fresh(), _Pass(model, loss)
+            with mode, hooks:
+                return float(pass_.weighed(pass_.outputs(own), own, 0)[0].detach())
+
+        ways: list[Any] = [(torch.no_grad, nullcontext)]
+        if enabled:
+            dropped = partial(saved_tensors_hooks, _drop, _gone)
+            ways = [(torch.enable_grad, dropped), (torch.enable_grad, nullcontext), *ways]
         try:
             with eval_mode(model, self.bn == "batch"), _no_sparse(model):
-                write(parts)
-                self._seed()
-                with self.grad_mode():
-                    run = _Pass(model, loss)
-                    return float(run.weighed(run.outputs(batch), batch, 0)[0].detach())
+                while True:
+                    mode, hooks = ways.pop(0)
+                    try:
+                        return run(mode(), hooks())
+                    except Exception as error:
+                        if not ways or out_of_memory(error):
+                            raise
+                    state.put_back_changes()
         finally:
             _persistently(put_back)
 
@@ -507,7 +613,7 @@ class TorchEngine:
         with self.session():
             pass
         if self._first is None:
-            return float(self.prepare_points(("loss",))(self._origin[None])["loss"][0])
+            self._first = float(self.prepare_points(("loss",))(self._origin[None])["loss"][0])
         return self._first
 
     def assume_ordinary(self) -> None:
@@ -523,12 +629,13 @@ class TorchEngine:
         """The first run over all batches: what the model does besides computing L.
 
         Finds whether it writes into its inputs or its state, draws from generators of Python or
-        numpy, and needs gradients enabled; runs the first batch once more and raises
-        InvalidArgument where the values are not those of the first time.
+        numpy, and needs gradients enabled.
         """
         self._looked = True
         try:
-            self._check_repeats(self._first_look())
+            self._first_look()
+            if not self._kept_open:  # nobody compares it with another module
+                self._repeated(self._origin)
         except BaseException:
             self._looked = False
             self._undo_run()
@@ -536,7 +643,7 @@ class TorchEngine:
         if not self._kept_open:
             self.release()
 
-    def _first_look(self) -> float:
+    def _first_look(self) -> None:
         generators = _generators()
         written: set[int] = set()
 
@@ -557,18 +664,18 @@ class TorchEngine:
         self.writes_input = True  # every run has its own copy of the data until we know better
         try:
             try:
-                with torch.no_grad():
+                with self.grad_mode():
                     found = run()
             except RuntimeError as error:
-                if out_of_memory(error):
+                if self.needs_grad or out_of_memory(error):
                     raise
                 self._undo_run()
-                self._needs_grad = True
+                self.needs_grad = True
                 try:
                     with torch.enable_grad():
                         found = run()
                 except Exception:
-                    self._needs_grad = False
+                    self.needs_grad = False
                     raise error from None
         finally:
             self._draws = [
@@ -582,8 +689,6 @@ class TorchEngine:
         self._first = total / denominator if denominator else float("nan")
         if self._draws:  # this run began from an unknown state
             self._first = None
-            return self._once(self.grad_mode())
-        return found[0][0]
 
     def _undo_run(self) -> None:
         self._state.learn(self._original)
@@ -597,41 +702,6 @@ class TorchEngine:
                 return x.detach().to(t, copy=True)
         return None
 
-    def _once(self, mode: AbstractContextManager[Any]) -> float:
-        """The first batch's share of L at the origin, from the beginning."""
-        self.move(self._origin)
-        with mode:
-            return float(self.batch_loss(0)[0].detach())
-
-    def _check_repeats(self, first: float) -> None:
-        second, enabled = self._second()
-        allowed = _ROUNDING * self.rounding()
-        exact = 0.0 if self.device.type == "cpu" else allowed
-        if _near(first, second, exact):
-            return
-        again = self._once(self.grad_mode()) if enabled else second
-        if not _near(first, again, exact):
-            raise InvalidArgument(
-                f"model: it gives {first!r} and then {again!r} (the first batch's sum) at the same "
-                "parameters and data: it keeps state outside itself (a global variable, an "
-                "iterator, an object that cannot be copied) or draws from a generator of its own. "
-                "Keep the state in buffers or attributes, and draw from torch's global generator"
-            )
-        if not _near(first, second, allowed):  # another function where gradients are enabled
-            self._needs_grad, self._first = True, None
-
-    def _second(self) -> tuple[float, bool]:
-        """(the first batch once more, whether in the other grad mode), without keeping a graph."""
-        if self._needs_grad:
-            return self._once(torch.enable_grad()), False
-        try:
-            with saved_tensors_hooks(_drop, _gone):
-                return self._once(torch.enable_grad()), True
-        except Exception as error:
-            if out_of_memory(error):
-                raise
-            return self._once(torch.no_grad()), False
-
     def _evaluate(
         self, count: int, write: Callable[[int], None], metrics: Sequence[Any]
     ) -> dict[str, np.ndarray]:
@@ -640,8 +710,14 @@ class TorchEngine:
             for i in range(count):
                 self._state.restore()
                 write(i)
-                self._begin()
-                for name, value in self._at(metrics).items():
+                try:
+                    self._begin()
+                    found = self._at(metrics)
+                except PylandscapeError:
+                    raise
+                except Exception as error:
+                    raise _failed(error) from error
+                for name, value in found.items():
                     results[name][i] = value
         return results
 
@@ -725,7 +801,7 @@ class TorchEngine:
         ]
 
     def grad_mode(self) -> AbstractContextManager[Any]:
-        return torch.enable_grad() if self._needs_grad else torch.no_grad()
+        return torch.enable_grad() if self.needs_grad else torch.no_grad()
 
     @contextmanager
     def _modes(self) -> Iterator[None]:
@@ -833,6 +909,20 @@ def _no_sparse(model: nn.Module) -> AbstractContextManager[None]:
     """Gradients of embeddings are parts of one dense vector."""
     tables = [m for m in model.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag)]
     return _set([m for m in tables if m.sparse], "sparse", False)
+
+
+def _failed(error: Exception) -> PylandscapeError:
+    """The error of ours for what the user's code raised at a point."""
+    said = f"{type(error).__name__}: {error}"
+    if out_of_memory(error):
+        return wrapping(
+            error, f"data: not enough memory to run one batch; pass smaller batches ({said})"
+        )
+    return wrapping(
+        error,
+        f"model: it ran at its own parameters, but at a point asked for it, its loss or a metric "
+        f"raised {said}",
+    )
 
 
 def _persistently(f: Callable[[], None]) -> None:

@@ -102,7 +102,7 @@ class Derivatives:
             while True:
                 try:
                     return self._gradient(theta)
-                except RuntimeError as error:
+                except Exception as error:
                     if _second_time(error) and not self._joined:
                         self._joined = True
                         continue
@@ -127,7 +127,7 @@ class Derivatives:
                         UserWarning,
                         stacklevel=6,  # the caller of a method of Landscape
                     )
-                except RuntimeError as error:
+                except Exception as error:
                     missing = _missing(error)
                     if missing and matrix != "hessian" and matrix not in self._forward:
                         self._forward.add(matrix)
@@ -146,7 +146,7 @@ class Derivatives:
                     part = rows[start : start + batch.size]
                     denominator += self._fill(leaves, index, part)
                     start += batch.size
-            except RuntimeError as error:
+            except Exception as error:
                 raise _explained(error, "per_sample_gradients") from error
             self._check_reached(leaves, "per_sample_gradients")
         return rows.mul_(self._samples).div_(denominator)
@@ -194,9 +194,9 @@ class Derivatives:
                 with saved.counted() if keep else nullcontext():
                     product, weight = self._graph(matrix, leaves, index)
             except RuntimeError as error:
-                if not keep or "saved tensor hooks" not in str(error):
+                if not keep or not _no_hooks(error):
                     raise
-                self._too_large.add(matrix)  # torch.func inside an objective: nothing is counted
+                self._too_large.add(matrix)  # torch.func inside the model: nothing is counted
                 result.zero_()
                 return self._build(matrix, vectors, result)
             self._add([product], vectors, result)
@@ -436,7 +436,7 @@ def _check_loss(value: Tensor, name: str) -> None:
         )
 
 
-def _missing(error: RuntimeError) -> str | None:
+def _missing(error: Exception) -> str | None:
     """The op that has no derivative, from torch's words; None for other errors."""
     text = str(error)
     found = re.search(r"derivative for '?(?:aten::)?(\w+)'? is not implemented", text)
@@ -448,11 +448,17 @@ def _missing(error: RuntimeError) -> str | None:
     return found[1] if found else None
 
 
-def _second_time(error: RuntimeError) -> bool:
+def _no_hooks(error: Exception) -> bool:
+    """Whether torch.func or forward mode met the hooks that count what a graph saves."""
+    text = str(error)
+    return "saved tensor hooks" in text or "invalid python storage" in text
+
+
+def _second_time(error: Exception) -> bool:
     return "backward through the graph a second time" in str(error)
 
 
-def _explained(error: RuntimeError, name: str) -> Exception:
+def _explained(error: Exception, name: str) -> Exception:
     """The error of ours for what torch could not differentiate."""
     if isinstance(error, PylandscapeError):
         return error
@@ -473,7 +479,8 @@ def _explained(error: RuntimeError, name: str) -> Exception:
         )
     return wrapping(
         error,
-        f"{name}: autograd could not differentiate the model and its loss: {error}",
+        f"{name}: autograd could not differentiate the model and its loss: "
+        f"{type(error).__name__}: {error}",
         NotDifferentiable,
     )
 

@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ..errors import NotDifferentiable
+
 Product = Callable[[Tensor], Tensor]
 
 # Fused kernels without a second derivative, by the name of their node: what runs instead.
@@ -86,16 +88,25 @@ class Leaves:
         kept = [i for i, v in enumerate(values) if v.requires_grad]
         if not kept:
             return [None] * len(self.tensors)
-        found: list[Tensor | None] = list(
+        free = [t.requires_grad for t in self.tensors]  # the forward pass may have frozen some
+        if create and not all(free):
+            raise NotDifferentiable(
+                "model: its forward pass turns requires_grad off for a parameter of theta, so that "
+                "there is no Hessian in it; leave this parameter out of theta with params="
+            )
+        if not any(free):
+            return [None] * len(self.tensors)
+        given = iter(
             torch.autograd.grad(
                 [values[i] for i in kept],
-                self.tensors,
+                [t for t, wanted in zip(self.tensors, free, strict=True) if wanted],
                 None if weights is None else [weights[i].to(values[i].dtype) for i in kept],
                 create_graph=create,
                 retain_graph=create or retain,
                 allow_unused=True,
             )
         )
+        found = [next(given) if wanted else None for wanted in free]
         self.reached |= any(g is not None for g in found)
         return found
 

@@ -7,14 +7,12 @@ estimators) is part of the model, and worth a word: a curvature is then not that
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from ..theta.data import Batch
 from .eager import TorchEngine
 
 if TYPE_CHECKING:
@@ -72,7 +70,7 @@ def _engines(land: Answered) -> Iterator[TorchEngine]:
     count = _SAMPLES if land.n_params <= _LARGE else _FEW
     bn = "batch" if land.bn == "batch" and land.has_batchnorm else "eval"
     for dtype in (torch.float64, None):
-        for some in (_few(batch, count), batch):
+        for some in (batch.first(count), batch):
             try:
                 yield TorchEngine(
                     land.model, land.loss_spec, [some], land.layout, dtype=dtype,
@@ -80,19 +78,3 @@ def _engines(land: Answered) -> Iterator[TorchEngine]:
                 )  # fmt: skip
             except Exception:  # the copy cannot be made in this dtype
                 continue
-
-
-def _few(batch: Batch, count: int) -> Batch:
-    def take(item: Any) -> Any:
-        if isinstance(item, Tensor):
-            whole = item.dim() > 0 and len(item) == batch.size and item.layout == torch.strided
-            return item[:count] if whole else item
-        if isinstance(item, Mapping):
-            return {key: take(value) for key, value in item.items()}
-        if isinstance(item, tuple | list):
-            parts = [take(value) for value in item]
-            return type(item)(*parts) if hasattr(item, "_fields") else type(item)(parts)
-        return item
-
-    raw, inputs, target = (take(part) for part in (batch.raw, batch.inputs, batch.target))
-    return Batch(raw, inputs, target, min(batch.size, count))

@@ -70,9 +70,10 @@ def _reads_values(node: torch.fx.Node) -> bool:
 @contextmanager
 def refused(how: str) -> Iterator[None]:
     """Turns whatever the module's code or its lowering raises into NotLowered, with its first line;
-    out of memory and Ctrl-C pass."""
+    out of memory and Ctrl-C pass. Ends transforms of torch.func that a failure left at work."""
     try:
-        yield
+        with _transforms_undone():
+            yield
     except NotLowered:
         raise
     except Exception as error:
@@ -156,6 +157,22 @@ def trace(model: nn.Module, example: Tensor, how: str) -> torch.fx.GraphModule:
         with _silent():
             program = torch.export.export(model, (example,), strict=False)
         return _with_own_tensors(program, model)
+
+
+@contextmanager
+def _transforms_undone() -> Iterator[None]:
+    """Ends the transforms of torch.func that a graph began and left at work when it failed."""
+    functorch: Any = getattr(torch._C, "_functorch", None)
+
+    def depth() -> int:
+        return len(functorch.get_interpreter_stack() or ())
+
+    before = depth() if functorch is not None else 0
+    try:
+        yield
+    finally:
+        while functorch is not None and depth() > before:
+            functorch.pop_dynamic_layer_stack()
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from . import (
     curve,
     eigen_pairs,
     foreign,
-    spectral_density,
+    spectra,
     surface,
     tracks,
 )
@@ -28,7 +28,7 @@ Result = (
     | curve.Curve
     | surface.Surface
     | eigen_pairs.EigenPairs
-    | spectral_density.Spectrum
+    | spectra.Spectrum
     | _walks.Walks
     | critical_points.CriticalPoints
     | critical_set.CriticalSet

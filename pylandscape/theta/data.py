@@ -40,6 +40,19 @@ class Batch:
         """A copy that code may write into."""
         return self.mapped(_clone)
 
+    def first(self, count: int) -> Batch:
+        """Its first samples: of tensors with a sample a row, the first rows; itself where it has
+        no more."""
+        if self.size <= count:
+            return self
+
+        def rows(t: Tensor) -> Tensor:
+            whole = t.dim() > 0 and len(t) == self.size and t.layout == torch.strided
+            return t[:count] if whole else t
+
+        few = self.mapped(rows)
+        return Batch(few.raw, few.inputs, few.target, count)
+
     def tensors(self) -> list[Tensor]:
         """Its tensors, each once."""
         found: dict[int, Tensor] = {}

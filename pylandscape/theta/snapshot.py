@@ -27,9 +27,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from ..errors import InvalidArgument, wrapping
+from ..errors import InvalidArgument, NotDifferentiable, PylandscapeError, wrapping
 from .data import dense_parts
 
+_CACHED = type(functools.lru_cache(int))
 _SEARCHED = 20_000  # objects looked through for what a function holds of the module
 _ATOMS = (
     type(None), bool, int, float, complex, str, bytes, type, range, slice, property, type(...),
@@ -74,6 +75,7 @@ class State:
         tensors: dict[int, Tensor] = {}
         self._arrays: list[tuple[np.ndarray, np.ndarray]] = []
         self._generators: list[tuple[Any, Callable[[], Any], Callable[[Any], Any], Any]] = []
+        self._caches: list[tuple[Any, Any]] = []  # of functools, with what their info was
         for x in objects:
             if isinstance(x, Tensor):
                 tensors[id(x)] = x
@@ -90,6 +92,8 @@ class State:
                 self._add_generator(x, get, put)
             elif isinstance(x, np.random.BitGenerator):
                 self._add_generator(x, partial(getattr, x, "state"), partial(setattr, x, "state"))
+            elif isinstance(x, _CACHED):
+                self._caches.append((x, x.cache_info()))
             elif isinstance(getattr(x, "__dict__", None), dict) and not isinstance(x, type):
                 tables[id(x.__dict__)] = x.__dict__
         self._tables = list(tables.values())
@@ -114,6 +118,7 @@ class State:
         self._ids = list(map(id, chain.from_iterable(self._views)))
         self._contents = [cell.cell_contents for cell in self._cells]
         self._versions = list(map(_version, self._tensors))
+        self._flags = [t.requires_grad for t in self._tensors]
 
     def differs(self) -> bool:
         """Whether attributes or contents are others than those to put back."""
@@ -139,6 +144,13 @@ class State:
             self._put_back(i)
         for i in self._silent_arrays:
             np.copyto(*self._arrays[i])
+        if [t.requires_grad for t in self._tensors] != self._flags:
+            for t, flag in zip(self._tensors, self._flags, strict=True):
+                if t.is_leaf and t.requires_grad != flag:
+                    t.requires_grad_(flag)
+        for cached, info in self._caches:
+            if cached.cache_info() != info:
+                cached.cache_clear()
         for _, _, put, state in self._generators:
             put(state)
 
@@ -279,7 +291,7 @@ class Snapshot:
             return self._memo[id(x)]
         try:
             return self._copied(x)
-        except (MemoryError, torch.OutOfMemoryError, RecursionError):
+        except (MemoryError, torch.OutOfMemoryError, RecursionError, PylandscapeError):
             raise
         except Exception as error:  # whatever cannot be copied is shared, but for what moves
             if isinstance(x, nn.Module | Tensor):
@@ -315,6 +327,8 @@ class Snapshot:
             return self._note(x, x.copy())
         if isinstance(x, types.FunctionType | types.MethodType | functools.partial):
             return self._rebound(x)
+        if isinstance(x, _CACHED):
+            return self._cached(x)
         if isinstance(x, weakref.ref):
             return self._weak(x)
         if isinstance(x, torch.Generator):
@@ -343,7 +357,11 @@ class Snapshot:
     def _by_parts(self, x: Any) -> Any:
         """As copy.deepcopy copies an object that says how it is pickled."""
         reduce = copyreg.dispatch_table.get(type(x))
-        recipe: Any = reduce(x) if reduce is not None else x.__reduce_ex__(4)
+        recipe: Any
+        if getattr(type(x).__getstate__, "__module__", "") == parametrize.__name__:  # it refuses
+            recipe = copyreg.__newobj__, (type(x),), x.__dict__  # type: ignore[attr-defined]
+        else:
+            recipe = reduce(x) if reduce is not None else x.__reduce_ex__(4)
         if isinstance(recipe, str):
             return x
         make, args, state, items, pairs = (*recipe, None, None, None)[:5]
@@ -370,6 +388,8 @@ class Snapshot:
 
     def _tensor(self, x: Tensor) -> Tensor:
         plain = type(x) in (Tensor, nn.Parameter, nn.Buffer)
+        if not x.is_leaf and (own := self._computed(x)) is not None:
+            return self._note(x, own)
         with torch.inference_mode(False), torch.no_grad():
             if x.layout == torch.strided and not x.is_quantized and type(x.detach()) is Tensor:
                 own = self._strided(x.detach())
@@ -392,6 +412,32 @@ class Snapshot:
             for hook in (getattr(x, "_backward_hooks", None) or {}).values():
                 own.register_hook(self.copy(hook))
         return own
+
+    def _computed(self, x: Tensor) -> Tensor | None:
+        """The same view of the copy of what x is a view of, where that is a parameter; of another
+        result of the module's parameters, values that no derivative goes through in silence."""
+        base = x._base
+        if base is not None and id(base) in self._targets and base.layout == torch.strided:
+            own = self.copy(base)
+            with torch.inference_mode(False), torch.enable_grad():
+                if own.is_leaf and base.requires_grad:
+                    own.requires_grad_()
+                return own.as_strided(x.shape, x.stride(), x.storage_offset())
+        leaves = [t for t in _leaves(x) if id(t) in self._targets]
+        if not leaves:
+            return None
+        with torch.inference_mode(False), torch.enable_grad():
+            anchors = [self.copy(t).requires_grad_() for t in leaves]
+            value = x.detach().clone().to(self._device or x.device, self._cast_of(x))
+            own = _Kept.apply(value, *anchors)
+        return own
+
+    def _cached(self, x: Any) -> Any:
+        """An empty cache around the same function, where that holds something of the module."""
+        if not self._reaches(x):
+            return x
+        again = functools.lru_cache(**x.cache_parameters())
+        return self._note(x, again(self.rebound(x.__wrapped__)))
 
     def _cast_of(self, x: Tensor) -> torch.dtype:
         return self._dtype if self._dtype is not None and x.is_floating_point() else x.dtype
@@ -451,6 +497,8 @@ class Snapshot:
         if isinstance(x, tuple):
             parts = [self._rebound(part) for part in x]
             return type(x)(*parts) if hasattr(x, "_fields") else type(x)(parts)
+        if isinstance(x, _CACHED):
+            return self._cached(x)
         if isinstance(x, weakref.ref):
             return self._weak(x)
         try:
@@ -510,6 +558,37 @@ class Snapshot:
             self._held |= seen
             self.pairs += [(y, None) for y in kept]
         return False
+
+
+class _Kept(torch.autograd.Function):
+    """A value computed before the landscape was made, whose graph belongs to the user's tensors."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, *of: Tensor) -> Tensor:
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, *g: Any) -> Any:
+        raise NotDifferentiable(
+            "model: it reads a tensor that was computed from its parameters before the landscape "
+            "was made, and whose graph a derivative would follow; compute it in forward(), "
+            "or keep a detach() of it"
+        )
+
+
+def _leaves(x: Tensor) -> list[Tensor]:
+    """The tensors at the ends of x's graph."""
+    found: list[Tensor] = []
+    seen: set[Any] = set()
+    waiting: list[Any] = [x.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            if hasattr(node, "variable"):
+                found.append(node.variable)
+            waiting.extend(before for before, _ in node.next_functions)
+    return found
 
 
 def _parts(model: nn.Module) -> dict[int, Any]:
