@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib
 from collections.abc import Callable
 from itertools import pairwise
 from types import SimpleNamespace
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 
 import pylandscape as pl
 from pylandscape.engines.points import cuda
+from pylandscape.engines.points import evaluator as front
 from pylandscape.engines.points.cuda import PointsCuda
 from pylandscape.engines.points.eager import TorchPoints
 from pylandscape.engines.points.evaluator import PointEvaluator
@@ -27,7 +27,6 @@ from pylandscape.engines.points.native import NativePoints, float64_engine
 from pylandscape.errors import NotLowered
 from pylandscape.lowering.build import Data
 
-front = importlib.import_module("pylandscape.curvature.at_points")  # a function has its name
 TOLERANCE = 2000 * np.finfo(np.float64).eps  # of the largest element, as on the CPU; 10 are typical
 Results = tuple[np.ndarray, ...]
 

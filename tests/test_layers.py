@@ -55,7 +55,7 @@ INNER = {
 }
 
 # Private names of torch's that our classes have too.
-TORCHS = {"_parameters", "_buffers", "_modules", "_version", "_base"}
+TORCHS = {"_base", "_parameters", "_buffers", "_modules", "_version"}
 
 # Lazy imports that go up, all of them: what a result is drawn by.
 DISPATCHES = {("results.base", "plots")}

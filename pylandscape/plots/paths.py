@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ INK = "#1a1a1a"
 OFF_MAP = "Reds"  # white in the plane, dark far from it
 FRAMES = 120  # of an animation, at most
 FRAMES_A_SECOND = 20
+FILM_DPI = 120
 MANY = 80  # points of a path beyond which its dots are small
 PIECES, SHADES = 32, 8  # of a line from light to dark; of dots in 3-D
 _SCREE = 8  # components drawn
@@ -313,28 +315,58 @@ def animate(
         raise InvalidArgument(
             "path: .mp4 needs the program ffmpeg, which is not installed; write a .gif"
         )
-    writer: Any = animation.PillowWriter(fps) if suffix == ".gif" else animation.FFMpegWriter(fps)
     count = len(points)
     shown = np.unique(np.linspace(1, count, min(frames, count)).astype(int))
+    most = None if off is None or not np.isfinite(off).any() else float(np.nanmax(off))
+
+    def grown(last: int) -> list[Any]:
+        """The artists of the path up to a point."""
+        before = set(axes.get_children())
+        off_now, steps_now, z_now = (None if a is None else a[:last] for a in (off, steps, z))
+        draw_path(axes, points[:last], off_now, steps=steps_now, most=most, z=z_now)
+        new = [a for a in axes.get_children() if a not in before]
+        return sorted(new, key=lambda a: a.get_zorder())
+
     figure = axes.figure
-    engine = figure.get_layout_engine()
     figure.canvas.draw()
     figure.set_layout_engine("none")  # the frame must not move from picture to picture
-    most = None if off is None or not np.isfinite(off).any() else float(np.nanmax(off))
     with tempfile.TemporaryDirectory() as folder:
         film = Path(folder) / f"film{suffix}"
-        with writer.saving(figure, str(film), dpi=120):
-            for last in shown:
-                before = set(axes.get_children())
-                parts = (None if a is None else a[:last] for a in (off, steps, z))
-                off_now, steps_now, z_now = parts
-                draw_path(axes, points[:last], off_now, steps=steps_now, most=most, z=z_now)
-                writer.grab_frame()
-                for artist in set(axes.get_children()) - before:
-                    artist.remove()
+        if suffix == ".gif":
+            _write_gif(film, axes, [partial(grown, int(last)) for last in shown], fps)
+        else:
+            writer = animation.FFMpegWriter(fps)
+            with writer.saving(figure, str(film), dpi=FILM_DPI):
+                for last in shown:
+                    new = grown(last)
+                    writer.grab_frame()
+                    for artist in new:
+                        artist.remove()
         write_bytes(target, film.read_bytes())
-    figure.set_layout_engine(engine)
     return target
+
+
+def _write_gif(film: Path, axes: Any, made: Sequence[Callable[[], list[Any]]], fps: int) -> None:
+    """Pictures of what each of ``made`` draws over the Axes, whose surface is drawn once."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from PIL import Image
+
+    figure = axes.figure
+    before, figure.dpi = figure.dpi, FILM_DPI
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    behind = canvas.copy_from_bbox(figure.bbox)
+    pictures = []
+    for draw in made:
+        canvas.restore_region(behind)
+        for artist in draw():
+            axes.draw_artist(artist)
+            artist.remove()
+        pictures.append(Image.fromarray(np.array(canvas.buffer_rgba())).convert("RGB"))
+    figure.dpi = before
+    pictures[0].save(
+        film, save_all=True, append_images=pictures[1:], duration=round(1000 / fps), loop=0
+    )
 
 
 def _steps_as_colour(ax: Any, points: Any, steps: Any) -> None:
