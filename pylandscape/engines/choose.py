@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..errors import InvalidArgument, NotLowered
+from ..lowering.capture import refused
 from ..theta.losses import KnownLoss, why_free
 from . import native, recompute
 from .cuda import engine as cuda
@@ -111,7 +112,7 @@ def _compiled(problem: Problem, eager: TorchEngine, bn: str) -> CompiledEngine:
         build = cuda.build
     elif problem.device.type != "cpu":
         raise NotLowered(f"the landscape is on {problem.device}")
-    with eager.session(), eval_mode(problem.model, bn == "batch"):
+    with eager.session(), eval_mode(problem.model, bn == "batch"), refused("capture"):
         return build(
             problem.model,
             problem.loss_spec,

@@ -205,7 +205,8 @@ def advice_on_first_run(error: BaseException, batch: Batch) -> str:
         "a batch (inputs, target) is called as loss(model(inputs), target), anything else needs "
         "objective=f(model, batch)"
     )
-    if isinstance(batch.inputs, Tensor) and batch.inputs.dim() <= 1:
+    alone = isinstance(batch.target, Tensor) and batch.target.dim() == 0
+    if isinstance(batch.inputs, Tensor) and (batch.inputs.dim() <= 1 or alone):
         advice = (
             f"inputs of shape {tuple(batch.inputs.shape)} look like one sample: expected a leading "
             "batch dimension, x[None]"
