@@ -22,8 +22,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from .arrays import digest_of_all, scipy_operator
 from .engines import slopes
 from .engines.choose import EngineReport, choose
-from .engines.eager import LOCK, TorchEngine, rebound
+from .engines.eager import TorchEngine, rebound
 from .engines.eager_derivatives import MEMORY
+from .engines.eager_switches import LOCK
 from .errors import InvalidArgument, NotLowered, wrapping
 from .theta import identity, running_statistics
 from .theta.checks import (
