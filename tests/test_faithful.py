@@ -265,7 +265,7 @@ def test_parameters_that_no_copy_can_follow_are_refused_by_name() -> None:
 
 
 @pytest.mark.parametrize("failure", [ValueError("boom"), KeyboardInterrupt()])
-@pytest.mark.parametrize("count", range(4))
+@pytest.mark.parametrize("count", range(3))  # the runs of the model in a construction
 def test_a_construction_that_is_interrupted_leaves_the_module_as_it_was(
     count: int, failure: BaseException
 ) -> None:

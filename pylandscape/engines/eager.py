@@ -521,7 +521,9 @@ class TorchEngine:
 
     def _share(self, batch: Batch, theta: Tensor, mode: AbstractContextManager[Any]) -> float:
         """The share of the numerator that a batch in the first one's place has, from the start."""
-        self.move(theta)
+        self._state.restore()
+        self.place(theta)
+        self._seed()
         with mode:
             own = batch.fresh() if self.writes_input else batch
             return float(self.pass_.weighed(self.outputs(own), own, 0)[0].detach())

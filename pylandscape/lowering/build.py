@@ -46,6 +46,8 @@ class Data:
                 "the data are not (input tensor, target tensor) batches of equal shape"
             )
         inputs, targets = tensors
+        if inputs.layout != torch.strided or targets.layout != torch.strided:
+            raise NotLowered("the data are sparse")
         if dtype not in PROGRAMS:
             raise NotLowered(f"{dtype} is not a dtype of the native engine")
         sizes = tuple(batch.size for batch in dataset.batches)
