@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from . import (
+    connectivity,
     dropin,
     eigen,
     harness,
@@ -24,6 +25,7 @@ from . import (
     nets,
     reorth,
     slq,
+    trajectories,
     vectors,
     w1,
     w2,
@@ -46,6 +48,8 @@ _TIMED = {
     "dropin": dropin.dropin,
     "walks": walks.walks,
     "hessians": hessians.hessians,
+    "connectivity": connectivity.connectivity,
+    "trajectories": trajectories.trajectories,
 }
 
 

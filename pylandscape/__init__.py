@@ -15,7 +15,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from ._version import __version__
+from ._version import __version__ as __version__
 
 # Where each public name lives. Nothing is imported before it is asked for: torch alone takes
 # seconds. What type checkers and editors read is below; a test holds the two together.
@@ -24,6 +24,10 @@ _HOMES = {
     "clouds.clouds": "hessian_cloud loss_gradient_cloud",
     "clouds.roughness": "bumpiness ruggedness",
     "clouds.walks": "gradient_walk progressive_random_walk random_walk",
+    "connectivity.flatness_measures": (
+        "critical_sharpness eigen_directions flatness worst_direction"
+    ),
+    "connectivity.lines": "barriers",
     "critical.alignment": "Alignment",
     "critical.classification": "classify",
     "critical.find": "find_critical_points",
@@ -31,7 +35,7 @@ _HOMES = {
     "critical.monotone": "MonotonePath is_non_ascending monotone_path",
     "critical.symmetry": "EquioutputGroup",
     "curvature.at_points": "PointGradients PointHessians gradients hessians iterate_hessians",
-    "curvature.bridges": "from_function",
+    "interop": "from_function",
     "curvature.eigen": "eigenpairs",
     "curvature.gradient_subspace": (
         "OutlierReport condition_number covariance_spectrum gradient_concentration "
@@ -48,20 +52,22 @@ _HOMES = {
         "CudaUnavailable FileFormatError InvalidArgument LayoutMismatch NotDifferentiable "
         "NotLowered PylandscapeError ResumeMismatch"
     ),
-    "experiments.propositions": "TheoryTable theory",
+    "experiments.theorems": "TheoryTable theory",
     "landscape": "EngineReport Landscape",
     "plots.clouds": "plot_clouds",
     "plots.spectra": "plot_spectra",
+    "results.barrier_matrix": "Barriers",
     "results.cloud": "Cloud",
     "results.critical_points": "CriticalPoints",
     "results.critical_set": "CriticalSet",
     "results.curvature_classes": "classes_of",
     "results.curve": "Curve",
     "results.eigen_pairs": "EigenPairs",
+    "results.flatness_table": "Flatness FlatnessRow",
     "results.loading": "load",
     "results.paths": "PrincipalComponents Projection",
     "results.similarity": "Agreement Embedding FunctionalDistance",
-    "results.spectral_density": "Density Spectrum",
+    "results.spectra": "Density Spectrum",
     "results.stagnations": "Stagnation stagnation",
     "results.surface": "Surface",
     "results.tracks": "Track",
@@ -69,7 +75,7 @@ _HOMES = {
     "results.walks": "Walks",
     "surfaces.convexity_map": "convexity",
     "surfaces.grids": "interpolate line plane",
-    "surfaces.sharpness_box": "Sharpness sharpness",
+    "surfaces.hidden_curvature": "Sharpness sharpness",
     "theta.directions": (
         "Direction as_directions gaussian normalize_direction random_directions target_direction"
     ),
@@ -108,6 +114,7 @@ if not TYPE_CHECKING:  # a type checker takes an unknown name for an error
 else:
     from . import compat as compat
     from . import interop as interop
+    from . import plotting as plotting
     from ._native import cpu_capability as cpu_capability
     from ._native import has_cuda_kernels as has_cuda_kernels
     from .clouds.clouds import hessian_cloud as hessian_cloud
@@ -117,6 +124,11 @@ else:
     from .clouds.walks import gradient_walk as gradient_walk
     from .clouds.walks import progressive_random_walk as progressive_random_walk
     from .clouds.walks import random_walk as random_walk
+    from .connectivity.flatness_measures import critical_sharpness as critical_sharpness
+    from .connectivity.flatness_measures import eigen_directions as eigen_directions
+    from .connectivity.flatness_measures import flatness as flatness
+    from .connectivity.flatness_measures import worst_direction as worst_direction
+    from .connectivity.lines import barriers as barriers
     from .critical.alignment import Alignment as Alignment
     from .critical.classification import classify as classify
     from .critical.find import find_critical_points as find_critical_points
@@ -131,7 +143,6 @@ else:
     from .curvature.at_points import gradients as gradients
     from .curvature.at_points import hessians as hessians
     from .curvature.at_points import iterate_hessians as iterate_hessians
-    from .curvature.bridges import from_function as from_function
     from .curvature.eigen import eigenpairs as eigenpairs
     from .curvature.gradient_subspace import OutlierReport as OutlierReport
     from .curvature.gradient_subspace import condition_number as condition_number
@@ -162,26 +173,30 @@ else:
     from .errors import NotLowered as NotLowered
     from .errors import PylandscapeError as PylandscapeError
     from .errors import ResumeMismatch as ResumeMismatch
-    from .experiments.propositions import TheoryTable as TheoryTable
-    from .experiments.propositions import theory as theory
+    from .experiments.theorems import TheoryTable as TheoryTable
+    from .experiments.theorems import theory as theory
+    from .interop import from_function as from_function
     from .landscape import EngineReport as EngineReport
     from .landscape import Landscape as Landscape
     from .plots.clouds import plot_clouds as plot_clouds
     from .plots.spectra import plot_spectra as plot_spectra
+    from .results.barrier_matrix import Barriers as Barriers
     from .results.cloud import Cloud as Cloud
     from .results.critical_points import CriticalPoints as CriticalPoints
     from .results.critical_set import CriticalSet as CriticalSet
     from .results.curvature_classes import classes_of as classes_of
     from .results.curve import Curve as Curve
     from .results.eigen_pairs import EigenPairs as EigenPairs
+    from .results.flatness_table import Flatness as Flatness
+    from .results.flatness_table import FlatnessRow as FlatnessRow
     from .results.loading import load as load
     from .results.paths import PrincipalComponents as PrincipalComponents
     from .results.paths import Projection as Projection
     from .results.similarity import Agreement as Agreement
     from .results.similarity import Embedding as Embedding
     from .results.similarity import FunctionalDistance as FunctionalDistance
-    from .results.spectral_density import Density as Density
-    from .results.spectral_density import Spectrum as Spectrum
+    from .results.spectra import Density as Density
+    from .results.spectra import Spectrum as Spectrum
     from .results.stagnations import Stagnation as Stagnation
     from .results.stagnations import stagnation as stagnation
     from .results.surface import Surface as Surface
@@ -192,8 +207,8 @@ else:
     from .surfaces.grids import interpolate as interpolate
     from .surfaces.grids import line as line
     from .surfaces.grids import plane as plane
-    from .surfaces.sharpness_box import Sharpness as Sharpness
-    from .surfaces.sharpness_box import sharpness as sharpness
+    from .surfaces.hidden_curvature import Sharpness as Sharpness
+    from .surfaces.hidden_curvature import sharpness as sharpness
     from .theta.directions import Direction as Direction
     from .theta.directions import as_directions as as_directions
     from .theta.directions import gaussian as gaussian

@@ -1,4 +1,4 @@
-"""What all rooms use: the array type, grid borders, digests, JSON, a progress bar."""
+"""What all rooms use: arrays, grid borders, digests, JSON, scipy's operator, a progress bar."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from .errors import InvalidArgument
 
 if TYPE_CHECKING:
+    from scipy.sparse.linalg import LinearOperator
     from tqdm import tqdm
 
 
@@ -31,6 +31,27 @@ def edges(axis: Array) -> Array:
         return np.array([axis[0] - 0.5, axis[0] + 0.5])
     middle = 0.5 * (axis[1:] + axis[:-1])
     return np.concatenate([[2 * axis[0] - middle[0]], middle, [2 * axis[-1] - middle[-1]]])
+
+
+def scipy_operator(
+    n: int, product: Callable[[np.ndarray], np.ndarray], dtype: Any = np.float64
+) -> LinearOperator:
+    """A symmetric matrix A as scipy's LinearOperator (n, n).
+
+    ``product``: the rows v (k, n) to the rows A v_i (k, n); ``matmat``'s columns are one block.
+    """
+    from scipy.sparse.linalg import LinearOperator
+
+    def matmat(v: np.ndarray) -> np.ndarray:
+        rows = np.ascontiguousarray(np.asarray(v).T)
+        return product(rows).T.astype(dtype, copy=False)
+
+    def matvec(v: np.ndarray) -> np.ndarray:
+        return matmat(np.asarray(v).reshape(-1, 1))[:, 0]
+
+    return LinearOperator(
+        (n, n), matvec=matvec, rmatvec=matvec, matmat=matmat, rmatmat=matmat, dtype=np.dtype(dtype)
+    )
 
 
 def digest(array: Any) -> str:
@@ -120,6 +141,7 @@ def _head_and_bytes(array: Any) -> tuple[str, Any]:
 
 
 def _strided() -> Any:
+    import torch
 
     return torch.strided
 

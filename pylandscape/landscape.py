@@ -1,13 +1,17 @@
-"""The landscape: the loss L(theta) of a model on data, as a function of one flat vector."""
+"""The landscape: the loss L(theta) of a model on data, as a function of one flat vector.
+
+The facade: it finds the point that is asked about and hands the question to its engine. Where the
+way goes on: values and derivatives in engines/native.py (from there into csrc), else in
+engines/eager.py; which of them, and why, in engines/choose.py; checks of arguments in
+theta/checks.py; directions in theta/directions.py; what a request records in theta/identity.py.
+"""
 
 from __future__ import annotations
 
 import copy
-import os
 import threading
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,71 +19,39 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .arrays import digest_of_all
-from .engines import native as engine_native
-from .engines import recompute, slopes
-from .engines.cuda import engine as engine_cuda
-from .engines.eager import LOCK, TorchEngine, eval_mode, rebound
+from .arrays import digest_of_all, scipy_operator
+from .engines import slopes
+from .engines.choose import EngineReport, choose
+from .engines.eager import TorchEngine, rebound
 from .engines.eager_derivatives import MEMORY
-from .errors import InvalidArgument, NotLowered, out_of_memory, wrapping
-from .lowering.capture import refused
+from .engines.eager_switches import LOCK
+from .errors import InvalidArgument, NotLowered, wrapping
 from .theta import identity, running_statistics
 from .theta.checks import (
+    Metric,
+    advice_on_first_run,
+    as_coefficients,
     batch_weights,
     check_choices,
     check_finite,
+    check_fits_memory,
     chosen_device,
+    chosen_metrics,
     device_of,
+    own_names,
     theta_dtype,
+    whole_bytes,
 )
-from .theta.data import Batch, Dataset, not_finite
-from .theta.layout import ParameterLayout, without_wrappers
-from .theta.losses import FreeLoss, KnownLoss, Objective, metric_name, resolve_loss, why_free
+from .theta.data import Dataset, not_finite
+from .theta.layout import ParameterLayout
+from .theta.losses import FreeLoss, KnownLoss, Objective, metric_name, resolve_loss
 from .theta.snapshot import Snapshot, unwrapped
 
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
 
+    from .engines.contract import CompiledEngine, CoreProducts, Engine, Evaluate
     from .engines.points.evaluator import PointEvaluator
-
-
-Evaluate = Callable[[np.ndarray], dict[str, np.ndarray]]
-Metric = str | Callable[[Tensor, Tensor], Any]
-
-
-@dataclass(frozen=True)
-class EngineReport:
-    """Which engine answers, and why: ``reason`` is None for the native engine.
-
-    ``seconds``: what capture, lowering and the comparison with the module took. ``derivatives``: of
-    the native engine, why gradients and products run in torch nevertheless; None where they are
-    compiled too. ``arithmetic``: how a model of half precision is computed. ``note``: where
-    derivatives are not the slope of the losses (`Landscape.slope_mismatch`).
-    """
-
-    engine: str
-    reason: str | None
-    seconds: float
-    capture: str | None = None
-    ops: tuple[str, ...] = ()
-    instruction_set: str | None = None
-    derivatives: str | None = None
-    arithmetic: str | None = None
-    note: str | None = None
-
-    def __str__(self) -> str:
-        more = "" if self.arithmetic is None else f"; {self.arithmetic}"
-        end = "" if self.note is None else f"; {self.note}"
-        if self.reason is not None:
-            return f"torch ({self.reason}{more}){end}"
-        ops = ", ".join(dict.fromkeys(self.ops))
-        about = (
-            f"{self.instruction_set}; captured by {self.capture} in {self.seconds * 1e3:.0f} ms; "
-            f"ops: {ops}{more}"
-        )
-        if self.derivatives is not None:
-            return f"values native ({about}), derivatives torch ({self.derivatives}){end}"
-        return f"native ({about}){end}"
 
 
 class Landscape:
@@ -151,7 +123,7 @@ class Landscape:
         if whole is not model:  # what holds the wrapper gets the copy of the module inside
             snapshot.alias(whole, model)
         self.model = snapshot.model
-        params = _own_names(params)
+        params = own_names(params)
         self.layout = ParameterLayout.of(self.model, params)
         self.dtype = dtype or theta_dtype(self.layout)
         named: dict[str, Tensor] = dict(self.model.named_parameters())
@@ -164,7 +136,7 @@ class Landscape:
         self.theta = self.origin[: self.layout.n]
         self.has_batchnorm = any(isinstance(m, _BatchNorm) for m in model.modules())
         self.bn = bn
-        self.memory = _memory(memory)
+        self.memory = MEMORY if memory is None else whole_bytes(memory, "memory")
         self.dataset = Dataset(
             data, pairs=objective is None, device=self.device, move=device is not None
         )
@@ -289,8 +261,7 @@ class Landscape:
         if p.shape[1] < self.moved.n:
             rest = self.origin[self.n_params :].to(p.device).expand(len(p), -1)
             p = torch.cat([p, rest], dim=1)
-        engine = self.native or self.eager
-        ask = engine.prepare_points(("loss",))
+        ask = self._engine.prepare_points(("loss",))
         bad = running_statistics.negative_points(self.moved, p)
         found = running_statistics.without(
             bad, ("loss",), lambda good: ask(p[torch.as_tensor(good)])
@@ -320,30 +291,23 @@ class Landscape:
     ) -> Evaluate:
         """A function from coefficients (g, k) to {metric: (g,)}, to be called chunk by chunk.
 
-        What no point changes is computed here, once. ``metrics``: "loss", "accuracy", or
+        What is the same at all points is computed here, once. ``metrics``: "loss", "accuracy", or
         callables ``f(outputs, target) -> float`` of the whole data's outputs, keyed by their
         ``__name__``. Chunks do not change the values.
         """
         from .theta.directions import as_steps
 
-        chosen = _checked_metrics(metrics, self.loss_spec)
+        chosen = chosen_metrics(metrics, self.loss_spec)
         vectors, _ = as_steps(self, directions)
         home, base = self._located(theta)
-        engine = home.native or home.eager
-        ask = engine.prepare(base, vectors, chosen)
+        ask = home._engine.prepare(base, vectors, chosen)
         negative = running_statistics.negative(self.moved, base, vectors)
-        names = [metric_name(m) for m in chosen]
-        k = vectors.shape[0]
+        if negative is None:
+            return ask
+        names, k = [metric_name(m) for m in chosen], len(vectors)
 
         def evaluate(coefficients: np.ndarray) -> dict[str, np.ndarray]:
-            c = np.asarray(coefficients, dtype=np.float64)
-            if c.ndim != 2 or c.shape[1] != k:
-                raise InvalidArgument(
-                    f"coefficients: expected shape (G, {k}) for {k} direction"
-                    f"{'s' if k != 1 else ''}, got {c.shape}"
-                )
-            if negative is None:
-                return ask(c)
+            c = as_coefficients(coefficients, k)
             return running_statistics.without(negative(c), names, lambda good: ask(c[good]))
 
         return evaluate
@@ -355,11 +319,7 @@ class Landscape:
         buffers along (see `at`); default the model's parameters.
         """
         home, point = self._smooth_point(theta)
-        try:
-            result: Tensor = (home.native or home.eager).gradient(point)
-        except NotLowered:  # derivatives that are not compiled
-            result = home.eager.gradient(point)
-        return result[: self.n_params]
+        return home._derivative(lambda engine: engine.gradient(point))[: self.n_params]
 
     def hvp(self, v: Any, theta: Any = None) -> Tensor:
         """H v (n,) for v (n,), or the rows H v_i (k, n) for v (k, n); float64, H at theta."""
@@ -386,51 +346,27 @@ class Landscape:
         N n numbers: for small models.
         """
         home, point = self._smooth_point(theta)
-        try:
-            result: Tensor = (home.native or home.eager).per_sample_gradients(point)
-        except NotLowered:  # derivatives that are not compiled
-            result = home.eager.per_sample_gradients(point)
-        return result[:, : self.n_params].contiguous()
+        own = home._derivative(lambda engine: engine.per_sample_gradients(point))
+        return own[:, : self.n_params].contiguous()
 
     def hessian(self, theta: Any = None) -> Tensor:
         """The Hessian (n, n), float64, symmetrised; n^2 numbers, so for small models.
 
         Raises InvalidArgument where it and what it is made from cannot fit the machine's memory.
         """
-        there, needed = _memory_of(self.device), 3 * 8 * self.n_params**2
-        if needed > there:
-            raise InvalidArgument(
-                f"hessian: expected a model whose Hessian fits the memory, but of n = "
-                f"{self.n_params:,} parameters it takes {needed / 2**30:,.0f} GiB and there are "
-                f"{there / 2**30:,.0f}; hvp(), linear_operator(), eigenpairs() and spectrum() need "
-                "products alone"
-            )
+        check_fits_memory(self.n_params, self.device)
         identity = torch.eye(self.n_params, dtype=self.dtype, device=self.device)
         h = self.hvp(identity, theta)
         return (h + h.T) / 2
 
     def linear_operator(self, theta: Any = None) -> LinearOperator:
         """The Hessian at theta as a scipy LinearOperator (n, n), float64."""
-        from scipy.sparse.linalg import LinearOperator
-
         home, point = self._located(theta)
 
-        def matmat(v: np.ndarray) -> np.ndarray:
-            rows = torch.as_tensor(np.ascontiguousarray(np.asarray(v).T))
-            return np.asarray(home.hvp(rows, point).cpu()).T
+        def rows(v: np.ndarray) -> np.ndarray:
+            return np.asarray(home.hvp(torch.from_numpy(v), point).cpu())
 
-        def matvec(v: np.ndarray) -> np.ndarray:
-            return matmat(np.asarray(v).reshape(-1, 1))[:, 0]
-
-        shape = (self.n_params, self.n_params)
-        return LinearOperator(
-            shape,
-            matvec=matvec,
-            rmatvec=matvec,
-            matmat=matmat,
-            rmatmat=matmat,
-            dtype=np.dtype(np.float64),
-        )
+        return scipy_operator(self.n_params, rows)
 
     def model_loss(self, theta: Any = None) -> float:
         """The module's own loss when the landscape was made, or that of another module or state
@@ -441,8 +377,9 @@ class Landscape:
         return float(home.eager.prepare_points(("loss",))(point[None])["loss"][0])
 
     def at(self, theta: Any) -> Landscape:
-        """The landscape that ``theta`` is a point of: this one, unless theta is a module or a state
-        dict with other buffers than the model's, for example other running statistics.
+        """The landscape that ``theta`` is a point of: this one, unless theta is a module, a state
+        dict or a checkpoint's path with other buffers than the model's, for example other running
+        statistics.
 
         Points have only what `moved` lists, so such a model has a landscape of its own: with its
         buffers, the same data and loss. The last one is kept. All methods and functions that take
@@ -456,7 +393,7 @@ class Landscape:
         if not buffers:
             return self
         whole = {**dict(self.model.named_buffers()), **buffers}
-        point = self.moved.vector(_named(theta), "theta", self.dtype, self.device)
+        point = self.moved.vector(theta, "theta", self.dtype, self.device)
         key = digest_of_all([point, {name: whole[name] for name in sorted(buffers)}])
         with self._lock:
             if self._elsewhere is None or self._elsewhere[0] != key:
@@ -509,25 +446,26 @@ class Landscape:
         if self.moved.n > self.n_params:
             point = running_statistics.without_negative(self.moved, point)
             block = torch.nn.functional.pad(block, (0, self.moved.n - self.n_params))
-        try:
-            result: Tensor = (self.native or self.eager).product(matrix, point, block)
-        except NotLowered:  # derivatives that are not compiled
-            result = self.eager.product(matrix, point, block)
-        return result[:, : self.n_params].reshape(vectors.shape)
+        rows = self._derivative(lambda engine: engine.product(matrix, point, block))
+        return rows[:, : self.n_params].reshape(vectors.shape)
 
-    def native_products(
-        self, matrix: str, point: Tensor
-    ) -> Callable[[], tuple[Any, Any, float]] | None:
+    def native_products(self, matrix: str, point: Tensor) -> CoreProducts | None:
         """What gives the native engine's products (see SymmetricOperator), or None."""
         if self.native is None or self.moved.n > self.n_params:
             return None
         return self.native.products_at(matrix, self.point(point))
 
-    def _theta(self, theta: Any) -> Tensor:
-        """The parameters (n,) of a point, whatever its buffers."""
-        if theta is None:
-            return self.theta
-        return running_statistics.parameters(self, theta, "theta")
+    @property
+    def _engine(self) -> Engine:
+        """Who gives values; derivatives are asked for by `_derivative`."""
+        return self.native or self.eager
+
+    def _derivative(self, ask: Callable[[Engine], Tensor]) -> Tensor:
+        """From the compiled engine, or from torch's where derivatives are not compiled."""
+        try:
+            return ask(self._engine)
+        except NotLowered:
+            return ask(self.eager)
 
     def point(self, theta: Any) -> Tensor:
         """The parameters and what else the landscape moves, (n + m,); not of other buffers."""
@@ -539,7 +477,7 @@ class Landscape:
         return home, home.point(theta)
 
     def _smooth_point(self, theta: Any) -> tuple[Landscape, Tensor]:
-        """The same for derivatives: NaN in place of negative variances, where there are none."""
+        """As `_located`, for derivatives: negative variances, which have none, become NaN."""
         home, point = self._located(theta)
         return home, running_statistics.without_negative(self.moved, point)
 
@@ -550,7 +488,7 @@ class Landscape:
         except InvalidArgument:
             raise
         except Exception as error:
-            raise wrapping(error, _advice(error, self.dataset.batches[0])) from error
+            raise wrapping(error, advice_on_first_run(error, self.dataset.batches[0])) from error
         if not np.isfinite(loss):
             where = not_finite(self.dataset.batches)
             if where is not None:
@@ -558,151 +496,7 @@ class Landscape:
         return loss
 
     def _choose(self) -> None:
-        """Which engine answers."""
-        self.eager.release()
-        bn, _, engine = self._asked
-        start = time.perf_counter()
-        self.native: Any = None
-        if engine == "torch":
-            self._report = EngineReport("torch", "asked for", 0.0, arithmetic=self._half())
-            return
-        try:
-            obstacle = self.eager.obstacle()
-            if obstacle is not None:
-                raise NotLowered(obstacle)
-            native = self._lower(bn)
-            self.eager.check_state(native)
-        except NotLowered as refusal:
-            if engine == "native":
-                raise InvalidArgument(
-                    f"engine: expected a model that the native engine can run, but {refusal.reason}"
-                ) from refusal
-            seconds = time.perf_counter() - start
-            self._report = EngineReport("torch", refusal.reason, seconds, arithmetic=self._half())
-            return
-        self.native = native
-        self._report = EngineReport(
-            "native",
-            None,
-            time.perf_counter() - start,
-            native.how,
-            native.ops,
-            native.instruction_set,
-            native.derivatives_refused(),
-            self._half(),
-        )
-
-    def _half(self) -> str | None:
-        """How a model of half precision is computed."""
-        half = {e.dtype for e in self.layout.entries if torch.finfo(e.dtype).bits < 32}
-        if not half:
-            return None
-        names = " and ".join(sorted(str(d).removeprefix("torch.") for d in half))
-        if self._asked[1] is not None:
-            return f"a {names} model, converted to {self.dtype}".replace("torch.", "")
-        return (
-            f"a {names} model: theta is float32 and rounded to {names} at every point, the forward "
-            f"pass runs in {names}; dtype=torch.float32 computes it in float32"
-        )
-
-    def _lower(self, bn: str) -> Any:
-        if not isinstance(self.loss_spec, KnownLoss):
-            raise NotLowered(why_free(self.loss_spec))
-        build: Any = recompute.build if bn == "recompute" else engine_native.build
-        if self.device.type == "cuda":
-            build = engine_cuda.build
-        elif self.device.type != "cpu":
-            raise NotLowered(f"the landscape is on {self.device}")
-        with self.eager.session(), eval_mode(self.model, bn == "batch"), refused("capture"):
-            return build(
-                self.model,
-                self.loss_spec,
-                self.dataset,
-                self.moved,
-                self.origin,
-                dtype=self.dtype,
-                memory=self.memory,
-                bn=bn,
-            )
-
-
-def _own_names(params: Sequence[str] | None) -> Sequence[str] | None:
-    """Name patterns without what DataParallel and torch.compile put in front."""
-    if params is None or isinstance(params, str):
-        return None if params is None else without_wrappers(params)
-    return [without_wrappers(p) if isinstance(p, str) else p for p in params]
-
-
-def _advice(error: BaseException, batch: Batch) -> str:
-    """What a first run that failed may mean."""
-    if out_of_memory(error):
-        return (
-            "data: not enough memory to run one batch; pass smaller batches "
-            f"({type(error).__name__}: {error})"
-        )
-    advice = (
-        "the model runs in eval mode, so a loss that it computes in train mode alone is not there; "
-        "a batch (inputs, target) is called as loss(model(inputs), target), anything else needs "
-        "objective=f(model, batch)"
-    )
-    alone = isinstance(batch.target, Tensor) and batch.target.dim() == 0
-    if isinstance(batch.inputs, Tensor) and (batch.inputs.dim() <= 1 or alone):
-        advice = (
-            f"inputs of shape {tuple(batch.inputs.shape)} look like one sample: expected a leading "
-            "batch dimension, x[None]"
-        )
-    return (
-        "data: the model and its loss could not be run on the batches given: "
-        f"{type(error).__name__}: {error} ({advice})"
-    )
-
-
-def _memory(memory: Any) -> int:
-    if memory is None:
-        return MEMORY
-    if isinstance(memory, bool) or not isinstance(memory, int) or memory < 0:
-        raise InvalidArgument(f"memory: expected a number of bytes, 0 or more, got {memory!r}")
-    return memory
-
-
-def _memory_of(device: torch.device) -> int:
-    """Bytes of all of the device's memory."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[1])
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError, AttributeError):  # not on this system
-        return 1 << 40
-
-
-def _checked_metrics(metrics: Sequence[Metric], loss: Any) -> tuple[Metric, ...]:
-    chosen = (metrics,) if isinstance(metrics, str) or callable(metrics) else tuple(metrics)
-    for metric in chosen:
-        if not (callable(metric) or metric in ("loss", "accuracy")):
-            raise InvalidArgument(
-                f"metrics: expected 'loss', 'accuracy' or a callable, got {metric!r}"
-            )
-        if callable(metric) and not hasattr(metric, "__name__"):
-            raise InvalidArgument(
-                "metrics: expected a callable with a __name__ (its key in the result), got "
-                f"{type(metric).__name__}"
-            )
-    if "accuracy" in chosen and getattr(loss, "kind", None) not in (
-        "cross_entropy",
-        "nll",
-        "bce_with_logits",
-    ):
-        raise InvalidArgument(
-            "metrics: 'accuracy' needs one of the losses cross_entropy, nll and "
-            f"bce_with_logits, got {loss.name!r}; pass a callable metric instead"
-        )
-    return chosen
-
-
-def _named(model: Any) -> dict[str, Tensor]:
-    """The parameters and buffers of a module or state dict by name, aliases too."""
-    if not isinstance(model, nn.Module):
-        return dict(model)
-    return dict(model.named_parameters(remove_duplicate=False)) | dict(
-        model.named_buffers(remove_duplicate=False)
-    )
+        """Who answers: `native` where there is a compiled engine, else `eager`."""
+        bn, dtype, engine = self._asked
+        self.native: CompiledEngine | None
+        self.native, self._report = choose(self, self.eager, bn=bn, dtype=dtype, engine=engine)

@@ -205,7 +205,7 @@ def test_products_run_with_points_as_lanes() -> None:
 
     model, x, y = Gram(), torch.randn(4, 4), torch.tensor([0, 1, 1, 0])
     native = pl.Landscape(model, "cross_entropy", (x, y), engine="native")
-    assert native._native._program.lanes
+    assert native.native.program.lanes
     exact = pl.Landscape(copy.deepcopy(model).double(), "cross_entropy", (x.double(), y))
     points = native.theta + 0.3 * torch.randn(37, native.n_params)
     got, want = native.losses(points=points), exact.losses(points=points.double())

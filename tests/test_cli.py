@@ -15,9 +15,11 @@ import pytest
 import torch
 
 from pylandscape.cli import app
-from pylandscape.cli.inputs import parse_axis, parse_names, read_state
+from pylandscape.cli.inputs import parse_axis, parse_names
 from pylandscape.errors import InvalidArgument
+from pylandscape.experiments import theorems
 from pylandscape.results.loading import load
+from pylandscape.theta.checkpoints import read_state
 
 MODULE = """
 import torch
@@ -48,9 +50,16 @@ def entropy(outputs, target):
     p = outputs.softmax(1)
     return float(-(p * p.log()).sum(1).mean())
 
-def slow(model, batch):
-    import time
-    time.sleep(0.02)
+calls = 0
+
+def stuck(model, batch):  # at its 30th call, the first time
+    import pathlib, time
+    global calls
+    calls += 1
+    begun = pathlib.Path("begun")
+    if calls == 30 and not begun.exists():
+        begun.touch()
+        time.sleep(600)
     return model(batch[0]).square().mean()
 """
 MODEL = ["--model", "mine:model", "--data", "mine:data", "--no-progress"]
@@ -289,7 +298,7 @@ def test_an_interrupted_command_without_out_advises_none(folder, monkeypatch, ca
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sys.modules["pylandscape.experiments.propositions"], "theory", interrupted)
+    monkeypatch.setattr(theorems, "theory", interrupted)
     code, _, err = in_process(folder, monkeypatch, capsys, "theory", "group")
     assert code == 130
     assert err.strip() == "pylandscape: interrupted"
@@ -297,22 +306,20 @@ def test_an_interrupted_command_without_out_advises_none(folder, monkeypatch, ca
 
 def test_interrupt_exits_with_130_and_the_same_command_goes_on(folder):
     command = [
-        "line", "--model", "mine:model", "--data", "mine:data", "--objective", "mine:slow",
-        "--x=-1:1:201", "--no-progress", "--out", "s.h5",
+        "line", "--model", "mine:model", "--data", "mine:data", "--objective", "mine:stuck",
+        "--x=-1:1:41", "--no-progress", "--out", "s.h5",
     ]  # fmt: skip
     environment = environ()
     process = subprocess.Popen(
         [sys.executable, "-m", "pylandscape", *command],
         cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    assert process.stdout is not None
-    process.stdout.readline()  # the engine line: the grid begins
-    time.sleep(1.5)
+    while not (folder / "begun").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    start = time.monotonic()
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=120)  # far less than a call that is stuck
     assert process.returncode == 130
-    assert time.monotonic() - start < 3
     assert "interrupted" in err
     assert "pylandscape line --model mine:model" in err
     assert "Traceback" not in err
@@ -320,6 +327,60 @@ def test_interrupt_exits_with_130_and_the_same_command_goes_on(folder):
     assert "written    s.h5" in done.stdout
     with h5py.File(folder / "s.h5") as file:
         assert np.isfinite(file["train_loss"][:]).all()
+
+
+def test_a_run_from_its_checkpoints_to_its_pictures(folder, monkeypatch, capsys):
+    start = read_state(folder / "a.pt")
+    (folder / "series").mkdir()
+    for k in range(4):
+        moved = {n: v + 0.1 * k * torch.sin(v + k) for n, v in start.items()}
+        torch.save(
+            {"net": {f"module.{n}": v for n, v in moved.items()}}, folder / f"series/e{k}.pt"
+        )
+    made = ("--model", "mine:model", "--data", "mine:data", "--no-progress")
+    code, out, _ = in_process(
+        folder, monkeypatch, capsys, "trajectory", "series", "--out", "t.h5", "--pca", "--mds"
+    )
+    assert code == 0
+    assert "4 points of" in out
+    assert "random walk" in out
+    assert "angular distance" in out
+    code, out, err = in_process(
+        folder, monkeypatch, capsys, "trajectory", "t.h5", *made, "--surface", "plane.h5",
+        "--points", "5", "--plot", "path.png",
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+    assert "off the plane" in out
+    code, out, _ = in_process(
+        folder, monkeypatch, capsys, "track", *made, "--trajectory", "t.h5", "--k", "1", "--lr",
+        "0.5", "--out", "track.h5", "--plot", "track.png",
+    )  # fmt: skip
+    assert code == 0
+    assert "threshold" in out
+    code, out, _ = in_process(folder, monkeypatch, capsys, "info", "t.h5", "track.h5")
+    assert code == 0
+    assert "length" in out
+    assert "eigenvalue 1" in out
+    for name in ("t.h5", "track.h5"):
+        code, _, _ = in_process(folder, monkeypatch, capsys, "plot", name, "--out", "p.png")
+        assert code == 0
+    for picture in ("path.png", "track.png", "p.png"):
+        assert (folder / picture).stat().st_size > 5_000
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["series-none"], "CHECKPOINTS: expected files that match"),
+        (["a.pt", "--pca"], "expected at least two points, got 1"),
+        (["a.pt", "--surface", "s9.h5"], "--surface: expected --model and --data"),
+        (["a.pt", "--pca", "--centre", "middle"], "--centre: expected mean or an index"),
+    ],
+)
+def test_the_trajectory_command_says_what_is_wrong(folder, monkeypatch, capsys, words, said):
+    code, _, err = in_process(folder, monkeypatch, capsys, "trajectory", *words)
+    assert code == 2
+    assert said in err
 
 
 def test_checkpoints_are_read_in_every_usual_form(folder):

@@ -56,6 +56,13 @@ def test_a_cloud_is_computed_printed_kept_and_drawn(capsys: pytest.CaptureFixtur
     assert run("info", "c.h5", "c-walks.h5") == 0
 
 
+def test_a_range_may_start_below_zero_without_an_equals_sign() -> None:
+    words = [*MODEL, "--xlim", "-1:3", "--ylim=-2:1", "--box", "-0.1:0.3,0:0.5", "--plot", "c.png"]
+    options = app.parser().parse_args(app.joined(words))
+    assert (options.xlim, options.ylim, options.box) == ("-1:3", "-2:1", ["-0.1:0.3,0:0.5"])
+    assert run(*words) == 0
+
+
 def test_clouds_are_drawn_side_by_side() -> None:
     assert run(*MODEL, "--height", "ruggedness", "--out", "a.h5") == 0
     assert run(*MODEL, "--height", "ruggedness", "--out", "b.h5", "--walk", "random") == 0

@@ -18,7 +18,7 @@ import pylandscape as pl
 from pylandscape.cli import app
 from pylandscape.results.eigen_pairs import EigenPairs
 from pylandscape.results.loading import load
-from pylandscape.results.spectral_density import Spectrum
+from pylandscape.results.spectra import Spectrum
 from pylandscape.results.surface import Surface
 
 MODULE = """

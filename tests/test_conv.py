@@ -135,6 +135,16 @@ def test_residual_blocks_with_batch_norm(samples: int) -> None:
     agree(settled(Residual().double(), data(9, 3, 5, 6)[0]), x, y)
 
 
+def test_a_last_batch_of_one_sample_does_not_lead_to_torchs_wrong_gradient() -> None:
+    torch.manual_seed(0)
+    x, y = data(9, 3, 5, 6)
+    model = settled(Residual().double(), x)
+    land = pl.Landscape(model, "cross_entropy", [(x[:8], y[:8]), (x[8:], y[8:])])
+    assert land.engine == "native"
+    exact = pl.Landscape(model, "cross_entropy", (x, y), engine="torch")
+    assert float((land.gradient() - exact.gradient()).abs().max()) < 1e-13
+
+
 def test_batch_norm_of_features_and_before_a_convolution() -> None:
     torch.manual_seed(0)
     x, y = data(23, 4, 5, 5)

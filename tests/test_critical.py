@@ -12,7 +12,7 @@ from pylandscape.critical import search
 from pylandscape.critical.find import find_critical_points
 from pylandscape.critical.linear_networks import linear_network
 from pylandscape.critical.symmetry import EquioutputGroup
-from pylandscape.experiments.propositions import XOR_UPPER, xor_landscape
+from pylandscape.experiments.theorems import XOR_UPPER, xor_landscape
 
 EPS = np.finfo(np.float64).eps
 QUIET = {"progress": False}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib
 from collections.abc import Callable
 from itertools import pairwise
 from types import SimpleNamespace
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 
 import pylandscape as pl
 from pylandscape.engines.points import cuda
+from pylandscape.engines.points import evaluator as front
 from pylandscape.engines.points.cuda import PointsCuda
 from pylandscape.engines.points.eager import TorchPoints
 from pylandscape.engines.points.evaluator import PointEvaluator
@@ -27,7 +27,6 @@ from pylandscape.engines.points.native import NativePoints, float64_engine
 from pylandscape.errors import NotLowered
 from pylandscape.lowering.build import Data
 
-front = importlib.import_module("pylandscape.curvature.at_points")  # a function has its name
 TOLERANCE = 2000 * np.finfo(np.float64).eps  # of the largest element, as on the CPU; 10 are typical
 Results = tuple[np.ndarray, ...]
 
@@ -371,13 +370,13 @@ def test_what_does_not_run_there_says_why(
 def test_what_emulated_kernels_refuse_torch_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     land, emulation = regression(Largest(), 5, 3, 2), emulated()
-    monkeypatch.setattr(front, "_native_points", lambda land: kernels_of(emulation, land))
+    monkeypatch.setattr(front, "compiled_points", lambda land: kernels_of(emulation, land))
     evaluator, points = PointEvaluator(land), points_of(land, 2)
     assert evaluator.reason is not None
     assert "maxima" in evaluator.reason
-    want = TorchPoints(land).hessians(torch.from_numpy(points))
+    want = TorchPoints(land).hessians(points)
     for one, other in zip(evaluator.hessians(points), want, strict=True):
-        assert_close(one, other.numpy())
+        assert_close(one, other)
 
 
 def test_the_op_refuses_what_does_not_fit_its_plan(
@@ -446,9 +445,9 @@ def test_every_question_about_many_points_is_answered_by_emulated_kernels(
     torch.manual_seed(0)
     land, emulation = regression(mlp(2, 3, 1), 9, 2, 1), emulated()
     want = answers(land)
-    monkeypatch.setattr(front, "_native_points", lambda land: kernels_of(emulation, land))
+    monkeypatch.setattr(front, "compiled_points", lambda land: kernels_of(emulation, land))
     again = pl.Landscape(land.model, "mse", land.dataset.tensors())
-    assert isinstance(PointEvaluator(again)._native, PointsCuda)
+    assert isinstance(PointEvaluator(again).engine, PointsCuda)
     for name, got in answers(again).items():
         assert_close(got, want[name])
 
@@ -458,7 +457,7 @@ def check_on(device: torch.device, land: pl.Landscape) -> None:
     x, y = (t.to(device) for t in land.dataset.tensors() or ())
     there = pl.Landscape(copy.deepcopy(land.model).to(device), "mse", (x, y))
     evaluator = PointEvaluator(there)
-    assert isinstance(evaluator._native, PointsCuda), evaluator.reason
+    assert isinstance(evaluator.engine, PointsCuda), evaluator.reason
     for name, got in answers(there).items():
         assert_close(got, want[name])
 

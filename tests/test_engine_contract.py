@@ -16,6 +16,7 @@ from pylandscape.engines.cuda.engine import CudaEngine
 from pylandscape.engines.eager import TorchEngine
 from pylandscape.engines.native import NativeEngine
 from pylandscape.engines.points.cuda import PointsCuda
+from pylandscape.engines.points.eager import TorchPoints
 from pylandscape.engines.points.evaluator import PointEvaluator
 from pylandscape.engines.points.native import NativePoints
 from pylandscape.engines.recompute import RecomputeEngine
@@ -24,7 +25,7 @@ COMPILED = [NativeEngine, RecomputeEngine, CudaEngine]
 PAIRS = [
     *((Engine, c) for c in [*COMPILED, TorchEngine]),
     *((CompiledEngine, c) for c in COMPILED),
-    *((PointEngine, c) for c in [NativePoints, PointsCuda, PointEvaluator]),
+    *((PointEngine, c) for c in [NativePoints, PointsCuda, TorchPoints, PointEvaluator]),
 ]
 
 

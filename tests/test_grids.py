@@ -15,7 +15,7 @@ from pylandscape.landscape import Landscape
 from pylandscape.results.curve import Curve
 from pylandscape.results.loading import load
 from pylandscape.results.surface import Surface
-from pylandscape.runs.chunks import missing, next_size, sweep
+from pylandscape.runs.chunks import evaluate_in_chunks, missing, next_size
 from pylandscape.surfaces.grids import interpolate, line, make_axis, plane
 
 EPS = np.finfo(np.float64).eps
@@ -416,7 +416,7 @@ def test_every_point_is_asked_for_once_in_order():
         return {"loss": c[:, 0], "twice": 2 * c[:, 0]}
 
     rows = np.arange(1000.0)[:, None]
-    values = sweep(rows, ["loss", "twice"], lambda: evaluate, progress=False)
+    values = evaluate_in_chunks(rows, ["loss", "twice"], lambda: evaluate, progress=False)
     assert asked == list(range(1000))
     assert np.array_equal(values, np.concatenate([rows, 2 * rows], axis=1))
 

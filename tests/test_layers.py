@@ -5,9 +5,13 @@ count like all others."""
 from __future__ import annotations
 
 import ast
+import traceback
 from collections.abc import Iterator
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
+
+import torch
 
 import pylandscape
 
@@ -27,10 +31,11 @@ FLOORS = (
     ("curvature",),
     ("trajectories",),
     ("surfaces",),
+    ("connectivity",),
     ("critical",),
     ("clouds",),
     ("experiments",),
-    ("interop",),
+    ("interop", "plotting"),
     ("cli",),
     ("compat",),
     ("", "__main__"),  # "" is the facade, __init__.py
@@ -45,11 +50,12 @@ INNER = {
         "recompute",
         "cuda",
         "points",
+        "choose",
     )
 }
 
 # Private names of torch's that our classes have too.
-TORCHS = {"_parameters", "_buffers", "_modules", "_version", "_base"}
+TORCHS = {"_base", "_parameters", "_buffers", "_modules", "_version"}
 
 # Lazy imports that go up, all of them: what a result is drawn by.
 DISPATCHES = {("results.base", "plots")}
@@ -198,7 +204,7 @@ def test_private_names_stay_in_their_package():
 
 def test_the_root_holds_the_facade_the_ground_and_packages():
     files = {name for name in modules() if "." not in name and modules()[name].parent == ROOT}
-    assert files == {"", "__main__", "landscape", "interop", *FLOORS[0]}
+    assert files == {"", "__main__", "landscape", "interop", "plotting", *FLOORS[0]}
     folders = {p.name for p in ROOT.iterdir() if p.is_dir() and p.name != "__pycache__"}
     assert folders == {p for floor in FLOORS for p in floor} - files
 
@@ -212,6 +218,27 @@ def test_every_package_says_what_it_holds():
 def test_no_public_function_has_the_name_of_a_module():
     stems = {name.rsplit(".", 1)[-1] for name in modules() if package_of(name) != "compat"}
     assert not stems & set(pylandscape.__all__)
+
+
+def test_a_surface_reaches_the_core_through_four_files_and_each_names_the_next():
+    ways: list[list[Path]] = []
+
+    def metric(outputs: torch.Tensor, target: torch.Tensor) -> float:  # called beside the kernel
+        frames = [Path(f.filename) for f in traceback.extract_stack()]
+        ways.append([*dict.fromkeys(f for f in frames if f.is_relative_to(ROOT))])
+        return 0.0
+
+    data = torch.randn(5, 3), torch.randn(5, 2)
+    land = pylandscape.Landscape(torch.nn.Linear(3, 2), "mse", data, engine="native")
+    d = pylandscape.random_directions(land, 2, seed=0)
+    land.evaluate([[0.5, 0.0]], d, metrics=("loss", metric))
+    x = y = (0.5, 0.5, 1)
+    pylandscape.plane(land, *d, x=x, y=y, metrics=("loss", metric), progress=False)
+    for way, most in zip(ways, (2, 4), strict=True):
+        assert len(way) <= most, way
+        tops = [ast.get_docstring(ast.parse(f.read_text())) or "" for f in way]
+        for top, after in pairwise([*zip(tops, way, strict=True), ("", Path("csrc/question"))]):
+            assert after[1].name in top[0], f"{top[1]} does not say that {after[1].name} is next"
 
 
 def is_private(name: str) -> bool:

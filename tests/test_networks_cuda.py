@@ -320,7 +320,7 @@ def test_nothing_is_on_the_wrong_device(name: str) -> None:
             if bn == "interpolate":
                 directions = pl.random_directions(there, 2, seed=1)
             found = there.losses(c, directions)
-            evaluate = there._native.prepare(there.origin, d.to(device), ("loss", "accuracy"))
+            evaluate = there.native.prepare(there.origin, d.to(device), ("loss", "accuracy"))
             for _ in range(3):  # the second time, recording is tried, and not there
                 again = evaluate(c)["loss"]
         if bn != "interpolate":

@@ -24,7 +24,7 @@ from pylandscape.curvature.operators import as_operator
 from pylandscape.curvature.symmetric_operator import SymmetricOperator
 from pylandscape.errors import InvalidArgument, LayoutMismatch
 from pylandscape.surfaces.grids import interpolate, plane
-from pylandscape.surfaces.sharpness_box import sharpness
+from pylandscape.surfaces.hidden_curvature import sharpness
 from pylandscape.theta.directions import random_directions
 
 EPS = np.finfo(np.float64).eps

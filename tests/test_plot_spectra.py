@@ -15,7 +15,7 @@ from matplotlib.collections import QuadMesh
 from pylandscape.errors import InvalidArgument
 from pylandscape.plots.spectra import plot_spectra
 from pylandscape.results.eigen_pairs import EigenPairs
-from pylandscape.results.spectral_density import Spectrum
+from pylandscape.results.spectra import Spectrum
 from pylandscape.results.surface import Surface
 
 BULK = np.concatenate([np.linspace(-0.05, 0.1, 95), [1.0, 2.0, 5.0, 20.0, 300.0]])

@@ -365,5 +365,5 @@ def test_nothing_is_copied_between_pools() -> None:
                 (3, 8, 8))  # fmt: skip
     x, y = torch.randn(9, 3, 8, 8), torch.arange(9) % 3
     native, _ = landscapes(model, x, y, torch.float32)
-    program = native._native._program  # one gather of the data, three pools, one linear layer
+    program = native.native.program  # one gather of the data, three pools, one linear layer
     assert program.ops == 5

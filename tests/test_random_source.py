@@ -27,7 +27,9 @@ def test_a_probe_of_a_seed_is_none_of_the_next_seed() -> None:
 
 
 def test_kinds_of_one_seed_and_its_directions_have_no_number_in_common() -> None:
-    kinds = (random_source.STARTS, random_source.TEST_VECTORS, random_source.NOISE)
+    kinds = (
+        random_source.STARTS, random_source.TEST_VECTORS, random_source.NOISE, random_source.SINGLE
+    )  # fmt: skip
     rows = [random_source.fill(torch.empty(100), 3, kind) for kind in kinds]
     rows.append(gaussian(3, 0, 0, 100))
     for i, row in enumerate(rows):

@@ -35,6 +35,16 @@ def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert (tmp_path / "surface.png").stat().st_size > 10_000
 
 
+@pytest.mark.filterwarnings("ignore:the path shrinks")
+def test_the_example_of_trajectories_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mpl.use("agg")
+    monkeypatch.chdir(tmp_path)
+    (example,) = [block for block in _blocks("python") if "pl.Recorder" in block]
+    exec(compile(example, "README.md", "exec"), {})
+    assert {p.name for p in tmp_path.iterdir()} == {"run.h5", "path.png", "path.gif"}
+    assert (tmp_path / "path.png").stat().st_size > 10_000
+
+
 def test_pictures_and_files_that_it_names_exist() -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", README):
         if not target.startswith("http"):

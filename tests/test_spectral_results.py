@@ -14,7 +14,7 @@ import pylandscape.results.smoothing
 from pylandscape.errors import FileFormatError, InvalidArgument
 from pylandscape.results.eigen_pairs import EigenPairs
 from pylandscape.results.loading import load
-from pylandscape.results.spectral_density import Density, Spectrum
+from pylandscape.results.spectra import Density, Spectrum
 
 EPS = np.finfo(np.float64).eps
 

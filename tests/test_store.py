@@ -104,7 +104,7 @@ def test_garbage_at_the_path_of_a_spectrum_is_named_and_left_alone(tmp_path, con
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from pylandscape import atomic
+from pylandscape.files import atomic
 with atomic.replacing(Path(sys.argv[1])) as temporary:
     temporary.write_bytes(b"half")
     print(temporary, flush=True)

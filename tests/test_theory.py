@@ -13,7 +13,7 @@ from pylandscape.cli import app
 from pylandscape.critical.linear_networks import linear_network
 from pylandscape.critical.monotone import is_non_ascending, monotone_path
 from pylandscape.curvature.at_points import hessians
-from pylandscape.experiments.propositions import (
+from pylandscape.experiments.theorems import (
     PLATEAUS,
     Check,
     TheoryTable,

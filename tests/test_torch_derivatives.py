@@ -326,7 +326,7 @@ def test_graphs_of_several_matrices_are_kept_while_they_fit_together() -> None:
     tight = pl.Landscape(model, "cross_entropy", data, engine="torch", memory=room)
     for matrix in ("hessian", "gauss_newton"):
         product(tight, matrix, rows(land))
-        assert list(tight._torch._derivatives._kept) == [matrix]
+        assert list(tight.eager._derivatives._kept) == [matrix]
 
 
 class Saves(torch.autograd.Function):

@@ -619,3 +619,111 @@ def test_transformers_callback_records_each_step_of_rank_0(tmp_path, monkeypatch
     path = pl.trajectory(tmp_path / "run.h5")
     assert path.metrics["loss"][1:].tolist() == [0.0, 1.0]
     assert math.isnan(path.metrics["loss"][0])
+
+
+# What the review of the first version found
+
+
+def test_a_finished_file_that_goes_on_is_never_the_shorter_one(tmp_path):
+    model = network()
+    with pl.Recorder(model, tmp_path / "run.h5") as recorder:
+        for _ in range(3):
+            recorder.step()
+    again = pl.Recorder(model, tmp_path / "run.h5")
+    again.step()
+    assert len(pl.trajectory(tmp_path / "run.h5")) == 4  # what goes on, not the finished file
+    again.close()
+    assert len(pl.trajectory(tmp_path / "run.h5")) == 4
+    # killed while the finished file was being turned into a log: the rest of that is no log
+    (tmp_path / "run.h5.recording.tmp").write_bytes(b"begun")
+    with pl.Recorder(model, tmp_path / "run.h5") as recorder:
+        assert len(recorder.steps) == 4
+
+
+def test_a_bit_that_flips_in_a_point_is_found(tmp_path):
+    with pl.Recorder(network(), tmp_path / "run.h5") as recorder:
+        for _ in range(3):
+            recorder.step()
+    content = bytearray((tmp_path / "run.h5").read_bytes())
+    values = pl.trajectory(tmp_path / "run.h5").vector(1).float().numpy().tobytes()
+    where = content.index(values)
+    content[where + 9] ^= 4
+    (tmp_path / "run.h5").write_bytes(bytes(content))
+    with pytest.raises(pl.FileFormatError, match=r"point \d of .* checksum"):
+        pl.trajectory(tmp_path / "run.h5")
+
+
+def test_a_run_that_diverged_is_named_with_its_first_bad_point():
+    x = walk(5, 9)
+    x[3:, 2] = np.nan
+    path = pl.trajectory(x, linear(9))
+    with pytest.raises(pl.InvalidArgument, match=r"2 of 5 points, point 3 .*trajectory\[:3\]"):
+        pl.pca(path, centre=0)
+    with pytest.raises(pl.InvalidArgument, match="2 of 5 models"):
+        pl.mds(path)
+    assert len(pl.pca(path[:3], centre=0).directions) == 2
+
+
+def test_a_walk_seen_from_between_has_the_shares_of_two_walks():
+    found = pl.pca(pl.trajectory(walk(121, 20_000), linear(20_000)), 3, centre=40)
+    assert found.null[:2] == pytest.approx([0.81 * 4 / 5, 0.81 / 5], abs=5e-3)
+    assert found.ratios == pytest.approx(found.null[:3], abs=0.02)
+
+
+def test_a_short_path_far_from_theta_is_no_dot():
+    path = pl.trajectory(walk(4, 9), linear(9))
+    d1, d2 = pl.pca_directions(path)
+    far = path.vector(-1).numpy() + 1e4 * np.ones(9)
+    assert not path.project(d1, d2, theta=far).is_dot
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no limits of files")
+def test_a_full_disk_leaves_what_was_recorded_readable(tmp_path):
+    script = textwrap.dedent(f"""
+        import resource, signal, torch, pylandscape as pl
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        model = torch.nn.Linear(100, 10)
+        recorder = pl.Recorder(model, {str(tmp_path / "run.h5")!r})
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+        done = 0
+        try:
+            for k in range(9):
+                recorder.step(loss=k)
+                done += 1
+        except OSError as error:
+            print(done, error)
+        again = pl.trajectory({str(tmp_path / "run.h5")!r})
+        assert again.metrics["loss"].tolist() == list(range(done)), again
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        recorder.step(loss=done)
+        recorder.close()
+    """)
+    done = subprocess.run(
+        [sys.executable, "-c", script], check=True, capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )  # fmt: skip
+    count, said = int(done.stdout.split()[0]), done.stdout
+    assert count == 4
+    assert "the 4 before it are safe" in said
+    assert len(pl.trajectory(tmp_path / "run.h5")) == 5
+
+
+def test_agreement_of_binary_answers_refuses_probabilities():
+    x = torch.zeros(4, 2)
+    model = nn.Linear(2, 1)
+    soft = pl.Landscape(model, "bce_with_logits", (x, torch.full((4, 1), 0.5)))
+    with pytest.raises(pl.InvalidArgument, match="targets 0 or 1"):
+        pl.agreement(soft, [model])
+    hard = pl.Landscape(nn.Linear(2, 3), "bce_with_logits", (x, torch.ones(4, 3)))
+    assert pl.agreement(hard, [hard.model]).confusion.shape == (1, 2, 2)
+
+
+def test_ignored_samples_do_not_count_in_the_functional_distance():
+    target = [0, 1, -100, -100]
+    land = pl.Landscape(
+        Table(answers([0, 1, 0, 0])["rows"]), "cross_entropy",
+        (torch.arange(4), torch.tensor(target)),
+    )  # fmt: skip
+    found = pl.functional_distance(land, answers([0, 1, 0, 0]), answers([0, 2, 1, 1]))
+    assert found.disagreement == pytest.approx(0.5)
+    assert found.square == pytest.approx(1.0)

@@ -17,10 +17,18 @@ namespace {
 
 // The driver over rows in the caller's memory.
 template <typename B>
-struct OnHost {
+struct OnHost : Lanczos {
+  OnHost(int64_t n, int64_t starts, int64_t capacity, B* basis, Reorthogonalize mode, bool fresh,
+         uint64_t seed)
+      : Lanczos(n, starts, capacity, precision_of<B>(), mode, fresh),
+        rows(n, starts, capacity, basis, seed) {}
+
   HostRows<B> rows;
-  Lanczos driver;
   int64_t multiplied = 0;  // vectors, by derivatives that `run` was given
+};
+
+struct OnDevice : Lanczos {
+  using Lanczos::Lanczos;
 };
 
 // The driver over rows that a Python object has; see device_passes.DevicePasses for what it is asked.
@@ -77,40 +85,37 @@ class PythonRows final : public BasisRows {
   const py::object& passes_;
 };
 
-// What both drivers share; `driver` finds it.
-template <typename L, typename F>
-void bind_state(py::class_<L>& c, F driver) {
-  c.def("load",
-        [driver](L& l, int64_t start, std::vector<double> alpha, std::vector<double> beta,
-                 std::vector<double> spikes, Outcome outcome) {
-          driver(l).load(start,
-                         {std::move(alpha), std::move(beta), std::move(spikes), outcome});
-        })
-      .def("alpha", [driver](L& l, int64_t i) { return driver(l).start(i).alpha; })
-      .def("beta", [driver](L& l, int64_t i) { return driver(l).start(i).beta; })
-      .def("spikes", [driver](L& l, int64_t i) { return driver(l).start(i).spikes; })
-      .def("outcome", [driver](L& l, int64_t i) { return driver(l).start(i).outcome; })
-      .def("steps", [driver](L& l, int64_t i) { return driver(l).start(i).steps(); })
-      .def_property_readonly("count", [driver](L& l) { return driver(l).count(); })
-      .def_property_readonly("passes", [driver](L& l) { return driver(l).passes(); });
+// The state of a process, wherever its rows are.
+void bind_state(py::module_& m) {
+  py::class_<Lanczos>(m, "Lanczos")
+      .def("load",
+           [](Lanczos& l, int64_t start, std::vector<double> alpha, std::vector<double> beta,
+              std::vector<double> spikes, Outcome outcome) {
+             l.load(start, {std::move(alpha), std::move(beta), std::move(spikes), outcome});
+           })
+      .def("alpha", [](const Lanczos& l, int64_t i) { return l.start(i).alpha; })
+      .def("beta", [](const Lanczos& l, int64_t i) { return l.start(i).beta; })
+      .def("spikes", [](const Lanczos& l, int64_t i) { return l.start(i).spikes; })
+      .def("outcome", [](const Lanczos& l, int64_t i) { return l.start(i).outcome; })
+      .def("steps", [](const Lanczos& l, int64_t i) { return l.start(i).steps(); })
+      .def_property_readonly("count", &Lanczos::count)
+      .def_property_readonly("passes", &Lanczos::passes);
 }
 
 template <typename B>
 void bind(py::module_& m, const char* name, const std::string& suffix) {
   using L = OnHost<B>;
   // basis (starts, capacity, n)
-  py::class_<L> c(m, name);
-  c.def(py::init([](int64_t n, int64_t starts, int64_t capacity, Address basis,
-                    Reorthogonalize mode, bool fresh, uint64_t seed) {
-     return std::unique_ptr<L>(
-         new L{HostRows<B>(n, starts, capacity, out<B>(basis), seed),
-               Lanczos(n, starts, capacity, precision_of<B>(), mode, fresh), 0});
-   }))
+  py::class_<L, Lanczos>(m, name)
+      .def(py::init([](int64_t n, int64_t starts, int64_t capacity, Address basis,
+                       Reorthogonalize mode, bool fresh, uint64_t seed) {
+        return std::make_unique<L>(n, starts, capacity, out<B>(basis), mode, fresh, seed);
+      }))
       .def("begin",
            [](L& l) {
              l.rows.parallel = torch_pool();
              py::gil_scoped_release release;
-             l.driver.begin(l.rows);
+             l.begin(l.rows);
            })
       // product(count, address of the vectors, address of the products), called with the GIL; what
       // it raises comes through, and the step is as if it had not begun.
@@ -124,7 +129,7 @@ void bind(py::module_& m, const char* name, const std::string& suffix) {
                return true;
              };
              py::gil_scoped_release release;
-             l.driver.run(steps, l.rows);
+             l.run(steps, l.rows);
            })
       // The same with the products scale A v of a Program's derivatives, without a way through Python.
       // Ctrl-C ends a product, or comes between two: the step is as if it had not begun.
@@ -140,11 +145,10 @@ void bind(py::module_& m, const char* name, const std::string& suffix) {
                  if (done) l.multiplied += count;
                  return done;
                };
-               return l.driver.run(steps, l.rows);
+               return l.run(steps, l.rows);
              });
            })
       .def_readonly("multiplied", &L::multiplied);
-  bind_state(c, [](L& l) -> Lanczos& { return l.driver; });
 
   // w (n,) <- w - Q^T (Q w) for orthonormal rows Q (rows, n); coefficients (rows,) = Q w. Gives
   // ||w|| and what is left of Q w, relative to it.
@@ -196,22 +200,21 @@ void bind(py::module_& m, const char* name, const std::string& suffix) {
 
 // passes: see PythonRows; it is given with each call, so that nothing here keeps it alive.
 void bind_device(py::module_& m) {
-  py::class_<Lanczos> c(m, "LanczosDevice");
-  c.def(py::init([](int64_t n, int64_t starts, int64_t capacity, bool wide, Reorthogonalize mode,
-                    bool fresh) {
-     const Precision precision = wide ? precision_of<double>() : precision_of<float>();
-     return std::make_unique<Lanczos>(n, starts, capacity, precision, mode, fresh);
-   }))
+  py::class_<OnDevice, Lanczos>(m, "LanczosDevice")
+      .def(py::init([](int64_t n, int64_t starts, int64_t capacity, bool wide, Reorthogonalize mode,
+                       bool fresh) {
+        const Precision precision = wide ? precision_of<double>() : precision_of<float>();
+        return std::make_unique<OnDevice>(n, starts, capacity, precision, mode, fresh);
+      }))
       .def("begin",
-           [](Lanczos& l, const py::object& passes) {
+           [](OnDevice& l, const py::object& passes) {
              PythonRows rows(passes);
              l.begin(rows);
            })
-      .def("run", [](Lanczos& l, int64_t steps, const py::object& passes) {
+      .def("run", [](OnDevice& l, int64_t steps, const py::object& passes) {
         PythonRows rows(passes);
         l.run(steps, rows);
       });
-  bind_state(c, [](Lanczos& l) -> Lanczos& { return l; });
 }
 
 }  // namespace
@@ -226,6 +229,7 @@ void pylandscape::bind_lanczos(py::module_& m) {
       .value("breakdown", Outcome::kBreakdown)
       .value("exhausted", Outcome::kExhausted)
       .value("not_finite", Outcome::kNotFinite);
+  bind_state(m);
   bind<float>(m, "LanczosF32", "f32");
   bind<double>(m, "LanczosF64", "f64");
   bind_device(m);

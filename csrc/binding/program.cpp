@@ -16,21 +16,16 @@ using namespace pylandscape;
 
 namespace {
 
-template <typename T>
-void bind(py::module_& m, const char* name) {
-  using P = Program<T>;
+using Pair = std::pair<int64_t, int64_t>;
+
+// What is the same in both dtypes: the ops, which are added here.
+void bind_ops(py::module_& m) {
+  using P = OpList;
   using Source = std::optional<int64_t>;
-  using Pair = std::pair<int64_t, int64_t>;
   const auto address = [](const Source& s) { return s ? &*s : nullptr; };
 
-  py::class_<P>(m, name)
-      .def(py::init([](int64_t n, Address constants, int64_t count) {
-             return std::make_unique<P>(
-                 n, std::vector<T>(in<T>(constants), in<T>(constants) + count));
-           }))
+  py::class_<P>(m, "OpList")
       .def("input", &P::input)
-      .def("constants",
-           [](P& p, int64_t count, Address values) { return p.constants(count, in<double>(values)); })
       .def("linear",
            [=](P& p, int x, int64_t outer, int64_t k, int64_t m, int64_t weight, Source bias,
                int64_t first) {
@@ -116,6 +111,30 @@ void bind(py::module_& m, const char* name) {
                                      address(keep_mean), address(keep_variance));
            })
       .def("finish", &P::finish)
+      .def_property_readonly("n", &P::n)
+      .def_property_readonly("mixes", &P::mixes)
+      .def_property_readonly("ops", [](const P& p) { return p.ops().size(); })
+      .def("features", &P::features)
+      .def_property_readonly("output", &P::output)
+      .def("op_list", &op_list, py::arg("fused") = true)
+      .def("uses",  // (source, elements) of each
+           [](const P& p) {
+             std::vector<Pair> uses;
+             for (const Use& use : p.uses()) uses.emplace_back(use.source, use.size());
+             return uses;
+           });
+}
+
+template <typename T>
+void bind(py::module_& m, const char* name) {
+  using P = Program<T>;
+  py::class_<P, OpList>(m, name)
+      .def(py::init([](int64_t n, Address constants, int64_t count) {
+             return std::make_unique<P>(
+                 n, std::vector<T>(in<T>(constants), in<T>(constants) + count));
+           }))
+      .def("constants",
+           [](P& p, int64_t count, Address values) { return p.constants(count, in<double>(values)); })
       .def("set_batches", &P::set_batches)
       .def("set_data", [](P& p, int64_t samples, Address x) { p.set_data(samples, in<T>(x)); })
       .def("set_loss",
@@ -127,22 +146,10 @@ void bind(py::module_& m, const char* name) {
            },
            py::arg(), py::arg(), py::arg(), py::arg(), py::arg(), py::arg(), py::arg(), py::arg(),
            py::arg("outer") = 1)
-      .def_property_readonly("n", &P::n)
       .def_property_readonly("samples", &P::samples)
       .def_property_readonly("tile", &P::tile)
       .def_property_readonly("lanes", &P::lanes)
-      .def_property_readonly("mixes", &P::mixes)
       .def_property_readonly("batches", &P::batches)
-      .def_property_readonly("ops", [](const P& p) { return p.ops().size(); })
-      .def("features", &P::features)
-      .def_property_readonly("output", &P::output)
-      .def("op_list", &op_list<T>, py::arg("fused") = true)
-      .def("uses",  // (source, elements) of each
-           [](const P& p) {
-             std::vector<Pair> uses;
-             for (const Use& use : p.uses()) uses.emplace_back(use.source, use.size());
-             return uses;
-           })
       .def("constant_values",
            [](const P& p) {
              return std::vector<double>(p.constants().begin(), p.constants().end());
@@ -153,6 +160,7 @@ void bind(py::module_& m, const char* name) {
 }  // namespace
 
 void pylandscape::bind_programs(py::module_& m) {
+  bind_ops(m);
   bind<float>(m, "ProgramF32");
   bind<double>(m, "ProgramF64");
 }

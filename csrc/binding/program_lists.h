@@ -15,16 +15,14 @@ namespace pylandscape {
 namespace py = pybind11;
 
 // (source, elements) of a use; None where there is none.
-template <typename T>
-py::object source_of(const Program<T>& p, int use) {
+inline py::object source_of(const OpList& p, int use) {
   if (use < 0) return py::none();
   const Use& found = p.uses()[use];
   return py::make_tuple(found.source, found.size());
 }
 
 // None, or what batch norm (of a convolution's results, too) reads.
-template <typename T>
-py::object norm_of(const Program<T>& p, const Norm& norm) {
+inline py::object norm_of(const OpList& p, const Norm& norm) {
   if (!norm.on() && !norm.own) return py::none();
   py::dict d;
   d["gain"] = source_of(p, norm.gain), d["shift"] = source_of(p, norm.shift);
@@ -65,8 +63,7 @@ inline py::object function_of(const Op& op) {
 }
 
 // The ops by name: as they run (with epilogues and lookups fused), or as they were given.
-template <typename T>
-py::list op_list(const Program<T>& p, bool fused) {
+inline py::list op_list(const OpList& p, bool fused) {
   py::list all;
   for (const Op& op : fused ? p.fused() : p.ops()) {
     py::dict d;

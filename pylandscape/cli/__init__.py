@@ -1,1 +1,8 @@
-"""The command line."""
+"""The command line.
+
+app             `main`: the parser, exit codes; words: what a result says of itself
+common, inputs  options of the model; what users write: models, data, axes, files
+surfaces, curvature, critical, clouds, pictures, info, studies   the commands
+
+Nothing here imports torch before a command needs it.
+"""

@@ -1,5 +1,5 @@
 """The command line: `pylandscape demo | line | plane | interpolate | spectrum | eigen | convexity |
-plot | info`.
+trajectory | track | plot | info | ...`.
 
 The parser, and the commands that read files, do without torch, which takes seconds to import.
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 
 BAD_INPUT, INTERRUPTED = 2, 130
+RANGES = ("--x", "--y", "--xlim", "--ylim", "--zlim", "--box")  # options whose value is min:max
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,7 +54,7 @@ def joined(arguments: Sequence[str]) -> list[str]:
     """Words with "--x -1:1:51" as "--x=-1:1:51": to argparse a value with a "-" is an option."""
     found: list[str] = []
     for word in arguments:
-        if found and found[-1] in ("--x", "--y") and ":" in word:
+        if found and found[-1] in RANGES and ":" in word:
             found[-1] += f"={word}"
         else:
             found.append(word)
@@ -61,7 +62,7 @@ def joined(arguments: Sequence[str]) -> list[str]:
 
 
 def parser() -> argparse.ArgumentParser:
-    from . import clouds, critical, studies
+    from . import clouds, critical, studies, trajectories
     from .curvature import add_commands
 
     top = argparse.ArgumentParser(
@@ -111,6 +112,7 @@ def parser() -> argparse.ArgumentParser:
     critical.add_commands(command)
     clouds.add_commands(command)
     studies.add_commands(command)
+    trajectories.add_commands(command)
 
     plot = command(
         "plot", _plot, "draw a saved result; several curves or spectra go into one picture"

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def add_commands(command: AddCommand) -> None:
     """Give the parser the three commands; `command` makes one."""
     from ..results.eigen_pairs import WHICH
-    from ..results.spectral_density import MATRICES
+    from ..results.spectra import MATRICES
     from .common import NORMALIZATIONS, model_options
 
     spectrum = command(
@@ -157,7 +157,7 @@ def draw(results: Sequence[Any], options: argparse.Namespace, labels: Sequence[s
     """
     from ..plots.spectra import plot_pairs, plot_spectra
     from ..results.eigen_pairs import EigenPairs
-    from ..results.spectral_density import Spectrum
+    from ..results.spectra import Spectrum
 
     title, kind = {"title": getattr(options, "title", None)}, getattr(options, "kind", None)
     if kind not in (None, "lines", "evolution"):

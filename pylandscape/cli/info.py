@@ -23,12 +23,16 @@ DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 def _info(options: argparse.Namespace) -> None:
+    from ..files.store import content_of
     from ..results.loading import load
 
     if not options.files and not options.model:
         raise InvalidArgument("info: expected a FILE or --model, got neither")
     for path in options.files:
-        print(describe(load(path), path))
+        if content_of(path) == "trajectory":
+            print(_about_run(path))
+        else:
+            print(describe(load(path), path))
     if options.model:
         _print_model(options)
 
@@ -36,7 +40,9 @@ def _info(options: argparse.Namespace) -> None:
 def describe(result: Result, path: str) -> str:
     """What a file holds, where it comes from, and the verdict."""
     from ..results.eigen_pairs import EigenPairs
-    from ..results.spectral_density import Spectrum
+    from ..results.spectra import Spectrum
+    from ..results.tracks import Track
+    from .trajectories import about_track
     from .words import about_pairs, about_spectrum
 
     facts = {**(result.info.get("request") or {}), **result.info}
@@ -44,6 +50,8 @@ def describe(result: Result, path: str) -> str:
     if isinstance(result, EigenPairs | Spectrum):
         said = about_spectrum(result) if isinstance(result, Spectrum) else about_pairs(result)
         lines += [f"  {line}" for line in said[1:]]
+    if isinstance(result, Track):
+        lines += [f"  {line}" for line in about_track(result)[1:]]
     for name in ("x", "y"):
         axis = getattr(result, name, None)
         if axis is not None:
@@ -56,6 +64,21 @@ def describe(result: Result, path: str) -> str:
         lines.append(f"  {f'direction {k + 1}':<18}{_short(shown)}")
     if check := getattr(result, "check", None):
         lines.append(str(check()))
+    return "\n".join(lines)
+
+
+def _about_run(path: str) -> str:
+    """What a recorded run holds, after every point was compared with its checksum."""
+    from ..trajectories.reading import trajectory
+    from .trajectories import about_trajectory
+
+    run = trajectory(path)
+    run.verify()
+    lines = [path, *(f"  {line}" for line in about_trajectory(run))]
+    width = max(len(e.name) for e in run.layout.entries)
+    for entry in run.layout.entries:
+        shape = "x".join(map(str, entry.shape)) or "scalar"
+        lines.append(f"  {entry.name:<{width}}  {shape:<18}{entry.kind:<8}{entry.numel:>12,}")
     return "\n".join(lines)
 
 

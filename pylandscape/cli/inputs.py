@@ -5,10 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 import os
-import pickle
 import sys
-import warnings
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,10 +17,6 @@ from ..errors import InvalidArgument, PylandscapeError
 
 if TYPE_CHECKING:  # torch is imported where it is needed: wrong words are refused before it is
     from torch import Tensor, nn
-
-STATE_KEYS = ("state_dict", "model_state_dict", "model")
-PREFIXES = ("module.", "_orig_mod.")  # DataParallel, torch.compile
-SHOWN = 5  # names in a message
 
 
 def find(reference: str, option: str) -> Any:
@@ -85,65 +78,25 @@ def load_model(reference: str, checkpoint: str | None) -> nn.Module:
             f"{type(model).__name__}"
         )
     if checkpoint is not None:
-        load_into(model, read_state(checkpoint), checkpoint)
+        from ..theta.checkpoints import read_state
+
+        load_into(model, read_state(checkpoint, "--checkpoint"), checkpoint)
     return model.eval()
 
 
-def read_state(path: str | Path, option: str = "--checkpoint") -> dict[str, Tensor]:
-    """The state_dict in a checkpoint file, read without pickle (torch.load(weights_only=True)).
-
-    Accepts a state_dict, or a dict that has one under "state_dict", "model_state_dict" or "model";
-    takes "module." and "_orig_mod." off the names.
-
-    Raises:
-        InvalidArgument: no such file, not a checkpoint, or one that needs pickle.
-    """
-    if not Path(path).is_file():
-        raise InvalidArgument(f"{option}: no file {str(path)!r}")
-    import torch
-
-    try:
-        with warnings.catch_warnings():  # about the pickle protocol of a file we refuse anyway
-            warnings.simplefilter("ignore")
-            found = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if not _is_pickle(path):
-            raise InvalidArgument(f"{option}: {path} is not a torch checkpoint") from error
-        raise InvalidArgument(
-            f"{option}: {path} needs pickle: it holds more than tensors, and reading it would run "
-            'code that it brings. Where you trust it, save its tensors: python -c "import torch; '
-            f"m = torch.load({str(path)!r}, weights_only=False); "
-            "torch.save(m.state_dict() if hasattr(m, 'state_dict') else m['state_dict'], "
-            "'state.pt')\""
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        text = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InvalidArgument(f"{option}: {path} is not a torch checkpoint: {text}") from error
-    state = found
-    if isinstance(found, Mapping):
-        state = next((found[k] for k in STATE_KEYS if _is_state(found.get(k))), found)
-    if not _is_state(state):
-        got = (
-            f"a dict with {_some(list(map(str, found)))}"
-            if isinstance(found, Mapping)
-            else type(found).__name__
-        )
-        raise InvalidArgument(
-            f"{option}: expected a state_dict, or a dict with one under {', '.join(STATE_KEYS)}, "
-            f"in {path}, got {got}"
-        )
-    return {_bare(name): value for name, value in state.items() if isinstance(value, torch.Tensor)}
-
-
 def load_into(model: nn.Module, state: Mapping[str, Tensor], path: str) -> None:
-    """Copy a state_dict into a model; names and shapes must be the model's.
+    """Copy a state_dict into a model; names, but for prefixes of wrappers, and shapes must be the
+    model's.
 
     Raises:
         InvalidArgument: lists the missing, unexpected and differently shaped names.
     """
     from torch import Tensor
 
+    from ..theta.checkpoints import fitted, some
+
     own = model.state_dict()
+    state = fitted(state, own)
     missing = [n for n in own if n not in state]
     extra = [n for n in state if n not in own]
     shapes = [
@@ -152,7 +105,7 @@ def load_into(model: nn.Module, state: Mapping[str, Tensor], path: str) -> None:
         if n in state and isinstance(v, Tensor) and v.shape != state[n].shape
     ]
     problems = [
-        f"{word} {_some(names)}"
+        f"{word} {some(names)}"
         for word, names in (("missing", missing), ("unexpected", extra), ("other shape", shapes))
         if names
     ]
@@ -212,26 +165,3 @@ def named(reference: str, option: str) -> Any:
     from torch import nn
 
     return found() if isinstance(found, type) and issubclass(found, nn.Module) else found
-
-
-def _is_pickle(path: str | Path) -> bool:
-    """Whether a file looks like torch.save's (a zip) or like a plain pickle (protocol 2 and up)."""
-    with open(path, "rb") as file:
-        return zipfile.is_zipfile(path) or file.read(1) == b"\x80"
-
-
-def _is_state(obj: Any) -> bool:
-    from torch import Tensor
-
-    return isinstance(obj, Mapping) and any(isinstance(v, Tensor) for v in obj.values())
-
-
-def _bare(name: str) -> str:
-    for prefix in PREFIXES:
-        name = name.removeprefix(prefix)
-    return name
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more

@@ -17,13 +17,22 @@ SPECTRAL_KINDS = ("lines", "evolution")
 
 
 def _plot(options: argparse.Namespace) -> None:
+    from ..files.store import content_of
     from ..plots import surface
     from ..results.eigen_pairs import EigenPairs
     from ..results.loading import load
-    from ..results.spectral_density import Spectrum
+    from ..results.spectra import Spectrum
+    from ..results.tracks import Track
     from . import curvature
+    from .trajectories import save_to
 
+    if all(content_of(path) == "trajectory" for path in options.files):
+        _plot_runs(options)
+        return
     results: list[Any] = [load(path) for path in options.files]
+    if len(results) == 1 and isinstance(results[0], Track):
+        save_to(results[0].plot(title=options.title), options.out)
+        return
     for result in results:
         if hasattr(result, "CONTENT"):
             raise InvalidArgument(
@@ -38,6 +47,22 @@ def _plot(options: argparse.Namespace) -> None:
     for path in options.out:
         print(f"written    {surface.save(axes, path)}")
     surface.close(axes)
+
+
+def _plot_runs(options: argparse.Namespace) -> None:
+    """The path of one run along its components, or several side by side by MDS."""
+    from ..trajectories.components import pca
+    from ..trajectories.embedding import mds
+    from ..trajectories.reading import trajectory
+    from .trajectories import save_to
+
+    runs = [trajectory(path) for path in options.files]
+    if len(runs) == 1:
+        save_to(pca(runs[0], 2).plot(title=options.title), options.out)
+        return
+    names = [Path(path).stem for path in options.files]
+    found = mds(runs, distance="angular")
+    save_to(found.plot(names=names, title=options.title), options.out)
 
 
 def _landscape_picture(results: list[Any], options: argparse.Namespace, labels: list[str]) -> Axes:

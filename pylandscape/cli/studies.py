@@ -27,7 +27,7 @@ def add_commands(command: AddCommand) -> None:
 
 def _theory(options: argparse.Namespace) -> int:
     """Prints the tables; the exit code says whether all checks hold."""
-    from ..experiments.propositions import theory
+    from ..experiments.theorems import theory
 
     unknown = [name for name in options.checks if name not in CHECKS]
     if unknown:

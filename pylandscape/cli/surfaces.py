@@ -52,14 +52,15 @@ def _plane(options: argparse.Namespace) -> None:
 
 
 def _interpolate(options: argparse.Namespace) -> None:
-    from ..surfaces.grids import interpolate
-    from .inputs import read_state
 
     if len(options.to) > 3:
         raise InvalidArgument(f"--to: expected 1 to 3 checkpoints, got {len(options.to)}")
     if options.y and len(options.to) == 1:
         raise InvalidArgument("--y: expected with two or three --to, got one --to")
     x, y = (axis_of(options, name) if getattr(options, name) else None for name in ("x", "y"))
+    from ..surfaces.grids import interpolate
+    from ..theta.checkpoints import read_state
+
     others = [read_state(path, "--to") for path in options.to]
     land, grid = _start(options)
     vertices = [land.origin, *others]

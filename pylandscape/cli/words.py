@@ -10,7 +10,7 @@ import numpy as np
 if TYPE_CHECKING:
     from ..arrays import Array
     from ..results.eigen_pairs import EigenPairs
-    from ..results.spectral_density import Spectrum
+    from ..results.spectra import Spectrum
 
 
 CONVEX = 0.01  # |lambda_min / lambda_max| below which a point looks convex

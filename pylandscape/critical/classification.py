@@ -1,8 +1,9 @@
 """Curvature classes of many points: convex, concave, saddle or singular, and how sure that is.
 
-Small models: the eigenvalues of every exact Hessian, in float64. Large ones: Lanczos
-(`by_lanczos.py`), whose bounds decide or leave a point "undecided". Every point gets a class,
-stationary or not; `gradient_norms` tells which are nearly stationary.
+Small models: the eigenvalues of every exact Hessian, in float64 (the way goes on in
+engines/points/evaluator.py). Large ones: Lanczos (lanczos_classifier.py), whose bounds decide or
+leave a point "undecided". Every point gets a class, stationary or not; `gradient_norms` tells which
+are nearly stationary. Chunks, files and resuming: runs/.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ from ..errors import InvalidArgument
 from ..files.hdf5 import JOURNAL_SUFFIX as SUFFIX
 from ..results.critical_points import EPS, CriticalPoints
 from ..results.curvature_classes import checked_rtol, classes_of, exact_bounds, inertia_of
-from ..runs.chunks import sweep
+from ..runs.chunks import evaluate_in_chunks
 from ..runs.journal import Journal
 from ..runs.request import build
 from ..runs.resume import answered
 from . import kinks
-from .by_lanczos import LanczosClassifier
+from .lanczos_classifier import LanczosClassifier
 
 if TYPE_CHECKING:
     from ..landscape import Landscape
@@ -93,7 +94,7 @@ def classify(
         >>> found = classify(land, walks.flat(), rtol=1e-6)
         >>> found.counts(), found.sensitivity().changed
     """
-    asked = _Question(land, points, rtol, blocks, method, keep, (probes, steps, seed))
+    asked = _Classification(land, points, rtol, blocks, method, keep, (probes, steps, seed))
     if path is None:
         return asked.run(None, progress)
     return answered(
@@ -103,7 +104,7 @@ def classify(
     )  # fmt: skip
 
 
-class _Question:
+class _Classification:
     """One checked request."""
 
     def __init__(
@@ -154,7 +155,7 @@ class _Question:
     def run(self, journal: Journal | None, progress: bool) -> CriticalPoints:
         started = time.perf_counter()
         resumed = 0 if journal is None else int(journal.done.sum())
-        values = sweep(
+        values = evaluate_in_chunks(
             self.points, self.names, self._evaluate, journal=journal, progress=progress,
             label="classify", exact=False,
         )  # fmt: skip

@@ -5,17 +5,18 @@ Everything here is float64, whatever the model's dtype.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..arguments import check_landscape
 from ..engines.points.evaluator import block_size, eigenvalues
 from ..errors import InvalidArgument
 from ..theta import running_statistics
+from ..theta.checkpoints import MODELS
 
 if TYPE_CHECKING:
     from ..landscape import Landscape
@@ -106,10 +107,10 @@ def iterate_hessians(
 
 
 def as_points(land: Landscape, points: Any) -> np.ndarray:
-    """Points as a contiguous float64 array (P, n); a module or state dict, whose buffers must be
-    the landscape's (``Landscape.at``), as one point."""
+    """Points as a contiguous float64 array (P, n); a module, state dict or
+    checkpoint's path, whose buffers must be the landscape's (``Landscape.at``), as one point."""
     check_landscape(land, "gradients and hessians")
-    if isinstance(points, nn.Module | Mapping):
+    if isinstance(points, MODELS):
         points = running_statistics.point(land, points, "points")[None, : land.n_params]
     p = points.detach().cpu() if isinstance(points, Tensor) else points
     try:

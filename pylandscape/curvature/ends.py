@@ -19,7 +19,7 @@ class Ends(NamedTuple):
 
     Attributes:
         low, high: NaN where a product is not finite.
-        residuals: of the two.
+        residuals: of low and of high.
         vectors: (2, n) their unit vectors on the CPU, that of `high` first; None where the ends are
             NaN.
         converged: the residuals are within the tolerance.

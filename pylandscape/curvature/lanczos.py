@@ -1,7 +1,8 @@
 """The Python side of the Lanczos driver (csrc/lanczos): memory, products, checkpoints, T.
 
 Basis, vectors and products are where the operator is. On a GPU only numbers come to the host, once
-a step (`device_passes`).
+a step (device_passes.py). The way goes on in csrc/lanczos, which multiplies with a landscape's
+matrix by csrc/derivatives itself where the operator has `native`.
 """
 
 from __future__ import annotations

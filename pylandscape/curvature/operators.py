@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..arrays import digest
 from ..errors import InvalidArgument
-from ..results.spectral_density import MATRICES
+from ..results.spectra import MATRICES
 from .symmetric_operator import Native, SymmetricOperator
 from .tall import inner
 

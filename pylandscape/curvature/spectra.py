@@ -4,6 +4,8 @@ For a random unit vector v, m Lanczos steps give T = U diag(l) U^T; the nodes l_
 w_i = U[0, i]^2 integrate polynomials of degree 2m - 1 against v's spectral measure exactly
 (Ghorbani, Krishnan, Xiao 2019, section 3; Golub and Meurant 2010). The mean over probes estimates
 (1/n) sum_i delta(t - lambda_i).
+
+The way goes on in lanczos.py; where the matrix comes from, in operators.py.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from ..arrays import Path, digest
 from ..errors import InvalidArgument
 from ..files.atomic import scratch
 from ..results.eigen_pairs import EigenPairs
-from ..results.spectral_density import Spectrum, check_sigma2
+from ..results.spectra import Spectrum, check_sigma2
 from ..runs.checkpoint import Arrays, Checkpoint
 from ..runs.request import build
 from ..runs.resume import resumable

@@ -1,9 +1,14 @@
 """What every engine answers, and what each of its answers is.
 
-`Engine` is the contract of those that know one landscape's L: the compiled one on the CPU, with
-batch statistics estimated anew, on a GPU, and torch's own. `CompiledEngine` is what the compiled
-ones say besides. `PointEngine` is the smaller contract of those that take many points of a small
-network at once. Nothing else is asked of an engine from outside of its package.
+`Engine`: one landscape's L at any theta. Satisfied by `eager.TorchEngine` and by all compiled ones.
+`CompiledEngine`: what a captured model can say besides. Satisfied by `native.NativeEngine`,
+    `recompute.RecomputeEngine` and `cuda.engine.CudaEngine`.
+`PointEngine`: L and its derivatives at many points of a small network at once. Satisfied by
+    `points.native.NativePoints`, `points.cuda.PointsCuda`, `points.eager.TorchPoints`, and by
+    `points.evaluator.PointEvaluator`, which chooses among them.
+
+`choose.py` makes the compiled engine of a landscape. Type checkers hold the classes to these
+contracts where they are returned as such, and tests/test_engine_contract.py the shapes.
 
 Shapes: n counts what the landscape's ``moved`` layout holds, running statistics among it where
 these move; N samples; k directions or vectors; g coefficients; p points. Arguments may be of any
@@ -17,17 +22,25 @@ Errors: `NotLowered`, with the reason, where an engine has no such answer and to
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from ..theta.space import Problem
+
+if TYPE_CHECKING:
+    from ..theta.data import Dataset
+    from ..theta.layout import ParameterLayout
+    from ..theta.losses import KnownLoss
 
 Values = dict[str, np.ndarray]  # {metric: (g,) float64}; a callable under its __name__
 Evaluate = Callable[[np.ndarray], Values]  # of coefficients (g, k) float64
 EvaluatePoints = Callable[[Tensor], Values]  # of points (p, n)
 Losses = np.ndarray  # (p,) float64
+# (the core's derivatives at theta, which of its matrices, what its sums are multiplied by)
+CoreProducts = Callable[[], tuple[Any, Any, float]]
 
 
 class Engine(Protocol):
@@ -41,8 +54,9 @@ class Engine(Protocol):
         """A function of coefficients C (g, k) to the metrics at theta + C D.
 
         theta (n,), directions D (k, n). ``metrics``: "loss", "accuracy", or callables of the whole
-        data's outputs and targets, giving one number. What no point changes is computed here, once;
-        how coefficients are cut into calls changes no value.
+        data's outputs and targets, giving one number. What is the same at all points is computed
+        here, once; how coefficients are cut into calls changes no value. The function raises
+        InvalidArgument for coefficients of another shape.
         """
 
     def prepare_points(self, metrics: Sequence[Any]) -> EvaluatePoints:
@@ -69,6 +83,12 @@ class Engine(Protocol):
 class CompiledEngine(Engine, Protocol):
     """An engine that a capture of the model became (csrc/program)."""
 
+    no_derivatives: str | None  # why a capture has values alone; None: gradients agreed too
+
+    @property
+    def mixes(self) -> bool:
+        """Whether a sample's output depends on its batch (bn="batch"): no derivatives then."""
+
     @property
     def how(self) -> str:
         """What captured the model: "fx" or "export"."""
@@ -84,6 +104,40 @@ class CompiledEngine(Engine, Protocol):
     def outputs_at(self, points: Tensor) -> list[Tensor]:
         """The outputs as the module gives them, of all samples, at each of the points (p, n)."""
 
+    def derivatives_refused(self) -> str | None:
+        """Why `gradient`, `product` and `per_sample_gradients` raise NotLowered; None where they
+        answer."""
+
+    def products_at(self, matrix: str, theta: Tensor) -> CoreProducts | None:
+        """What multiplies with a matrix (as in `product`) at theta (n,) from within the core.
+
+        None where the core has no such products, or not on the CPU. Who calls the function keeps
+        what it gives for as long as the core uses it.
+        """
+
+
+class Build(Protocol):
+    """What makes a compiled engine: ``native.build``, ``recompute.build``, ``cuda.engine.build``.
+
+    It captures, lowers and compares with the module. ``model`` is in eval mode, with bn="batch" its
+    batch norm in train mode; ``layout`` and ``theta`` (n,) are the landscape's ``moved`` and
+    ``origin``; ``memory`` bytes may be kept by derivatives. Raises NotLowered with the reason.
+    """
+
+    def __call__(
+        self,
+        model: nn.Module,
+        loss: KnownLoss,
+        dataset: Dataset,
+        layout: ParameterLayout,
+        theta: Tensor,
+        *,
+        dtype: torch.dtype,
+        memory: int,
+        bn: str,
+    ) -> CompiledEngine:
+        """The engine of that model, loss and data."""
+
 
 class PointEngine(Protocol):
     """L and its derivatives at many points of a small network, in float64.
@@ -92,8 +146,13 @@ class PointEngine(Protocol):
     results. A point that is not finite, or whose L is not, has NaN for itself alone.
     """
 
-    n: int
-    reason: str | None  # why the fast way is not taken, if it is not
+    @property
+    def n(self) -> int:
+        """The number of parameters."""
+
+    @property
+    def reason(self) -> str | None:
+        """Why the fast way is not taken; None where it is."""
 
     def gradients(self, points: np.ndarray) -> tuple[Losses, np.ndarray]:
         """Losses (p,) and gradients (p, n)."""
@@ -109,8 +168,9 @@ class PointEngine(Protocol):
 class Answered(Problem, Protocol):
     """A problem with the engines that were built for it; a Landscape is one."""
 
-    native: Any  # CompiledEngine | None
-    eager: Any  # Engine
+    @property
+    def native(self) -> CompiledEngine | None:
+        """The compiled engine, if there is one."""
 
     def engine_report(self) -> Any:
         """Which engine answers, and why."""

@@ -8,13 +8,15 @@ Before every point the copy is as it was when the landscape was made: buffers, a
 changed in place. Within a point, batches run in their order and see the state that earlier ones
 left, as in a loop over the data. Random numbers start from the same state at every point and leave
 the global generators alone.
+
+One long class, as all of it turns around the state of that one copy: points, sessions, the first
+run, the comparison with the module. Beside it: eager_switches.py (what belongs to the whole
+process), eager_derivatives.py, eager_graphs.py.
 """
 
 from __future__ import annotations
 
 import random
-import sys
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -34,19 +36,27 @@ from torch.utils._pytree import tree_leaves
 from ..arrays import digest_of_all
 from ..errors import InvalidArgument, NotLowered, PylandscapeError, out_of_memory, wrapping
 from ..lowering.capture import restored_attributes
-from ..theta.data import Batch, untouched_random_state
+from ..theta.checks import as_coefficients
+from ..theta.data import Batch
 from ..theta.layout import ParameterLayout
 from ..theta.losses import FreeLoss, KnownLoss, Objective, as_scalar
 from ..theta.losses import metric_name as _name
 from ..theta.running_statistics import KIND
 from ..theta.snapshot import Snapshot, State, same_bits
 from .eager_derivatives import MEMORY, Derivatives
+from .eager_switches import (
+    LOCK,
+    attribute_set,
+    dense_gradients,
+    generator_states,
+    persistently,
+    switches,
+)
 
 _SEED = 0  # of the random numbers that a forward pass draws, at every point
 _STEP = 0.1  # of each parameter tensor's spread: where the copy is compared with the module
 _ROUNDING = 64  # eps of the coarsest parameters: two kernels' values of one loss
 _FEW = 32  # samples on which the copy is compared
-LOCK = threading.RLock()  # torch's switches and generators belong to the whole process
 
 
 def call_model(model: nn.Module, inputs: Any) -> Any:
@@ -70,17 +80,6 @@ def eval_mode(model: nn.Module, train_norms: bool = False) -> Iterator[None]:
             if module.training:
                 module.track_running_stats = False  # type: ignore[assignment]
         yield
-
-
-class _Checkpoint:
-    """Stands for re-entrant checkpointing, whose gradients torch.autograd.grad cannot ask for."""
-
-    @staticmethod
-    def apply(function: Callable[..., Any], preserve: bool, *args: Any) -> Any:
-        if any(isinstance(a, Tensor) and a.requires_grad for a in args):
-            return function(*args)
-        with torch.no_grad():  # torch's own gives no gradient either
-            return function(*args)
 
 
 class _Touch(TorchDispatchMode):
@@ -193,7 +192,7 @@ class TorchEngine:
         self._origin = torch.cat([t.detach().to(self.dtype).reshape(-1) for t in self._slots])
         self._flat = self._as_one_tensor(dtypes)
         self._views = [t.data for t in self._slots]  # written without a new version of the slots
-        self._addresses = [t.data_ptr() for t in self._slots]
+        self._places = [_place_of(t) for t in self._slots]
         frozen = {id(p) for p in self.model.parameters() if id(p) not in moved}
         with self._modes():
             self._state = State(snapshot.copies(), snapshot.cells, moved, frozen)
@@ -217,7 +216,7 @@ class TorchEngine:
         transposed = directions.to(theta).T
 
         def evaluate(coefficients: np.ndarray) -> dict[str, np.ndarray]:
-            c = torch.as_tensor(np.asarray(coefficients)).to(theta)
+            c = torch.as_tensor(as_coefficients(coefficients, len(directions))).to(theta)
 
             def write(index: int) -> None:
                 torch.addmv(theta, transposed, c[index], out=work)
@@ -276,7 +275,7 @@ class TorchEngine:
             if torch.is_inference_mode_enabled():
                 stack.enter_context(torch.inference_mode(False))
             draws = bool(self._draws) or not self._looked
-            stack.enter_context(_switches(self.device, draws))
+            stack.enter_context(switches(self.device, draws))
             stack.enter_context(self._modes())
             self._depth += 1
             try:
@@ -286,7 +285,7 @@ class TorchEngine:
             finally:
                 self._depth -= 1
                 if self._depth == 0:
-                    _persistently(self._to_origin)
+                    persistently(self._to_origin)
 
     def move(self, theta: Tensor) -> None:
         """Puts the model at theta (n,), with the state of the landscape's making; seeds."""
@@ -296,7 +295,7 @@ class TorchEngine:
 
     def place(self, theta: Tensor) -> None:
         """theta (n,) into the parameters, in place."""
-        if [t.data_ptr() for t in self._slots] != self._addresses:  # a forward pass swapped them
+        if [_place_of(t) for t in self._slots] != self._places:  # a forward pass swapped them
             for t, view in zip(self._slots, self._views, strict=True):
                 t.data = view
         if self._flat is not None:
@@ -579,7 +578,7 @@ class TorchEngine:
             dropped = partial(saved_tensors_hooks, _drop, _gone)
             ways = [(torch.enable_grad, dropped), (torch.enable_grad, nullcontext), *ways]
         try:
-            with eval_mode(model, self.bn == "batch"), _no_sparse(model):
+            with eval_mode(model, self.bn == "batch"), dense_gradients(model):
                 while True:
                     mode, hooks = ways.pop(0)
                     try:
@@ -589,7 +588,7 @@ class TorchEngine:
                             raise
                     state.put_back_changes()
         finally:
-            _persistently(put_back)
+            persistently(put_back)
 
     def origin(self) -> Tensor:
         """The parameters (n,) of the model, in the widest of their dtypes."""
@@ -650,7 +649,7 @@ class TorchEngine:
             self.release()
 
     def _first_look(self) -> None:
-        generators = _generators()
+        generators = generator_states()
         written: set[int] = set()
 
         def run() -> list[tuple[float, float]]:
@@ -685,7 +684,7 @@ class TorchEngine:
                     raise error from None
         finally:
             self._draws = [
-                name for name, state in _generators().items() if state != generators[name]
+                name for name, state in generator_states().items() if state != generators[name]
             ]
         self.writes_state = self._state.learn(self._original)
         self.keeps_state = self.writes_state or self._state.differs()
@@ -815,9 +814,9 @@ class TorchEngine:
         with ExitStack() as stack:
             if self.bn == "batch":
                 norms = [m for m in self.model.modules() if isinstance(m, _BatchNorm)]
-                stack.enter_context(_set(norms, "training", True))
-                stack.enter_context(_set(norms, "track_running_stats", False))
-            stack.enter_context(_no_sparse(self.model))
+                stack.enter_context(attribute_set(norms, "training", True))
+                stack.enter_context(attribute_set(norms, "track_running_stats", False))
+            stack.enter_context(dense_gradients(self.model))
             yield
 
     def _to_origin(self) -> None:
@@ -870,53 +869,6 @@ def rebound(
     return loss if isinstance(loss, KnownLoss) else replace(loss, fn=snapshot.rebound(loss.fn))
 
 
-@contextmanager
-def _switches(device: torch.device, draws: bool) -> Iterator[None]:
-    """Switches and generators of the whole process, as the engine needs them.
-
-    ``draws``: whether generators of Python and numpy may be used.
-    """
-    checkpoints: Any = torch.utils.checkpoint
-    fast, own = torch.backends.mha.get_fastpath_enabled(), checkpoints.CheckpointFunction
-    kept = _generators() if draws else None
-
-    def undo() -> None:
-        torch.backends.mha.set_fastpath_enabled(fast)
-        checkpoints.CheckpointFunction = own
-        if kept is not None:
-            _set_generators(kept)
-
-    with ExitStack() as stack:
-        stack.enter_context(untouched_random_state(device))
-        if "torch._dynamo" in sys.modules:  # compiled code has no second derivative
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
-        try:
-            # torch's inference kernel of transformer layers is another function at padded places.
-            torch.backends.mha.set_fastpath_enabled(False)
-            checkpoints.CheckpointFunction = _Checkpoint
-            yield
-        finally:
-            _persistently(undo)
-
-
-@contextmanager
-def _set(modules: Sequence[nn.Module], name: str, value: Any) -> Iterator[None]:
-    before = [module.__dict__.get(name) for module in modules]
-    try:
-        for module in modules:
-            module.__dict__[name] = value
-        yield
-    finally:
-        for module, old in zip(modules, before, strict=True):
-            module.__dict__[name] = old
-
-
-def _no_sparse(model: nn.Module) -> AbstractContextManager[None]:
-    """Gradients of embeddings are parts of one dense vector."""
-    tables = [m for m in model.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag)]
-    return _set([m for m in tables if m.sparse], "sparse", False)
-
-
 def _failed(error: Exception) -> PylandscapeError:
     """The error of ours for what the user's code raised at a point."""
     said = f"{type(error).__name__}: {error}"
@@ -931,31 +883,6 @@ def _failed(error: Exception) -> PylandscapeError:
     )
 
 
-def _persistently(f: Callable[[], None]) -> None:
-    """f, again if Ctrl-C comes in between, which is raised afterwards."""
-    interrupt: KeyboardInterrupt | None = None
-    while True:
-        try:
-            f()
-            break
-        except KeyboardInterrupt as late:
-            interrupt = late
-    if interrupt is not None:
-        raise interrupt
-
-
-def _generators() -> dict[str, Any]:
-    """The states of Python's and numpy's global generators, comparable."""
-    state: Any = np.random.get_state()  # noqa: NPY002
-    return {"random": random.getstate(), "numpy": (state[0], state[1].tobytes(), *state[2:])}
-
-
-def _set_generators(states: dict[str, Any]) -> None:
-    random.setstate(states["random"])
-    name, keys, *rest = states["numpy"]
-    np.random.set_state((name, np.frombuffer(keys, dtype=np.uint32), *rest))  # noqa: NPY002
-
-
 def _near(a: float, b: float, tolerance: float) -> bool:
     if a == b or (np.isnan(a) and np.isnan(b)):
         return True
@@ -966,6 +893,11 @@ def _overlapping(t: Tensor) -> bool:
     return t.layout != torch.strided or any(
         stride == 0 and size > 1 for stride, size in zip(t.stride(), t.shape, strict=True)
     )
+
+
+def _place_of(t: Tensor) -> tuple[int, int]:
+    """Where its elements lie, as an address of its storage that is not read from."""
+    return t.untyped_storage().data_ptr(), int(t.storage_offset())
 
 
 def _drop(t: Tensor) -> None:

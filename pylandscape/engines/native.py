@@ -1,7 +1,9 @@
 """The native engine: a model, a known loss and its data as one compiled program.
 
 Where addresses of tensors cross into the core, every tensor is checked for dtype, layout and
-device, and is kept alive for the length of the call.
+device, and is kept alive for the length of the call. The way goes on in csrc/question (values of
+many points) and csrc/derivatives (gradients and products at one theta); how a model becomes a
+program, in lowering/.
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ from ..lowering.capture import (
 )
 from ..lowering.interpreter import Lowering
 from ..lowering.loss import Output, counted_targets, set_loss
+from ..theta.checks import as_coefficients
 from ..theta.losses import metric_name
 from .capture_check import CHECKED_BATCHES, CHECKED_SAMPLES, MIXED, check_capture
 
@@ -45,11 +48,10 @@ if TYPE_CHECKING:
     from ..theta.data import Dataset
     from ..theta.layout import ParameterLayout
     from ..theta.losses import KnownLoss
+    from .contract import CoreProducts, Evaluate, EvaluatePoints
 
 
 _SEVERAL = "several targets per sample where samples depend on their batch"
-
-Evaluate = Callable[[np.ndarray], dict[str, np.ndarray]]
 
 
 class NativeEngine:
@@ -95,9 +97,10 @@ class NativeEngine:
         directions = directions.detach().to("cpu", self._dtype).contiguous()
         count = directions.shape[0]
         question = self._question(self.program, theta.data_ptr(), directions.data_ptr(), count)
-        return self._evaluator(question, metrics, count)
+        evaluate = self._evaluator(question, metrics, count)
+        return lambda coefficients: evaluate(as_coefficients(coefficients, count))
 
-    def prepare_points(self, metrics: Sequence[Any]) -> Callable[[Tensor], dict[str, np.ndarray]]:
+    def prepare_points(self, metrics: Sequence[Any]) -> EvaluatePoints:
         """The same for arbitrary points (p, n)."""
         return self._evaluator(self._question(self.program), metrics, self.program.n)
 
@@ -140,9 +143,7 @@ class NativeEngine:
         derivatives.products(which, v.shape[0], v.data_ptr(), result.data_ptr(), scale)
         return result
 
-    def products_at(
-        self, matrix: str, theta: Tensor
-    ) -> Callable[[], tuple[Any, Any, float]] | None:
+    def products_at(self, matrix: str, theta: Tensor) -> CoreProducts | None:
         """A function to (the core's derivatives at theta, the matrix, the scale of its products),
         for callers in the core, which keep the derivatives while they use them; None where they are
         not compiled."""

@@ -17,15 +17,17 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..lowering.build import Data, check_tensors, example_of
 from ..lowering.capture import check_traceable, refused, trace
+from ..theta.checks import as_coefficients
 from ..theta.running_statistics import with_statistics
 from .capture_check import CHECKED_BATCHES, CHECKED_SAMPLES, check_capture
-from .native import Evaluate, lower
 from .native import build as build_plain
+from .native import lower
 
 if TYPE_CHECKING:
     from ..theta.data import Dataset
     from ..theta.layout import ParameterLayout
     from ..theta.losses import KnownLoss
+    from .contract import Evaluate, EvaluatePoints
     from .native import NativeEngine
 
 _POINTS_BYTES = 64 << 20  # points between the two programs
@@ -58,9 +60,10 @@ class RecomputeEngine:
     def prepare(self, theta: Tensor, directions: Tensor, metrics: Sequence[Any]) -> Evaluate:
         """A function of coefficients (g, k) to {metric: (g,)} along directions (k, n)."""
         collect = self._collector.collector(self._padded(theta), self._padded(directions))
-        return self._evaluator(collect, metrics)
+        evaluate, k = self._evaluator(collect, metrics), len(directions)
+        return lambda coefficients: evaluate(as_coefficients(coefficients, k))
 
-    def prepare_points(self, metrics: Sequence[Any]) -> Callable[[Tensor], dict[str, np.ndarray]]:
+    def prepare_points(self, metrics: Sequence[Any]) -> EvaluatePoints:
         """The same for arbitrary points (p, n)."""
         collect = self._collector.collector(None, None)
         return self._evaluator(lambda points: collect(self._padded(points)), metrics)

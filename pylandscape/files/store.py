@@ -115,6 +115,16 @@ def is_ours(file: h5py.File) -> bool:
     return GROUP in file or GROUP in file.attrs
 
 
+def content_of(path: str | os.PathLike[str]) -> str | None:
+    """The name of what an HDF5 file of ours holds; None for other files, a log among them."""
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            group = file.get(GROUP)
+            return None if group is None else str(group.attrs.get("content"))
+    except OSError:  # missing or damaged: who reads it says so
+        return None
+
+
 def read(file: h5py.File) -> Any:
     """The result in an open file of ours.
 
@@ -129,11 +139,15 @@ def read(file: h5py.File) -> Any:
             f"{where}: expected a file of format {FORMAT}, got format {version}; read it with the "
             "pylandscape that wrote it"
         )
+    if group.attrs.get("content") == "trajectory":  # which is mapped, not read
+        raise FileFormatError(
+            f"{where}: expected one of {', '.join(_BY_NAME)}, got a trajectory; "
+            "pylandscape.trajectory reads it"
+        )
     content, arrays, facts = _content(group)
     if content not in _BY_NAME:
         raise FileFormatError(
             f"{where}: expected one of {', '.join(_BY_NAME)}, got the content {content!r}"
-            + ("; pylandscape.trajectory reads it" if content == "trajectory" else "")
         )
     try:
         return _BY_NAME[content].together(arrays, facts)

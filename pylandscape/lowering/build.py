@@ -87,6 +87,18 @@ class Data:
         inputs = self.inputs.to(dtype) if self.inputs.is_floating_point() else self.inputs
         return Data(inputs, targets, self.sizes, dtype)
 
+    def with_lone_samples_twice(self) -> Data:
+        """The same batches, but those of one sample hold it twice."""
+        times = torch.tensor([2 if size == 1 else 1 for size in self.sizes])
+        if int(times.max()) == 1:
+            return self
+        rows = torch.arange(len(self.inputs)).repeat_interleave(
+            times.repeat_interleave(torch.tensor(self.sizes))
+        )
+        targets = self.targets.unflatten(0, (len(self.inputs), -1))[rows].flatten(0, 1)
+        sizes = tuple(max(2, size) if size else 0 for size in self.sizes)
+        return Data(self.inputs[rows], targets, sizes, self.dtype)
+
 
 def example_of(model: nn.Module, data: Data) -> Tensor:
     """A few samples to trace the model with, in its own dtype; integers as zeros."""

@@ -3,7 +3,7 @@
 The graph is run once on a few samples; beside each concrete value stands its lowered form: a
 ``Slot`` of the program, a ``Fixed`` tensor of the model, a tuple of them, or a plain Python value.
 ``OPS`` holds one handler per torch call, under the call's name (function, method and ATen overload
-alike), with torch's own argument names; the modules lowering_*.py fill it.
+alike), with torch's own argument names; the other files of this package fill it.
 """
 
 from __future__ import annotations

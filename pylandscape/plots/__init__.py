@@ -1,1 +1,7 @@
-"""Pictures of results."""
+"""Pictures of results: `plot` of each result comes here.
+
+pictures        which function draws which result
+surface, lines, spectra, clouds, paths   one file for each kind of picture
+surface_strokes, cloud_strokes, cloud_steps   the marks of these
+scale, style, view, cloud_look   ranges and logarithms, sizes and fonts, where points lie, colours
+"""

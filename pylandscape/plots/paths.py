@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..errors import InvalidArgument
+from ..files.atomic import write_bytes
 from .style import COLUMN_WIDTH, LINE_COLOURS, LINE_DASHES, STYLE, legend_above, new_axes, own_style
 
 if TYPE_CHECKING:
@@ -22,6 +25,9 @@ INK = "#1a1a1a"
 OFF_MAP = "Reds"  # white in the plane, dark far from it
 FRAMES = 120  # of an animation, at most
 FRAMES_A_SECOND = 20
+FILM_DPI = 120
+MANY = 80  # points of a path beyond which its dots are small
+PIECES, SHADES = 32, 8  # of a line from light to dark; of dots in 3-D
 _SCREE = 8  # components drawn
 
 
@@ -98,21 +104,44 @@ def plot_projection(found: Projection, axes: Any = None, *, title: str | None = 
 
 
 def draw_path(
-    ax: Any, points: Any, off: Any = None, *, colour: str = INK, bar: bool = False, z: Any = None
-) -> Any:
-    """A path with a white rim: hollow start, star at the end, dots coloured by their share off the
-    plane (0 to 1) where ``off`` (T,) is given. z: heights in 3-D. Returns the dots."""
+    ax: Any, points: Any, off: Any = None, *, colour: str = INK, dash: Any = "-",
+    steps: Any = None, most: float | None = None, bar: bool = False, z: Any = None,
+) -> Any:  # fmt: skip
+    """A path with a white rim: hollow start, star at the end.
+
+    Args:
+        off: (T,) shares off the plane, which colour the dots from white to red.
+        steps: (T,) by which the line goes from light to dark, instead of ``colour``.
+        most: the share that is darkest; default the largest of ``off``.
+        bar: a colour bar for the shares.
+        z: (T,) heights in 3-D.
+
+    Returns the dots, None in 3-D.
+    """
     from matplotlib import patheffects
 
-    rim = [patheffects.withStroke(linewidth=2.4, foreground="white")]
+    rim = [patheffects.withStroke(linewidth=2.6, foreground="white")]
     columns = (points[:, 0], points[:, 1]) if z is None else (points[:, 0], points[:, 1], z)
-    ax.plot(*columns, color=colour, linewidth=1.0, path_effects=rim, zorder=6, gid="trajectory")
-    options: dict[str, Any] = {"c": colour} if off is None else {"c": off, "cmap": OFF_MAP}
+    if off is None or steps is None or len(points) < 2:
+        ax.plot(
+            *columns, color=colour, linestyle=dash, linewidth=1.1, path_effects=rim, zorder=6,
+            gid="trajectory",
+        )  # fmt: skip
+    else:
+        colour = INK
+        _shaded_line(ax, columns, steps)
+    options: dict[str, Any] = {"c": colour, "s": 2.6}
     if off is not None:
-        options |= {"vmin": 0.0, "vmax": max(float(np.max(off)), 1e-9)}
-    dots = ax.scatter(
-        *columns, s=9, edgecolors=colour, linewidths=0.4, zorder=7, **options
-    )  # fmt: skip
+        darkest = float(np.nanmax(off)) if most is None and np.isfinite(off).any() else most or 0.0
+        options = {
+            "c": off, "cmap": OFF_MAP, "vmin": 0.0, "vmax": max(darkest, 1e-9),
+            "s": 9 if len(points) <= MANY else 4,
+        }  # fmt: skip
+    dots = None
+    if z is None:
+        dots = ax.scatter(*columns, edgecolors=colour, linewidths=0.4, zorder=7, **options)
+    else:
+        _dots_over(ax, columns, colour, options)
     for k, marker, face, size in ((0, "o", "white", 5.0), (-1, "*", colour, 9.0)):
         end = [c[k : k + 1 or None] for c in columns]
         ax.plot(
@@ -124,6 +153,37 @@ def draw_path(
         made.set_label("share off the plane", fontsize=STYLE["axes.labelsize"])
         made.ax.tick_params(labelsize=STYLE["ytick.labelsize"], width=0.6, length=2.5)
     return dots
+
+
+def _shaded_line(ax: Any, columns: Any, steps: Any) -> None:
+    """From light to dark by the steps, on one white rim. In pieces: 3-D Axes draw lines over
+    their surface, collections in it."""
+    ax.plot(*columns, color="white", linewidth=2.6, zorder=5.9, gid="trajectory")
+    count = len(columns[0])
+    span = max(float(steps[-1] - steps[0]), 1.0)
+    for piece in np.array_split(np.arange(count - 1), min(PIECES, count - 1)):
+        grey = 0.78 * (1.0 - float(steps[piece[-1] + 1] - steps[0]) / span)
+        part = slice(piece[0], piece[-1] + 2)
+        ax.plot(*(c[part] for c in columns), color=str(grey), linewidth=1.2, zorder=6, gid="steps")
+
+
+def _dots_over(ax: Any, columns: Any, colour: str, options: dict[str, Any]) -> None:
+    """The dots of a path in 3-D, as markers of lines, in a few colours."""
+    import matplotlib as mpl
+
+    style: dict[str, Any] = {
+        "linestyle": "none", "marker": "o", "markersize": np.sqrt(options["s"]), "zorder": 7,
+        "markeredgecolor": colour, "markeredgewidth": 0.4,
+    }  # fmt: skip
+    if "cmap" not in options:
+        ax.plot(*columns, markerfacecolor=colour, **style)
+        return
+    share = np.nan_to_num(np.asarray(options["c"]) / options["vmax"])
+    bins = np.clip((share * SHADES).round(), 0, SHADES)
+    for each in np.unique(bins):
+        chosen = [c[bins == each] for c in columns]
+        face = mpl.colormaps[options["cmap"]](each / SHADES)
+        ax.plot(*chosen, markerfacecolor=face, **style)
 
 
 def plot_embedding(
@@ -228,10 +288,14 @@ def plot_track(found: Track, ax: Axes | None = None, *, title: str | None = None
 
 
 def animate(
-    points: Any, path: str | Path, axes: Any, off: Any = None, *, frames: int = FRAMES,
-    fps: int = FRAMES_A_SECOND,
+    points: Any, path: str | Path, axes: Any, off: Any = None, *, steps: Any = None, z: Any = None,
+    frames: int = FRAMES, fps: int = FRAMES_A_SECOND,
 ) -> Path:  # fmt: skip
     """A film of a path that grows over a drawn surface: .gif, or .mp4 where ffmpeg is.
+
+    Args:
+        points, off, steps, z: as in `draw_path`.
+        frames: at most so many pictures;  fps: in a second.
 
     Raises:
         InvalidArgument: another suffix, or .mp4 without ffmpeg.
@@ -242,26 +306,67 @@ def animate(
     suffix = target.suffix.lower()
     if suffix not in (".gif", ".mp4"):
         raise InvalidArgument(f"path: expected a name ending in .gif or .mp4, got {target.name!r}")
+    if not target.absolute().parent.is_dir():
+        raise InvalidArgument(f"path: expected an existing folder, got {target.parent}")
+    for name, value in (("frames", frames), ("fps", fps)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise InvalidArgument(f"{name}: expected an integer >= 1, got {value!r}")
     if suffix == ".mp4" and not animation.writers.is_available("ffmpeg"):
         raise InvalidArgument(
             "path: .mp4 needs the program ffmpeg, which is not installed; write a .gif"
         )
-    writer: Any = animation.PillowWriter(fps) if suffix == ".gif" else animation.FFMpegWriter(fps)
     count = len(points)
     shown = np.unique(np.linspace(1, count, min(frames, count)).astype(int))
+    most = None if off is None or not np.isfinite(off).any() else float(np.nanmax(off))
+
+    def grown(last: int) -> list[Any]:
+        """The artists of the path up to a point."""
+        before = set(axes.get_children())
+        off_now, steps_now, z_now = (None if a is None else a[:last] for a in (off, steps, z))
+        draw_path(axes, points[:last], off_now, steps=steps_now, most=most, z=z_now)
+        new = [a for a in axes.get_children() if a not in before]
+        return sorted(new, key=lambda a: a.get_zorder())
+
     figure = axes.figure
-    engine = figure.get_layout_engine()
     figure.canvas.draw()
     figure.set_layout_engine("none")  # the frame must not move from picture to picture
-    with writer.saving(figure, str(target), dpi=120):
-        for last in shown:
-            before = set(axes.get_children())
-            draw_path(axes, points[:last], None if off is None else off[:last])
-            writer.grab_frame()
-            for artist in set(axes.get_children()) - before:
-                artist.remove()
-    figure.set_layout_engine(engine)
+    with tempfile.TemporaryDirectory() as folder:
+        film = Path(folder) / f"film{suffix}"
+        if suffix == ".gif":
+            _write_gif(film, axes, [partial(grown, int(last)) for last in shown], fps)
+        else:
+            writer = animation.FFMpegWriter(fps)
+            with writer.saving(figure, str(film), dpi=FILM_DPI):
+                for last in shown:
+                    new = grown(last)
+                    writer.grab_frame()
+                    for artist in new:
+                        artist.remove()
+        write_bytes(target, film.read_bytes())
     return target
+
+
+def _write_gif(film: Path, axes: Any, made: Sequence[Callable[[], list[Any]]], fps: int) -> None:
+    """Pictures of what each of ``made`` draws over the Axes, whose surface is drawn once."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from PIL import Image
+
+    figure = axes.figure
+    before, figure.dpi = figure.dpi, FILM_DPI
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    behind = canvas.copy_from_bbox(figure.bbox)
+    pictures = []
+    for draw in made:
+        canvas.restore_region(behind)
+        for artist in draw():
+            axes.draw_artist(artist)
+            artist.remove()
+        pictures.append(Image.fromarray(np.array(canvas.buffer_rgba())).convert("RGB"))
+    figure.dpi = before
+    pictures[0].save(
+        film, save_all=True, append_images=pictures[1:], duration=round(1000 / fps), loop=0
+    )
 
 
 def _steps_as_colour(ax: Any, points: Any, steps: Any) -> None:

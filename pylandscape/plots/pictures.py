@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from .barrier_matrix import plot_barriers
 from .clouds import plot_cloud
 from .paths import (
     plot_agreement,
@@ -20,6 +21,7 @@ DRAWN_BY: dict[str, Callable[..., Any]] = {
     "Curve": plot,
     "Surface": plot,
     "Agreement": plot_agreement,
+    "Barriers": plot_barriers,
     "Cloud": plot_cloud,
     "EigenPairs": plot_pairs,
     "Embedding": plot_embedding,

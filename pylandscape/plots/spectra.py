@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 from ..arrays import edges
 from ..errors import InvalidArgument
 from ..results.eigen_pairs import EigenPairs
-from ..results.spectral_density import Density, Spectrum
+from ..results.spectra import Density, Spectrum
 from .scale import Array, symlog_ticks
 from .style import LINE_COLOURS, LINE_DASHES, legend_above, new_axes, own_style
 

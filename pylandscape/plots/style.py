@@ -42,6 +42,7 @@ STYLE: Any = {
 SAVE: Any = {"pdf.fonttype": 42, "ps.fonttype": 42, "svg.fonttype": "none"}
 # Okabe and Ito's colours, told apart by colour-blind readers; dashes by those of a grey print.
 LINE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+SMALLEST = 5.5  # points, of a label that has to fit
 LINE_DASHES = ("-", "--", "-.", ":")
 NONFINITE_FACE = "#d9d9d9"
 NONFINITE_EDGE = "#7f7f7f"
@@ -185,6 +186,129 @@ def legend_above(axes: Axes, handles: list[Any], columns: int = 2) -> None:
         ncols=columns,
         columnspacing=1.0,
     )
+
+
+def legend_on_top(axes: Any, handles: list[Any]) -> None:
+    """A frameless legend along the top of a figure of our own, above titles."""
+    loose = axes.name == "3d"  # no layout gives it room
+    axes.figure.legend(
+        handles=handles, loc="upper left" if loose else "outside upper left", frameon=False,
+        handlelength=1.6, ncols=1, borderaxespad=0.2, borderpad=0.2, labelspacing=0.3,
+    )  # fmt: skip
+
+
+def keep_inside(axes: Any, title: str | None = None) -> None:
+    """Bring every label of a figure of our own inside it: a layout knows the room that labels
+    take beside the axes, but not that they can be longer than the axes.
+
+    Long labels are broken before their units, then set smaller, down to 5.5 points; at last the
+    figure grows. The box of a 3-D picture is made smaller and moved, below its title.
+    """
+    hidden = [a for a in axes.collections if a.get_visible()]
+    for artist in hidden:  # what is slow to draw has no words
+        artist.set_visible(False)
+    try:
+        if title is not None:
+            _title_on_top(axes, title)
+        for remedy in (_broken, _smaller, _smaller, _taller):
+            over = _labels_outside(axes)
+            for label, share in over:
+                remedy(label, share)
+            if not over:
+                break
+        if axes.name == "3d":
+            _fit_solid(axes)
+    finally:
+        for artist in hidden:
+            artist.set_visible(True)
+
+
+def _labels_outside(axes: Any) -> list[tuple[Any, float]]:
+    """The labels that leave the figure along their text, and their length over the room for it."""
+    figure = axes.figure
+    for _ in range(2):  # a layout of a fixed aspect settles at the second
+        figure.draw_without_rendering()
+    width, height = figure.bbox.size
+    below = min([height, *(legend.get_window_extent().y0 for legend in figure.legends)])
+    solid = axes.name == "3d"
+    every = [a for a in figure.axes if a is not axes] if solid else figure.axes  # colour bars too
+    labels = [axis.label for each in every for axis in (each.xaxis, each.yaxis)]
+    labels += [axes.title] if solid else [axes.title, axes._left_title]
+    labels += [text for legend in figure.legends for text in legend.get_texts()]
+    found = []
+    for label in labels:
+        box = label.get_window_extent()
+        if not label.get_text():
+            continue
+        upright = label.get_rotation() == 90
+        low, high, length = (box.y0, box.y1, below) if upright else (box.x0, box.x1, width)
+        if low < -1 or high > length + 1:
+            room = min(high, length) - max(low, 0.0)
+            if label.get_horizontalalignment() == "center":
+                room = 2 * min((low + high) / 2, length - (low + high) / 2)
+            found.append((label, (high - low) / max(room, 1.0)))
+    return found
+
+
+def _broken(label: Any, over: float) -> None:
+    if "\n" not in label.get_text():
+        label.set_text(label.get_text().replace(" (", "\n(", 1))
+
+
+def _smaller(label: Any, over: float) -> None:
+    label.set_fontsize(max(SMALLEST, label.get_fontsize() / (1.03 * over)))
+
+
+def _taller(label: Any, over: float) -> None:
+    grown = np.array(label.figure.get_size_inches())
+    grown[1 if label.get_rotation() == 90 else 0] *= 1.03 * over
+    label.figure.set_size_inches(*grown)
+
+
+def _title_on_top(axes: Any, title: str) -> None:
+    """The title of a 3-D picture along the top of the figure, below a legend."""
+    figure = axes.figure
+    figure.draw_without_rendering()
+    top = min([1.0, *(legend.get_window_extent().y0 / figure.bbox.height for legend in
+                      figure.legends)])  # fmt: skip
+    axes.set_title(title)
+    axes.title.set_transform(figure.transFigure)
+    axes.title.set_verticalalignment("top")
+    axes._autotitlepos = False
+    axes.title.set_position((0.5, top - 0.01))
+
+
+def _fit_solid(axes: Any) -> None:
+    """Shrink and move a 3-D Axes until all that it draws is in the figure, below title and
+    legend."""
+    figure = axes.figure
+    figure.draw_without_rendering()
+    size = figure.bbox.size
+    above = [legend.get_window_extent().y0 for legend in figure.legends]
+    above += [axes.title.get_window_extent().y0] if axes.title.get_text() else []
+    pad = 0.01
+    top = min([1.0, *(y / size[1] for y in above)]) - pad
+    bars = [a.get_tightbbox().x0 / size[0] for a in figure.axes if a is not axes]
+    right = min([1.0, *bars]) - pad
+    axes.title.set_visible(False)  # it stays where it is
+    try:
+        for _ in range(4):
+            figure.draw_without_rendering()
+            box = axes.get_tightbbox(figure.canvas.get_renderer())
+            low, high = (np.array(corner) / size for corner in (box.min, box.max))
+            if (low >= 0).all() and high[0] <= right + pad and high[1] <= top + pad:
+                break
+            x0, y0, w, h = axes.get_position().bounds
+            room = np.array([right - pad, top - pad])
+            share = min(1.0, *(room / (high - low)))
+            corner = np.array([x0, y0])
+            low, high = corner + (low - corner) * share, corner + (high - corner) * share
+            corner += (low < pad) * (pad - low)
+            limit = np.array([right, top])
+            corner -= (high > limit) * (high - limit)
+            axes.set_position((*corner, w * share, h * share))
+    finally:
+        axes.title.set_visible(True)
 
 
 def _mark_style() -> dict[str, Any]:

@@ -8,7 +8,9 @@ counted in the legend.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,11 +18,16 @@ import numpy as np
 from ..errors import InvalidArgument
 from . import surface_strokes as draw
 from .lines import plot_lines, slices
+from .overlay import draw_runs, room_for, runs_of
+from .paths import animate
 from .scale import Array, Scale
 from .style import (
+    COLUMN_WIDTH,
     check_suffix,
     close,
+    keep_inside,
     legend_above,
+    legend_on_top,
     metric_label,
     new_axes,
     nonfinite_handle,
@@ -107,7 +114,11 @@ def plot_surface(
         colorbar: default True for "filled" and "heat"; the others carry numbers on lines or on the
             z axis.
         labels: numbers on contour lines and names of the vertices.
-        trajectory: (T, 2) path in the surface's coordinates; first point hollow, last a star.
+        trajectory: a path: a `Trajectory` (of a surface computed here, which knows its frame), a
+            `Projection`, or numbers (T, 2) in the surface's coordinates; several as a list or as
+            {label: path}. First point hollow, last a star; dots are the redder, the more of a
+            point's distance is off the plane, and the legend says how much at most. One path goes
+            from light to dark with the steps, several have a colour each.
         vertices: (V, 2) points to mark; interpolations mark their own, [] for none.
         elevation, azimuth: of the 3-D view, in degrees.
 
@@ -116,7 +127,7 @@ def plot_surface(
     """
     values = _metric(surface, metric)
     _check(kind, values, ax)
-    track = None if trajectory is None else _points("trajectory", trajectory)
+    runs = () if trajectory is None else runs_of(surface, trajectory)
     view = view_of(surface)
     marks = view.vertices if vertices is None else _points("vertices", vertices)
     names = view.names if vertices is None and labels else ()
@@ -127,9 +138,11 @@ def plot_surface(
     def height_at(points: Array) -> Array | None:
         return draw.heights(view, values, scale, clip, points) if solid else None
 
-    with own_style(ax is None):
-        if ax is None:
+    own = ax is None
+    with own_style(own):
+        if own:
             height = 0.85 if solid else view.height(bar)
+            height += room_for(runs) / COLUMN_WIDTH
             ax = new_axes(projection="3d" if solid else None, height=height)
         at = draw.ticks(scale, values)
         if solid:
@@ -141,10 +154,11 @@ def plot_surface(
             artist, at = draw.draw_contours(
                 ax, kind, view, values, scale, levels, clip, cmap, labels
             )
+        if own and view.equal:
+            draw.few_ticks(ax, view)
         if not solid:
             draw.finish_flat(ax, kind, view, values)
-        if track is not None and len(track):
-            draw.draw_track(ax, view, track, height_at(track))
+        keys = draw_runs(ax, runs, view.place, height_at)
         if len(marks):
             draw.draw_marks(ax, view, marks, height_at(marks), names)
         ax.set_xlabel(view.xlabel if xlabel is None else xlabel)
@@ -154,12 +168,39 @@ def plot_surface(
             draw.finish_sheet(ax, scale, name, at)
         if bar:
             draw.draw_colorbar(ax, artist, kind, scale, name, at)
-        notes = _notes(ax, view, surface, metric, flat=not solid)
-        if title is not None:
+        notes = _notes(ax, view, surface, metric, flat=not solid, paths=keys, own=own)
+        if title is not None and not (own and solid):
             ax.set_title(title, pad=6 + 11 * notes)
         elif kind == "contour" and not bar:
-            ax.set_title(scale.label(name), loc="left", fontsize="medium", pad=3)
+            ax.set_title(scale.label(name), loc="left", fontsize="medium", pad=3 + 11 * notes)
+        if own:
+            keep_inside(ax, title if solid else None)
     return ax
+
+
+def film(
+    surface: Surface, trajectory: Any, path: str | os.PathLike[str], kind: str = "contour", *,
+    frames: int, fps: int, **options: Any,
+) -> Path:  # fmt: skip
+    """See `Trajectory.animate`; ``trajectory`` may be a `Projection` too."""
+    found = surface.project(trajectory) if hasattr(trajectory, "project") else trajectory
+    if kind not in SURFACE_KINDS:
+        raise InvalidArgument(f"kind: expected one of {', '.join(SURFACE_KINDS)}, got {kind!r}")
+    ax = plot_surface(surface, kind, **options)
+    try:
+        view, z = view_of(surface), None
+        if kind == "surface":
+            values = _metric(surface, options.get("metric", "loss"))
+            chosen: dict[str, Any] = {k: options.get(k) for k in ("offset", "vmin", "vmax")}
+            scale = Scale.of(values, log=options.get("log", False), **chosen)
+            clip = options.get("clip", True)
+            z = draw.heights(view, values, scale, clip, found.coordinates)
+        return animate(
+            view.place(found.coordinates), os.fspath(path), ax, found.off_share,
+            steps=found.steps, z=z, frames=frames, fps=fps,
+        )  # fmt: skip
+    finally:
+        close(ax)
 
 
 def _check(kind: str, values: Array, ax: Any) -> None:
@@ -178,8 +219,12 @@ def _check(kind: str, values: Array, ax: Any) -> None:
         )
 
 
-def _notes(ax: Axes, view: View, surface: Surface, metric: str, *, flat: bool) -> int:
-    """Legends above the picture: points that are not finite, points without a ratio. How many."""
+def _notes(
+    ax: Any, view: View, surface: Surface, metric: str, *, flat: bool, paths: Sequence[Any],
+    own: bool,
+) -> int:  # fmt: skip
+    """The legend above the picture: paths, points that are not finite, points without a ratio. How
+    many lines it has."""
     values = np.asarray(surface.metrics[metric], dtype=np.float64)
     notes = []
     if not np.isfinite(values).all():
@@ -188,6 +233,10 @@ def _notes(ax: Axes, view: View, surface: Surface, metric: str, *, flat: bool) -
         notes += draw.draw_flags(
             ax, view, surface.metrics["lambda_max"] <= 0.0, r"$\lambda_{\max} \leq 0$"
         )
+    if paths and own:
+        legend_on_top(ax, [*notes, *paths])
+        return 0
+    notes += paths
     if notes:
         legend_above(ax, notes, columns=1)
     return len(notes)

@@ -18,9 +18,9 @@ SHEET_POINTS = 151  # along each axis of a 3-D sheet: more polygons cannot be to
 LIGHT = np.array([-0.36, -0.48, 0.8])  # unit vector to the light, in the box of the 3-D sheet
 SHADE = 0.35  # how much darker than its colour a cell can get
 MAX_TICKS = 7
+NARROW = 0.45  # of the longer side: a side that has room for three ticks
 # Of the axes' range: contour labels nearer to the frame, or to each other, are left out.
 LABEL_BORDER, LABEL_SPACE = 0.025, 0.075
-TRACK_COLOUR = "#D55E00"
 
 
 def draw_contours(
@@ -140,6 +140,17 @@ def draw_sheet(ax: Any, view: View, values: Array, scale: Scale, clip: bool, cma
     return mpl.cm.ScalarMappable(norm, cmap)
 
 
+def few_ticks(ax: Any, view: View) -> None:
+    """Fewer ticks along the short side of an elongated picture."""
+    left, right, bottom, top = view.frame()
+    for axis, share in (
+        ("x", (right - left) / (top - bottom)),
+        ("y", (top - bottom) / (right - left)),
+    ):
+        if share < NARROW:
+            ax.locator_params(axis=axis, nbins=3)
+
+
 def finish_sheet(ax: Any, scale: Scale, name: str, at: Array | None) -> None:
     """The labels of a 3-D picture: close to the box, units on a line of their own.
 
@@ -226,24 +237,6 @@ def heights(view: View, values: Array, scale: Scale, clip: bool, points: Array) 
     )
     result[inside] = at[inside]
     return result
-
-
-def draw_track(ax: Any, view: View, points: Array, z: Array | None) -> None:
-    """A path: line with a white rim, hollow start, star at the end. z: heights in 3-D."""
-    from matplotlib import patheffects
-
-    placed = view.place(points)
-    coordinates = (placed[:, 0], placed[:, 1]) if z is None else (placed[:, 0], placed[:, 1], z)
-    rim = [patheffects.withStroke(linewidth=2.4, foreground="white")]
-    style: dict[str, Any] = {"color": TRACK_COLOUR, "zorder": 6}
-    ax.plot(*coordinates, linewidth=1.1, path_effects=rim, gid="trajectory", **style)
-    ax.plot(*coordinates, linestyle="none", marker="o", markersize=1.6, **style)
-    for k, marker, face, size in ((0, "o", "white", 4.5), (-1, "*", TRACK_COLOUR, 8)):
-        end = [c[k : k + 1 or None] for c in coordinates]
-        ax.plot(
-            *end, marker=marker, markerfacecolor=face, markeredgewidth=0.8, markersize=size,
-            linestyle="none", markeredgecolor=TRACK_COLOUR if k == 0 else "white", **style,
-        )  # fmt: skip
 
 
 def draw_marks(ax: Any, view: View, points: Array, z: Array | None, names: Sequence[str]) -> None:

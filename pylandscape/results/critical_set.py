@@ -15,7 +15,6 @@ from ..errors import InvalidArgument
 from ..files import store
 
 OUTCOMES = ("running", "converged", "flat", "stalled", "exhausted", "far", "not finite")
-CERTIFICATES = ("isolated", "range", "none")
 _PER_POINT = (
     "losses", "gradient_norms", "kinds", "index", "nullity", "extremes", "decrements", "beta",
     "eta", "lipschitz", "radius", "certificates", "multiplicity",

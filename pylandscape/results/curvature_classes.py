@@ -1,7 +1,7 @@
 """The curvature class of a symmetric matrix, from its eigenvalues or from intervals of them.
 
 In this order, with tau = rtol max |lambda|: singular if any |lambda| <= tau, convex if all lambda >
-tau, concave if all lambda < -tau, otherwise a saddle. A matrix of zeros is singular.
+tau, concave if all lambda < -tau, otherwise a saddle. The zero matrix is singular.
 
 Where only bounds are known, a class is given if every spectrum within them has it. The bounds are
 `bounds` (P, 3, 2): lowest and highest value that lambda_min, lambda_max and min |lambda| can have;

@@ -10,23 +10,25 @@ from ..files.hdf5 import as_path, open_hdf5
 
 # The classes register themselves with the store when their modules are imported.
 from . import (
+    barrier_matrix,
     cloud,
     critical_points,
     critical_set,
     curve,
     eigen_pairs,
     foreign,
-    spectral_density,
+    spectra,
     surface,
     tracks,
 )
 from . import walks as _walks
 
 Result = (
-    curve.Curve
+    barrier_matrix.Barriers
+    | curve.Curve
     | surface.Surface
     | eigen_pairs.EigenPairs
-    | spectral_density.Spectrum
+    | spectra.Spectrum
     | _walks.Walks
     | critical_points.CriticalPoints
     | critical_set.CriticalSet

@@ -11,7 +11,7 @@ from ..arrays import Array
 from ..theta.directions import Direction
 from .base import draw
 
-DOT = 0.01  # share of the path's reach below which its picture is a dot
+DOT = 0.01  # share of the path's reach, in space, below which its picture is a dot
 
 
 @dataclass(eq=False)
@@ -25,6 +25,7 @@ class Projection:
         distances: (T,) ‖x_t - theta‖.
         steps: (T,) int64.
         norms: ‖d1‖, ‖d2‖.
+        reach: max_t ‖x_t - x_0‖, or NaN where it is not known.
     """
 
     coordinates: Array
@@ -32,6 +33,7 @@ class Projection:
     distances: Array
     steps: Any
     norms: tuple[float, float] = (1.0, 1.0)
+    reach: float = float("nan")
     info: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -42,18 +44,23 @@ class Projection:
             return np.where(self.distances > 0, self.off_plane / self.distances, 0.0)
 
     @property
+    def worst(self) -> float:
+        """The largest share off the plane; NaN where no point is finite."""
+        shares = self.off_share
+        return float(np.nanmax(shares)) if np.isfinite(shares).any() else float("nan")
+
+    @property
     def is_dot(self) -> bool:
         """Whether the path shrinks to a dot: its extent in the plane is below 1 % of its reach."""
         extent = np.ptp(self.coordinates * np.array(self.norms), axis=0)
-        reach = float(self.distances.max())
-        return bool(reach > 0 and float(np.hypot(*extent)) < DOT * reach)
+        return bool(self.reach > 0 and float(np.hypot(*extent)) < DOT * self.reach)
 
     def axes(
         self, points: int = 51, margin: float = 0.2
     ) -> tuple[tuple[float, float, int], tuple[float, float, int]]:
         """x=, y= of a `plane` that shows the whole path, ``margin`` of its extent around it."""
         found = []
-        for a in self.coordinates.T:
+        for a in self.coordinates[np.isfinite(self.coordinates).all(axis=1)].T:
             low, high = float(a.min()), float(a.max())
             room = margin * (high - low) or 1.0
             found.append((low - room, high + room, points))
@@ -64,8 +71,7 @@ class Projection:
         return draw(self, axes, **options)
 
     def __repr__(self) -> str:
-        worst = float(self.off_share.max())
-        return f"Projection({len(self.coordinates)} points, at most {worst:.1%} off the plane)"
+        return f"Projection({len(self.coordinates)} points, at most {self.worst:.1%} off the plane)"
 
 
 @dataclass(eq=False)

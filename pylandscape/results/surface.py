@@ -7,7 +7,7 @@ was found.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +19,25 @@ from .base import _check_metrics, _Result, check_axis
 from .curve import Curve
 
 if TYPE_CHECKING:
-    pass
+    from torch import Tensor
+
+    from ..theta.layout import ParameterLayout
+    from .paths import Projection
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """Where a plane lies in parameter space.
+
+    Attributes:
+        theta: (n,) its origin.
+        directions: (2, n).
+        layout: which parameter lies where.
+    """
+
+    theta: Tensor
+    directions: Tensor
+    layout: ParameterLayout
 
 
 @dataclass(eq=False, repr=False)
@@ -33,6 +51,8 @@ class Surface(_Result):
         metrics: name -> (nx, ny) float64. Accuracies are fractions.
         info: provenance (see the module).
         kind: "plane" | "barycentric" | "bilinear".
+        frame: origin and directions of a plane that was computed in this process (`Frame`), which
+            trajectories are projected on; None for other kinds. No file keeps it.
 
     Raises:
         InvalidArgument: an axis that does not increase, metrics of another shape, no loss.
@@ -44,6 +64,7 @@ class Surface(_Result):
     metrics: dict[str, Array] = None  # type: ignore[assignment]
     info: dict[str, Any] = None  # type: ignore[assignment]
     kind: str = "plane"
+    frame: Frame | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self.x = check_axis(self.x, "x")
@@ -51,6 +72,31 @@ class Surface(_Result):
         self.metrics = _check_metrics(self.values, self.metrics, (self.x.size, self.y.size))
         self.values = self.metrics["loss"]
         self.info = {} if self.info is None else dict(self.info)
+
+    def project(self, trajectory: Any) -> Projection:
+        """A `Trajectory` in the coordinates of this plane, with its distances off it.
+
+        Raises:
+            InvalidArgument: a surface without a frame; a trajectory of other parameters.
+        """
+        if self.frame is None:
+            where = "one read from a file" if self.kind == "plane" else f"one of kind {self.kind!r}"
+            raise InvalidArgument(
+                "trajectory: expected a projection (trajectory.project(d1, d2, theta=theta)) or "
+                f"coordinates (T, 2), as this surface, {where}, does not know the directions that "
+                "it was made with"
+            )
+        layout, frame = trajectory.layout, self.frame
+        if set(layout.aliases.values()) != set(frame.layout.aliases.values()):
+            raise InvalidArgument(
+                f"trajectory: expected one of the surface's {frame.layout.n} parameters, got one "
+                f"of {layout.n}; read it with trajectory(..., like=land)"
+            )
+        d1, d2, theta = (
+            frame.layout.unflatten(v) for v in (*frame.directions, frame.theta)
+        )  # by name: the order of the parameters may be another
+        found: Projection = trajectory.project(d1, d2, theta=theta)
+        return found
 
     def triangle(self, metric: str = "loss") -> tuple[Array, Array]:
         """A barycentric surface in the triangle of its three solutions.

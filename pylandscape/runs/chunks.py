@@ -1,7 +1,8 @@
 """Evaluating many points in chunks, with a progress bar, a journal and an ear for Ctrl-C.
 
 Chunks aim at a fifth of a second, so that an interrupt is heard and a kill costs little; the
-engine's values do not depend on how the points are cut into chunks.
+engine's values do not depend on how the points are cut into chunks. `prepare` is of the caller's:
+for a surface `Landscape.prepare`, which is the engine's (engines/native.py).
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ Evaluate = Callable[[Array], dict[str, Array]]
 
 
 class Recorded(Protocol):
-    """What a sweep needs of a journal: values (G, m) where done (G,), and taking further ones."""
+    """What `evaluate_in_chunks` needs of a journal: values (G, m) where done (G,), and `append`."""
 
     path: Path
     values: Array
@@ -35,7 +36,7 @@ class Recorded(Protocol):
     def append(self, start: int, block: Array, /) -> None: ...
 
 
-def sweep(
+def evaluate_in_chunks(
     coefficients: Array,
     names: Sequence[str],
     prepare: Callable[[], Evaluate],

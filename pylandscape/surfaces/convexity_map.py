@@ -22,8 +22,8 @@ from ..curvature.tall import combine, norms
 from ..errors import InvalidArgument
 from ..results.surface import Surface
 from ..theta import random_source
+from .evaluation import Grid, Measure, evaluate_grid
 from .grids import LINE_AXIS, Axis, plane_question
-from .question import Measure, Question, answer
 
 if TYPE_CHECKING:
     from ..landscape import Landscape
@@ -65,11 +65,12 @@ def convexity(
 
     Returns:
         A Surface of kind "plane" with metrics "loss", "lambda_min", "lambda_max", "ratio" =
-        |lambda_min / lambda_max| and "residual", the larger ||H v - lambda v|| of the two, 0 for
-        dense ones. lambda_min / lambda_max has the sign of lambda_min where lambda_max > 0. Points
-        with lambda_max <= 0, where rho says nothing about convexity, keep their numbers;
-        info["no_positive_curvature"] counts them, and info["not_converged"] those whose residual
-        is beyond tol. All but the loss is NaN where the loss or the Hessian is not finite.
+        |lambda_min / lambda_max| and "residual", the larger ||H v - lambda v|| of both
+        eigenpairs, 0 for dense ones. lambda_min / lambda_max has the sign of lambda_min where
+        lambda_max > 0. Points with lambda_max <= 0, where rho says nothing about convexity, keep
+        their numbers; info["no_positive_curvature"] counts them, and info["not_converged"] those
+        whose residual is beyond tol. All but the loss is NaN where the loss or the Hessian is not
+        finite.
 
     Raises:
         As `plane`, and InvalidArgument for a tol outside (0, 1) or a negative `dense`.
@@ -104,7 +105,7 @@ def convexity(
         return _Ends(land, asked, None if whole else tol, bool(warm), seed)
 
     measure = Measure(prepare, {"eigenvalues": about}, summary)
-    result = answer(land, asked, METRICS, path, progress, measure)
+    result = evaluate_grid(land, asked, METRICS, path, progress, measure)
     assert isinstance(result, Surface)
     return result
 
@@ -117,7 +118,7 @@ class _Ends:
     """
 
     def __init__(
-        self, land: Landscape, asked: Question, tol: float | None, warm: bool, seed: int
+        self, land: Landscape, asked: Grid, tol: float | None, warm: bool, seed: int
     ) -> None:
         self._land, self._asked, self._tol = land, asked, tol
         self._warm, self._seed = warm, seed

@@ -2,6 +2,8 @@
 
 Every question here is L(base + C D) for coefficients C (G, k) on a grid and directions D (k, n).
 Between solutions, base = 0, D = the solutions and C = their weights, so that corners are exact.
+
+The way goes on in evaluation.py, then runs/chunks.py, and `Landscape.prepare` for each chunk.
 """
 
 from __future__ import annotations
@@ -22,8 +24,9 @@ from ..results.curve import Curve
 from ..results.surface import Surface, barycentric_weights, bilinear_weights
 from ..runs.request import Metric
 from ..theta import running_statistics
+from ..theta.checkpoints import MODELS
 from ..theta.directions import as_steps
-from .question import Question, answer
+from .evaluation import Grid, evaluate_grid
 
 if TYPE_CHECKING:
     from ..landscape import Landscape
@@ -59,7 +62,8 @@ def line(
         metrics: "loss", "accuracy" or callables metric(outputs, targets) over the whole data; the
             loss is always among them.
         progress: show a bar on stderr.
-        theta: centre (n,), state_dict or module; default the model's parameters.
+        theta: centre: (n,), a module, a state dict, or the path of a checkpoint; default the
+            model's parameters.
 
     Returns:
         A Curve with values[i] = L(theta + x[i] d), kept as they are where they are not finite.
@@ -74,8 +78,8 @@ def line(
     axis, land = make_axis(x, "x"), land.at(theta)
     vectors, infos = _directions(land, {"direction": direction})
     centre = _centre(land, theta)
-    question = Question("line", {"x": axis}, axis[:, None], centre[0], vectors, infos, centre[1])
-    result = answer(land, question, metrics, path, progress)
+    question = Grid("line", {"x": axis}, axis[:, None], centre[0], vectors, infos, centre[1])
+    result = evaluate_grid(land, question, metrics, path, progress)
     assert isinstance(result, Curve)
     return result
 
@@ -108,21 +112,19 @@ def plane(
     check_landscape(land, "plane")
     land = land.at(theta)
     question = plane_question(land, d1, d2, x, y, theta)
-    result = answer(land, question, metrics, path, progress)
+    result = evaluate_grid(land, question, metrics, path, progress)
     assert isinstance(result, Surface)
     return result
 
 
-def plane_question(
-    land: Landscape, d1: Any, d2: Any, x: Axis, y: Axis, theta: Any = None
-) -> Question:
+def plane_question(land: Landscape, d1: Any, d2: Any, x: Axis, y: Axis, theta: Any = None) -> Grid:
     """The points theta + x[i] d1 + y[j] d2, y fastest; arguments and errors as in `plane`, but for
     the landscape, which must be ``land.at(theta)``."""
     axes = {"x": make_axis(x, "x"), "y": make_axis(y, "y")}
     vectors, infos = _directions(land, {"d1": d1, "d2": d2})
     base, own_loss = _centre(land, theta)
     coefficients = np.stack(_mesh(axes), axis=1)
-    return Question("plane", axes, coefficients, base, vectors, infos, own_loss)
+    return Grid("plane", axes, coefficients, base, vectors, infos, own_loss)
 
 
 def interpolate(
@@ -146,8 +148,8 @@ def interpolate(
         2016).
 
     Args:
-        vertices: 2, 3 or 4 of: state_dict, module, Direction, tensor or array (n,); with
-            bn="interpolate", of what has running statistics: state_dict or module.
+        vertices: 2, 3 or 4 of: module, state dict, path of a checkpoint, Direction, tensor or
+            array (n,); with bn="interpolate", of what has running statistics: the first three.
         x: alpha; y: beta, for three and four vertices: (min, max, n) or increasing arrays, by
             default (0, 1, 25) each.
         The others are those of `line`.
@@ -189,8 +191,8 @@ def interpolate(
         kind, weights = "bilinear", bilinear_weights(*mesh)
     infos = [{"kind": "vertex", "index": i} for i in range(len(given))]
     base = torch.zeros_like(solutions[0])
-    question = Question(kind, axes, weights, base, solutions, infos, None)
-    return answer(land, question, metrics, path, progress)
+    question = Grid(kind, axes, weights, base, solutions, infos, None)
+    return evaluate_grid(land, question, metrics, path, progress)
 
 
 def make_axis(axis: Axis, name: str) -> Array:
@@ -246,7 +248,7 @@ def _centre(land: Landscape, theta: Any) -> tuple[torch.Tensor, Callable[[], flo
     if theta is None:
         return land.origin, land.model_loss
     base = running_statistics.point(land, theta, "theta")
-    if isinstance(theta, torch.nn.Module | Mapping):
+    if isinstance(theta, MODELS):
         return base, lambda: land.model_loss(base)
     return base, None
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import InvalidArgument
 
@@ -26,6 +26,27 @@ PREFIXES = ("module.", "_orig_mod.", "model.")  # DataParallel, torch.compile, L
 SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 SHOWN = 5  # names in a message
+
+MODELS = (
+    nn.Module,
+    Mapping,
+    str,
+    os.PathLike,
+)  # what may stand for a model: paths of checkpoints too
+
+
+def tensors_of(value: Any, name: str) -> Any:
+    """The tensors by name of a module, a state dict or a checkpoint's path; the rest as it is.
+
+    Raises:
+        InvalidArgument: as `read_state`.
+    """
+    if isinstance(value, nn.Module):
+        parameters = dict(value.named_parameters(remove_duplicate=False))
+        return {**parameters, **dict(value.named_buffers(remove_duplicate=False))}
+    if isinstance(value, str | os.PathLike):
+        return read_state(value, name, mapped=True)
+    return value
 
 
 def read_state(
@@ -73,15 +94,25 @@ def without_prefix(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
-def fitted(state: Mapping[str, Tensor], wanted: Iterable[str]) -> dict[str, Tensor]:
-    """The state with the prefix (of PREFIXES, or none) taken off that fits most wanted names."""
+def fitted(state: Mapping[str, Any], wanted: Iterable[str]) -> dict[str, Any]:
+    """The state under the names that fit most wanted ones: its own, those without what
+    DataParallel and torch.compile put in them, or these without a prefix of PREFIXES."""
     names = set(wanted)
+    found = dict(state)
+    if names <= found.keys():
+        return found
+    bare = {without_wrappers(str(k)): v for k, v in found.items()}
+    choices = [found, bare]
+    choices += [{k.removeprefix(prefix): v for k, v in bare.items()} for prefix in PREFIXES]
+    return max(choices, key=lambda s: len(names & s.keys()))  # the first of equals
 
-    def renamed(prefix: str) -> dict[str, Tensor]:
-        return {k.removeprefix(prefix): v for k, v in state.items()}
 
-    choices = [dict(state), *map(renamed, PREFIXES)]
-    return max(choices, key=lambda s: len(names & s.keys()))  # the first of equals: none taken off
+def without_wrappers(name: str) -> str:
+    """A parameter's name without what DataParallel and torch.compile put in it."""
+    parts = name.split(".")
+    while parts and parts[0] == "module":
+        parts = parts[1:]
+    return ".".join(part for part in parts if part != "_orig_mod") or name
 
 
 def series(where: str | os.PathLike[str], name: str = "path") -> list[Path]:

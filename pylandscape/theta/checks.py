@@ -1,22 +1,25 @@
-"""What a landscape checks of its arguments before anything runs."""
+"""What a landscape checks of its arguments, and the advice that it gives where they fail."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from ..errors import InvalidArgument
-from .data import Dataset
+from ..errors import InvalidArgument, out_of_memory
+from .checkpoints import without_wrappers
+from .data import Batch, Dataset
 from .layout import ParameterLayout
 
-if TYPE_CHECKING:
-    pass
-
+Metric = str | Callable[[Tensor, Tensor], Any]
 
 _BN_MODES = ("eval", "recompute", "batch", "interpolate")
 _ENGINES = ("auto", "native", "torch")
+_WITH_ACCURACY = ("cross_entropy", "nll", "bce_with_logits")
 
 
 def check_choices(
@@ -122,3 +125,93 @@ def batch_weights(weight: Any, dataset: Dataset) -> tuple[float, ...]:
     if not sum(values) > 0:
         raise InvalidArgument(f"weight: expected a positive sum, got {sum(values)}")
     return tuple(values)
+
+
+def own_names(params: Sequence[str] | None) -> Sequence[str] | None:
+    """Name patterns without what DataParallel and torch.compile put in front."""
+    if params is None or isinstance(params, str):
+        return None if params is None else without_wrappers(params)
+    return [without_wrappers(p) if isinstance(p, str) else p for p in params]
+
+
+def whole_bytes(value: Any, name: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise InvalidArgument(f"{name}: expected a number of bytes, 0 or more, got {value!r}")
+    return value
+
+
+def chosen_metrics(metrics: Metric | Sequence[Metric], loss: Any) -> tuple[Metric, ...]:
+    """The metrics, each of which this loss can give."""
+    chosen = (metrics,) if isinstance(metrics, str) or callable(metrics) else tuple(metrics)
+    for metric in chosen:
+        if not (callable(metric) or metric in ("loss", "accuracy")):
+            raise InvalidArgument(
+                f"metrics: expected 'loss', 'accuracy' or a callable, got {metric!r}"
+            )
+        if callable(metric) and not hasattr(metric, "__name__"):
+            raise InvalidArgument(
+                "metrics: expected a callable with a __name__ (its key in the result), got "
+                f"{type(metric).__name__}"
+            )
+    if "accuracy" in chosen and getattr(loss, "kind", None) not in _WITH_ACCURACY:
+        raise InvalidArgument(
+            "metrics: 'accuracy' needs one of the losses cross_entropy, nll and "
+            f"bce_with_logits, got {loss.name!r}; pass a callable metric instead"
+        )
+    return chosen
+
+
+def as_coefficients(value: Any, k: int) -> np.ndarray:
+    """(G, k) float64: one row for each point theta + C D of k directions."""
+    c = np.asarray(value, dtype=np.float64)
+    if c.ndim != 2 or c.shape[1] != k:
+        raise InvalidArgument(
+            f"coefficients: expected shape (G, {k}) for {k} direction{'s' if k != 1 else ''}, got "
+            f"{c.shape}"
+        )
+    return c
+
+
+def check_fits_memory(n: int, device: torch.device) -> None:
+    """Whether a Hessian (n, n) in float64, and what it is made from, can fit the device."""
+    there, needed = _memory_of(device), 3 * 8 * n**2
+    if needed > there:
+        raise InvalidArgument(
+            f"hessian: expected a model whose Hessian fits the memory, but of n = {n:,} parameters "
+            f"it takes {needed / 2**30:,.0f} GiB and there are {there / 2**30:,.0f}; hvp(), "
+            "linear_operator(), eigenpairs() and spectrum() need products alone"
+        )
+
+
+def _memory_of(device: torch.device) -> int:
+    """Bytes of all of the device's memory."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[1])
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError, AttributeError):  # not on this system
+        return 1 << 40
+
+
+def advice_on_first_run(error: BaseException, batch: Batch) -> str:
+    """What a first run that failed may mean."""
+    if out_of_memory(error):
+        return (
+            "data: not enough memory to run one batch; pass smaller batches "
+            f"({type(error).__name__}: {error})"
+        )
+    advice = (
+        "the model runs in eval mode, so a loss that it computes in train mode alone is not there; "
+        "a batch (inputs, target) is called as loss(model(inputs), target), anything else needs "
+        "objective=f(model, batch)"
+    )
+    alone = isinstance(batch.target, Tensor) and batch.target.dim() == 0
+    if isinstance(batch.inputs, Tensor) and (batch.inputs.dim() <= 1 or alone):
+        advice = (
+            f"inputs of shape {tuple(batch.inputs.shape)} look like one sample: expected a leading "
+            "batch dimension, x[None]"
+        )
+    return (
+        "data: the model and its loss could not be run on the batches given: "
+        f"{type(error).__name__}: {error} ({advice})"
+    )

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..arrays import text_digest
 from ..errors import InvalidArgument, LayoutMismatch
+from .checkpoints import fitted, some, tensors_of
 
 
 @dataclass(frozen=True)
@@ -129,14 +130,13 @@ class ParameterLayout:
     def vector(
         self, value: Any, name: str, dtype: torch.dtype, device: torch.device | str
     ) -> Tensor:
-        """A vector (n,) from a tensor, an array, a Direction, a module or a state dict.
+        """A vector (n,) from a tensor, an array, a Direction, a module, a state dict, or the path
+        of a checkpoint.
 
         Raises LayoutMismatch naming ``name`` for another length or layout, InvalidArgument for
         non-finite elements and other types.
         """
-        value = getattr(value, "vector", value)
-        if isinstance(value, nn.Module):
-            value = dict(value.named_parameters(remove_duplicate=False))
+        value = tensors_of(getattr(value, "vector", value), name)
         if isinstance(value, Mapping):
             vector = self._from_mapping(value, name, dtype, device)
         elif isinstance(value, Tensor | np.ndarray) or hasattr(value, "__dlpack__"):
@@ -150,8 +150,8 @@ class ParameterLayout:
                 )
         else:
             raise InvalidArgument(
-                f"{name}: expected a tensor, array, direction, module or state dict, "
-                f"got {type(value).__name__}"
+                f"{name}: expected a tensor, array, direction, module, state dict or checkpoint's "
+                f"path, got {type(value).__name__}"
             )
         if not bool(torch.isfinite(vector).all()):
             bad = int((~torch.isfinite(vector)).sum())
@@ -162,32 +162,27 @@ class ParameterLayout:
         self, value: Mapping[str, Any], name: str, dtype: torch.dtype, device: torch.device | str
     ) -> Tensor:
         found: dict[str, Tensor] = {}
-        if any(e.name not in value for e in self.entries):
-            value = {**{without_wrappers(str(key)): part for key, part in value.items()}, **value}
+        value = fitted(value, self.aliases)
         for alias, own in self.aliases.items():
             if alias in value:
                 found.setdefault(own, torch.as_tensor(value[alias]))
+        missing = [e for e in self.entries if e.name not in found]
+        if missing:
+            what = "buffer" if missing[0].kind == "statistic" else "parameter"
+            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            left = [str(k) for k in value if k not in self.aliases]
+            over = f"; left over: {some(left)}" if left else ""
+            raise LayoutMismatch(
+                f"{name}: expected the {what} {missing[0].name!r}{more}, but it has only "
+                f"{_listed(list(value))}{over}"
+            )
         for entry in self.entries:
-            if entry.name not in found:
-                what = "buffer" if entry.kind == "statistic" else "parameter"
-                raise LayoutMismatch(
-                    f"{name}: expected the {what} {entry.name!r}, but it has only "
-                    f"{_listed(list(value))}"
-                )
             shape = tuple(found[entry.name].shape)
             if shape != entry.shape:
                 raise LayoutMismatch(
                     f"{name}: expected shape {entry.shape} for {entry.name!r}, got {shape}"
                 )
         return self.flatten(found, dtype, device)
-
-
-def without_wrappers(name: str) -> str:
-    """A parameter's name without what DataParallel and torch.compile put in it."""
-    parts = name.split(".")
-    while parts and parts[0] == "module":
-        parts = parts[1:]
-    return ".".join(part for part in parts if part != "_orig_mod") or name
 
 
 _NORM_TYPES = (

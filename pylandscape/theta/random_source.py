@@ -16,9 +16,11 @@ from .._native import cuda_problem, ops
 
 SOURCE = "counter"  # what a request says of its draws
 STARTS = 0x11  # kinds: starts of Lanczos and probes of a spectrum,
+SINGLE = 0x17  # one vector that asks a matrix something else: which rows are zero,
 TEST_VECTORS = 0x12  # of traces and diagonals,
 FRESH_ROWS = 0x13  # of Lanczos after a breakdown, also in csrc/lanczos/rows.h,
-NOISE = 0x14  # what is random in a warm start (0x15: csrc/lanczos/basis.cpp)
+NOISE = 0x14  # what is random in a warm start (0x15: csrc/lanczos/basis.cpp),
+PERTURBATIONS = 0x16  # steps of flatness measures
 
 
 def fill(out: Tensor, seed: int, kind: int, index: int = 0) -> Tensor:

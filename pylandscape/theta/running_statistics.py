@@ -26,7 +26,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InvalidArgument, LayoutMismatch
-from .layout import ParameterEntry, ParameterLayout, without_wrappers
+from .checkpoints import MODELS, fitted, tensors_of
+from .layout import ParameterEntry, ParameterLayout
 
 if TYPE_CHECKING:
     from .space import Space
@@ -105,8 +106,8 @@ def step(land: Space, value: Any, name: str) -> Tensor:
 
 
 def check_direction(value: Any, name: str) -> None:
-    """Raises InvalidArgument for a module or a state dict."""
-    if isinstance(value, nn.Module | Mapping):
+    """Raises InvalidArgument for a module, a state dict or a checkpoint's path."""
+    if isinstance(value, MODELS):
         raise InvalidArgument(
             f"{name}: expected a Direction, a tensor or an array (n,), got "
             f"{type(value).__name__}, which is a place and no direction; "
@@ -129,15 +130,10 @@ def foreign_buffers(land: Space, value: Any, name: str) -> dict[str, Tensor]:
         LayoutMismatch: of another shape, or running statistics are missing.
         InvalidArgument: a parameter outside theta (params=) is another.
     """
-    if isinstance(value, nn.Module):
-        value = {
-            **dict(value.named_parameters(remove_duplicate=False)),
-            **dict(value.named_buffers(remove_duplicate=False)),
-        }
+    value = tensors_of(value, name)
     if not isinstance(value, Mapping):
         return {}
-    if not any(alias in value for alias in land.layout.aliases):
-        value = {without_wrappers(str(key)): part for key, part in value.items()}
+    value = fitted(value, land.layout.aliases)
     model = land.model
     norms = {p: m for p, m in model.named_modules(remove_duplicate=False)
              if isinstance(m, nn.modules.batchnorm._NormBase)}  # fmt: skip
@@ -280,11 +276,7 @@ def _parts(land: Space, value: Any, name: str) -> tuple[Tensor, Tensor | None]:
     if m == 0:
         vector = land.layout.vector(value, name, dtype, device)
         return vector, vector.new_empty(0)
-    if isinstance(value, nn.Module):
-        value = {
-            **dict(value.named_parameters(remove_duplicate=False)),
-            **dict(value.named_buffers(remove_duplicate=False)),
-        }
+    value = tensors_of(value, name)
     whole = isinstance(value, Tensor | np.ndarray) and tuple(value.shape) == (layout.n,)
     if whole or isinstance(value, Mapping):
         vector = layout.vector(value, name, dtype, device)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, overload
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import torch
@@ -17,6 +18,9 @@ from ..results.paths import Projection
 from ..theta.layout import ParameterLayout
 from . import projection, records
 from .sources import ArraySource, Source, StateSource
+
+if TYPE_CHECKING:
+    from ..results.surface import Surface
 
 BLOCK_BYTES = 64 << 20  # of the float64 columns of all points that are held at once
 
@@ -139,6 +143,35 @@ class Trajectory:
         (`pylandscape.Projection`). ``theta``: an index of the path or any point."""
         return projection.project(self, d1, d2, theta=theta)
 
+    def animate(
+        self, path: str | os.PathLike[str], surface: Surface, kind: str = "contour", *,
+        frames: int = 120, fps: int = 20, **options: Any,
+    ) -> Path:  # fmt: skip
+        """A film of this path growing over a surface: .gif, or .mp4 where ffmpeg is.
+
+        Args:
+            surface: a plane computed here, whose frame the path is projected on.
+            kind: "contour", "filled", "heat" or "surface" (3-D).
+            frames: at most so many pictures;  fps: in a second.
+            **options: of `Surface.plot`.
+
+        Returns the file. Raises InvalidArgument: another suffix or kind, no ffmpeg, a surface that
+        was read from a file.
+        """
+        from ..plots.surface import film
+
+        return film(surface, self, path, kind, frames=frames, fps=fps, **options)
+
+    def verify(self) -> None:
+        """Read every recorded point and compare it with its checksum, where it has one.
+
+        Small recordings (`sources.VERIFIED`) are verified when they are opened.
+
+        Raises:
+            FileFormatError: a damaged point; it says which.
+        """
+        self._source.verify()
+
     def point(self, value: Any, name: str) -> Tensor:
         """(n,) float64 of an index of the path, a module, a state dict or a vector."""
         if isinstance(value, int | np.integer) and not isinstance(value, bool):
@@ -183,7 +216,10 @@ def of_states(
     wanted = [entry.name for entry in own.entries]
     found = []
     for state, name in zip(states, names, strict=True):
-        fits = fitted(state, wanted)
+        fits = fitted(state, own.aliases)
+        for alias, first in own.aliases.items():  # tied: stored under one of its names
+            if alias in fits:
+                fits.setdefault(first, fits[alias])
         missing = [k for k in wanted if k not in fits]
         shapes = [
             f"{e.name} {tuple(fits[e.name].shape)} for {e.shape}"

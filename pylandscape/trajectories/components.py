@@ -52,6 +52,8 @@ def pca(
     count = len(trajectory)
     if count < 2:
         raise InvalidArgument(f"trajectory: expected at least two points, got {count}")
+    if isinstance(components, bool) or not isinstance(components, int):
+        raise InvalidArgument(f"components: expected an integer, got {components!r}")
     names = _chosen(trajectory, params)
     row = None if centre == "mean" else _row(centre, count)
 
@@ -63,6 +65,13 @@ def pca(
     gram = np.zeros((count, count))
     for _, _, block in blocks():
         gram += block @ block.T
+    bad = np.flatnonzero(~np.isfinite(np.diag(gram)))
+    if bad.size:
+        raise InvalidArgument(
+            f"trajectory: expected finite numbers, got others at {bad.size} of {count} points, "
+            f"point {bad[0]} (step {trajectory.steps[bad[0]]}) the first; trajectory[:{bad[0]}] is "
+            "the path before it"
+        )
     squares, u = np.linalg.eigh(gram)
     squares, u = squares[::-1].clip(min=0.0), u[:, ::-1]
     if not squares[0] > 0:
@@ -97,10 +106,19 @@ def pca_directions(
 
 def random_walk_shares(count: int, centre: str | int) -> Array:
     """(count,) explained variance of a long, high-dimensional random walk (Antognini and
-    Sohl-Dickstein 2018): 6 / (pi k)^2 about its mean, 8 / (pi (2k - 1))^2 about an end."""
+    Sohl-Dickstein 2018): 6 / (pi k)^2 about its mean, 8 / (pi (2k - 1))^2 about an end.
+
+    Seen from a point between, the walk is two walks from there, orthogonal to each other, of the
+    lengths f and 1 - f: their shares go as f^2 and (1 - f)^2.
+    """
     k = np.arange(1, count + 1, dtype=np.float64)
-    shares = 6.0 / (np.pi * k) ** 2 if centre == "mean" else 8.0 / (np.pi * (2 * k - 1)) ** 2
-    return np.asarray(shares, dtype=np.float64)
+    if centre == "mean":
+        return np.asarray(6.0 / (np.pi * k) ** 2, dtype=np.float64)
+    share = (int(centre) % count) / max(count - 1, 1)
+    one = 8.0 / (np.pi * (2 * k - 1)) ** 2
+    both = np.concatenate([share**2 * one, (1.0 - share) ** 2 * one])
+    found = np.sort(both)[::-1][:count] / (share**2 + (1.0 - share) ** 2)
+    return np.asarray(found, dtype=np.float64)
 
 
 def _result(
@@ -124,7 +142,7 @@ def _result(
         )
         for k, vector in enumerate(vectors)
     ]  # fmt: skip
-    null = random_walk_shares(count, centre)
+    null = random_walk_shares(len(trajectory), centre)[:count]
     return PrincipalComponents(
         directions, ratios, null, u * sizes, loadings, sizes, trajectory.steps, centre
     )

@@ -68,6 +68,12 @@ def mds(
         block -= block.mean(axis=0)  # differences do not change, and cancel less
         inner = block @ block.T
         squares += np.diag(inner)[:, None] + np.diag(inner) - 2 * inner
+    if not np.isfinite(np.diag(gram)).all():
+        bad = np.flatnonzero(~np.isfinite(np.diag(gram)))
+        raise InvalidArgument(
+            f"models: expected finite numbers, got others in {bad.size} of {count} models, number "
+            f"{bad[0]} the first"
+        )
     d = _distances(gram, squares, distance)
     points, strain, values = strain_mds(d)
     if values[-1] < -NEGATIVE * values[0]:

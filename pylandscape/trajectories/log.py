@@ -17,6 +17,7 @@ import json
 import os
 import struct
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ SUFFIX = ".recording"  # beside the HDF5 file that it becomes
 DTYPES = ("float64", "float32", "float16")
 _PREFIX = struct.Struct("<8sII")
 _ALIGN = 64
+_CHECKED = ("step", "metrics", "values")
 
 
 @dataclass(frozen=True)
@@ -100,8 +102,7 @@ def read(path: str | os.PathLike[str]) -> tuple[Header, NDArray[Any]]:
     """The header, and the whole records as a read-only structured array mapped from the file.
 
     Raises:
-        FileFormatError: no log, a damaged header, or a record that does not match its checksum
-            before the last one.
+        FileFormatError: no log, or a damaged header. `check` compares the records.
     """
     header, start = _read_header(Path(path))
     kind = header.record()
@@ -114,13 +115,16 @@ def read(path: str | os.PathLike[str]) -> tuple[Header, NDArray[Any]]:
     return header, records
 
 
-def check(records: NDArray[Any], path: Any) -> None:
-    """Reads every record. Raises FileFormatError for one that does not match its checksum."""
-    for k, record in enumerate(records):
-        if not _whole(record):
+def check(records: Mapping[str, Any], path: Any) -> None:
+    """Reads every record: columns step, metrics, values and crc.
+
+    Raises FileFormatError for the first that does not match its checksum.
+    """
+    for k, crc in enumerate(records["crc"]):
+        if crc_of({name: records[name][k] for name in _CHECKED}) != int(crc):
             raise FileFormatError(
-                f"path: record {k} of {path} does not match its checksum; the records before it "
-                "can be used: trajectory(...)[:k]"
+                f"path: point {k} of {path} does not match its checksum: the file is damaged; "
+                "restore it from a copy"
             )
 
 
@@ -237,7 +241,7 @@ def _difference(found: Header, asked: Header) -> str:
 def crc_of(record: Any) -> int:
     """The checksum of a record's step, metrics and values."""
     crc = 0
-    for name in ("step", "metrics", "values"):
+    for name in _CHECKED:
         crc = zlib.crc32(np.ascontiguousarray(record[name]).tobytes(), crc)
     return crc
 

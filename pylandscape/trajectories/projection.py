@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ..errors import InvalidArgument
+from ..errors import InvalidArgument, LayoutMismatch
 from ..results.paths import Projection
 
 if TYPE_CHECKING:
@@ -30,21 +30,32 @@ def project(trajectory: Points, d1: Any, d2: Any, *, theta: Any = -1) -> Project
 
     Raises:
         InvalidArgument: directions that span no plane.
+        LayoutMismatch: directions of other parameters.
     """
     layout = trajectory.layout
+    for name, d in (("d1", d1), ("d2", d2)):
+        of = getattr(d, "info", {}).get("layout")
+        if of is not None and of != layout.digest:
+            raise LayoutMismatch(
+                f"{name}: expected a direction of the trajectory's parameters, got one of another "
+                "layout; read the trajectory with trajectory(..., like=land)"
+            )
     origin = trajectory.point(theta, "theta").numpy()
     rows = [layout.vector(d, name, torch.float64, "cpu") for d, name in ((d1, "d1"), (d2, "d2"))]
     plane = np.stack([row.numpy() for row in rows])
     gram = plane @ plane.T
     if not np.linalg.det(gram) > _DEPENDENT * gram[0, 0] * gram[1, 1]:
         raise InvalidArgument("d1, d2: expected two directions that span a plane")
-    products, squares = np.zeros((2, len(trajectory))), np.zeros(len(trajectory))
+    count = len(trajectory)
+    products, squares, moved = np.zeros((2, count)), np.zeros(count), np.zeros(count)
     for first, last, block in trajectory.blocks():
+        from_start = block - block[0]
+        moved += np.einsum("ij,ij->i", from_start, from_start)
         block -= origin[first:last]
         products += plane[:, first:last] @ block.T
         squares += np.einsum("ij,ij->i", block, block)
     coordinates = np.linalg.solve(gram, products).T
-    rest = np.zeros(len(trajectory))
+    rest = np.zeros(count)
     for first, last, block in trajectory.blocks():  # not from the sums: they would cancel
         block -= origin[first:last]
         block -= coordinates @ plane[:, first:last]
@@ -52,12 +63,12 @@ def project(trajectory: Points, d1: Any, d2: Any, *, theta: Any = -1) -> Project
     norms = np.sqrt(np.diag(gram))
     found = Projection(
         coordinates, np.sqrt(rest), np.sqrt(squares), trajectory.steps,
-        (float(norms[0]), float(norms[1])),
+        (float(norms[0]), float(norms[1])), float(np.sqrt(moved.max())),
     )  # fmt: skip
     if found.is_dot:
         warnings.warn(
-            "the path shrinks to a dot in this plane: its extent there is below 1 % of its "
-            f"length ({found.distances.max():.3g}); directions from pca_directions show it",
+            "the path shrinks to a dot in this plane: its extent there is below 1 % of its reach "
+            f"({found.reach:.3g}); directions from pca_directions show it",
             stacklevel=3,
         )
     return found

@@ -102,9 +102,9 @@ def _of_items(items: list[Any], layout: ParameterLayout | None, steps: Any) -> T
 
 
 def _recording(path: Path) -> Trajectory | None:
-    """The recording at ``path``, or the unfinished one beside it; None if it is neither."""
+    """The recording at ``path``, or the one that goes on beside it; None if it is neither."""
     beside = path.with_name(path.name + log.SUFFIX)
-    if not path.exists() and beside.exists():
+    if beside.is_file():  # a finished file that goes on is in it
         return of_log(beside)
     if not path.is_file():
         return None

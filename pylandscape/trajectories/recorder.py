@@ -144,6 +144,12 @@ class Recorder:
         state: dict[str, Tensor] = {**dict(self.model.named_parameters())}
         state |= dict(self.model.named_buffers())
         try:
+            for t in self._header.tensors:
+                if tuple(state[t.name].shape) != t.shape:
+                    raise InvalidArgument(
+                        f"model: {t.name!r} has the shape {tuple(state[t.name].shape)} now, "
+                        f"{t.shape} when recording began"
+                    )
             return records.flat(self._header, state)
         except KeyError as error:
             raise InvalidArgument(
@@ -165,12 +171,15 @@ class Recorder:
             raise ResumeMismatch(
                 f"path: {self.path} is the recording of another run; remove it or use another path"
             )
-        writer = log.Writer(beside, header)
+        begun = beside.with_name(beside.name + ".tmp")  # whole, or not there: it goes on alone
+        begun.unlink(missing_ok=True)
+        writer = log.Writer(begun, header)
         for i in range(len(done)):
             row = np.array([done.metrics[name][i] for name in header.metrics])
             writer.append(int(done.steps[i]), row, records.flat(header, done[i]))
         writer.sync()
         writer.close()
+        begun.replace(beside)
 
 
 def number(value: Any) -> float:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..errors import InvalidArgument
 from ..results.similarity import Agreement, FunctionalDistance
+from ..theta.checkpoints import MODELS
 from .sources import Array
 
 if TYPE_CHECKING:
@@ -18,20 +19,29 @@ if TYPE_CHECKING:
 
 
 def functional_distance(land: Landscape, a: Any, b: Any) -> FunctionalDistance:
-    """The functional distance of two points (models, state dicts, vectors), and their label
-    disagreement.
+    """The functional distance of two points (models, state dicts, paths of checkpoints, vectors),
+    and their label disagreement.
 
     Raises:
         InvalidArgument: an objective, which has no outputs; points of another layout.
     """
-    first, _ = _outputs(land, a)
-    second, _ = _outputs(land, b)
+    (first, target), (second, _) = _outputs(land, a), _outputs(land, b)
+    return compare(land, first, second, target)
+
+
+def compare(land: Landscape, first: Tensor, second: Tensor, target: Tensor) -> FunctionalDistance:
+    """The same from the outputs of both over all data, and the targets."""
     p, q = _answers(land, first), _answers(land, second)
     apart = (p - q).reshape(len(p), -1)
-    square = float((apart**2).sum(dim=1).mean())
     labels = float("nan")
-    if _classes(land):
-        labels = float((_labels(land, first) != _labels(land, second)).double().mean())
+    differ = _labels(land, first) != _labels(land, second) if _classes(land) else None
+    counts = torch.ones(len(apart), dtype=torch.bool)
+    if differ is not None and not target.is_floating_point():  # ignored tokens do not count
+        counts = target.reshape(-1) != getattr(land.loss_spec, "ignore_index", -100)
+        differ = differ.reshape(-1)[counts]
+    if differ is not None:
+        labels = float(differ.double().mean())
+    square = float((apart[counts] ** 2).sum(dim=1).mean())
     return FunctionalDistance(square**0.5, square, labels)
 
 
@@ -40,11 +50,15 @@ def agreement(land: Landscape, models: Sequence[Any]) -> Agreement:
 
     Args:
         land: whose data are asked; its loss must be one of classes.
-        models: P points: models, state dicts or vectors.
+        models: P points: models, state dicts, paths of checkpoints or vectors; a Trajectory.
 
     Raises:
         InvalidArgument: no models, a loss without classes, class probabilities as targets.
     """
+    if isinstance(models, MODELS):
+        raise InvalidArgument(
+            f"models: expected several in a sequence, got one ({type(models).__name__})"
+        )
     if len(models) == 0:
         raise InvalidArgument("models: expected at least one, got none")
     if not _classes(land):
@@ -57,11 +71,14 @@ def agreement(land: Landscape, models: Sequence[Any]) -> Agreement:
         outputs, target = _outputs(land, model)
         if target.is_floating_point() and land.loss_spec.name != "bce_with_logits":
             raise InvalidArgument("land: expected class indices as targets, got probabilities")
+        if target.is_floating_point() and not bool(((target == 0) | (target == 1)).all()):
+            raise InvalidArgument("land: expected targets 0 or 1, got probabilities")
         answer, wanted = _labels(land, outputs).reshape(-1), target.reshape(-1).long()
         counts = wanted != getattr(land.loss_spec, "ignore_index", -100)
         answer, wanted = answer[counts], wanted[counts]
         rows.append((answer == wanted).numpy())
-        classes = max(int(outputs.shape[1]) if outputs.dim() > 1 else 2, 2)
+        binary = land.loss_spec.name == "bce_with_logits"
+        classes = 2 if binary else int(outputs.shape[1])
         flat = torch.bincount(wanted * classes + answer, minlength=classes**2)
         confusions.append(flat.reshape(classes, classes).numpy())
     right = np.stack(rows).astype(np.float64)
@@ -73,6 +90,21 @@ def _shares(event: Array) -> Array:
     both, own = event @ event.T, event.sum(axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where(own[:, None] > 0, both / own[:, None], np.nan)
+
+
+def outputs_at(land: Landscape, points: Tensor) -> list[tuple[Tensor, Tensor]] | None:
+    """Outputs and targets over all data at each of the points (P, n); None for an objective, which
+    has none."""
+    if not hasattr(land.loss_spec, "reduction") and hasattr(land.loss_spec, "weights"):
+        return None
+    kept: list[tuple[Tensor, Tensor]] = []
+
+    def keep(outputs: Tensor, target: Tensor) -> float:
+        kept.append((outputs.detach().cpu().clone(), target.detach().cpu()))
+        return 0.0
+
+    land.evaluate(np.eye(len(points)), points, metrics=(keep,), theta=torch.zeros_like(points[0]))
+    return kept
 
 
 def _outputs(land: Landscape, point: Any) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ needs the whole (T, n) in memory, and the state of one point by name.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,6 +16,8 @@ from torch import Tensor
 
 from ..arrays import Array
 from ..theta.layout import ParameterLayout
+
+VERIFIED = 256 << 20  # bytes: a recording up to it is compared with its checksums when opened
 
 
 class Source(Protocol):
@@ -28,6 +30,9 @@ class Source(Protocol):
 
     def state(self, row: int) -> dict[str, Tensor]:
         """Parameters and running statistics of one point by name."""
+
+    def verify(self) -> None:
+        """Compare all points with their checksums. Raises FileFormatError."""
 
 
 class Points(Protocol):
@@ -61,10 +66,13 @@ class ArraySource:
         layout: ParameterLayout,
         statistics: NDArray[np.floating] | None = None,
         places: Sequence[tuple[str, tuple[int, ...], int, int]] = (),
+        check: Callable[[], None] = lambda: None,
     ) -> None:
-        """``places``: (name, shape, first, last) of each statistic in the rows of statistics."""
+        """``places``: (name, shape, first, last) of each statistic in the rows of statistics;
+        ``check`` compares the points with their checksums."""
         self._theta, self._layout = theta, layout
         self._statistics, self._places = statistics, places
+        self._check = check
 
     def __len__(self) -> int:
         return len(self._theta)
@@ -85,6 +93,9 @@ class ArraySource:
         for alias, name in self._layout.aliases.items():  # tied parameters under all their names
             state[alias] = state[name]
         return state
+
+    def verify(self) -> None:
+        self._check()
 
 
 class StateSource:
@@ -110,3 +121,6 @@ class StateSource:
 
     def state(self, row: int) -> dict[str, Tensor]:
         return {name: t.detach().clone() for name, t in self._states[row].items()}
+
+    def verify(self) -> None:
+        """Nothing: checkpoint files have no checksums that their readers do not look at."""

@@ -16,20 +16,23 @@ from ..theta.layout import ParameterEntry, ParameterLayout
 from . import log
 from .base import Trajectory
 from .records import CONTENT
-from .sources import ArraySource
+from .sources import VERIFIED, ArraySource
 
 
 def of_log(path: str | os.PathLike[str]) -> Trajectory:
     """The trajectory in a log; its numbers stay in the file."""
     header, records = log.read(path)
-    return _trajectory(header, records["values"], records, path)
+    return _trajectory(
+        header, {name: records[name] for name in ("step", "metrics", "values", "crc")}, path
+    )
 
 
 def of_file(path: str | os.PathLike[str]) -> Trajectory:
     """The trajectory in an HDF5 file; its numbers stay in the file.
 
     Raises:
-        FileFormatError: damaged, or another result.
+        FileFormatError: damaged (of a large file only its shape is looked at, the rest by
+            `Trajectory.verify`), or another result.
     """
     source = as_path(path, "path")
     with open_hdf5(source, "path") as file:
@@ -45,10 +48,12 @@ def of_file(path: str | os.PathLike[str]) -> Trajectory:
         kind = values.dtype
     mapped = np.memmap(source, dtype=kind, mode="r", offset=offset, shape=(count, width))
     records = {"step": facts["steps"], "metrics": facts["metrics"], "crc": facts["crc"]}
-    return _trajectory(header, mapped, records, source)
+    return _trajectory(header, {**records, "values": mapped}, source)
 
 
-def _trajectory(header: log.Header, values: Any, records: Any, path: Any) -> Trajectory:
+def _trajectory(header: log.Header, records: dict[str, Any], path: Any) -> Trajectory:
+    """``records``: columns step (T,), metrics (T, m), values (T, n + s), crc (T,)."""
+    values = records["values"]
     steps, metrics = np.array(records["step"]), np.array(records["metrics"])
     if len(steps) == 0:
         raise InvalidArgument(f"trajectory: expected at least one recorded point in {path}")
@@ -58,7 +63,12 @@ def _trajectory(header: log.Header, values: Any, records: Any, path: Any) -> Tra
         if not t.parameter:
             places.append((t.name, t.shape, first, first + t.numel))
             first += t.numel
-    source = ArraySource(values[:, : layout.n], layout, values[:, layout.n :], places)
+    source = ArraySource(
+        values[:, : layout.n], layout, values[:, layout.n :], places,
+        lambda: log.check(records, path),
+    )  # fmt: skip
+    if values.nbytes <= VERIFIED:
+        source.verify()
     named = {name: metrics[:, i].copy() for i, name in enumerate(header.metrics)}
     return Trajectory(source, layout, steps=steps, metrics=named, info=header.about.get("info"))
 

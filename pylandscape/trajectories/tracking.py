@@ -59,7 +59,7 @@ def stability_threshold(
     rate = np.asarray(lr, dtype=np.float64)
     if rule not in RULES:
         raise InvalidArgument(f"rule: expected one of {', '.join(RULES)}, got {rule!r}")
-    if not (rate > 0).all():
+    if not (rate > 0).all() or not np.isfinite(rate).all():
         raise InvalidArgument(f"lr: expected positive rates, got {lr!r}")
     factor = 2.0
     if rule == "sgd":
@@ -83,6 +83,8 @@ def track(
     lr: Any = None,
     rule: str = "sgd",
     momentum: float = 0.0,
+    dampening: float = 0.0,
+    beta1: float = 0.9,
     preconditioner: Callable[[int], Any] | None = None,
     seed: int = 0,
     path: str | Path | None = None,
@@ -100,8 +102,8 @@ def track(
             batch norm with bn="eval").
         k, which, tol: as in `eigenpairs`.
         every: look at each ``every``-th point, the first one included.
-        lr, rule, momentum: of the optimiser, for the threshold (`stability_threshold`); lr may be
-            one for each point looked at.
+        lr, rule, momentum, dampening, beta1: of the optimiser, for the threshold
+            (`stability_threshold`); lr may be one for each point looked at.
         preconditioner: for adaptive optimisers: index of the point -> the diagonal of P (n,) > 0,
             sqrt(v) + eps of Adam; the eigenvalues are then those of P^-1/2 H P^-1/2.
         seed: of the random parts.
@@ -123,9 +125,15 @@ def track(
         )
     count = len(points)
     limit = None
+    words = "" if lr is None else f"stability threshold ({rule})"
     if lr is not None:
-        found = stability_threshold(rule, lr=lr, momentum=momentum)
-        limit = np.broadcast_to(np.asarray(found, dtype=np.float64), (count,)).copy()
+        found = np.asarray(
+            stability_threshold(rule, lr=lr, momentum=momentum, dampening=dampening, beta1=beta1),
+            dtype=np.float64,
+        )
+        if found.shape not in ((), (count,)):
+            raise InvalidArgument(f"lr: expected one rate or {count}, got shape {found.shape}")
+        limit = np.broadcast_to(found, (count,)).copy()
     request = build(
         land, "track", trajectory=points.digest(), k=k, which=which, tol=tol, seed=seed,
         preconditioner=None if preconditioner is None else _diagonals(preconditioner, count, every),
@@ -155,13 +163,17 @@ def track(
                 if vectors is not None:
                     kept.save({"rows": rows, "vectors": vectors, "done": np.array(first)})
                 raise
-        words = "" if limit is None else f"stability threshold ({rule})"
         return Track(
             points.steps, rows[:, :k], rows[:, k : 2 * k], rows[:, 2 * k : 3 * k] > 0,
             rows[:, 3 * k], limit, words, preconditioner is not None, {"request": request},
         )  # fmt: skip
 
-    return resumable(path, request, run)
+    result = resumable(path, request, run)
+    if result.rule != words or not np.array_equal(_numbers(result.threshold), _numbers(limit)):
+        result.threshold, result.rule = limit, words  # of another rate than the file's
+        if path is not None:
+            result.save(path)
+    return result
 
 
 def _operator(land: Landscape, state: Any, diagonal: Any) -> SymmetricOperator:
@@ -179,6 +191,10 @@ def _operator(land: Landscape, state: Any, diagonal: Any) -> SymmetricOperator:
         return scale * land.hvp(scale * v.double(), state)
 
     return SymmetricOperator(land.n_params, product)
+
+
+def _numbers(limit: Array | None) -> Array:
+    return np.empty(0) if limit is None else limit
 
 
 def _start(vectors: Array | None, n: int, seed: int, index: int) -> Tensor | None:

@@ -77,7 +77,7 @@ def _span(axis: Array | None) -> str:
 
 
 class Record:
-    """The values of one surface in a file; stands for a journal in `sweep`.
+    """The values of one surface in a file; stands for a journal in `evaluate_in_chunks`.
 
     Attributes:
         path: of the file.

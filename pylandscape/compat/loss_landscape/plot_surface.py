@@ -24,8 +24,8 @@ from torch import nn
 
 from ...cli.inputs import call, named, parse_axis
 from ...errors import InvalidArgument, PylandscapeError
-from ...runs.chunks import sweep
-from ...surfaces.question import request_for
+from ...runs.chunks import evaluate_in_chunks
+from ...surfaces.evaluation import request_for
 from ...theta import running_statistics
 from ...theta.directions import as_steps
 from .._options import version_of
@@ -111,7 +111,7 @@ def crunch(
     print(f"engine     {land.engine_report()}", flush=True)
     started = time.perf_counter()
     try:
-        sweep(
+        evaluate_in_chunks(
             record.points,
             ("loss", "accuracy"),
             lambda: land.prepare(vectors, metrics=asked.metrics, theta=base),

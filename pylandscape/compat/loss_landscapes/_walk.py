@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ...errors import InvalidArgument, NotLowered
-from ...runs.chunks import sweep
+from ...runs.chunks import evaluate_in_chunks
 from .._report import report
 from ._lower import is_a, is_pipeline, lower
 from .metrics.sl_metrics import Loss
@@ -137,7 +137,7 @@ def _lowered(grid: Grid, wrapper: Any, metric: Any) -> list[float] | None:
         engine = "torch" if is_a(metric, Loss) else "python"
         report.add(grid.name, engine, len(coefficients), str(refusal))
         return None
-    found = sweep(coefficients, ("loss",), lambda: ask, progress=False)
+    found = evaluate_in_chunks(coefficients, ("loss",), lambda: ask, progress=False)
     report.add(grid.name, "native", len(coefficients))
     values: list[float] = found[:, 0].tolist()
     return values

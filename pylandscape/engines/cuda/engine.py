@@ -27,10 +27,11 @@ from ...errors import NotLowered
 from ...lowering.build import Data
 from ...lowering.capture import check_traceable
 from ...lowering.loss import loss_tensors
+from ...theta.checks import as_coefficients
 from ...theta.losses import metric_name
 from .. import native as engine_native
 from ..capture_check import check_batches, check_outputs
-from ..native import Evaluate, NativeEngine
+from ..native import NativeEngine
 from .derivatives import AtTheta
 from .op import Source
 from .parameters import Moved, Parameters, Where
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from ...theta.data import Dataset
     from ...theta.layout import ParameterLayout
     from ...theta.losses import KnownLoss
+    from ..contract import Evaluate, EvaluatePoints
 
 _PARTS_BYTES = 64 << 20  # partial sums of the points of one launch
 _WIDE_BYTES = 512 << 20  # weights and values of the points that torch multiplies at once
@@ -95,9 +97,10 @@ class CudaEngine:
 
     def prepare(self, theta: Tensor, directions: Tensor, metrics: Sequence[Any]) -> Evaluate:
         """A function of coefficients (g, k) to {metric: (g,)} along directions (k, n)."""
-        return self._evaluator(self.ask(theta, directions), metrics)
+        evaluate, k = self._evaluator(self.ask(theta, directions), metrics), len(directions)
+        return lambda coefficients: evaluate(as_coefficients(coefficients, k))
 
-    def prepare_points(self, metrics: Sequence[Any]) -> Callable[[Tensor], dict[str, np.ndarray]]:
+    def prepare_points(self, metrics: Sequence[Any]) -> EvaluatePoints:
         """The same for arbitrary points (p, n)."""
         return self._evaluator(self.ask(None, None), metrics)
 
@@ -171,8 +174,9 @@ class CudaEngine:
 
 
 class Question:
-    """One theta with its directions, or free points. What no point changes is computed here, once;
-    then `sums` and `outputs` put their work on torch's current stream and wait for nothing."""
+    """One theta with its directions, or free points. What is the same at all points is computed
+    here, once; then `sums` and `outputs` put their work on torch's current stream and wait for
+    nothing."""
 
     def __init__(self, engine: CudaEngine, theta: Tensor | None, directions: Tensor | None) -> None:
         with exact_float32():
@@ -269,7 +273,7 @@ class Question:
         return values
 
     def _origin_parameters(self) -> Parameters:
-        """Of what no point changes."""
+        """Of what is the same at all points."""
         e = self._e
         theta = e.constants.new_zeros(e.program.n) if self._theta is None else self._theta
         none = theta.new_empty(0, e.program.n)

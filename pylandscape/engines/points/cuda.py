@@ -26,7 +26,7 @@ _BYTES = 1 << 30  # of results, and of what eigenvalues work on, of the points o
 
 
 class PointsCuda:
-    """As `points_native.NativePoints`, on ``device``.
+    """As `native.NativePoints`, on ``device``.
 
     ``engine`` is the landscape's program in float64, ``kernels`` holds the ops; ``shared_limit`` is
     how many bytes of shared memory a block may have. Raises NotLowered where a plan does not fit.

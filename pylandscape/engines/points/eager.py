@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,7 +14,7 @@ from ...theta.running_statistics import KIND
 from ..eager import TorchEngine
 
 if TYPE_CHECKING:
-    from ..contract import Answered
+    from ..contract import Answered, Losses
 
 _BYTES = 256 << 20  # of the Hessians of the points that are vectorised together
 _MAX_POINTS = 512
@@ -26,12 +27,14 @@ class _NotSymmetricError(Exception):
 
 
 class TorchPoints:
-    """L, gradient and Hessian of a landscape at points (p, n), by a float64 copy of its model.
+    """A `PointEngine` of every landscape, by a float64 copy of its model.
 
     Points are vectorised by torch.func where the model allows it, otherwise they run one by one
     through double backward; so for layer norm, of which torch.func (2.13) misses mixed second
     derivatives: its Hessian is not symmetric then. Batch norm as in ``Landscape.gradient``.
     """
+
+    reason: str | None = None
 
     def __init__(self, land: Answered) -> None:
         self.n, self.device = land.n_params, land.device
@@ -46,21 +49,21 @@ class TorchPoints:
             bn="eval" if bn == "interpolate" else bn,
         )
         assert all(entry.kind != KIND for entry in land.layout.entries)
-        self._vectorised = bn in ("eval", "interpolate")
+        self.vectorised = bn in ("eval", "interpolate")
         self._compared: set[int] = set()  # widths whose first point agreed with the engine's
 
-    def gradients(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        """Losses (p,) and gradients (p, n) of points (p, n), float64 on the CPU."""
+    def gradients(self, points: np.ndarray) -> tuple[Losses, np.ndarray]:
+        """Losses (p,) and gradients (p, n) of points (p, n)."""
         value = torch.func.grad_and_value(self._engine.functional_loss)
 
         def both(p: Tensor) -> tuple[Tensor, ...]:
             gradient, loss = torch.func.vmap(value)(p)
             return loss, gradient
 
-        losses, rows = self._each(points, 1, both, self._gradient)
+        losses, rows = _marked(points, self._each(points, 1, both, self._gradient))
         return losses, rows
 
-    def hessians(self, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def hessians(self, points: np.ndarray) -> tuple[Losses, np.ndarray, np.ndarray]:
         """The same, and Hessians (p, n, n), exactly symmetric."""
         value = torch.func.grad_and_value(self._engine.functional_loss)
         hessian = torch.func.hessian(self._engine.functional_loss)
@@ -74,21 +77,26 @@ class TorchPoints:
             return loss, gradient, matrices
 
         losses, rows, matrices = self._each(points, self.n, all_three, self._hessian)
-        return losses, rows, (matrices + matrices.mT) / 2
+        found = losses, rows, (matrices + matrices.mT) / 2
+        losses_, rows_, matrices_ = _marked(points, found)
+        return losses_, rows_, matrices_
+
+    def spectra(self, points: np.ndarray) -> None:
+        """None: the Hessians must be asked for."""
 
     def _each(
         self,
-        points: Tensor,
+        points: np.ndarray,
         width: int,
         vectorised: Callable[[Tensor], tuple[Tensor, ...]],
         single: Callable[[Tensor], tuple[Tensor, ...]],
     ) -> tuple[Tensor, ...]:
         """The results of chunks of points, concatenated."""
-        p = points.to(self.device, torch.float64)
+        p = torch.from_numpy(points).to(self.device)
         size = max(1, min(_MAX_POINTS, _BYTES // (16 * self.n * width)))
         parts: list[tuple[Tensor, ...]] = []
         for chunk in p.split(size) if len(p) else (p[:0],):
-            if self._vectorised and len(chunk):
+            if self.vectorised and len(chunk):
                 try:
                     found = self._vectorise(chunk, vectorised)
                     if width in self._compared or _agree(found, single(chunk[0])):
@@ -102,7 +110,7 @@ class TorchPoints:
                             f"points: not enough memory for {len(chunk)} of them at once; ask for "
                             f"fewer points ({type(error).__name__}: {error})",
                         ) from error
-                self._vectorised = False
+                self.vectorised = False
             rows = [single(point) for point in chunk]
             shapes = ((), (self.n,), (self.n, self.n))[: 2 + (width > 1)]
             parts.append(
@@ -127,6 +135,16 @@ class TorchPoints:
     def _hessian(self, point: Tensor) -> tuple[Tensor, ...]:
         identity = torch.eye(self.n, dtype=torch.float64, device=self.device)
         return *self._gradient(point), self._engine.product("hessian", point, identity)
+
+
+def _marked(points: np.ndarray, found: tuple[Tensor, ...]) -> list[np.ndarray]:
+    """The results as arrays, with NaN where a point or its loss is not finite."""
+    arrays = [t.numpy() for t in found]
+    bad = ~(np.isfinite(points).all(axis=1) & np.isfinite(arrays[0]))
+    arrays[0][np.isnan(points).any(axis=1)] = np.nan
+    for result in arrays[1:]:
+        result[bad] = np.nan
+    return arrays
 
 
 def _agree(found: tuple[Tensor, ...], point: tuple[Tensor, ...]) -> bool:

@@ -5,18 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ...errors import InvalidArgument, NotLowered
 from . import cuda
-from .cuda import PointsCuda
 from .eager import TorchPoints
 from .native import NativePoints, float64_engine
 from .native import eigenvalues as native_eigenvalues
 
 if TYPE_CHECKING:
-    from ..contract import Answered
+    from ..contract import Answered, Losses, PointEngine
 
 
 _BLOCK_BYTES = 64 << 20  # of the Hessians of one block
@@ -27,43 +25,36 @@ class PointEvaluator:
 
     Made once: the model and its data are compiled in float64, for the CPU or for the GPU that they
     are on, or, where the core cannot, copied for torch (``reason`` says why). Calls take contiguous
-    float64 arrays (p, n) and check nothing.
+    float64 arrays (p, n) and check nothing. ``engine`` answers: `NativePoints`, `PointsCuda` or
+    `TorchPoints`.
     """
 
     def __init__(self, land: Answered) -> None:
         self.n = land.n_params
         self.reason: str | None = None
-        self._native: NativePoints | PointsCuda | None = None
-        self._torch: TorchPoints | None = None
+        self.engine: PointEngine
         try:
-            self._native = _native_points(land)
+            self.engine = compiled_points(land)
         except NotLowered as refusal:
             self.reason = refusal.reason
-            self._torch = TorchPoints(land)
+            self.engine = TorchPoints(land)
 
-    def gradients(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def gradients(self, points: np.ndarray) -> tuple[Losses, np.ndarray]:
         """Losses (p,) and gradients (p, n)."""
-        if self._native is not None:
-            return self._native.gradients(points)
-        losses, gradients = self._by_torch(points, "gradients")
-        return losses, gradients
+        return self.engine.gradients(points)
 
-    def hessians(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def hessians(self, points: np.ndarray) -> tuple[Losses, np.ndarray, np.ndarray]:
         """Losses (p,), gradients (p, n) and Hessians (p, n, n)."""
-        if self._native is not None:
-            return self._native.hessians(points)
-        losses, gradients, matrices = self._by_torch(points, "hessians")
-        return losses, gradients, matrices
+        return self.engine.hessians(points)
 
-    def spectra(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def spectra(self, points: np.ndarray) -> tuple[Losses, np.ndarray, np.ndarray]:
         """Losses (p,), gradients (p, n) and the Hessians' eigenvalues (p, n), ascending.
 
         Holds few Hessians at a time.
         """
-        if self._native is not None:
-            found = self._native.spectra(points)
-            if found is not None:
-                return found
+        found = self.engine.spectra(points)
+        if found is not None:
+            return found
         size = block_size(self.n)
         parts = []
         for first in range(0, max(len(points), 1), size):
@@ -71,15 +62,6 @@ class PointEvaluator:
             parts.append((losses, gradients, eigenvalues(matrices)))
         losses, gradients, values = (np.concatenate(column) for column in zip(*parts, strict=True))
         return losses, gradients, values
-
-    def _by_torch(self, points: np.ndarray, what: str) -> list[np.ndarray]:
-        assert self._torch is not None
-        found = [t.numpy() for t in getattr(self._torch, what)(torch.from_numpy(points))]
-        bad = ~(np.isfinite(points).all(axis=1) & np.isfinite(found[0]))
-        found[0][np.isnan(points).any(axis=1)] = np.nan
-        for result in found[1:]:
-            result[bad] = np.nan
-        return found
 
 
 def eigenvalues(matrices: Any) -> np.ndarray:
@@ -99,7 +81,7 @@ def block_size(n: int) -> int:
     return max(1, _BLOCK_BYTES // (8 * n**2))
 
 
-def _native_points(land: Answered) -> NativePoints | PointsCuda:
+def compiled_points(land: Answered) -> PointEngine:
     """The kernels of the landscape's device; raises NotLowered where they cannot."""
     if land.device.type == "cuda":
         return cuda.build(land, float64_engine(land))

@@ -108,8 +108,8 @@ def float64_engine(land: Answered) -> native.NativeEngine:
     if land.has_batchnorm and land.bn not in ("eval", "interpolate"):
         raise NotLowered(f"derivatives with bn={land.bn!r}")
     own = land.native
-    own_fits = isinstance(own, native.NativeEngine) and land.moved.n == land.n_params
-    if own_fits and land.dtype == torch.float64:
+    own_fits = land.dtype == torch.float64 and land.moved.n == land.n_params
+    if own_fits and isinstance(own, native.NativeEngine):
         return own
     if not isinstance(land.loss_spec, KnownLoss):
         raise NotLowered("a free loss")

@@ -13,7 +13,7 @@ from ....arrays import edges as cell_edges
 from ....curvature.spectra import spectrum
 from ....errors import InvalidArgument
 from ....results.smoothing import masses
-from ....results.spectral_density import Spectrum
+from ....results.spectra import Spectrum
 from ..._current import version
 from ..linalg.backend import check_backend
 from ..operators.base import VERSIONS

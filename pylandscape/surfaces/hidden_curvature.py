@@ -15,6 +15,7 @@ from ..curvature.operators import as_operator
 from ..curvature.symmetric_operator import SymmetricOperator
 from ..errors import InvalidArgument
 from ..results.surface import Surface
+from ..theta import random_source
 from ..theta.directions import as_directions, as_steps, random_directions
 
 if TYPE_CHECKING:
@@ -180,8 +181,7 @@ def _across(
     n, k = q.shape
     if k == n:
         return float("nan"), float("nan"), True
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(1, n, generator=generator, dtype=torch.float64).to(q.device)
+    x = random_source.normals(1, n, seed, random_source.SINGLE, torch.float64, q.device)
     x = x - (x @ q) @ q.T
     x = x - (x @ q) @ q.T  # once more: what rounding left
     x = x / torch.linalg.vector_norm(x)

@@ -1,4 +1,8 @@
-"""From a question to its answer: evaluate, resume or load, and say where the numbers come from."""
+"""From a grid to a result: evaluate, resume or load, and say where the numbers come from.
+
+The way goes on in runs/chunks.py, which hands chunks of coefficients to the function that
+`Landscape.prepare` gives; with a path, in runs/resume.py and runs/journal.py.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +19,8 @@ import torch
 from ..arrays import Array, digest, jsonable
 from ..files.hdf5 import JOURNAL_SUFFIX as SUFFIX
 from ..results.curve import Curve
-from ..results.surface import Surface, triangle_layout
-from ..runs.chunks import Evaluate, sweep
+from ..results.surface import Frame, Surface, triangle_layout
+from ..runs.chunks import Evaluate, evaluate_in_chunks
 from ..runs.journal import Journal
 from ..runs.request import FORMAT, Metric, build, with_loss
 from ..runs.resume import answered
@@ -34,7 +38,7 @@ BATCHNORM_NOTE = (
 
 
 @dataclass(frozen=True)
-class Question:
+class Grid:
     """L(base + C D) on a grid.
 
     Attributes:
@@ -71,9 +75,9 @@ class Measure:
     summary: Callable[[dict[str, Array]], dict[str, Any]]
 
 
-def answer(
+def evaluate_grid(
     land: Landscape,
-    asked: Question,
+    asked: Grid,
     metrics: str | Metric | Sequence[Metric],
     path: str | os.PathLike[str] | None,
     progress: bool,
@@ -101,7 +105,7 @@ def answer(
     def run(journal: Journal | None) -> Curve | Surface:
         started = time.perf_counter()
         resumed = 0 if journal is None else int(journal.done.sum())
-        values = sweep(
+        values = evaluate_in_chunks(
             asked.coefficients,
             names,
             prepare,
@@ -126,8 +130,13 @@ def answer(
         return Curve(axes[0], **more) if len(axes) == 1 else Surface(axes[0], axes[1], **more)
 
     if path is None:
-        return run(None)
-    return answered(path, request, SUFFIX, lambda at: Journal(at, request, names, total), run)
+        found = run(None)
+    else:
+        found = answered(path, request, SUFFIX, lambda at: Journal(at, request, names, total), run)
+    if isinstance(found, Surface) and asked.kind == "plane":
+        base, vectors = asked.base[: land.n_params], asked.vectors[:, : land.n_params]
+        found.frame = Frame(base, vectors, land.layout)
+    return found
 
 
 def request_for(
@@ -157,9 +166,7 @@ def request_for(
     )
 
 
-def _info(
-    land: Landscape, asked: Question, request: dict[str, Any], losses: Array
-) -> dict[str, Any]:
+def _info(land: Landscape, asked: Grid, request: dict[str, Any], losses: Array) -> dict[str, Any]:
     vectors, base = asked.vectors[:, : land.n_params], asked.base[: land.n_params]
     norms = [float(torch.linalg.vector_norm(v, dtype=torch.float64)) for v in vectors]
     info: dict[str, Any] = {

@@ -8,8 +8,8 @@ import torch
 from grid_support import classifier, quadratic
 from torch import nn
 
-from pylandscape.critical.by_lanczos import null_residual
 from pylandscape.critical.classification import classify
+from pylandscape.critical.lanczos_classifier import null_residual
 from pylandscape.curvature.operators import as_operator
 from pylandscape.landscape import Landscape
 
@@ -125,7 +125,7 @@ def test_large_models_go_to_lanczos_by_themselves():
 
 
 def test_a_run_by_lanczos_is_kept_and_resumed(tmp_path, monkeypatch):
-    import pylandscape.critical.by_lanczos as module
+    import pylandscape.critical.lanczos_classifier as module
 
     land, path = quadratic(np.linspace(0.5, 2.0, 100)), tmp_path / "c.h5"
     points = np.random.default_rng(0).normal(size=(6, 100))

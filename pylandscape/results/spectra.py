@@ -252,7 +252,7 @@ class Spectrum(_SpectralResult):
     def compare(self, exact: ArrayLike, sigma2: float | None = None) -> float:
         """L1 distance, in [0, 2], to the exact spectrum smoothed by the same kernel.
 
-        Cells of a third of sigma, wherever either of the two has mass.
+        Cells of a third of sigma, wherever this density or the other has mass.
 
         Args:
             exact: (n,) all eigenvalues.

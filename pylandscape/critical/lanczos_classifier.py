@@ -27,10 +27,11 @@ from ..curvature.spectra import spectrum
 from ..curvature.symmetric_operator import SymmetricOperator
 from ..errors import InvalidArgument
 from ..results.curvature_classes import kinds_within
+from ..theta import random_source
 
 if TYPE_CHECKING:
     from ..landscape import Landscape
-    from ..results.spectral_density import Spectrum
+    from ..results.spectra import Spectrum
 
 CANDIDATES = 16  # vectors tried as null vectors, beside Ritz vectors
 TOLERANCES = (1e-4, 1e-7, 1e-10)  # of the ends, one after the other, where the density's are open
@@ -41,7 +42,7 @@ class LanczosClassifier:
 
     Args:
         land: the landscape; products are of its dtype.
-        rtol: of zeros.
+        rtol: |lambda| <= rtol max |lambda| counts as zero.
         probes, steps, seed: of the spectral density.
     """
 
@@ -135,9 +136,8 @@ def _inertia_shares(found: Spectrum, tau: float) -> Array:
 
 def null_residual(op: SymmetricOperator, seed: int = 0) -> float:
     """The smallest ||H v|| of a few unit vectors v that are null vectors of many networks."""
-    generator = torch.Generator().manual_seed(seed)
-    random = torch.randn(op.n, generator=generator, dtype=torch.float64).to(op.device)
-    zero = torch.nonzero(op(random[None])[0] == 0.0).flatten()
+    random = random_source.normals(1, op.n, seed, random_source.SINGLE, torch.float64, op.device)
+    zero = torch.nonzero(op(random)[0] == 0.0).flatten()
     rows: list[Tensor] = []
     for at in zero[: CANDIDATES // 2]:
         rows.append(torch.zeros(op.n, dtype=torch.float64, device=op.device))

@@ -1,0 +1,242 @@
+"""The commands about training: `pylandscape trajectory | track`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import InvalidArgument
+from .common import (
+    KINDS,
+    AddCommand,
+    _landscape,
+    _picture,
+    _picture_options,
+    model_options,
+    prepare,
+    set_threads,
+)
+
+if TYPE_CHECKING:
+    from ..landscape import Landscape
+    from ..results.surface import Surface
+    from ..results.tracks import Track
+    from ..trajectories.base import Trajectory
+
+SHARES = 6  # components in the table
+
+
+def add_commands(command: AddCommand) -> None:
+    """Give the parser the two commands; `command` makes one."""
+    path = command(
+        "trajectory", _trajectory,
+        "a run as data: principal components, distances, its path on a surface, MDS",
+    )  # fmt: skip
+    path.add_argument(
+        "checkpoints", nargs="+", metavar="CHECKPOINTS",
+        help="a recording, a folder, a pattern, or checkpoint files in order",
+    )  # fmt: skip
+    path.add_argument("--out", metavar="FILE.h5", help="all points in one file")
+    path.add_argument("--pca", action="store_true", help="explained variance, and a random walk's")
+    path.add_argument(
+        "--components", type=int, default=2, metavar="K", help="of --pca (default: %(default)s)"
+    )
+    path.add_argument(
+        "--centre", default="-1", help="of --pca: mean, or an index (default: -1, the end)"
+    )
+    path.add_argument(
+        "--plot", action="append", metavar="FILE",
+        help="path and scree (--pca), path on the surface (--surface) or MDS (--mds); repeatable",
+    )  # fmt: skip
+    path.add_argument(
+        "--surface", metavar="FILE.h5",
+        help="the loss over the path's first two components, with --model and --data; the same "
+        "command resumes it",
+    )  # fmt: skip
+    path.add_argument(
+        "--points", type=int, default=31, help="of each axis of --surface (default: %(default)s)"
+    )
+    path.add_argument("--no-progress", action="store_true")
+    model_options(path, required=False)
+    _picture_options(path, KINDS[:-1])
+    path.add_argument("--mds", action="store_true", help="strain MDS of the points")
+    path.add_argument("--layer", action="append", metavar="PATTERNS", help="of --mds; default all")
+    path.add_argument(
+        "--distance", choices=("cosine", "angular", "euclidean"), default="angular",
+        help="of --mds (default: %(default)s)",
+    )  # fmt: skip
+
+    track = command(
+        "track", _track, "largest eigenvalues of the Hessian along a run, and where it is stable"
+    )
+    model_options(track, required=True)
+    track.add_argument(
+        "--trajectory", required=True, nargs="+", metavar="CHECKPOINTS",
+        help="a recording, a folder, a pattern, or checkpoint files in order",
+    )  # fmt: skip
+    track.add_argument("--k", "-k", type=int, default=3, help="how many (default: %(default)s)")
+    track.add_argument("--every", type=int, default=1, help="look at each EVERYth point")
+    track.add_argument(
+        "--tol", type=float, default=1e-3, help="relative residual (default: %(default)s)"
+    )
+    track.add_argument("--lr", type=float, help="learning rate, for the stability threshold")
+    track.add_argument(
+        "--rule", choices=("sgd", "nesterov", "rk2"), default="sgd", help="default: %(default)s"
+    )
+    track.add_argument("--momentum", type=float, default=0.0, help="default: 0")
+    track.add_argument("--seed", type=int, default=0, help="default: 0")
+    track.add_argument("--out", metavar="FILE.h5", help="the result; the same command resumes it")
+    track.add_argument(
+        "--plot", action="append", metavar="FILE", help=".png, .pdf, .svg; may be repeated"
+    )
+    track.add_argument("--no-progress", action="store_true")
+
+
+def about_trajectory(path: Trajectory) -> list[str]:
+    """What a trajectory is, and how far it goes."""
+    lengths, apart = path.lengths(), path.distances(0)
+    lines = [f"trajectory {path!r}"]
+    if len(path) > 1:
+        lines.append(
+            f"length     {lengths.sum():.6g} along the path, {apart[-1]:.6g} from start to end, "
+            f"{apart.max():.6g} at most from the start"
+        )
+    for name, values in path.metrics.items():
+        lines.append(f"{name:<10} {values[0]:.6g} to {values[-1]:.6g}")
+    return lines
+
+
+def about_track(track: Track) -> list[str]:
+    """The largest eigenvalues by step."""
+    k = track.values.shape[1]
+    heads = "".join(f"{f'eigenvalue {i + 1}':>14}" for i in range(k))
+    limit = f"{'threshold':>14}" if track.threshold is not None else ""
+    lines = [f"result     {track!r}", f"{'step':>8}{heads}{limit}"]
+    for i, step in enumerate(track.steps):
+        values = "".join(f"{v:>14.6g}" for v in track.values[i])
+        limit = f"{track.threshold[i]:>14.6g}" if track.threshold is not None else ""
+        mark = "" if track.converged[i].all() else "  NOT CONVERGED"
+        lines.append(f"{step:>8}{values}{limit}{mark}")
+    return lines
+
+
+def _trajectory(options: argparse.Namespace) -> None:
+    from ..plots.style import check_suffix
+    from .inputs import parse_names
+
+    for path in [options.out, *(options.plot or [])]:
+        if path and not Path(path).resolve().parent.is_dir():
+            raise InvalidArgument(f"{path}: no such folder {str(Path(path).parent)!r}")
+    for path in options.plot or []:
+        check_suffix(path)
+    if options.mds and options.surface and options.plot:
+        raise InvalidArgument("--plot: expected --surface or --mds beside it, got both")
+    if options.surface and not (options.model and options.data):
+        raise InvalidArgument("--surface: expected --model and --data beside it")
+    if options.points < 2:
+        raise InvalidArgument(f"--points: expected at least 2, got {options.points}")
+    centre = _centre(options.centre)
+    params = parse_names(options.params) or None
+    from ..trajectories.components import pca
+
+    set_threads(options)
+    land = _landscape(options) if options.model and options.data else None
+    run = _read(options.checkpoints, land, "CHECKPOINTS")
+    print("\n".join(about_trajectory(run)))
+    picture: Any = None
+    if options.pca or (options.plot and not (options.surface or options.mds)):
+        count = max(options.components, 2) if options.plot else options.components
+        found = picture = pca(run, count, centre=centre, params=params)
+        print("\n".join(_components(found)))
+    surface = None
+    if land is not None and options.surface:
+        surface = _on_surface(run, land, options)
+    if options.mds:
+        from ..trajectories.embedding import mds
+
+        picture = mds(run, layer=parse_names(options.layer) or None, distance=options.distance)
+        print(f"mds        {picture!r}")
+    if options.out:
+        run.save(options.out)
+        print(f"written    {options.out}")
+    if options.plot and surface is not None:
+        kind = options.kind or "contour"
+        save_to(surface.plot(kind, trajectory=run, **_picture(options)), options.plot)
+    elif options.plot:
+        save_to(picture.plot(), options.plot)
+
+
+def _track(options: argparse.Namespace) -> None:
+    from ..trajectories.tracking import track
+
+    land = prepare(options)
+    run = _read(options.trajectory, land, "--trajectory")
+    found = track(
+        run, land, options.k, every=options.every, tol=options.tol, lr=options.lr,
+        rule=options.rule, momentum=options.momentum, seed=options.seed, path=options.out,
+        progress=not options.no_progress,
+    )  # fmt: skip
+    print("\n".join(about_track(found)))
+    if options.out:
+        print(f"written    {options.out}")
+    if options.plot:
+        save_to(found.plot(), options.plot)
+
+
+def save_to(axes: Any, paths: Sequence[str]) -> None:
+    """A drawn picture, of one Axes or two, in all the files."""
+    from ..plots import surface
+
+    first = axes[0] if isinstance(axes, tuple) else axes
+    for path in paths:
+        print(f"written    {surface.save(first, path)}")
+    surface.close(first)
+
+
+def _read(words: Sequence[str], like: Any, option: str) -> Trajectory:
+    from ..trajectories.reading import trajectory
+
+    try:
+        return trajectory(words[0] if len(words) == 1 else list(words), like)
+    except InvalidArgument as error:
+        raise InvalidArgument(f"{option}: {str(error).removeprefix('trajectory: ')}") from error
+
+
+def _centre(text: str) -> int | str:
+    if text == "mean":
+        return text
+    try:
+        return int(text)
+    except ValueError as error:
+        raise InvalidArgument(f"--centre: expected mean or an index, got {text!r}") from error
+
+
+def _components(found: Any) -> list[str]:
+    """The scree beside the random walk's, and where the first component lies."""
+    lines = [f"{'component':>11}{'variance':>11}{'random walk':>13}"]
+    for k, (share, walk) in enumerate(zip(found.ratios, found.null, strict=False), 1):
+        if k <= SHARES:
+            lines.append(f"{k:>11}{share:>11.2%}{walk:>13.2%}")
+    shares = sorted(found.loadings.items(), key=lambda item: -item[1][0])[:3]
+    lines.append("component 1 lies in " + ", ".join(f"{n} ({s[0]:.0%})" for n, s in shares))
+    return lines
+
+
+def _on_surface(run: Trajectory, land: Landscape, options: argparse.Namespace) -> Surface:
+    """The plane of the path's first two components about its end, as large as the path."""
+    from ..surfaces.grids import plane
+    from ..trajectories.components import pca_directions
+
+    d1, d2 = pca_directions(run, 2)
+    found = run.project(d1, d2)
+    x, y = found.axes(options.points)
+    surface = plane(
+        land, d1, d2, x=x, y=y, theta=run[-1], path=options.surface,
+        progress=not options.no_progress,
+    )  # fmt: skip
+    print(f"path       {found!r}")
+    print(f"surface    {surface!r}")
+    print(f"written    {options.surface}")
+    return surface

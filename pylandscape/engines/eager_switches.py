@@ -1,0 +1,106 @@
+"""What belongs to the whole process while the torch engine runs: switches and generators, put back.
+
+Whoever turns one holds `LOCK`.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+import torch.utils.checkpoint
+from torch import Tensor, nn
+
+from ..theta.data import untouched_random_state
+
+LOCK = threading.RLock()  # torch's switches and generators belong to the whole process
+
+
+class _Checkpoint:
+    """Stands for re-entrant checkpointing, whose gradients torch.autograd.grad cannot ask for."""
+
+    @staticmethod
+    def apply(function: Callable[..., Any], preserve: bool, *args: Any) -> Any:
+        if any(isinstance(a, Tensor) and a.requires_grad for a in args):
+            return function(*args)
+        with torch.no_grad():  # torch's own gives no gradient either
+            return function(*args)
+
+
+@contextmanager
+def switches(device: torch.device, draws: bool) -> Iterator[None]:
+    """Switches and generators of the whole process, as the engine needs them.
+
+    ``draws``: whether generators of Python and numpy may be used.
+    """
+    checkpoints: Any = torch.utils.checkpoint
+    fast, own = torch.backends.mha.get_fastpath_enabled(), checkpoints.CheckpointFunction
+    kept = generator_states() if draws else None
+
+    def undo() -> None:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        checkpoints.CheckpointFunction = own
+        if kept is not None:
+            set_generators(kept)
+
+    with ExitStack() as stack:
+        stack.enter_context(untouched_random_state(device))
+        if "torch._dynamo" in sys.modules:  # compiled code has no second derivative
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        try:
+            # torch's inference kernel of transformer layers is another function at padded places.
+            torch.backends.mha.set_fastpath_enabled(False)
+            checkpoints.CheckpointFunction = _Checkpoint
+            yield
+        finally:
+            persistently(undo)
+
+
+@contextmanager
+def attribute_set(modules: Sequence[nn.Module], name: str, value: Any) -> Iterator[None]:
+    """An attribute of each module has this value inside."""
+    before = [module.__dict__.get(name) for module in modules]
+    try:
+        for module in modules:
+            module.__dict__[name] = value
+        yield
+    finally:
+        for module, old in zip(modules, before, strict=True):
+            module.__dict__[name] = old
+
+
+def dense_gradients(model: nn.Module) -> AbstractContextManager[None]:
+    """Gradients of embeddings are parts of one dense vector."""
+    tables = [m for m in model.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag)]
+    return attribute_set([m for m in tables if m.sparse], "sparse", False)
+
+
+def persistently(f: Callable[[], None]) -> None:
+    """f, again if Ctrl-C comes in between, which is raised afterwards."""
+    interrupt: KeyboardInterrupt | None = None
+    while True:
+        try:
+            f()
+            break
+        except KeyboardInterrupt as late:
+            interrupt = late
+    if interrupt is not None:
+        raise interrupt
+
+
+def generator_states() -> dict[str, Any]:
+    """The states of Python's and numpy's global generators, comparable."""
+    state: Any = np.random.get_state()  # noqa: NPY002
+    return {"random": random.getstate(), "numpy": (state[0], state[1].tobytes(), *state[2:])}
+
+
+def set_generators(states: dict[str, Any]) -> None:
+    random.setstate(states["random"])
+    name, keys, *rest = states["numpy"]
+    np.random.set_state((name, np.frombuffer(keys, dtype=np.uint32), *rest))  # noqa: NPY002

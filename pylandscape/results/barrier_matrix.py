@@ -1,0 +1,80 @@
+"""Barriers between all pairs of models, beside how far apart the models are as functions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ..arrays import Array
+from ..errors import InvalidArgument
+from ..files.store import by_fields, save
+from .base import draw
+from .curve import Curve
+
+
+@by_fields
+@dataclass(eq=False, repr=False)
+class Barriers:
+    """L on the straight lines between P models.
+
+    Attributes:
+        alpha: (q,) float64 from 0 to 1.
+        values: (P, P, q) float64: values[i, j, k] = L((1 - alpha_k) theta_i + alpha_k theta_j).
+        functional: (P, P) functional distance (`functional_distance`), NaN without outputs.
+        disagreement: (P, P) share of samples with another most probable class, NaN without
+            classes.
+        labels: P names, for pictures.
+        info: provenance; "notes" says which models are equal.
+    """
+
+    CONTENT: ClassVar[str] = "barriers"
+    ARRAYS: ClassVar[tuple[str, ...]] = ("alpha", "values", "functional", "disagreement")
+
+    alpha: Array
+    values: Array
+    functional: Array
+    disagreement: Array
+    labels: list[str]
+    info: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def losses(self) -> Array:
+        """(P,) L of the models themselves."""
+        return np.diagonal(self.values[:, :, 0]).copy()
+
+    @property
+    def barrier(self) -> Array:
+        """(P, P) max over alpha of L(theta(alpha)) - (1 - alpha) L_i - alpha L_j, in units of the
+        loss: never negative, 0 for a convex L, NaN where the loss is NaN on the way."""
+        losses = self.losses
+        line = (1 - self.alpha) * losses[:, None, None] + self.alpha * losses[None, :, None]
+        excess = self.values - line
+        rounding = 4 * np.finfo(np.float64).eps * np.abs(line)
+        return np.maximum(np.where(excess <= rounding, 0.0, excess).max(axis=2), 0.0)
+
+    def curve(self, i: int, j: int) -> Curve:
+        """L on the line from model i (alpha = 0) to model j (alpha = 1)."""
+        count = len(self.labels)
+        for name, k in (("i", i), ("j", j)):
+            if not -count <= k < count:
+                raise InvalidArgument(f"{name}: expected a model of {count}, got {k}")
+        return Curve(self.alpha, values=self.values[i, j], kind="interpolation")
+
+    def plot(self, ax: Any = None, **options: Any) -> Any:
+        """The matrix of barriers with its numbers; ``what="functional" | "disagreement"`` draws
+        another one. Returns the Axes."""
+        return draw(self, ax, **options)
+
+    def save(self, path: Any) -> None:
+        """Write an HDF5 file, atomically; `pylandscape.load` reads it back bit for bit."""
+        save(self, path)
+
+    def __repr__(self) -> str:
+        count = len(self.labels)
+        others = self.barrier[~np.eye(count, dtype=bool)]
+        return (
+            f"Barriers({count} models, {others.min():.3g} to {others.max():.3g}, losses "
+            f"{self.losses.min():.4g} to {self.losses.max():.4g})"
+        )

@@ -1,0 +1,67 @@
+"""A table of flatness measures at one point."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import InvalidArgument
+
+
+@dataclass(frozen=True)
+class FlatnessRow:
+    """One measure.
+
+    Attributes:
+        name: of the measure.
+        value: small is flat; in units of the loss, for ``lambda_max``, ``trace``, ``frobenius`` and
+            ``critical`` of loss per squared unit of the parameters.
+        standard_error: of the value over random draws; 0 where there are none, NaN where the value
+            is a bound.
+        rho: the radius, None where there is none.
+        bound: "lower" where the value is a lower bound, else None.
+        invariant: what leaves the value as it is.
+    """
+
+    name: str
+    value: float
+    standard_error: float
+    rho: float | None
+    bound: str | None
+    invariant: str
+
+
+@dataclass(eq=False, repr=False)
+class Flatness:
+    """Measures of how flat L is around a point.
+
+    ``table["trace"]`` is a row; measures with a radius are under (name, rho), or under the name
+    alone where there is one radius.
+    """
+
+    rows: tuple[FlatnessRow, ...]
+    loss: float
+    info: dict[str, Any] = field(default_factory=dict)
+
+    def __getitem__(self, key: str | tuple[str, float]) -> FlatnessRow:
+        name, rho = (key, None) if isinstance(key, str) else key
+        found = [r for r in self.rows if r.name == name and (rho is None or r.rho == rho)]
+        if len(found) != 1:
+            names = ", ".join(dict.fromkeys(r.name for r in self.rows))
+            problem = "names no row" if not found else "names several rows; give (name, rho)"
+            raise InvalidArgument(f"measure: {key!r} {problem}; expected one of {names}")
+        return found[0]
+
+    def __iter__(self) -> Iterator[FlatnessRow]:
+        return iter(self.rows)
+
+    def __repr__(self) -> str:
+        lines = [f"Flatness at loss {self.loss:.6g}"]
+        for r in self.rows:
+            error = "" if not r.standard_error > 0 else f" +- {r.standard_error:.2g}"
+            least = ">= " if r.bound == "lower" else ""
+            radius = "" if r.rho is None else f" (rho {r.rho:g})"
+            value = f"{least}{r.value:.4g}{error}"
+            lines.append(f"  {r.name + radius:<32} {value:<26} invariant to {r.invariant}")
+        return "\n".join(lines)
