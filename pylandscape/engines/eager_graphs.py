@@ -60,7 +60,7 @@ def whole_graphs() -> Iterator[None]:
             "this one needs; write its backward of differentiable operations without the decorator"
         )
 
-    functions: Any = torch._C._functions
+    functions: Any = getattr(torch._C, "_functions", None)  # it is looked up there
     own = functions.DelayedError
     functions.DelayedError = cut
     try:
