@@ -661,12 +661,12 @@ _REENTRANT = [True]
 
 @contextmanager
 def plain_checkpoints() -> Iterator[None]:
-    """Checkpoints that torch differentiates twice, for the reference."""
-    _REENTRANT[0] = False
+    """Checkpoints that torch differentiates twice, for the reference; may be nested."""
+    before, _REENTRANT[0] = _REENTRANT[0], False
     try:
         yield
     finally:
-        _REENTRANT[0] = True
+        _REENTRANT[0] = before
 
 
 @habit("checkpoint_reentrant")

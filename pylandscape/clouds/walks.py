@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..arguments import integer
+from ..arguments import check_landscape, integer
 from ..arrays import Array, digest, progress_bar
 from ..errors import InvalidArgument
 from ..results.walks import Walks, as_points
@@ -144,6 +144,7 @@ class _Sampler:
         starts: Any,
         tie: str | None = None,
     ) -> None:
+        check_landscape(land, f"{kind.replace(' ', '_')}_walk")
         self.land = land
         self.rule = Rule(
             kind, _positive(bound, "bound"), _positive(fraction, "fraction"), bool(bounded), tie,

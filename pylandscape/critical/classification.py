@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from ..arguments import check_landscape
 from ..arrays import Array, digest, jsonable
 from ..curvature.at_points import as_points, check_memory
 from ..engines.points.evaluator import PointEvaluator, block_size, eigenvalues
@@ -94,6 +95,7 @@ def classify(
         >>> found = classify(land, walks.flat(), rtol=1e-6)
         >>> found.counts(), found.sensitivity().changed
     """
+    check_landscape(land, "classify")
     asked = _Classification(land, points, rtol, blocks, method, keep, (probes, steps, seed))
     if path is None:
         return asked.run(None, progress)

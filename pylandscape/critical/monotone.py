@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ..arguments import integer
+from ..arguments import check_landscape, integer
 from ..arrays import Array
 from ..curvature.at_points import gradients, hessians
 from ..errors import InvalidArgument
@@ -133,6 +133,7 @@ def monotone_path(
     Raises:
         InvalidArgument: another length, a start or its loss that are not finite.
     """
+    check_landscape(land, "monotone_path")
     point = numbers(start, "start")
     if point.shape != (land.n_params,) or not np.isfinite(point).all():
         raise InvalidArgument(

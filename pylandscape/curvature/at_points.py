@@ -63,6 +63,7 @@ def gradients(land: Landscape, points: Any) -> PointGradients:
     Raises:
         InvalidArgument: points of another shape.
     """
+    check_landscape(land, "gradients")
     return PointGradients(*land.point_evaluator().gradients(as_points(land, points)))
 
 

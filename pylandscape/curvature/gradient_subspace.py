@@ -16,7 +16,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from ..arguments import integer
+from ..arguments import check_landscape, integer
 from ..arrays import Array
 from ..errors import InvalidArgument, PylandscapeError
 from .ends import both_ends
@@ -131,6 +131,7 @@ def outliers(
     Raises:
         InvalidArgument: K below 1 or above n; LayoutMismatch for a theta of another length.
     """
+    check_landscape(land, "outliers")
     from .eigen import eigenpairs
 
     k = integer(classes, "classes", 1, land.n_params)
@@ -322,6 +323,7 @@ def covariance_spectrum(
     Raises:
         InvalidArgument: k < 1, an objective without samples.
     """
+    check_landscape(land, "covariance_spectrum")
     g = land.per_sample_gradients(theta).detach().double()
     samples, n = g.shape
     wanted = None if k is None else integer(k, "k", 1, n)

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ..arguments import integer
+from ..arguments import check_landscape, integer
 from ..arrays import Path, digest
 from ..errors import InvalidArgument
 from ..files.atomic import scratch
@@ -143,6 +143,7 @@ def layer_spectra(land: Landscape, *args: Any, **options: Any) -> dict[str, Spec
     the model itself, which is in no module, is one too. The arguments are
     those of `spectrum`; `params` chooses among the layers; `path` is not taken.
     """
+    check_landscape(land, "layer_spectra")
     if options.pop("path", None) is not None:
         raise InvalidArgument("path: expected none; save each layer's Spectrum")
     chosen = options.pop("params", None)

@@ -80,6 +80,7 @@ def convexity(
     run finds the vectors to go on with anew from the first point of its row. Another start changes
     the eigenvalues within tol.
     """
+    check_landscape(land, "convexity")
     if not (isinstance(tol, int | float) and 0 < tol < 1):
         raise InvalidArgument(f"tol: expected a number between 0 and 1, got {tol!r}")
     if dense is None:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..arguments import check_landscape
 from ..arrays import Array, digest
 from ..curvature.ends import both_ends
 from ..curvature.operators import as_operator
@@ -93,6 +94,7 @@ def sharpness(
         InvalidArgument: zero or linearly dependent directions; a Surface whose directions cannot be
             had, or whose centre is not theta. LayoutMismatch for another length.
     """
+    check_landscape(land, "sharpness")
     land = land.at(theta)
     point = land.point(theta)
     if isinstance(directions, Surface):

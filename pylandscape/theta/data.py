@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..arrays import digest_of_all
-from ..errors import InvalidArgument
+from ..errors import InvalidArgument, out_of_memory, wrapping
 
 _MOST_BATCHES = 1_000_000  # of an iterable that does not tell its length
 
@@ -129,17 +129,27 @@ def _read(data: Any) -> list[Any]:
         )
     if isinstance(data, Sized):
         return list(data)
-    most, kept, taken = _most_bytes(), [], 0
-    for batch in data:  # it may have no end
+    most, kept, taken, source = _most_bytes(), [], 0, iter(data)
+    while True:  # it may have no end
+        try:
+            batch = next(source)
+        except StopIteration:
+            return kept
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            raise wrapping(error, _endless(len(kept), taken) + ", and memory ran out") from error
         kept.append(batch)
         taken += _bytes(batch)
         if len(kept) > _MOST_BATCHES or taken > most:
-            raise InvalidArgument(
-                f"data: expected an iterable that ends, but it gave {len(kept)} batches "
-                f"({taken / 2**30:.3g} GiB) and goes on; batches are read once and kept: pass a "
-                "list, or itertools.islice(data, count)"
-            )
-    return kept
+            raise InvalidArgument(_endless(len(kept), taken) + " and goes on")
+
+
+def _endless(count: int, taken: int) -> str:
+    return (
+        "data: expected an iterable that ends; batches are read once and kept: pass a list, or "
+        f"itertools.islice(data, count); it gave {count} batches ({taken / 2**30:.3g} GiB)"
+    )
 
 
 def _most_bytes() -> float:

@@ -186,6 +186,7 @@ def as_directions(
     Accepts a Direction, a vector (n,), a matrix (k, n), or a sequence of them. Raises
     LayoutMismatch or InvalidArgument naming the offender, also for a module or state dict.
     """
+    check_landscape(land, "as_directions")
     dtype, device = land.theta.dtype, land.theta.device
 
     def read(item: Any, own: str) -> Tensor:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..arguments import check_landscape
 from ..errors import InvalidArgument
 from ..results.similarity import Agreement, FunctionalDistance
 from ..theta.checkpoints import MODELS
@@ -25,6 +26,7 @@ def functional_distance(land: Landscape, a: Any, b: Any) -> FunctionalDistance:
     Raises:
         InvalidArgument: an objective, which has no outputs; points of another layout.
     """
+    check_landscape(land, "functional_distance")
     (first, target), (second, _) = _outputs(land, a), _outputs(land, b)
     return compare(land, first, second, target)
 
@@ -55,6 +57,7 @@ def agreement(land: Landscape, models: Sequence[Any]) -> Agreement:
     Raises:
         InvalidArgument: no models, a loss without classes, class probabilities as targets.
     """
+    check_landscape(land, "agreement")
     if isinstance(models, MODELS):
         raise InvalidArgument(
             f"models: expected several in a sequence, got one ({type(models).__name__})"
