@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import operator
+import sys
 from typing import Any
 
 from torch import nn
 
 from .errors import InvalidArgument
+
+
+def callers_level() -> int:
+    """The ``stacklevel`` with which a warning points at the code that called this package."""
+    level, frame = 0, sys._getframe(1)
+    while frame.f_globals.get("__name__", "").partition(".")[0] == "pylandscape":
+        if frame.f_back is None:
+            break
+        level, frame = level + 1, frame.f_back
+    return level + 1
 
 
 def integer(value: Any, name: str, least: int | None = None, most: int | None = None) -> int:

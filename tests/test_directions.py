@@ -342,7 +342,7 @@ def test_as_directions_names_what_does_not_fit() -> None:
         ([good, good * torch.nan], InvalidArgument, r"d\[1\]: expected finite"),
         (foreign, LayoutMismatch, "d: expected a direction of this model's parameter layout"),
         ([], InvalidArgument, "d: expected at least one direction, got none"),
-        ("filter", InvalidArgument, "d: expected a tensor, array, direction, .* got str"),
+        ("filter", InvalidArgument, "d: expected a Direction, a tensor or an array .* got str"),
     ]
     for given, error, message in cases:
         with pytest.raises(error, match=message):

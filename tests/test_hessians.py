@@ -291,7 +291,7 @@ def test_points_of_another_shape_are_refused() -> None:
     land = landscape(LANES["mlp"], "mse")
     with pytest.raises(InvalidArgument, match=r"points: expected shape \(P, 39\), got \(2, 7\)"):
         gradients(land, torch.zeros(2, 7))
-    with pytest.raises(InvalidArgument, match="points: expected numbers"):
+    with pytest.raises(InvalidArgument, match="points: no file 'theta'"):
         hessians(land, "theta")
 
 

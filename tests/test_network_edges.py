@@ -333,7 +333,7 @@ FALLS_BACK = {  # what the reason must say
     "logsumexp": "logsumexp",
     "unit vectors": "normalize",
     "sorted": "sort",
-    "max_norm": "could not be captured",
+    "max_norm": "changes tensors that it keeps",
     "EmbeddingBag": "could not be captured",
     "one-hot": "one_hot",
 }

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
+from ..arguments import callers_level
 from ..errors import InvalidArgument, NotDifferentiable, PylandscapeError, out_of_memory, wrapping
 from ..theta.data import Batch, untouched_random_state
 from ..theta.losses import FreeLoss, KnownLoss, as_scalar
@@ -126,7 +127,7 @@ class Derivatives:
                         f"second derivatives: {FUSED[found.kernel][0]} for them, because the fused "
                         "kernel has none; the numbers are the same up to rounding",
                         UserWarning,
-                        stacklevel=6,  # the caller of a method of Landscape
+                        stacklevel=callers_level(),
                     )
                 except Exception as error:
                     missing = _missing(error)

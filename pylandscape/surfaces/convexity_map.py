@@ -86,7 +86,6 @@ def convexity(
     if dense is None:
         dense = DENSE_BY_TORCH if land.engine == "torch" else DENSE
     limit, seed = integer(dense, "dense", 0), integer(seed, "seed", 0)
-    check_landscape(land, "convexity")
     land = land.at(theta)
     asked = plane_question(land, d1, d2, x, y, theta)
     whole = land.n_params <= max(limit, 2)

@@ -129,7 +129,8 @@ def _read(data: Any) -> list[Any]:
         )
     if isinstance(data, Sized):
         return list(data)
-    most, kept, taken, source = _most_bytes(), [], 0, iter(data)
+    kept: list[Any] = []
+    most, taken, source = _most_bytes(), 0, iter(data)
     while True:  # it may have no end
         try:
             batch = next(source)
