@@ -391,7 +391,7 @@ def test_an_embedding_with_sparse_gradients_is_an_embedding() -> None:
     [
         (Ids(lambda x: (x + 1) % TOKENS), "integer input"),
         (Ids(lambda x: F.pad(x, (1, 1))), "integer input"),
-        (Ids(lambda x: x, max_norm=1.0), "max_norm"),
+        (Ids(lambda x: x, max_norm=1.0), "changes tensors that it keeps"),
         (Ids(lambda x: x, scale_grad_by_freq=True), "scale_grad_by_freq"),
     ],
 )
