@@ -60,7 +60,7 @@ def test_state_dicts_that_do_not_fit_are_named() -> None:
     state["3.bias"] = torch.zeros(4)
     with pytest.raises(pl.LayoutMismatch, match=r"shape \(3,\) for '3\.bias', got \(4,\)"):
         layout.vector(state, "ckpt", torch.float32, CPU)
-    with pytest.raises(pl.InvalidArgument, match="ckpt: no file 'file.pt'"):
+    with pytest.raises(pl.InvalidArgument, match=r"ckpt: no file 'file\.pt'"):
         layout.vector("file.pt", "ckpt", torch.float32, CPU)
 
 
