@@ -481,6 +481,12 @@ def test_wrappers_are_taken_off(wrap: str) -> None:
     assert torch_land(model, params=chosen).n_params == 4
 
 
+def test_an_averaged_model_has_its_own_names() -> None:
+    model = torch.optim.swa_utils.AveragedModel(nn.Linear(2, 1))  # its parameters are module.*
+    land = torch_land(model, params=("module.weight",))
+    assert [entry.name for entry in land.layout.entries] == ["module.weight"]
+
+
 def test_objectives_that_ask_a_wrapper_for_its_module_get_it() -> None:
     wrapped = nn.DataParallel(nn.Linear(2, 1))
     inner = wrapped.module
