@@ -139,6 +139,8 @@ def plan_of(seed: int) -> Plan:
         stem, task = (stem, "mse") if kind == "stem" else ("vectors", task)
     if task in ("decay_over_a_list", "loss_reads_model") and wrapper == "averaged":
         wrapper = "none"
+    if task == "objective_functional" and wrapper == "data_parallel":
+        wrapper = "none"  # functional_call refuses the user's own loop
     if wrapper == "averaged" and set(blocks) & UNCOPIED:
         wrapper = "none"
     layouts = list(LAYOUTS)
