@@ -24,6 +24,7 @@ _HOMES = {
     "clouds.clouds": "hessian_cloud loss_gradient_cloud",
     "clouds.roughness": "bumpiness ruggedness",
     "clouds.walks": "gradient_walk progressive_random_walk random_walk",
+    "connectivity.aligning": "align",
     "connectivity.flatness_measures": (
         "critical_sharpness eigen_directions flatness worst_direction"
     ),
@@ -35,7 +36,6 @@ _HOMES = {
     "critical.monotone": "MonotonePath is_non_ascending monotone_path",
     "critical.symmetry": "EquioutputGroup",
     "curvature.at_points": "PointGradients PointHessians gradients hessians iterate_hessians",
-    "interop": "from_function",
     "curvature.eigen": "eigenpairs",
     "curvature.gradient_subspace": (
         "OutlierReport condition_number covariance_spectrum gradient_concentration "
@@ -53,6 +53,7 @@ _HOMES = {
         "NotLowered PylandscapeError ResumeMismatch"
     ),
     "experiments.theorems": "TheoryTable theory",
+    "interop": "from_function",
     "landscape": "EngineReport Landscape",
     "plots.clouds": "plot_clouds",
     "plots.spectra": "plot_spectra",
@@ -65,6 +66,7 @@ _HOMES = {
     "results.eigen_pairs": "EigenPairs",
     "results.flatness_table": "Flatness FlatnessRow",
     "results.loading": "load",
+    "results.model_alignment": "ModelAlignment",
     "results.paths": "PrincipalComponents Projection",
     "results.similarity": "Agreement Embedding FunctionalDistance",
     "results.spectra": "Density Spectrum",
@@ -124,6 +126,7 @@ else:
     from .clouds.walks import gradient_walk as gradient_walk
     from .clouds.walks import progressive_random_walk as progressive_random_walk
     from .clouds.walks import random_walk as random_walk
+    from .connectivity.aligning import align as align
     from .connectivity.flatness_measures import critical_sharpness as critical_sharpness
     from .connectivity.flatness_measures import eigen_directions as eigen_directions
     from .connectivity.flatness_measures import flatness as flatness
@@ -190,6 +193,7 @@ else:
     from .results.flatness_table import Flatness as Flatness
     from .results.flatness_table import FlatnessRow as FlatnessRow
     from .results.loading import load as load
+    from .results.model_alignment import ModelAlignment as ModelAlignment
     from .results.paths import PrincipalComponents as PrincipalComponents
     from .results.paths import Projection as Projection
     from .results.similarity import Agreement as Agreement
