@@ -32,9 +32,9 @@ class Samples:
 
     def take(self, rows: Tensor) -> Batch:
         """The batch of the samples ``rows`` (B,) int64, in this order; tensors are new."""
-        found = _taken(self._whole, rows, self.size)
-        count = len(rows)
-        return Batch(found, *found, count) if self._pairs else Batch(found, None, None, count)
+        found, count = _taken(self._whole, rows, self.size), len(rows)
+        inputs, target = found if self._pairs else (None, None)
+        return Batch(found, inputs, target, count)
 
 
 def _joined(parts: Sequence[Any], sizes: Sequence[int]) -> Any:
@@ -70,8 +70,8 @@ def _taken(whole: Any, rows: Tensor, size: int) -> Any:
         each = len(whole) // size
         if each == 1:
             return whole.index_select(0, rows.to(whole.device))
-        found = whole.view(size, each, *whole.shape[1:]).index_select(0, rows.to(whole.device))
-        return found.flatten(0, 1)
+        grouped = whole.view(size, each, *whole.shape[1:])
+        return grouped.index_select(0, rows.to(whole.device)).flatten(0, 1)
     if isinstance(whole, Mapping):
         return {key: _taken(value, rows, size) for key, value in whole.items()}
     if isinstance(whole, tuple | list):
