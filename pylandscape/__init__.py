@@ -82,11 +82,16 @@ _HOMES = {
         "Direction as_directions gaussian normalize_direction random_directions target_direction"
     ),
     "theta.layout": "ParameterEntry ParameterLayout",
+    "training.advance": "train",
+    "training.optimisers": (
+        "Adadelta Adagrad Adam AdamW Cosine RMSprop RungeKutta SGD StepDecay WarmUp"
+    ),
     "trajectories.base": "Trajectory",
     "trajectories.components": "pca pca_directions",
     "trajectories.embedding": "mds",
     "trajectories.reading": "trajectory",
     "trajectories.recorder": "Recorder",
+    "trajectories.several": "Runs",
     "trajectories.similarity": "agreement functional_distance",
     "trajectories.tracking": "stability_threshold track",
 }
@@ -116,6 +121,7 @@ if not TYPE_CHECKING:  # a type checker takes an unknown name for an error
 else:
     from . import compat as compat
     from . import interop as interop
+    from . import optim as optim
     from . import plotting as plotting
     from ._native import cpu_capability as cpu_capability
     from ._native import has_cuda_kernels as has_cuda_kernels
@@ -221,12 +227,24 @@ else:
     from .theta.directions import target_direction as target_direction
     from .theta.layout import ParameterEntry as ParameterEntry
     from .theta.layout import ParameterLayout as ParameterLayout
+    from .training.advance import train as train
+    from .training.optimisers import SGD as SGD
+    from .training.optimisers import Adadelta as Adadelta
+    from .training.optimisers import Adagrad as Adagrad
+    from .training.optimisers import Adam as Adam
+    from .training.optimisers import AdamW as AdamW
+    from .training.optimisers import Cosine as Cosine
+    from .training.optimisers import RMSprop as RMSprop
+    from .training.optimisers import RungeKutta as RungeKutta
+    from .training.optimisers import StepDecay as StepDecay
+    from .training.optimisers import WarmUp as WarmUp
     from .trajectories.base import Trajectory as Trajectory
     from .trajectories.components import pca as pca
     from .trajectories.components import pca_directions as pca_directions
     from .trajectories.embedding import mds as mds
     from .trajectories.reading import trajectory as trajectory
     from .trajectories.recorder import Recorder as Recorder
+    from .trajectories.several import Runs as Runs
     from .trajectories.similarity import agreement as agreement
     from .trajectories.similarity import functional_distance as functional_distance
     from .trajectories.tracking import stability_threshold as stability_threshold
