@@ -24,10 +24,12 @@ _HOMES = {
     "clouds.clouds": "hessian_cloud loss_gradient_cloud",
     "clouds.roughness": "bumpiness ruggedness",
     "clouds.walks": "gradient_walk progressive_random_walk random_walk",
+    "connectivity.curves": "connect connection_plane",
     "connectivity.flatness_measures": (
         "critical_sharpness eigen_directions flatness worst_direction"
     ),
     "connectivity.lines": "barriers",
+    "connectivity.merging": "merge_plane",
     "critical.alignment": "Alignment",
     "critical.classification": "classify",
     "critical.find": "find_critical_points",
@@ -35,7 +37,6 @@ _HOMES = {
     "critical.monotone": "MonotonePath is_non_ascending monotone_path",
     "critical.symmetry": "EquioutputGroup",
     "curvature.at_points": "PointGradients PointHessians gradients hessians iterate_hessians",
-    "interop": "from_function",
     "curvature.eigen": "eigenpairs",
     "curvature.gradient_subspace": (
         "OutlierReport condition_number covariance_spectrum gradient_concentration "
@@ -53,6 +54,7 @@ _HOMES = {
         "NotLowered PylandscapeError ResumeMismatch"
     ),
     "experiments.theorems": "TheoryTable theory",
+    "interop": "from_function",
     "landscape": "EngineReport Landscape",
     "plots.clouds": "plot_clouds",
     "plots.spectra": "plot_spectra",
@@ -65,6 +67,7 @@ _HOMES = {
     "results.eigen_pairs": "EigenPairs",
     "results.flatness_table": "Flatness FlatnessRow",
     "results.loading": "load",
+    "results.mode_connection": "ModeConnection",
     "results.paths": "PrincipalComponents Projection",
     "results.similarity": "Agreement Embedding FunctionalDistance",
     "results.spectra": "Density Spectrum",
@@ -75,7 +78,7 @@ _HOMES = {
     "results.walks": "Walks",
     "surfaces.convexity_map": "convexity",
     "surfaces.grids": "interpolate line plane",
-    "surfaces.hidden_curvature": "Sharpness sharpness",
+    "surfaces.picture_curvature": "Sharpness hidden_curvature sharpness",
     "theta.directions": (
         "Direction as_directions gaussian normalize_direction random_directions target_direction"
     ),
@@ -124,11 +127,14 @@ else:
     from .clouds.walks import gradient_walk as gradient_walk
     from .clouds.walks import progressive_random_walk as progressive_random_walk
     from .clouds.walks import random_walk as random_walk
+    from .connectivity.curves import connect as connect
+    from .connectivity.curves import connection_plane as connection_plane
     from .connectivity.flatness_measures import critical_sharpness as critical_sharpness
     from .connectivity.flatness_measures import eigen_directions as eigen_directions
     from .connectivity.flatness_measures import flatness as flatness
     from .connectivity.flatness_measures import worst_direction as worst_direction
     from .connectivity.lines import barriers as barriers
+    from .connectivity.merging import merge_plane as merge_plane
     from .critical.alignment import Alignment as Alignment
     from .critical.classification import classify as classify
     from .critical.find import find_critical_points as find_critical_points
@@ -190,6 +196,7 @@ else:
     from .results.flatness_table import Flatness as Flatness
     from .results.flatness_table import FlatnessRow as FlatnessRow
     from .results.loading import load as load
+    from .results.mode_connection import ModeConnection as ModeConnection
     from .results.paths import PrincipalComponents as PrincipalComponents
     from .results.paths import Projection as Projection
     from .results.similarity import Agreement as Agreement
@@ -207,8 +214,9 @@ else:
     from .surfaces.grids import interpolate as interpolate
     from .surfaces.grids import line as line
     from .surfaces.grids import plane as plane
-    from .surfaces.hidden_curvature import Sharpness as Sharpness
-    from .surfaces.hidden_curvature import sharpness as sharpness
+    from .surfaces.picture_curvature import Sharpness as Sharpness
+    from .surfaces.picture_curvature import hidden_curvature as hidden_curvature
+    from .surfaces.picture_curvature import sharpness as sharpness
     from .theta.directions import Direction as Direction
     from .theta.directions import as_directions as as_directions
     from .theta.directions import gaussian as gaussian

@@ -7,6 +7,7 @@ from typing import Any
 
 from .barrier_matrix import plot_barriers
 from .clouds import plot_cloud
+from .mode_connection import plot_connection
 from .paths import (
     plot_agreement,
     plot_components,
@@ -25,6 +26,7 @@ DRAWN_BY: dict[str, Callable[..., Any]] = {
     "Cloud": plot_cloud,
     "EigenPairs": plot_pairs,
     "Embedding": plot_embedding,
+    "ModeConnection": plot_connection,
     "PrincipalComponents": plot_components,
     "Projection": plot_projection,
     "Spectrum": plot_spectrum,
