@@ -123,7 +123,8 @@ class Landscape:
         if whole is not model:  # what holds the wrapper gets the copy of the module inside
             snapshot.alias(whole, model)
         self.model = snapshot.model
-        params = own_names(params)
+        if whole is not model:
+            params = own_names(params)
         self.layout = ParameterLayout.of(self.model, params)
         self.dtype = dtype or theta_dtype(self.layout)
         named: dict[str, Tensor] = dict(self.model.named_parameters())
