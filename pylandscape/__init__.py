@@ -25,10 +25,12 @@ _HOMES = {
     "clouds.roughness": "bumpiness ruggedness",
     "clouds.walks": "gradient_walk progressive_random_walk random_walk",
     "connectivity.aligning": "align",
+    "connectivity.curves": "connect connection_plane",
     "connectivity.flatness_measures": (
         "critical_sharpness eigen_directions flatness worst_direction"
     ),
     "connectivity.lines": "barriers",
+    "connectivity.merging": "merge_plane",
     "critical.alignment": "Alignment",
     "critical.classification": "classify",
     "critical.find": "find_critical_points",
@@ -66,6 +68,7 @@ _HOMES = {
     "results.eigen_pairs": "EigenPairs",
     "results.flatness_table": "Flatness FlatnessRow",
     "results.loading": "load",
+    "results.mode_connection": "ModeConnection",
     "results.model_alignment": "ModelAlignment",
     "results.paths": "PrincipalComponents Projection",
     "results.similarity": "Agreement Embedding FunctionalDistance",
@@ -77,7 +80,7 @@ _HOMES = {
     "results.walks": "Walks",
     "surfaces.convexity_map": "convexity",
     "surfaces.grids": "interpolate line plane",
-    "surfaces.hidden_curvature": "Sharpness sharpness",
+    "surfaces.picture_curvature": "Sharpness hidden_curvature sharpness",
     "theta.directions": (
         "Direction as_directions gaussian normalize_direction random_directions target_direction"
     ),
@@ -133,11 +136,14 @@ else:
     from .clouds.walks import progressive_random_walk as progressive_random_walk
     from .clouds.walks import random_walk as random_walk
     from .connectivity.aligning import align as align
+    from .connectivity.curves import connect as connect
+    from .connectivity.curves import connection_plane as connection_plane
     from .connectivity.flatness_measures import critical_sharpness as critical_sharpness
     from .connectivity.flatness_measures import eigen_directions as eigen_directions
     from .connectivity.flatness_measures import flatness as flatness
     from .connectivity.flatness_measures import worst_direction as worst_direction
     from .connectivity.lines import barriers as barriers
+    from .connectivity.merging import merge_plane as merge_plane
     from .critical.alignment import Alignment as Alignment
     from .critical.classification import classify as classify
     from .critical.find import find_critical_points as find_critical_points
@@ -199,6 +205,7 @@ else:
     from .results.flatness_table import Flatness as Flatness
     from .results.flatness_table import FlatnessRow as FlatnessRow
     from .results.loading import load as load
+    from .results.mode_connection import ModeConnection as ModeConnection
     from .results.model_alignment import ModelAlignment as ModelAlignment
     from .results.paths import PrincipalComponents as PrincipalComponents
     from .results.paths import Projection as Projection
@@ -217,8 +224,9 @@ else:
     from .surfaces.grids import interpolate as interpolate
     from .surfaces.grids import line as line
     from .surfaces.grids import plane as plane
-    from .surfaces.hidden_curvature import Sharpness as Sharpness
-    from .surfaces.hidden_curvature import sharpness as sharpness
+    from .surfaces.picture_curvature import Sharpness as Sharpness
+    from .surfaces.picture_curvature import hidden_curvature as hidden_curvature
+    from .surfaces.picture_curvature import sharpness as sharpness
     from .theta.directions import Direction as Direction
     from .theta.directions import as_directions as as_directions
     from .theta.directions import gaussian as gaussian

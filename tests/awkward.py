@@ -574,7 +574,8 @@ class _Case:
 
 def _widened(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     """The module in another dtype; tensors of one storage stay so, which ``model.to`` forgets."""
-    before = [(t, t.data) for t in (*model.parameters(), *model.buffers())]
+    tensors = (*model.parameters(), *model.buffers())
+    before = [(t, t.data) for t in tensors if t.layout == torch.strided]
     model.to(dtype)
     wide: dict[int, Tensor] = {}
     for t, old in before:

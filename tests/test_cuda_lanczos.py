@@ -496,7 +496,7 @@ def test_every_question_of_a_landscape_answers_there(above: There) -> None:
         spectrum = pl.spectrum(land, 3, 40, vectors=1, progress=False)
         layers = pl.layer_spectra(land, 2, 20, progress=False)
         report = pl.outliers(land, 3, progress=False)
-        sharp = pl.sharpness(land, pl.random_directions(land, 2, seed=1), progress=False)
+        sharp = pl.hidden_curvature(land, pl.random_directions(land, 2, seed=1), progress=False)
         found = pl.classify(land, land.theta[None], method="lanczos", progress=False)
         low, high = spectrum.extremes
     np.testing.assert_allclose(top.values, exact[::-1][:3], rtol=1e-8)
@@ -532,7 +532,7 @@ def test_no_estimate_mixes_devices_and_no_vector_comes_to_the_host() -> None:
             assert not isinstance(top.vectors, OnDevice)
         report = pl.outliers(there, 3, progress=False)
         np.testing.assert_allclose(report.values, exact[::-1][:3], rtol=1e-8)
-        sharp = pl.sharpness(there, pl.random_directions(there, 2, seed=1), progress=False)
+        sharp = pl.hidden_curvature(there, pl.random_directions(there, 2, seed=1), progress=False)
         assert sharp.across_max <= exact[-1] + 1e-6
         assert set(pl.layer_spectra(there, 2, 20, progress=False)) == {"0", "2"}
         op = pl.as_operator(there)

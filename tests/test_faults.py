@@ -994,7 +994,7 @@ ROWS = np.ones((2, 13))
         (pl.find_critical_points, [ROWS]), (pl.monotone_path, (ROWS[0], 0.1)),
         (pl.outliers, [2]), (pl.covariance_spectrum, ()), (pl.functional_distance, ROWS),
         (pl.agreement, [ROWS]), (pl.gradients, [ROWS]), (pl.hessians, [ROWS]),
-        (pl.layer_spectra, ()), (pl.sharpness, [ROWS]), (pl.as_directions, [ROWS]),
+        (pl.layer_spectra, ()), (pl.hidden_curvature, [ROWS]), (pl.as_directions, [ROWS]),
         (pl.loss_gradient_cloud, [ROWS]), (pl.barriers, [ROWS]), (pl.flatness, ()),
     ],
 )  # fmt: skip

@@ -296,7 +296,7 @@ def test_directions_of_a_picture_are_found_again_and_convexity_moves_statistics(
     a, b = network(0), network(1)
     land = landscape(a)
     picture = pl.plane(land, *pl.random_directions(land, 2), (-1, 1, 3), (-1, 1, 3), progress=False)
-    assert pl.sharpness(land, picture, progress=False).curvatures.shape == (2,)
+    assert pl.hidden_curvature(land, picture, progress=False).curvatures.shape == (2,)
     steps = (pl.target_direction(land, b), pl.random_directions(land, 1)[0])
     at = np.array([1.0])
     found = pl.convexity(land, *steps, at, np.array([0.0]), progress=False)

@@ -24,7 +24,7 @@ from pylandscape.curvature.operators import as_operator
 from pylandscape.curvature.symmetric_operator import SymmetricOperator
 from pylandscape.errors import InvalidArgument, LayoutMismatch
 from pylandscape.surfaces.grids import interpolate, plane
-from pylandscape.surfaces.hidden_curvature import sharpness
+from pylandscape.surfaces.picture_curvature import hidden_curvature
 from pylandscape.theta.directions import random_directions
 
 EPS = np.finfo(np.float64).eps
@@ -315,7 +315,7 @@ def test_the_ends_of_small_and_zero_matrices():
 
 def test_a_picture_along_the_axes_of_a_quadratic_shows_their_curvature_and_hides_the_rest():
     land = quadratic([5.0, 1.0, 100.0, -7.0, 2.0])
-    found = sharpness(land, 3 * np.eye(5)[:2], **QUIET)
+    found = hidden_curvature(land, 3 * np.eye(5)[:2], **QUIET)
     assert found.projected.tolist() == [[45, 0], [0, 9]]
     assert found.unit == pytest.approx(np.diag([5.0, 1.0]), abs=1e-12)
     assert found.gram.tolist() == [[9, 0], [0, 9]]
@@ -328,9 +328,9 @@ def test_a_picture_along_the_axes_of_a_quadratic_shows_their_curvature_and_hides
 def test_the_principal_curvatures_belong_to_the_plane_and_not_to_its_directions():
     curvature = [5.0, 1.0, 100.0, -7.0, 2.0]
     land = quadratic(curvature)
-    plain = sharpness(land, np.eye(5)[[0, 3]], **QUIET)
+    plain = hidden_curvature(land, np.eye(5)[[0, 3]], **QUIET)
     skew = np.array([[2.0, 0, 0, 0.3, 0], [1.9, 0, 0, -0.1, 0]])
-    found = sharpness(land, skew, **QUIET)
+    found = hidden_curvature(land, skew, **QUIET)
     assert found.curvatures == pytest.approx([5.0, -7.0], rel=1e-12)
     assert found.across_max == pytest.approx(plain.across_max, rel=1e-3)
     axes = found.axes @ skew
@@ -340,16 +340,18 @@ def test_the_principal_curvatures_belong_to_the_plane_and_not_to_its_directions(
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 def test_a_definite_complement_keeps_both_its_ends(sign):
-    found = sharpness(quadratic(sign * np.array([50.0, 3.0, 4.0, 6.0])), np.eye(4)[0], **QUIET)
+    found = hidden_curvature(
+        quadratic(sign * np.array([50.0, 3.0, 4.0, 6.0])), np.eye(4)[0], **QUIET
+    )
     ends = sorted([sign * 3.0, sign * 6.0])
     assert (found.across_min, found.across_max) == pytest.approx(tuple(ends), rel=1e-3)
 
 
 def test_a_complement_of_one_dimension_or_none():
     land = quadratic([5.0, 1.0, 3.0])
-    found = sharpness(land, np.eye(3)[:2], **QUIET)
+    found = hidden_curvature(land, np.eye(3)[:2], **QUIET)
     assert (found.across_min, found.across_max) == pytest.approx((3.0, 3.0), rel=1e-12)
-    found = sharpness(land, np.eye(3), **QUIET)
+    found = hidden_curvature(land, np.eye(3), **QUIET)
     assert np.isnan([found.across_min, found.across_max]).all()
     assert found.curvatures == pytest.approx([5.0, 3.0, 1.0])
 
@@ -357,7 +359,7 @@ def test_a_complement_of_one_dimension_or_none():
 def test_an_mlp_across_its_picture_is_as_sharp_as_the_dense_complement():
     land = classifier()
     d = directions(land, 2)
-    found = sharpness(land, list(d), **QUIET)
+    found = hidden_curvature(land, list(d), **QUIET)
     h, wide = land.hessian(), d.double()
     q, _ = torch.linalg.qr(wide.T)
     full, _ = torch.linalg.qr(torch.cat([q, torch.eye(land.n_params, dtype=q.dtype)], dim=1))
@@ -375,10 +377,13 @@ def test_the_directions_of_a_surface_are_drawn_again(tmp_path):
     land = classifier()
     d1, d2 = random_directions(land, 2, seed=3, orthogonal=True)
     surface = plane(land, d1, d2, (-1, 1, 3), (-1, 1, 3), path=tmp_path / "s.h5", **QUIET)
-    found, wanted = sharpness(land, surface, **QUIET), sharpness(land, [d1, d2], **QUIET)
+    found, wanted = (
+        hidden_curvature(land, surface, **QUIET),
+        hidden_curvature(land, [d1, d2], **QUIET),
+    )
     assert found.projected.tolist() == wanted.projected.tolist()
     with pytest.raises(InvalidArgument, match="theta: expected the centre of the Surface"):
-        sharpness(land, surface, theta=2 * land.theta, **QUIET)
+        hidden_curvature(land, surface, theta=2 * land.theta, **QUIET)
 
 
 def test_a_surface_of_other_directions_or_none_is_refused():
@@ -386,10 +391,10 @@ def test_a_surface_of_other_directions_or_none_is_refused():
     d = list(directions(land, 3))
     given = plane(land, d[0], d[1], (-1, 1, 3), (-1, 1, 3), **QUIET)
     with pytest.raises(InvalidArgument, match=r"number 0 of kind 'given'.*pass the directions"):
-        sharpness(land, given, **QUIET)
+        hidden_curvature(land, given, **QUIET)
     between = interpolate(land, d, (0, 1, 2), (0, 1, 2), **QUIET)
     with pytest.raises(InvalidArgument, match=r"made by plane\(\), got one of kind 'barycentric'"):
-        sharpness(land, between, **QUIET)
+        hidden_curvature(land, between, **QUIET)
 
 
 @pytest.mark.parametrize(
@@ -397,12 +402,12 @@ def test_a_surface_of_other_directions_or_none_is_refused():
 )
 def test_directions_that_span_too_little_are_refused(d):
     with pytest.raises(InvalidArgument, match="directions: expected linearly independent"):
-        sharpness(quadratic([1.0, 2.0, 3.0]), d, **QUIET)
+        hidden_curvature(quadratic([1.0, 2.0, 3.0]), d, **QUIET)
 
 
 def test_directions_of_another_length_are_refused():
     with pytest.raises(LayoutMismatch, match="directions"):
-        sharpness(quadratic([1.0, 2.0, 3.0]), np.zeros(4), **QUIET)
+        hidden_curvature(quadratic([1.0, 2.0, 3.0]), np.zeros(4), **QUIET)
 
 
 def test_condition_numbers_take_tensors_and_refuse_what_is_no_number() -> None:

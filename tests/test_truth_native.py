@@ -347,7 +347,7 @@ def test_a_place_is_no_direction_and_a_module_no_landscape() -> None:
         ):
             pl.line(land, place, progress=False)
         with pytest.raises(pl.InvalidArgument, match=r"directions: .*target_direction"):
-            pl.sharpness(land, place, progress=False)
+            pl.hidden_curvature(land, place, progress=False)
     for ask in (pl.plane, pl.line, pl.random_directions, pl.hessians):
         with pytest.raises(
             pl.InvalidArgument, match=r"land: .*expected a Landscape, got the module"

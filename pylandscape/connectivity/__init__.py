@@ -1,6 +1,8 @@
 """Are two solutions one valley, and how flat is it.
 
 lines           barriers on the straight lines between models
+curves          curves of low loss between two models, and their planes
+merging         the plane through a model and two fine-tuned from it
 flatness_measures   sharpness measures of one or many models, in one table
 
 The way goes on in runs/chunks.py and `Landscape.prepare`; results/barrier_matrix, flatness_table.

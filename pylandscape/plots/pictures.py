@@ -8,6 +8,7 @@ from typing import Any
 from .barrier_matrix import plot_barriers
 from .clouds import plot_cloud
 from .learning_curves import plot_runs
+from .mode_connection import plot_connection
 from .paths import (
     plot_agreement,
     plot_components,
@@ -26,6 +27,7 @@ DRAWN_BY: dict[str, Callable[..., Any]] = {
     "Cloud": plot_cloud,
     "EigenPairs": plot_pairs,
     "Embedding": plot_embedding,
+    "ModeConnection": plot_connection,
     "PrincipalComponents": plot_components,
     "Projection": plot_projection,
     "Runs": plot_runs,

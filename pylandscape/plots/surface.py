@@ -116,9 +116,10 @@ def plot_surface(
         labels: numbers on contour lines and names of the vertices.
         trajectory: a path: a `Trajectory` (of a surface computed here, which knows its frame), a
             `Projection`, or numbers (T, 2) in the surface's coordinates; several as a list or as
-            {label: path}. First point hollow, last a star; dots are the redder, the more of a
-            point's distance is off the plane, and the legend says how much at most. One path goes
-            from light to dark with the steps, several have a colour each.
+            {label: path}; default those that the surface brings along (`connection_plane`). First
+            point hollow, last a star; dots are the redder, the more of a point's distance is off
+            the plane, and the legend says how much at most. One path goes from light to dark with
+            the steps, several have a colour each.
         vertices: (V, 2) points to mark; interpolations mark their own, [] for none.
         elevation, azimuth: of the 3-D view, in degrees.
 
@@ -127,7 +128,8 @@ def plot_surface(
     """
     values = _metric(surface, metric)
     _check(kind, values, ax)
-    runs = () if trajectory is None else runs_of(surface, trajectory)
+    own_paths = surface.info.get("paths") if trajectory is None else trajectory
+    runs = () if own_paths is None else runs_of(surface, own_paths)
     view = view_of(surface)
     marks = view.vertices if vertices is None else _points("vertices", vertices)
     names = view.names if vertices is None and labels else ()

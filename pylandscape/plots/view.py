@@ -120,7 +120,10 @@ def view_of(surface: Surface) -> View:
         return View(x, y, r"$\alpha$", r"$\beta$", comparable, None, BILINEAR_CORNERS, names)
     units = [d.get("normalize") for d in direction_infos(info)]
     equal = comparable and len(set(map(str, units))) <= 1
-    return View(x, y, step_label(info, 0), step_label(info, 1), equal)
+    across, up = info.get("axis_labels") or (step_label(info, 0), step_label(info, 1))
+    marks = info.get("marks", {"points": np.empty((0, 2)), "names": ()})
+    points = np.asarray(marks["points"], dtype=np.float64)
+    return View(x, y, across, up, equal, None, points, tuple(marks["names"]))
 
 
 def triangle(distances: Any) -> tuple[Array, str]:

@@ -17,6 +17,7 @@ from . import (
     curve,
     eigen_pairs,
     foreign,
+    mode_connection,
     model_alignment,
     spectra,
     surface,
@@ -27,6 +28,7 @@ from . import walks as _walks
 Result = (
     barrier_matrix.Barriers
     | curve.Curve
+    | mode_connection.ModeConnection
     | surface.Surface
     | eigen_pairs.EigenPairs
     | spectra.Spectrum

@@ -2,5 +2,5 @@
 
 grids           `line`, `plane`, `interpolate`: which points a picture needs
 evaluation      a grid becomes a result: evaluate, resume or load
-convexity_map   |lambda_min / lambda_max| over a surface; hidden_curvature: curvature across it
+convexity_map   |lambda_min / lambda_max| over a surface; picture_curvature: across it
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -70,7 +71,7 @@ class Sharpness:
         )
 
 
-def sharpness(
+def hidden_curvature(
     land: Landscape,
     directions: Any,
     theta: Any = None,
@@ -94,7 +95,7 @@ def sharpness(
         InvalidArgument: zero or linearly dependent directions; a Surface whose directions cannot be
             had, or whose centre is not theta. LayoutMismatch for another length.
     """
-    check_landscape(land, "sharpness")
+    check_landscape(land, "hidden_curvature")
     land = land.at(theta)
     point = land.point(theta)
     if isinstance(directions, Surface):
@@ -132,6 +133,28 @@ def sharpness(
         converged=converged,
         products=hessian.products,
     )
+
+
+def sharpness(
+    land: Landscape,
+    directions: Any,
+    theta: Any = None,
+    seed: int = 0,
+    *,
+    tol: float = 1e-3,
+    progress: bool = True,
+) -> Sharpness:
+    """Deprecated: the former name of `hidden_curvature`, not the field's lambda_max (`flatness`).
+
+    Arguments, result and errors are those of `hidden_curvature`.
+    """
+    warnings.warn(
+        "sharpness measures the curvature inside and across a picture's plane: use its new name, "
+        "hidden_curvature; for lambda_max and other measures of sharpness use flatness",
+        DeprecationWarning,
+        stacklevel=2,
+    )
+    return hidden_curvature(land, directions, theta, seed, tol=tol, progress=progress)
 
 
 def directions_of(land: Landscape, surface: Surface, theta: Any = None) -> Tensor:

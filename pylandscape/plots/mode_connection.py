@@ -1,0 +1,36 @@
+"""Loss along a trained curve between two models, beside the straight line."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .style import LINE_COLOURS, LINE_DASHES, legend_above, new_axes, own_style
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from ..results.mode_connection import ModeConnection
+
+
+def plot_connection(
+    found: ModeConnection, ax: Axes | None = None, *, log: bool = False, title: str | None = None
+) -> Axes:
+    """Draw L along the curve and along the line over t; returns the Axes."""
+    with own_style(ax is None):
+        axes: Any = new_axes(height=0.72) if ax is None else ax
+        for k, (values, barrier, name) in enumerate(
+            ((found.values, found.barrier, "curve"), (found.line, found.line_barrier, "line"))
+        ):
+            axes.plot(
+                found.t, values, color=LINE_COLOURS[k], linestyle=LINE_DASHES[k],
+                label=f"{name}, barrier {barrier:.2g}",
+            )  # fmt: skip
+        if log:
+            axes.set_yscale("log")
+        axes.set_xlabel(r"$t$   (0: a,  1: b)")
+        axes.set_ylabel("loss")
+        axes.margins(x=0.02)
+        legend_above(axes, axes.get_legend_handles_labels()[0])
+        if title is not None:
+            axes.set_title(title, pad=17)
+    return axes
