@@ -21,7 +21,8 @@ Errors: `NotLowered`, with the reason, where an engine has no such answer and to
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -163,6 +164,48 @@ class PointEngine(Protocol):
     def spectra(self, points: np.ndarray) -> tuple[Losses, np.ndarray, np.ndarray] | None:
         """Losses (p,), gradients (p, n) and the Hessians' eigenvalues (p, n), ascending; None where
         the Hessians must be asked for instead."""
+
+
+@dataclass
+class RunState:
+    """P runs of an optimiser, changed in place by `Stepper.advance`.
+
+    theta: (P, n) of the landscape's dtype, contiguous. moments: the rule's slots, (P, n) each,
+    zeros at the start. buffers: (P, m) running statistics of batch norm, in the order in which
+    `running_statistics.with_statistics` has them after theta; m = 0 without. steps: optimiser steps
+    done. seeds: (P,) int64, of dropout masks.
+    """
+
+    theta: Tensor
+    moments: list[Tensor]
+    buffers: Tensor
+    steps: int
+    seeds: Tensor
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One of torch's optimisers, "sgd", "adagrad", "rmsprop", "adadelta", "adam" or "adamw", with
+    its hyperparameters by torch's names but for the learning rate; those left out are torch's own.
+
+    runge_kutta: (a1, a2, q1): g = a1 g(theta) + a2 g(theta - q1 h g(theta)) of the same mini-batch
+    at learning rate h, then one step of the optimiser with g. clip: the norm to which each run's g
+    is scaled at most, as `torch.nn.utils.clip_grad_norm_` does.
+    """
+
+    name: str
+    hyperparameters: Mapping[str, Any] = field(default_factory=dict)
+    runge_kutta: tuple[float, float, float] | None = None
+    clip: float | None = None
+
+
+class Stepper(Protocol):
+    """Advances runs of one rule on a landscape's data."""
+
+    def advance(self, state: RunState, batches: list[Tensor], rates: Tensor) -> Tensor:
+        """T steps: batches[t] (B_t,) int64 sample indices, or (P, B_t) where runs have their own
+        order; rates (T,) float64 learning rates. Gives the losses (P, T) float64 of each mini-batch
+        before its step."""
 
 
 class Answered(Problem, Protocol):
