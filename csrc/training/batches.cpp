@@ -1,6 +1,7 @@
 #include "training/batches.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace pylandscape {
 namespace {
@@ -23,12 +24,14 @@ V* room(Buffer<V>& buffer, int64_t size) {
 }  // namespace
 
 template <typename T>
-Batches<T>::Batches(const Program<T>& p, const double* counts, int64_t widest)
+Batches<T>::Batches(const Program<T>& p, const double* counts, int64_t widest,
+                    DataColumns given)
     : samples_(p.samples_),
       features_(p.slots_[0]),
       target_rows_(p.target_rows_),
       lanes_(p.kernels_.vector_length),
-      widest_(widest) {
+      widest_(widest),
+      given_(std::move(given)) {
   std::vector<int64_t> tile(samples_);
   for (int64_t t = 0; t < p.tiles_; ++t)
     std::fill(tile.begin() + p.tile_first_[t], tile.begin() + p.tile_first_[t + 1], t);
@@ -63,7 +66,8 @@ int64_t Batches<T>::tiles(int64_t size) const {
 template <typename T>
 int64_t Batches<T>::bytes(int64_t size) const {
   const int64_t of_targets = target_rows_ * int64_t(index_.size() > 0 ? sizeof(int32_t) : sizeof(double));
-  return round_up(size, 2 * lanes_) * (features_ * int64_t{sizeof(T)} + of_targets);
+  const int64_t of_columns = given_.size / widest_ * int64_t{sizeof(T)};
+  return round_up(size, 2 * lanes_) * (features_ * int64_t{sizeof(T)} + of_targets + of_columns);
 }
 
 template <typename T>
@@ -116,12 +120,38 @@ void Batches<T>::gather_rows(int64_t rows, const V* from, const int64_t* samples
   }
 }
 
+// Blocks of two vectors' rows, (cols, rows) each, the last one filled up with zeros: as the kernel
+// pack_columns writes them.
+template <typename T>
+void Batches<T>::gather_columns(const int64_t* samples, Gathered<T>& to) const {
+  if (given_.parts.empty()) return;
+  T* columns_of_all = room(to.columns, to.tiles * given_.size);
+  const int64_t width = 2 * lanes_;
+  for (int64_t t = 0; t < to.tiles; ++t) {
+    const int64_t real = columns(to, t), cols = padded(to, t);
+    for (int64_t c = 0; c < cols; ++c) {
+      const T* x = row(samples[t * to.tile + std::min(c, real - 1)]);
+      for (const DataColumns::Part& part : given_.parts)
+        for (int64_t o = 0; o < part.count; ++o) {
+          T* block = columns_of_all + t * given_.size + part.at + o * round_up(part.k, width) * cols;
+          const T* from = x + part.first + o * part.k;
+          for (int64_t k = 0; k < part.k; k += width, block += width * cols) {
+            const int64_t count = std::min(width, part.k - k);
+            std::copy_n(from + k, count, block + c * width);
+            std::fill_n(block + c * width + count, width - count, T(0));
+          }
+        }
+    }
+  }
+}
+
 template <typename T>
 void Batches<T>::gather(int64_t size, const int64_t* samples, Gathered<T>& to) const {
   to.samples = size, to.tile = tile_of(size), to.tiles = tiles(size);
   to.denominator = denominator(size, samples);
   const int64_t columns = to.tiles * to.tile;
   gather_rows(features_, x_.data(), samples, room(to.x, columns * features_), to, T(0), true);
+  gather_columns(samples, to);
   if (index_.size() > 0)
     gather_rows(target_rows_, index_.data(), samples, room(to.index, columns * target_rows_), to,
                 int32_t{-1}, false);

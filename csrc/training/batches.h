@@ -20,16 +20,28 @@ struct Gathered {
   int64_t samples = 0, tiles = 0, tile = 0;
   double denominator = 1;
   Buffer<T> x;             // (tiles, features, tile)
+  Buffer<T> columns;       // of each tile, see DataColumns
   Buffer<int32_t> index;   // (tiles, target rows, tile), -1 where a target does not count
   Buffer<double> dense;
+};
+
+// How linear ops want the data that they multiply by (Columns): packed with the gathering, from rows
+// that are contiguous, instead of by every run.
+struct DataColumns {
+  struct Part {
+    int64_t at, count, k, first;
+  };
+  std::vector<Part> parts;
+  int64_t size = 0;  // elements of a tile
 };
 
 template <typename T>
 class Batches {
  public:
   // counts (samples,): what a sample adds to its mini-batch's denominator; null: that is 1.
-  // widest: columns of a tile at most.
-  Batches(const Program<T>& program, const double* counts, int64_t widest);
+  // widest: columns of a tile at most. given: what is packed besides.
+  Batches(const Program<T>& program, const double* counts, int64_t widest,
+          DataColumns given = {});
 
   int64_t tiles(int64_t size) const;
   int64_t bytes(int64_t size) const;  // of a gathered batch, roughly
@@ -39,6 +51,9 @@ class Batches {
   int64_t padded(const Gathered<T>& b, int64_t tile) const;
   const T* data(const Gathered<T>& b, int64_t tile) const {
     return b.x.data() + tile * features_ * b.tile;
+  }
+  const T* columns_of(const Gathered<T>& b, int64_t tile) const {
+    return given_.parts.empty() ? nullptr : b.columns.data() + tile * given_.size;
   }
   cpu::Targets targets(const Gathered<T>& b, int64_t tile) const;
 
@@ -60,8 +75,10 @@ class Batches {
   template <typename V>
   void gather_rows(int64_t rows, const V* from, const int64_t* samples, V* to,
                    const Gathered<T>& b, V padding, bool repeat) const;
+  void gather_columns(const int64_t* samples, Gathered<T>& to) const;
 
   int64_t samples_, features_, target_rows_, lanes_, widest_;
+  DataColumns given_;
   Buffer<T> x_;  // (samples, features)
   Buffer<int32_t> index_;
   Buffer<double> dense_, counts_;

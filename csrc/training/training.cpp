@@ -22,6 +22,25 @@ int64_t widest_tile(const OpList& ops, int64_t lanes, int64_t bytes) {
   return std::clamp<int64_t>(fit / (2 * lanes) * (2 * lanes), 2 * lanes, kMaxTile);
 }
 
+// Where every op that multiplies by the data is linear, and not much else is packed beside.
+DataColumns data_columns(const OpList& ops, const TileLayout& layout, int64_t widest,
+                         int64_t lanes) {
+  DataColumns found;
+  for (size_t i = 0; i < ops.ops().size(); ++i) {
+    const Op& op = ops.ops()[i];
+    if (layout.columns_at[i] < 0 || op.inputs[0] != 0) continue;
+    if (op.kind != OpKind::kLinear) return {};
+    const Columns own = entry(op.kind).columns(op);
+    const DataColumns::Part part{layout.columns_at[i], own.count, own.k, own.first};
+    found.size = std::max(found.size, part.at + own.count * round_up(own.k, 2 * lanes) * widest);
+    const bool known = std::any_of(found.parts.begin(), found.parts.end(),
+                                   [&](const auto& other) { return other.at == part.at; });
+    if (!known) found.parts.push_back(part);
+  }
+  if (found.size > 4 * (ops.features(0) + 2 * lanes) * widest) return {};
+  return found;
+}
+
 }  // namespace
 
 template <typename T>
@@ -31,7 +50,8 @@ Training<T>::Training(const Program<T>& program, const Rule& rule, const double*
       rule_(rule),
       widest_(widest_tile(program, kernels_.vector_length, sizeof(T))),
       layout_(program, widest_, kernels_.vector_length),
-      batches_(program, counts, widest_) {
+      batches_(program, counts, widest_,
+               data_columns(program, layout_, widest_, kernels_.vector_length)) {
   if (program.mixes()) throw std::invalid_argument("Training: statistics of the batch");
 }
 
@@ -50,7 +70,7 @@ double Training<T>::tile(const Gathered<T>& batch, int64_t number, const Vector<
   const int64_t cols = batches_.padded(batch, number), samples = batches_.columns(batch, number);
   const auto pass = [&](size_t i) -> Pass<T> {
     return {p, layout_, kernels_, theta, primal, batches_.data(batch, number), widest_, cols,
-            samples, i, p.ops_[i]};
+            samples, i, p.ops_[i], batches_.columns_of(batch, number)};
   };
   walk_forward(p, batches_.data(batch, number), pass, primal, to.slots);
   const T* output = p.output_ == 0 ? batches_.data(batch, number)
