@@ -40,7 +40,7 @@ class Case:
 
     def __post_init__(self) -> None:
         self.fn = getattr(nn.functional, self.loss + ("_loss" if self.loss == "mse" else ""))
-        rule = Rule("sgd", {"momentum": self.momentum})
+        rule = Rule("sgd", momentum=self.momentum)
         self.stepper = build(pl.Landscape(self.model, self.loss, (self.x, self.y)), rule)
         self.rates = torch.full((len(self.batches),), self.rate, dtype=torch.float64)
 

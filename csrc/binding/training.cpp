@@ -29,11 +29,10 @@ Rule rule_of(const std::string& kind, const std::map<std::string, double>& value
   Rule rule;
   cpu::Optimiser& o = rule.optimiser;
   o.kind = kinds.at(kind);
-  o.nesterov = value("nesterov") != 0, o.centered = value("centered") != 0;
-  o.amsgrad = value("amsgrad") != 0, o.decoupled = value("decoupled") != 0;
+  o.nesterov = value("nesterov") != 0, o.decoupled = value("decoupled") != 0;
   o.momentum = value("momentum"), o.dampening = value("dampening");
   o.weight_decay = value("weight_decay"), o.decay = value("decay"), o.eps = value("eps");
-  o.initial = value("initial");
+  o.inside = value("inside"), rule.from_zero = value("from_zero") != 0;
   rule.beta1 = value("beta1"), rule.beta2 = value("beta2"), rule.rate_decay = value("rate_decay");
   rule.clip = value("clip", -1);
   rule.two_stages = values.count("q1") > 0;

@@ -113,15 +113,16 @@ struct Epilogue {
 };
 
 // One step of an optimiser, as torch.optim takes it. All decay rates are those of torch's
-// hyperparameters but for Adam, whose decay is 1 - beta1 and decay2 is beta2.
+// hyperparameters but for Adam, whose decay is 1 - beta1 and decay2 is beta2. Roots are
+// sqrt(. + inside) + eps.
 enum class OptimiserKind : int { kSgd, kAdagrad, kRmsprop, kAdadelta, kAdam };
 struct Optimiser {
   OptimiserKind kind;
-  bool first;  // the first step: SGD's momentum starts undamped, Adagrad's sum at `initial`
-  bool nesterov, centered, amsgrad;
+  bool undamped;  // SGD's momentum becomes the gradient, as at torch's first step
+  bool nesterov;
   bool decoupled;  // weight decay scales theta instead of being added to the gradient
   double rate, step_size;  // learning rate; the same with the rule's corrections
-  double momentum, dampening, weight_decay, decay, decay2, eps, initial;
+  double momentum, dampening, weight_decay, decay, decay2, inside, eps;
   double root;  // sqrt(1 - beta2^t)
 };
 

@@ -37,7 +37,7 @@ void sgd(const Optimiser& o, int64_t n, double scale, const double* g, T* theta,
     each_element(o, n, scale, g, theta, [=](int64_t, T slope, T& at) { at -= rate * slope; });
     return;
   }
-  const T momentum = o.first ? T(0) : T(o.momentum), part = o.first ? T(1) : T(1 - o.dampening);
+  const T momentum = o.undamped ? T(0) : T(o.momentum), part = o.undamped ? T(1) : T(1 - o.dampening);
   const T ahead = T(o.momentum);
   T* __restrict__ velocity = slots[0];
   if (o.nesterov)
@@ -57,33 +57,26 @@ void sgd(const Optimiser& o, int64_t n, double scale, const double* g, T* theta,
 template <typename T>
 void adagrad(const Optimiser& o, int64_t n, double scale, const double* g, T* theta,
              T* const* slots) {
-  const T size = T(o.step_size), eps = T(o.eps), start = o.first ? T(o.initial) : T(0);
+  const T size = T(o.step_size), inside = T(o.inside), eps = T(o.eps);
   T* __restrict__ sum = slots[0];
   each_element(o, n, scale, g, theta, [=](int64_t i, T slope, T& at) {
-    const T s = sum[i] + start + slope * slope;
+    const T s = sum[i] + slope * slope;
     sum[i] = s;
-    at -= size * slope / (root_of(s) + eps);
+    at -= size * slope / (root_of(s + inside) + eps);
   });
 }
 
 template <typename T>
 void rmsprop(const Optimiser& o, int64_t n, double scale, const double* g, T* theta,
              T* const* slots) {
-  const T rate = T(o.rate), eps = T(o.eps), decay = T(o.decay), part = T(1 - o.decay);
-  const T momentum = T(o.momentum);
+  const T rate = T(o.rate), inside = T(o.inside), eps = T(o.eps), momentum = T(o.momentum);
+  const T decay = T(o.decay), part = T(1 - o.decay);
   T* __restrict__ square = slots[0];
   T* __restrict__ velocity = o.momentum != 0 ? slots[1] : nullptr;
-  T* __restrict__ mean = o.centered ? slots[1 + (o.momentum != 0)] : nullptr;
   each_element(o, n, scale, g, theta, [=](int64_t i, T slope, T& at) {
     const T s = decay * square[i] + part * slope * slope;
     square[i] = s;
-    T below = s;
-    if (mean != nullptr) {
-      const T m = mean[i] + part * (slope - mean[i]);
-      mean[i] = m;
-      below = s - m * m;
-    }
-    T move = slope / (root_of(below) + eps);
+    T move = slope / (root_of(s + inside) + eps);
     if (velocity != nullptr) {
       move += momentum * velocity[i];
       velocity[i] = move;
@@ -95,13 +88,13 @@ void rmsprop(const Optimiser& o, int64_t n, double scale, const double* g, T* th
 template <typename T>
 void adadelta(const Optimiser& o, int64_t n, double scale, const double* g, T* theta,
               T* const* slots) {
-  const T rate = T(o.rate), eps = T(o.eps), decay = T(o.decay), part = T(1 - o.decay);
+  const T rate = T(o.rate), inside = T(o.inside), decay = T(o.decay), part = T(1 - o.decay);
   T* __restrict__ square = slots[0];
   T* __restrict__ moved = slots[1];
   each_element(o, n, scale, g, theta, [=](int64_t i, T slope, T& at) {
     const T s = decay * square[i] + part * slope * slope;
     square[i] = s;
-    const T move = root_of(moved[i] + eps) / root_of(s + eps) * slope;
+    const T move = root_of(moved[i] + inside) / root_of(s + inside) * slope;
     moved[i] = decay * moved[i] + part * move * move;
     at -= rate * move;
   });
@@ -109,21 +102,16 @@ void adadelta(const Optimiser& o, int64_t n, double scale, const double* g, T* t
 
 template <typename T>
 void adam(const Optimiser& o, int64_t n, double scale, const double* g, T* theta, T* const* slots) {
-  const T size = T(o.step_size), eps = T(o.eps), inverse = T(1 / o.root);
+  const T size = T(o.step_size), inside = T(o.inside), eps = T(o.eps), inverse = T(1 / o.root);
   const T part = T(o.decay), decay = T(o.decay2), part2 = T(1 - o.decay2);
   T* __restrict__ mean = slots[0];
   T* __restrict__ square = slots[1];
-  T* __restrict__ most = o.amsgrad ? slots[2] : nullptr;
   each_element(o, n, scale, g, theta, [=](int64_t i, T slope, T& at) {
     const T m = mean[i] + part * (slope - mean[i]);
     mean[i] = m;
-    T s = decay * square[i] + part2 * slope * slope;
+    const T s = decay * square[i] + part2 * slope * slope;
     square[i] = s;
-    if (most != nullptr) {
-      s = most[i] < s || s != s ? s : most[i];
-      most[i] = s;
-    }
-    at -= size * m / (root_of(s) * inverse + eps);
+    at -= size * m / (root_of(s + inside) * inverse + eps);
   });
 }
 

@@ -111,8 +111,12 @@ void Batches<T>::gather_rows(int64_t rows, const V* from, const int64_t* samples
       const V* source[kBlock];
       for (int64_t c = 0; c < width; ++c)
         source[c] = from + samples[first + std::min(c0 + c, cols - 1)] * rows;
-      for (int64_t f = 0; f < rows; ++f)
-        for (int64_t c = 0; c < width; ++c) tile[f * stride + c0 + c] = source[c][f];
+      if (width == kBlock)
+        for (int64_t f = 0; f < rows; ++f)
+          for (int64_t c = 0; c < kBlock; ++c) tile[f * stride + c0 + c] = source[c][f];
+      else
+        for (int64_t f = 0; f < rows; ++f)
+          for (int64_t c = 0; c < width; ++c) tile[f * stride + c0 + c] = source[c][f];
     }
     if (repeat) continue;  // a padding column is the last sample again
     for (int64_t f = 0; f < rows; ++f)

@@ -110,7 +110,7 @@ void LaneTraining::step(const Indices& step, int64_t first_run, int64_t runs, in
     each([&](int64_t i, int64_t l) { sums[i] *= w.scales[l]; });
     scale = 1;
   }
-  double* slots[3] = {};
+  double* slots[2] = {};
   for (size_t i = 0; i < w.slots.size(); ++i) slots[i] = w.slots[i].data();
   points_.kernels_.optimise(rule_.at(number, rate), n_ * lanes_, scale, sums, theta, slots);
 }

@@ -17,16 +17,17 @@ struct Rule {
   double clip = -1;
   double beta1 = 0, beta2 = 0;  // adam
   double rate_decay = 0;        // adagrad
+  bool from_zero = false;       // sgd: the first step is dampened too
 
-  // Arrays of theta's size that the rule keeps; in torch's order.
+  // Arrays of theta's size that the rule keeps: moments in the order of `Rule.slots`, contract.py.
   int slots() const {
     const cpu::Optimiser& o = optimiser;
     switch (o.kind) {
       case cpu::OptimiserKind::kSgd: return o.momentum != 0;
       case cpu::OptimiserKind::kAdagrad: return 1;
-      case cpu::OptimiserKind::kRmsprop: return 1 + (o.momentum != 0) + o.centered;
+      case cpu::OptimiserKind::kRmsprop: return 1 + (o.momentum != 0);
       case cpu::OptimiserKind::kAdadelta: return 2;
-      case cpu::OptimiserKind::kAdam: return 2 + o.amsgrad;
+      case cpu::OptimiserKind::kAdam: return 2;
     }
     return 0;
   }
@@ -35,7 +36,7 @@ struct Rule {
   cpu::Optimiser at(int64_t done, double rate) const {
     cpu::Optimiser o = optimiser;
     const double number = static_cast<double>(done + 1);
-    o.first = done == 0;
+    o.undamped = done == 0 && !from_zero;
     o.rate = rate;
     o.step_size = rate;
     if (o.kind == cpu::OptimiserKind::kAdagrad)

@@ -140,7 +140,7 @@ void Training<T>::step(const Runs<T>& runs, int64_t run, int64_t number, double 
     const double norm = scale * std::sqrt(squares), factor = rule_.clip / (norm + 1e-6);
     if (!(factor >= 1)) scale *= factor;
   }
-  T* slots[3] = {};
+  T* slots[2] = {};
   for (size_t i = 0; i < runs.slots.size(); ++i) slots[i] = runs.slots[i] + run * n;
   kernels_.optimise(rule_.at(runs.done + number, rate), n, scale, sums, theta, slots);
 }

@@ -9,7 +9,7 @@ refused. The way goes on in csrc/training.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -32,30 +32,14 @@ if TYPE_CHECKING:
 _CHECKED_SAMPLES = 8  # of one mini-batch in train mode
 _LANES = 512  # parameters up to which runs in float64 are the lanes of a vector
 
-_DEFAULTS: dict[str, dict[str, Any]] = {
-    "sgd": {"momentum": 0.0, "dampening": 0.0, "weight_decay": 0.0, "nesterov": False},
-    "adagrad": {
-        "lr_decay": 0.0,
-        "weight_decay": 0.0,
-        "initial_accumulator_value": 0.0,
-        "eps": 1e-10,
-    },
-    "rmsprop": {
-        "alpha": 0.99,
-        "eps": 1e-8,
-        "weight_decay": 0.0,
-        "momentum": 0.0,
-        "centered": False,
-    },
-    "adadelta": {"rho": 0.9, "eps": 1e-6, "weight_decay": 0.0},
-    "adam": {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0, "amsgrad": False},
-    "adamw": {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 1e-2, "amsgrad": False},
-}
-_CORE_NAMES = {
-    "alpha": "decay",
-    "rho": "decay",
-    "lr_decay": "rate_decay",
-    "initial_accumulator_value": "initial",
+# The core's name of each hyperparameter that a rule has.
+_NAMES: dict[str, dict[str, str]] = {
+    "sgd": {"momentum": "momentum", "dampening": "dampening", "nesterov": "nesterov"},
+    "adagrad": {"lr_decay": "rate_decay"},
+    "rmsprop": {"alpha": "decay", "momentum": "momentum"},
+    "adadelta": {"rho": "decay"},
+    "adam": {},
+    "adamw": {},
 }
 
 
@@ -84,39 +68,20 @@ def build(land: Answered, rule: Rule) -> Stepper:
     return _CoreStepper(land, engine, data, kind, values)
 
 
-def slot_count(rule: Rule) -> int:
-    """How many arrays of theta's size the rule keeps, in the order of torch's optimiser state.
-
-    sgd: the momentum. adagrad: the sum. rmsprop: the mean square, the momentum, the mean.
-    adadelta: the mean squares of gradients and of steps. adam and adamw: both moments, and with
-    amsgrad the largest second one. Those that the hyperparameters switch off are left out.
-    """
-    _, values = _core_rule(rule)
-    momentum = bool(values.get("momentum"))
-    return {
-        "sgd": int(momentum),
-        "adagrad": 1,
-        "rmsprop": 1 + momentum + bool(values.get("centered")),
-        "adadelta": 2,
-    }.get(rule.name, 2 + bool(values.get("amsgrad")))
-
-
 def _core_rule(rule: Rule) -> tuple[str, dict[str, float]]:
-    """The core's name of the rule and its numbers. Raises InvalidArgument, NotLowered."""
-    if rule.name not in _DEFAULTS:
-        known = ", ".join(_DEFAULTS)
-        raise InvalidArgument(f"rule: expected one of {known}, got {rule.name!r}")
-    given = dict(rule.hyperparameters)
-    decoupled = given.pop("decoupled_weight_decay", rule.name == "adamw")
-    unknown = sorted(set(given) - set(_DEFAULTS[rule.name]))
-    if unknown:
-        raise NotLowered(f"{rule.name} with {unknown[0]}")
-    values: dict[str, float] = {"decoupled": float(decoupled)}
-    for name, value in (_DEFAULTS[rule.name] | given).items():
-        if name == "betas":
-            values["beta1"], values["beta2"] = (float(b) for b in value)
-        else:
-            values[_CORE_NAMES.get(name, name)] = float(value)
+    """The core's name of the rule and its numbers. Raises InvalidArgument."""
+    if rule.name not in _NAMES:
+        raise InvalidArgument(f"rule: expected one of {', '.join(_NAMES)}, got {rule.name!r}")
+    values = {to: float(getattr(rule, name)) for name, to in _NAMES[rule.name].items()}
+    values["weight_decay"] = float(rule.weight_decay)
+    values["decoupled"] = float(rule.decoupled or rule.name == "adamw")
+    if rule.name == "sgd":
+        values["from_zero"] = float(rule.from_zero)
+    else:
+        inside = rule.eps_inside or rule.name == "adadelta"
+        values["inside" if inside else "eps"] = float(rule.eps)
+    if rule.name in ("adam", "adamw"):
+        values["beta1"], values["beta2"] = (float(b) for b in rule.betas)
     if rule.runge_kutta is not None:
         values["a1"], values["a2"], values["q1"] = (float(v) for v in rule.runge_kutta)
     if rule.clip is not None:
@@ -158,7 +123,7 @@ class _CoreStepper:
 
         self._slots: int = self._core.slots
 
-    def advance(self, state: RunState, batches: list[Tensor], rates: Tensor) -> Tensor:
+    def advance(self, state: RunState, batches: Sequence[Tensor], rates: Tensor) -> Tensor:
         runs = len(state.theta)
         kept = [state.theta, *state.moments]
         for tensor in kept:
@@ -231,9 +196,14 @@ def _counts(loss: KnownLoss, targets: Tensor, engine: NativeEngine) -> Tensor | 
 
 def _check_train_mode(land: Answered, engine: NativeEngine, data: Data) -> None:
     """Train mode must compute what the program does; raises NotLowered where it does not."""
-    samples = min(_CHECKED_SAMPLES, len(data.inputs))
-    each = len(data.targets) // len(data.inputs)
-    few = Data(data.inputs[:samples], data.targets[: each * samples], (samples,), data.dtype)
+    assert isinstance(land.loss_spec, KnownLoss)
+    counts = _counts(land.loss_spec, data.targets, engine)
+    rows = torch.arange(len(data.inputs))
+    if counts is not None and bool((counts > 0).any()):
+        rows = rows[counts > 0]  # a mini-batch without a target that counts has no loss
+    rows = rows[:_CHECKED_SAMPLES]
+    targets = data.targets.unflatten(0, (len(data.inputs), -1))[rows].flatten(0, 1)
+    few = Data(data.inputs[rows], targets, (len(rows),), data.dtype)
     model = copy.deepcopy(land.model).cpu()
     floating = [t.dtype for t in model.parameters() if t.is_floating_point()]
     if any(dtype != land.dtype for dtype in floating):
@@ -250,7 +220,7 @@ def _check_train_mode(land: Answered, engine: NativeEngine, data: Data) -> None:
     if why is not None:
         raise NotLowered(why)
     stepper = _CoreStepper(land, engine, data, "sgd", {"momentum": 0.5})
-    own_loss, own = _step_of(stepper, point, torch.arange(samples))
+    own_loss, own = _step_of(stepper, point, rows)
     eps = torch.finfo(land.dtype).eps
     _compare("loss", own_loss, loss, 500 * eps * (2 + len(engine.ops)))
     _compare("gradient", own, gradient, 30 * eps**0.5)
