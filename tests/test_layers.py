@@ -30,6 +30,8 @@ FLOORS = (
     ("plots",),
     ("curvature",),
     ("trajectories",),
+    ("training",),
+    ("optim",),
     ("surfaces",),
     ("connectivity",),
     ("critical",),

@@ -7,6 +7,7 @@ from typing import Any
 
 from .barrier_matrix import plot_barriers
 from .clouds import plot_cloud
+from .learning_curves import plot_runs
 from .paths import (
     plot_agreement,
     plot_components,
@@ -27,6 +28,7 @@ DRAWN_BY: dict[str, Callable[..., Any]] = {
     "Embedding": plot_embedding,
     "PrincipalComponents": plot_components,
     "Projection": plot_projection,
+    "Runs": plot_runs,
     "Spectrum": plot_spectrum,
     "Track": plot_track,
 }

@@ -17,6 +17,7 @@ from . import (
     curve,
     eigen_pairs,
     foreign,
+    model_alignment,
     spectra,
     surface,
     tracks,
@@ -34,6 +35,7 @@ Result = (
     | critical_set.CriticalSet
     | cloud.Cloud
     | tracks.Track
+    | model_alignment.ModelAlignment
 )
 
 
