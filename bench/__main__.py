@@ -25,6 +25,7 @@ from . import (
     nets,
     reorth,
     slq,
+    training,
     trajectories,
     vectors,
     w1,
@@ -50,6 +51,7 @@ _TIMED = {
     "hessians": hessians.hessians,
     "connectivity": connectivity.connectivity,
     "trajectories": trajectories.trajectories,
+    "training": training.training,
 }
 
 

@@ -53,6 +53,7 @@ ARMS = {
     "connectivity": {"pylandscape", "torch loop", "loss-landscapes"},
     "hessians": {"pylandscape", "torch vmap", "torch, point by point"},
     "trajectories": {"pylandscape", "read", "torch svd", "peak memory"},
+    "training": {"pylandscape", "torch loop", "torch.func.vmap"},
     "headline": {"pylandscape", "torch Lanczos"},
     "memory": set(),
     "kernels": {"sgemm", "linear", "tanh", "cross_entropy", "gaussian", "normalize_direction"},

@@ -112,6 +112,20 @@ struct Epilogue {
   bool relu;
 };
 
+// One step of an optimiser, as torch.optim takes it. All decay rates are those of torch's
+// hyperparameters but for Adam, whose decay is 1 - beta1 and decay2 is beta2. Roots are
+// sqrt(. + inside) + eps.
+enum class OptimiserKind : int { kSgd, kAdagrad, kRmsprop, kAdadelta, kAdam };
+struct Optimiser {
+  OptimiserKind kind;
+  bool undamped;  // SGD's momentum becomes the gradient, as at torch's first step
+  bool nesterov;
+  bool decoupled;  // weight decay scales theta instead of being added to the gradient
+  double rate, step_size;  // learning rate; the same with the rule's corrections
+  double momentum, dampening, weight_decay, decay, decay2, inside, eps;
+  double root;  // sqrt(1 - beta2^t)
+};
+
 template <typename T>
 struct Kernels {
   int vector_length;
@@ -272,6 +286,11 @@ struct Kernels {
   // Then max(., 0) when relu; gain and shift (channels,) or null. Not in place.
   void (*group_norm)(const NormArgs& a, int64_t cols, const T* gain, const T* shift, bool relu,
                      const T* x, T* y);
+
+  // theta (n,) and the optimiser's slots (n,) each by one step with the gradient scale * g (n,), in
+  // one pass. No alignment is asked for, and n may be anything (optimiser.inl).
+  void (*optimise)(const Optimiser& o, int64_t n, double scale, const double* g, T* theta,
+                   T* const* slots);
 };
 
 // Panel p of m rows: rows are dealt out evenly over ceil(m / panel_rows) panels.

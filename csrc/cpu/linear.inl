@@ -16,13 +16,23 @@ constexpr int vectors_for(int rows) {
   return fit >= 8 ? 8 : fit >= 4 ? 4 : fit >= 2 ? 2 : 1;
 }
 
+// Rows as a constant: the loop over them is unrolled.
+template <typename T, int Rows>
+inline void pack_panel(int64_t rows, int64_t k, const T* __restrict__ src, T* __restrict__ dst) {
+  if constexpr (Rows > 0) {
+    if (rows != Rows) return pack_panel<T, Rows - 1>(rows, k, src, dst);
+    for (int64_t i = 0; i < k; ++i)
+#pragma GCC unroll 16
+      for (int r = 0; r < Rows; ++r) dst[i * Rows + r] = src[r * k + i];
+  }
+}
+
 template <typename T>
 void pack(int64_t m, int64_t k, const T* src, T* dst) {
   const PanelSplit split(m, kRows);
   for (int64_t p = 0; p < split.panels; ++p) {
-    const int64_t rows = split.rows(p), first = split.first(p);
-    for (int64_t i = 0; i < k; ++i)
-      for (int64_t r = 0; r < rows; ++r) *dst++ = src[(first + r) * k + i];
+    const int64_t first = split.first(p);
+    pack_panel<T, kRows>(split.rows(p), k, src + first * k, dst + first * k);
   }
 }
 

@@ -4,6 +4,7 @@
 #include <numeric>
 #include <stdexcept>
 
+#include "derivatives/parameters.h"
 #include "program/items.h"
 
 namespace pylandscape {
@@ -34,7 +35,7 @@ Derivatives<T>::Derivatives(const Program<T>& program, const T* theta, int64_t m
       layout_(program, program.tile_, program.kernels_.vector_length) {
   const Program<T>& p = program_;
   if (p.mixes()) throw std::invalid_argument("Derivatives: statistics of the batch");
-  fill(theta, p.constants_.data(), theta_);
+  pack_parameters(p, layout_, theta, p.constants_.data(), theta_);
   const int64_t bytes =
       (2 * (layout_.rows + layout_.bent_rows) * p.tile_ + layout_.columns + layout_.panels) *
       static_cast<int64_t>(sizeof(T));
@@ -78,29 +79,6 @@ typename Derivatives<T>::Work& Derivatives<T>::ready(Work& work, bool primal) co
   return work;
 }
 
-// Parameters of one vector, in panels and in panels of the transposed matrices.
-template <typename T>
-void Derivatives<T>::fill(const T* vector, const T* constants, Vector<T>& to) const {
-  const Program<T>& p = program_;
-  if (to.packed.size() == 0)
-    to = {Buffer<T>(p.packed_size_), Buffer<T>(p.packed_size_)};
-  for (const Use& use : p.uses_) {
-    const T* source = use.source >= 0        ? vector + use.source
-                      : constants != nullptr ? constants + (-1 - use.source)
-                                             : nullptr;
-    if (source == nullptr) continue;  // stays zero
-    p.pack(use, vector, constants, to.packed.data() + use.packed);
-    if (!layout_.transposed[&use - p.uses_.data()]) continue;
-    T* transposed = to.transposed.data() + use.packed;
-    if (use.packing == Use::Packing::kConv)
-      kernels_.pack_conv_transposed(use.conv, source, transposed);
-    else if (use.transposed())
-      kernels_.pack(use.cols, use.rows, source, transposed);
-    else
-      kernels_.pack_transposed(use.rows, use.cols, source, transposed);
-  }
-}
-
 template <typename T>
 bool Derivatives<T>::products(Matrix matrix, int64_t k, const T* vectors, double scale,
                               double* out, const Parallel& parallel, const ShouldStop& stop) {
@@ -114,7 +92,9 @@ bool Derivatives<T>::products(Matrix matrix, int64_t k, const T* vectors, double
     if (vectors_.size() < static_cast<size_t>(count)) vectors_.resize(count);
     partial_.resize(std::max<size_t>(partial_.size(), count * groups_ * n));
     Items(count, parallel, {}).run(
-        [&](int, int64_t j) { fill(vectors + (start + j) * n, nullptr, vectors_[j]); });
+        [&](int, int64_t j) {
+          pack_parameters<T>(program_, layout_, vectors + (start + j) * n, nullptr, vectors_[j]);
+        });
     const auto sums = [&](int64_t j, int64_t g) { return partial_.data() + (j * groups_ + g) * n; };
     Items items(blocks * groups_, parallel, stop);
     const bool done = items.run([&](int worker, int64_t item) {

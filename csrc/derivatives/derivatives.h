@@ -52,7 +52,6 @@ class Derivatives {
 
   Primal<T> new_primal() const;
   Work& ready(Work& work, bool primal) const;
-  void fill(const T* vector, const T* constants, Vector<T>& to) const;
   int64_t group_begin(int64_t group) const { return group * program_.tiles_ / groups_; }
   Pass<T> pass(int64_t tile, const Primal<T>& primal, size_t number) const;
   const T* output(const Primal<T>& primal) const;

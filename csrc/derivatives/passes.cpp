@@ -4,6 +4,7 @@
 #include <numeric>
 
 #include "derivatives/derivatives.h"
+#include "derivatives/parameters.h"
 #include "program/ops/entry.h"
 
 namespace pylandscape {
@@ -70,26 +71,16 @@ double Derivatives<T>::primal(int64_t t, Primal<T>& to, double* gradient) const 
 
 template <typename T>
 void Derivatives<T>::forward(int64_t t, Primal<T>& to) const {
-  const Program<T>& p = program_;
-  std::vector<const T*> slots(p.slots_.size(), nullptr);
-  slots[0] = p.tile_data(t);
-  for (size_t i = 0; i < p.ops_.size(); ++i) {
-    const Forward<T> at(pass(t, to, i), to, slots.data());
-    passes<T>(at.op.kind).forward(at);
-    slots[at.op.output] = at.out;
-  }
+  std::vector<const T*> slots;
+  walk_forward(program_, program_.tile_data(t), [&](size_t i) { return pass(t, to, i); }, to,
+               slots);
 }
 
 template <typename T>
 void Derivatives<T>::reverse(int64_t t, const Primal<T>& primal, const Buffer<T>& adjoints,
                              T* panels, double* gradient) const {
-  for (size_t i = program_.ops_.size(); i-- > 0;) {
-    const Op& op = program_.ops_[i];
-    if (!layout_.moves[op.output]) continue;
-    const Reverse<T> at(pass(t, primal, i), adjoints, panels, gradient);
-    if (op.relu) kernels_.mask(at.size(), at.y(), at.dy);
-    passes<T>(op.kind).reverse(at);
-  }
+  walk_reverse(program_, layout_, [&](size_t i) { return pass(t, primal, i); }, adjoints, panels,
+               gradient);
 }
 
 template <typename T>

@@ -38,6 +38,8 @@ struct Pass {
   int64_t cols, samples;  // of this tile: with and without padding
   size_t number;
   const Op& op;
+  // Of the ops that multiply by the data: their columns, where these are packed already.
+  const T* data_columns = nullptr;
 
   int64_t rows() const { return program.features(op.output); }
   int64_t size() const { return rows() * cols; }
@@ -65,7 +67,10 @@ struct Pass {
   }
   // The op's inputs as it multiplies by them, kept at theta (Columns); its adjoints as panels.
   bool multiplies() const { return layout.columns_at[number] >= 0; }
-  const T* columns() const { return primal.columns.data() + layout.columns_at[number]; }
+  bool given() const { return data_columns != nullptr && op.inputs[0] == 0; }
+  const T* columns() const {
+    return (given() ? data_columns : primal.columns.data()) + layout.columns_at[number];
+  }
 
  protected:
   static const T* packed_at(const Vector<T>& of, const OpList& program, int use) {

@@ -38,6 +38,7 @@ class Points {
 
  private:
   friend class HessianPlanner;
+  friend class LaneTraining;
   // An op on rows of lanes; its parameters' places are those in Worker::source, or -1.
   struct Step {
     Step(OpKind step_kind, const Op* from, std::vector<int> slots, int to)

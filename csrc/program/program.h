@@ -41,6 +41,10 @@ class Program : public OpList {
   bool lanes() const { return lanes_; }  // point lanes (few samples, few parameters)
   const std::vector<int64_t>& batches() const { return batches_; }  // samples of each
   const std::vector<T>& constants() const { return constants_; }
+  const cpu::Kernels<T>& kernels() const { return kernels_; }
+  int64_t packed_size() const { return packed_size_; }  // elements of all uses
+  // Uses from a source vector (theta or a direction; null constants mean zero) into dst.
+  void pack(const Use& use, const T* theta, const T* constants, T* dst) const;
 
  private:
   template <typename>
@@ -48,13 +52,16 @@ class Program : public OpList {
   template <typename>
   friend class Derivatives;
   template <typename>
+  friend class Batches;
+  template <typename>
+  friend class Training;
+  friend class LaneTraining;
+  template <typename>
   friend class ResidentPlanner;
   friend class Points;
   friend class HessianPlanner;
 
   void plan_tiles();
-  // Uses from a source vector (theta or a direction; null constants mean zero) into dst.
-  void pack(const Use& use, const T* theta, const T* constants, T* dst) const;
   int64_t tile_columns(int64_t tile) const;  // columns that carry samples
   int64_t padded_columns(int64_t tile) const;
   int64_t most_batch_tiles() const;

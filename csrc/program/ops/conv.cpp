@@ -54,7 +54,7 @@ struct Conv : Rules<Conv> {
   static void forward(const Forward<T>& p) {
     const Call<T> c = call_of(p);
     call(c);
-    if (p.multiplies())
+    if (p.multiplies() && !p.given())
       p.kernels.pack_pixels(pixels(p.op), channels(p.op), p.cols, c.x(),
                             p.to.columns.data() + p.layout.columns_at[p.number]);
   }

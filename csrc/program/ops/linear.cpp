@@ -86,7 +86,7 @@ struct Linear : Rules<Linear> {
   static void forward(const Forward<T>& p) {
     const Call<T> c = call_of(p);
     call(c);
-    for (int64_t o = 0; p.multiplies() && o < p.op.outer; ++o)
+    for (int64_t o = 0; p.multiplies() && !p.given() && o < p.op.outer; ++o)
       p.kernels.pack_columns(p.op.k, p.cols, group(p, c.x(), o),
                              p.to.columns.data() + p.layout.columns_at[p.number] + o * block(p));
   }

@@ -1,0 +1,214 @@
+#include "training/training.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+#include <stdexcept>
+
+#include "derivatives/parameters.h"
+#include "program/items.h"
+
+namespace pylandscape {
+namespace {
+
+constexpr int64_t kGroups = 4;                 // independent sums over tiles of a step
+constexpr int64_t kMaxTile = 256;
+constexpr int64_t kTileBytes = 256 << 10;      // of a tile's values and adjoints
+constexpr int64_t kGatheredBytes = 4 << 20;    // of mini-batches gathered ahead
+
+int64_t widest_tile(const OpList& ops, int64_t lanes, int64_t bytes) {
+  const int64_t rows = TileLayout(ops, 1, lanes).rows;
+  const int64_t fit = kTileBytes / (bytes * std::max<int64_t>(1, 2 * rows));
+  return std::clamp<int64_t>(fit / (2 * lanes) * (2 * lanes), 2 * lanes, kMaxTile);
+}
+
+// Where every op that multiplies by the data is linear, and not much else is packed beside.
+DataColumns data_columns(const OpList& ops, const TileLayout& layout, int64_t widest,
+                         int64_t lanes) {
+  DataColumns found;
+  for (size_t i = 0; i < ops.ops().size(); ++i) {
+    const Op& op = ops.ops()[i];
+    if (layout.columns_at[i] < 0 || op.inputs[0] != 0) continue;
+    if (op.kind != OpKind::kLinear) return {};
+    const Columns own = entry(op.kind).columns(op);
+    const DataColumns::Part part{layout.columns_at[i], own.count, own.k, own.first};
+    found.size = std::max(found.size, part.at + own.count * round_up(own.k, 2 * lanes) * widest);
+    const bool known = std::any_of(found.parts.begin(), found.parts.end(),
+                                   [&](const auto& other) { return other.at == part.at; });
+    if (!known) found.parts.push_back(part);
+  }
+  if (found.size > 4 * (ops.features(0) + 2 * lanes) * widest) return {};
+  return found;
+}
+
+}  // namespace
+
+template <typename T>
+Training<T>::Training(const Program<T>& program, const Rule& rule, const double* counts)
+    : program_(program),
+      kernels_(program.kernels_),
+      rule_(rule),
+      widest_(widest_tile(program, kernels_.vector_length, sizeof(T))),
+      layout_(program, widest_, kernels_.vector_length),
+      batches_(program, counts, widest_,
+               data_columns(program, layout_, widest_, kernels_.vector_length)) {
+  if (program.mixes()) throw std::invalid_argument("Training: statistics of the batch");
+}
+
+// The sum of the tile's loss terms; sums (n,) += its gradient.
+template <typename T>
+double Training<T>::tile(const Gathered<T>& batch, int64_t number, const Vector<T>& theta, Tile& to,
+                         double* sums) const {
+  const Program<T>& p = program_;
+  Primal<T>& primal = to.primal;
+  if (primal.values.size() == 0) {
+    const int64_t size = layout_.rows * widest_, bent = layout_.bent_rows * widest_;
+    primal = {Buffer<T>(size), Buffer<T>(size), Buffer<T>(bent), Buffer<T>(bent),
+              Buffer<T>(layout_.columns), Buffer<T>(layout_.panels)};
+    to.terms.resize(widest_);
+  }
+  const int64_t cols = batches_.padded(batch, number), samples = batches_.columns(batch, number);
+  const auto pass = [&](size_t i) -> Pass<T> {
+    return {p, layout_, kernels_, theta, primal, batches_.data(batch, number), widest_, cols,
+            samples, i, p.ops_[i], batches_.columns_of(batch, number)};
+  };
+  walk_forward(p, batches_.data(batch, number), pass, primal, to.slots);
+  const T* output = p.output_ == 0 ? batches_.data(batch, number)
+                                   : primal.values.data() + layout_.row[p.output_] * widest_;
+  const cpu::Targets targets = batches_.targets(batch, number);
+  kernels_.loss(p.loss_, targets, cols, output, to.terms.data(), nullptr);
+  const double loss = std::accumulate(to.terms.begin(), to.terms.begin() + samples, 0.0);
+  if (!layout_.moves[p.output_]) return loss;  // no parameter reaches the output
+  for (size_t s = 1; s < p.slots_.size(); ++s)
+    if (layout_.row[s] >= 0 && layout_.moves[s])
+      std::fill_n(primal.adjoints.data() + layout_.row[s] * widest_, p.slots_[s] * cols, T(0));
+  T* seed = primal.adjoints.data() + layout_.row[p.output_] * widest_;
+  kernels_.loss_gradient(p.loss_, targets, cols, output, seed);
+  for (int64_t f = 0; f < p.slots_[p.output_]; ++f)  // a padding column weighs nothing
+    std::fill(seed + f * cols + samples, seed + (f + 1) * cols, T(0));
+  walk_reverse(p, layout_, pass, primal.adjoints, primal.panels.data(), sums);
+  return loss;
+}
+
+// Sums of the loss terms and of their gradients over the batch.
+template <typename T>
+double Training<T>::gradient(const Gathered<T>& batch, const T* theta, Work& work,
+                             const Groups& run_groups, double* sums) {
+  const int64_t n = program_.n_, groups = std::min(kGroups, batch.tiles);
+  const bool first = work.theta.packed.size() == 0;
+  pack_parameters<T>(program_, layout_, theta, first ? program_.constants_.data() : nullptr,
+                     work.theta);
+  std::fill_n(sums, n, 0.0);
+  if (static_cast<int64_t>(work.partial.size()) < (groups - 1) * n)
+    work.partial.resize((groups - 1) * n);
+  double losses[kGroups] = {};
+  run_groups(groups, [&](int worker, int64_t group) {
+    double* to = group == 0 ? sums : work.partial.data() + (group - 1) * n;
+    if (group > 0) std::fill_n(to, n, 0.0);
+    Tile& scratch = worker < 0 ? work.tile : works_[worker].tile;
+    for (int64_t t = group * batch.tiles / groups; t < (group + 1) * batch.tiles / groups; ++t)
+      losses[group] += tile(batch, t, work.theta, scratch, to);
+  });
+  for (int64_t g = 1; g < groups; ++g) {
+    const double* from = work.partial.data() + (g - 1) * n;
+    for (int64_t i = 0; i < n; ++i) sums[i] += from[i];
+    losses[0] += losses[g];
+  }
+  return losses[0];
+}
+
+template <typename T>
+void Training<T>::step(const Runs<T>& runs, int64_t run, int64_t number, double rate,
+                       const Gathered<T>& batch, Work& work, const Groups& groups, double* loss) {
+  const int64_t n = program_.n_;
+  T* theta = runs.theta + run * n;
+  if (static_cast<int64_t>(work.sums.size()) < n) work.sums.resize(n);
+  double* sums = work.sums.data();
+  *loss = gradient(batch, theta, work, groups, sums) / batch.denominator;
+  // Without a target that counts the loss is 0 / 0, as torch's, and its gradient 0.
+  double scale = batch.denominator != 0 ? 1 / batch.denominator : 0.0;
+  if (rule_.two_stages) {
+    work.moved.resize(n), work.stage.assign(sums, sums + n);
+    for (int64_t i = 0; i < n; ++i)
+      work.moved[i] = static_cast<T>(theta[i] - rule_.q1 * rate * scale * sums[i]);
+    gradient(batch, work.moved.data(), work, groups, sums);
+    for (int64_t i = 0; i < n; ++i) sums[i] = rule_.a1 * work.stage[i] + rule_.a2 * sums[i];
+  }
+  if (rule_.clip >= 0) {
+    double squares = 0;
+    for (int64_t i = 0; i < n; ++i) squares += sums[i] * sums[i];
+    const double norm = scale * std::sqrt(squares), factor = rule_.clip / (norm + 1e-6);
+    if (!(factor >= 1)) scale *= factor;
+  }
+  T* slots[2] = {};
+  for (size_t i = 0; i < runs.slots.size(); ++i) slots[i] = runs.slots[i] + run * n;
+  kernels_.optimise(rule_.at(runs.done + number, rate), n, scale, sums, theta, slots);
+}
+
+template <typename T>
+bool Training<T>::advance(const Runs<T>& runs, const std::vector<Indices>& steps,
+                          const double* rates, double* losses, const Parallel& parallel,
+                          const ShouldStop& stop) {
+  const std::lock_guard<std::mutex> one_at_a_time(busy_);
+  const int64_t count = static_cast<int64_t>(steps.size());
+  if (works_.size() < static_cast<size_t>(std::max<int64_t>(parallel.workers, 1)))
+    works_.resize(parallel.workers);
+  const Groups serial = [](int64_t groups, const std::function<void(int, int64_t)>& body) {
+    for (int64_t g = 0; g < groups; ++g) body(-1, g);
+  };
+  for (int64_t first = 0, last = 0; first < count; first = last) {
+    int64_t bytes = 0, shared = 0;
+    bool several = false;
+    do {
+      const Indices& s = steps[last++];
+      bytes += s.own ? 0 : batches_.bytes(s.size), shared += !s.own;
+      several = several || batches_.tiles(s.size) > 1;
+    } while (last < count && bytes + batches_.bytes(steps[last].size) <= kGatheredBytes);
+    if (gathered_.size() < static_cast<size_t>(last - first)) gathered_.resize(last - first);
+    const auto same = [&](int64_t s) {  // as the step before: of a full batch
+      return s > first && !steps[s].own && !steps[s - 1].own &&
+             steps[s].samples == steps[s - 1].samples && steps[s].size == steps[s - 1].size;
+    };
+    Items gathering(shared > 0 ? last - first : 0, parallel, stop);
+    if (!gathering.run([&](int, int64_t i) {
+          const Indices& s = steps[first + i];
+          if (!s.own && !same(first + i)) batches_.gather(s.size, s.samples, gathered_[i]);
+        }))
+      return false;
+    const auto batch_of = [&](int64_t s, int64_t run, Work& work) -> const Gathered<T>& {
+      if (steps[s].own) {
+        batches_.gather(steps[s].size, steps[s].of(run), work.batch);
+        return work.batch;
+      }
+      while (same(s)) --s;
+      return gathered_[s - first];
+    };
+    if (several && runs.count < parallel.workers) {
+      bool stopped = false;
+      const Groups spread = [&](int64_t groups, const std::function<void(int, int64_t)>& body) {
+        stopped = stopped || !Items(groups, parallel, stop).run(body);
+      };
+      for (int64_t run = 0; run < runs.count; ++run)
+        for (int64_t s = first; s < last; ++s) {
+          step(runs, run, s, rates[s], batch_of(s, run, works_[0]), works_[0], spread,
+               losses + run * count + s);
+          if (stopped) return false;
+        }
+      continue;
+    }
+    Items items(runs.count, parallel, stop);
+    const bool done = items.run([&](int worker, int64_t run) {
+      Work& work = works_[worker];
+      for (int64_t s = first; s < last && !items.stopping(); ++s)
+        step(runs, run, s, rates[s], batch_of(s, run, work), work, serial,
+             losses + run * count + s);
+    });
+    if (!done) return false;
+  }
+  return true;
+}
+
+template class Training<float>;
+template class Training<double>;
+
+}  // namespace pylandscape
