@@ -35,7 +35,6 @@ _HOMES = {
     "critical.monotone": "MonotonePath is_non_ascending monotone_path",
     "critical.symmetry": "EquioutputGroup",
     "curvature.at_points": "PointGradients PointHessians gradients hessians iterate_hessians",
-    "interop": "from_function",
     "curvature.eigen": "eigenpairs",
     "curvature.gradient_subspace": (
         "OutlierReport condition_number covariance_spectrum gradient_concentration "
@@ -53,6 +52,7 @@ _HOMES = {
         "NotLowered PylandscapeError ResumeMismatch"
     ),
     "experiments.theorems": "TheoryTable theory",
+    "interop": "from_function",
     "landscape": "EngineReport Landscape",
     "plots.clouds": "plot_clouds",
     "plots.spectra": "plot_spectra",
@@ -64,6 +64,7 @@ _HOMES = {
     "results.curve": "Curve",
     "results.eigen_pairs": "EigenPairs",
     "results.flatness_table": "Flatness FlatnessRow",
+    "results.grid_values": "Grid",
     "results.loading": "load",
     "results.paths": "PrincipalComponents Projection",
     "results.similarity": "Agreement Embedding FunctionalDistance",
@@ -71,10 +72,11 @@ _HOMES = {
     "results.stagnations": "Stagnation stagnation",
     "results.surface": "Surface",
     "results.tracks": "Track",
+    "results.vti": "save_vti",
     "results.vtp": "save_vtp",
     "results.walks": "Walks",
     "surfaces.convexity_map": "convexity",
-    "surfaces.grids": "interpolate line plane",
+    "surfaces.grids": "grid interpolate line plane",
     "surfaces.hidden_curvature": "Sharpness sharpness",
     "theta.directions": (
         "Direction as_directions gaussian normalize_direction random_directions target_direction"
@@ -189,6 +191,7 @@ else:
     from .results.eigen_pairs import EigenPairs as EigenPairs
     from .results.flatness_table import Flatness as Flatness
     from .results.flatness_table import FlatnessRow as FlatnessRow
+    from .results.grid_values import Grid as Grid
     from .results.loading import load as load
     from .results.paths import PrincipalComponents as PrincipalComponents
     from .results.paths import Projection as Projection
@@ -201,9 +204,11 @@ else:
     from .results.stagnations import stagnation as stagnation
     from .results.surface import Surface as Surface
     from .results.tracks import Track as Track
+    from .results.vti import save_vti as save_vti
     from .results.vtp import save_vtp as save_vtp
     from .results.walks import Walks as Walks
     from .surfaces.convexity_map import convexity as convexity
+    from .surfaces.grids import grid as grid
     from .surfaces.grids import interpolate as interpolate
     from .surfaces.grids import line as line
     from .surfaces.grids import plane as plane

@@ -7,6 +7,7 @@ from typing import Any
 
 from .barrier_matrix import plot_barriers
 from .clouds import plot_cloud
+from .grid_slices import plot_grid
 from .paths import (
     plot_agreement,
     plot_components,
@@ -24,6 +25,7 @@ DRAWN_BY: dict[str, Callable[..., Any]] = {
     "Barriers": plot_barriers,
     "Cloud": plot_cloud,
     "EigenPairs": plot_pairs,
+    "Grid": plot_grid,
     "Embedding": plot_embedding,
     "PrincipalComponents": plot_components,
     "Projection": plot_projection,

@@ -17,6 +17,7 @@ from . import (
     curve,
     eigen_pairs,
     foreign,
+    grid_values,
     spectra,
     surface,
     tracks,
@@ -27,6 +28,7 @@ Result = (
     barrier_matrix.Barriers
     | curve.Curve
     | surface.Surface
+    | grid_values.Grid
     | eigen_pairs.EigenPairs
     | spectra.Spectrum
     | _walks.Walks
