@@ -66,6 +66,7 @@ _HOMES = {
     "results.flatness_table": "Flatness FlatnessRow",
     "results.grid_values": "Grid",
     "results.loading": "load",
+    "results.merge_trees": "Topology",
     "results.paths": "PrincipalComponents Projection",
     "results.similarity": "Agreement Embedding FunctionalDistance",
     "results.spectra": "Density Spectrum",
@@ -82,6 +83,7 @@ _HOMES = {
         "Direction as_directions gaussian normalize_direction random_directions target_direction"
     ),
     "theta.layout": "ParameterEntry ParameterLayout",
+    "topology.distances": "bottleneck_distance wasserstein_distance",
     "trajectories.base": "Trajectory",
     "trajectories.components": "pca pca_directions",
     "trajectories.embedding": "mds",
@@ -193,6 +195,7 @@ else:
     from .results.flatness_table import FlatnessRow as FlatnessRow
     from .results.grid_values import Grid as Grid
     from .results.loading import load as load
+    from .results.merge_trees import Topology as Topology
     from .results.paths import PrincipalComponents as PrincipalComponents
     from .results.paths import Projection as Projection
     from .results.similarity import Agreement as Agreement
@@ -222,6 +225,8 @@ else:
     from .theta.directions import target_direction as target_direction
     from .theta.layout import ParameterEntry as ParameterEntry
     from .theta.layout import ParameterLayout as ParameterLayout
+    from .topology.distances import bottleneck_distance as bottleneck_distance
+    from .topology.distances import wasserstein_distance as wasserstein_distance
     from .trajectories.base import Trajectory as Trajectory
     from .trajectories.components import pca as pca
     from .trajectories.components import pca_directions as pca_directions

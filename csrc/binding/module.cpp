@@ -46,4 +46,5 @@ PYBIND11_MODULE(_C, m) {
   bind_constants(m);
   bind_lanczos(m);
   bind_points(m);
+  bind_topology(m);
 }

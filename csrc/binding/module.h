@@ -17,5 +17,6 @@ void bind_programs(pybind11::module_& m);
 void bind_questions(pybind11::module_& m);  // this and those below: after the programs
 void bind_lanczos(pybind11::module_& m);
 void bind_points(pybind11::module_& m);
+void bind_topology(pybind11::module_& m);
 
 }  // namespace pylandscape

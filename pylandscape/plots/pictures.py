@@ -8,6 +8,7 @@ from typing import Any
 from .barrier_matrix import plot_barriers
 from .clouds import plot_cloud
 from .grid_slices import plot_grid
+from .merge_trees import plot_topology
 from .paths import (
     plot_agreement,
     plot_components,
@@ -30,5 +31,6 @@ DRAWN_BY: dict[str, Callable[..., Any]] = {
     "PrincipalComponents": plot_components,
     "Projection": plot_projection,
     "Spectrum": plot_spectrum,
+    "Topology": plot_topology,
     "Track": plot_track,
 }

@@ -43,6 +43,12 @@ class _Result:
 
         return check(self)
 
+    def topology(self, metric: str = "loss") -> Any:
+        """A `Topology`: merge trees and persistence pairs of a metric (topology/trees.py)."""
+        from ..topology.trees import topology_of
+
+        return topology_of(self, metric)
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write an HDF5 file, atomically; one that is there is replaced. `pylandscape.load` reads
         it back bit for bit, and loss-landscape's tools read its root datasets.

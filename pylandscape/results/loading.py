@@ -18,6 +18,7 @@ from . import (
     eigen_pairs,
     foreign,
     grid_values,
+    merge_trees,
     spectra,
     surface,
     tracks,
@@ -29,6 +30,7 @@ Result = (
     | curve.Curve
     | surface.Surface
     | grid_values.Grid
+    | merge_trees.Topology
     | eigen_pairs.EigenPairs
     | spectra.Spectrum
     | _walks.Walks
