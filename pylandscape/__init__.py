@@ -24,6 +24,7 @@ _HOMES = {
     "clouds.clouds": "hessian_cloud loss_gradient_cloud",
     "clouds.roughness": "bumpiness ruggedness",
     "clouds.walks": "gradient_walk progressive_random_walk random_walk",
+    "connectivity.aligning": "align",
     "connectivity.flatness_measures": (
         "critical_sharpness eigen_directions flatness worst_direction"
     ),
@@ -67,6 +68,7 @@ _HOMES = {
     "results.grid_values": "Grid",
     "results.loading": "load",
     "results.merge_trees": "Topology",
+    "results.model_alignment": "ModelAlignment",
     "results.paths": "PrincipalComponents Projection",
     "results.similarity": "Agreement Embedding FunctionalDistance",
     "results.spectra": "Density Spectrum",
@@ -84,11 +86,16 @@ _HOMES = {
     ),
     "theta.layout": "ParameterEntry ParameterLayout",
     "topology.distances": "bottleneck_distance wasserstein_distance",
+    "training.advance": "train",
+    "training.optimisers": (
+        "Adadelta Adagrad Adam AdamW Cosine RMSprop RungeKutta SGD StepDecay WarmUp"
+    ),
     "trajectories.base": "Trajectory",
     "trajectories.components": "pca pca_directions",
     "trajectories.embedding": "mds",
     "trajectories.reading": "trajectory",
     "trajectories.recorder": "Recorder",
+    "trajectories.several": "Runs",
     "trajectories.similarity": "agreement functional_distance",
     "trajectories.tracking": "stability_threshold track",
 }
@@ -118,6 +125,7 @@ if not TYPE_CHECKING:  # a type checker takes an unknown name for an error
 else:
     from . import compat as compat
     from . import interop as interop
+    from . import optim as optim
     from . import plotting as plotting
     from ._native import cpu_capability as cpu_capability
     from ._native import has_cuda_kernels as has_cuda_kernels
@@ -128,6 +136,7 @@ else:
     from .clouds.walks import gradient_walk as gradient_walk
     from .clouds.walks import progressive_random_walk as progressive_random_walk
     from .clouds.walks import random_walk as random_walk
+    from .connectivity.aligning import align as align
     from .connectivity.flatness_measures import critical_sharpness as critical_sharpness
     from .connectivity.flatness_measures import eigen_directions as eigen_directions
     from .connectivity.flatness_measures import flatness as flatness
@@ -196,6 +205,7 @@ else:
     from .results.grid_values import Grid as Grid
     from .results.loading import load as load
     from .results.merge_trees import Topology as Topology
+    from .results.model_alignment import ModelAlignment as ModelAlignment
     from .results.paths import PrincipalComponents as PrincipalComponents
     from .results.paths import Projection as Projection
     from .results.similarity import Agreement as Agreement
@@ -227,12 +237,24 @@ else:
     from .theta.layout import ParameterLayout as ParameterLayout
     from .topology.distances import bottleneck_distance as bottleneck_distance
     from .topology.distances import wasserstein_distance as wasserstein_distance
+    from .training.advance import train as train
+    from .training.optimisers import SGD as SGD
+    from .training.optimisers import Adadelta as Adadelta
+    from .training.optimisers import Adagrad as Adagrad
+    from .training.optimisers import Adam as Adam
+    from .training.optimisers import AdamW as AdamW
+    from .training.optimisers import Cosine as Cosine
+    from .training.optimisers import RMSprop as RMSprop
+    from .training.optimisers import RungeKutta as RungeKutta
+    from .training.optimisers import StepDecay as StepDecay
+    from .training.optimisers import WarmUp as WarmUp
     from .trajectories.base import Trajectory as Trajectory
     from .trajectories.components import pca as pca
     from .trajectories.components import pca_directions as pca_directions
     from .trajectories.embedding import mds as mds
     from .trajectories.reading import trajectory as trajectory
     from .trajectories.recorder import Recorder as Recorder
+    from .trajectories.several import Runs as Runs
     from .trajectories.similarity import agreement as agreement
     from .trajectories.similarity import functional_distance as functional_distance
     from .trajectories.tracking import stability_threshold as stability_threshold

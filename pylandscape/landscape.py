@@ -44,7 +44,15 @@ from .theta.checks import (
 )
 from .theta.data import Dataset, not_finite
 from .theta.layout import ParameterLayout
-from .theta.losses import FreeLoss, KnownLoss, Objective, metric_name, resolve_loss
+from .theta.losses import (
+    FreeLoss,
+    KnownLoss,
+    Objective,
+    counted_labels,
+    metric_name,
+    models_own,
+    resolve_loss,
+)
 from .theta.snapshot import Snapshot, unwrapped
 
 if TYPE_CHECKING:
@@ -66,11 +74,15 @@ class Landscape:
             changed in place) starts anew at every point; batches of one point see it evolve.
         loss: a torch.nn loss, its functional form, a name ("cross_entropy", "nll", "mse",
             "bce_with_logits"), or any callable of (outputs, target) giving a scalar.
-        data: (x, y) tensors, a DataLoader, or an iterable of batches; read once, in order, kept.
+        data: (x, y) tensors, a Dataset, a DataLoader, or an iterable of batches; read once, in
+            order, kept.
             Inputs that are a tuple are passed as ``model(*inputs)``, a dict as
             ``model(**inputs)``.
-        objective: instead of loss: ``f(model, batch)`` giving a scalar, for any task.
-        weight: with objective: one number per batch, or a function of the batch; default its size.
+        objective: instead of loss: ``f(model, batch)`` giving a scalar, for any task. With neither,
+            the model's own: ``.loss`` or ["loss"] of what it returns, as in transformers.
+        weight: with objective: one number per batch, or a function of the batch; default its size,
+            for a model's own loss the number of its ``labels`` that are not -100, where the loss is
+            their mean.
         params: name patterns (``"layer1.*"``) of the parameters that make up theta; the others
             stay as they are. Default: all.
         bn: batch normalisation: "eval" uses the running statistics, "recompute" estimates them
@@ -123,7 +135,8 @@ class Landscape:
         if whole is not model:  # what holds the wrapper gets the copy of the module inside
             snapshot.alias(whole, model)
         self.model = snapshot.model
-        params = own_names(params)
+        if whole is not model:
+            params = own_names(params)
         self.layout = ParameterLayout.of(self.model, params)
         self.dtype = dtype or theta_dtype(self.layout)
         named: dict[str, Tensor] = dict(self.model.named_parameters())
@@ -138,13 +151,15 @@ class Landscape:
         self.bn = bn
         self.memory = MEMORY if memory is None else whole_bytes(memory, "memory")
         self.dataset = Dataset(
-            data, pairs=objective is None, device=self.device, move=device is not None
+            data, pairs=loss is not None, device=self.device, move=device is not None
         )
         own_loss: KnownLoss | FreeLoss | Objective
-        if objective is None:
+        if loss is not None:
             own_loss = resolve_loss(loss)
         else:
-            own_loss = Objective(objective, batch_weights(weight, self.dataset))
+            if objective is None and weight is None:
+                weight = counted_labels(self.model, [b.raw for b in self.dataset.batches])
+            own_loss = Objective(objective or models_own, batch_weights(weight, self.dataset))
         self.loss_spec = rebound(snapshot, own_loss)
         effective_bn = bn if self.has_batchnorm else "eval"
         if bn == "interpolate":

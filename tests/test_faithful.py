@@ -8,6 +8,7 @@ import itertools
 import random
 import threading
 import warnings
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -480,6 +481,12 @@ def test_wrappers_are_taken_off(wrap: str) -> None:
     assert torch_land(model, params=chosen).n_params == 4
 
 
+def test_an_averaged_model_has_its_own_names() -> None:
+    model = torch.optim.swa_utils.AveragedModel(nn.Linear(2, 1))  # its parameters are module.*
+    land = torch_land(model, params=("module.weight",))
+    assert [entry.name for entry in land.layout.entries] == ["module.weight"]
+
+
 def test_objectives_that_ask_a_wrapper_for_its_module_get_it() -> None:
     wrapped = nn.DataParallel(nn.Linear(2, 1))
     inner = wrapped.module
@@ -688,3 +695,176 @@ def test_conversions_reach_tensors_held_as_attributes_and_views() -> None:
     assert land.model.view.data_ptr() == land.model.fc.weight.data_ptr()
     assert land.loss() == pytest.approx(torch_land(model).loss(), rel=1e-5)
     assert model.fc.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize("how", ["weight_norm", "spectral_norm", "orthogonal"])
+def test_a_parametrised_module_shares_no_tensor_with_its_copy(how: str) -> None:
+    torch.manual_seed(0)
+    norms = nn.utils.parametrizations
+    first = getattr(norms, how)(nn.Linear(2, 3))
+    model = nn.Sequential(first, nn.Tanh(), nn.Linear(3, 1)).eval()
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    land = torch_land(model)
+    agree(land, model)
+    own = {t.untyped_storage().data_ptr() for t in land.model.state_dict().values()}
+    assert not own & {t.untyped_storage().data_ptr() for t in model.state_dict().values()}
+    for name, t in model.state_dict().items():
+        assert torch.equal(t, before[name]), name
+
+
+class Slices(nn.Module):
+    """Reads its weight by a view that was made once, as code for tied or sliced weights does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.fc, self.out = nn.Linear(2, 4), nn.Linear(4, 1)
+        self.half = self.fc.weight[:2]
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.fc(x))
+        return self.out(h) + (x @ self.half.T).sum(1, keepdim=True)
+
+
+def test_views_of_parameters_move_and_have_derivatives_with_them() -> None:
+    model = Slices()
+    land = torch_land(model)
+    assert land.model.half.untyped_storage().data_ptr() == (
+        land.model.fc.weight.untyped_storage().data_ptr()
+    )
+
+    class Fresh(Slices):  # what a user's own loop has: the slice is taken in forward()
+        def forward(self, x: Tensor) -> Tensor:
+            self.half = self.fc.weight[:2]
+            return super().forward(x)
+
+    fresh = Fresh()
+    del fresh.half
+    agree(land, fresh)
+
+
+def test_results_that_functools_keeps_are_those_of_their_point() -> None:
+    class Caches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.fc = nn.Linear(2, 1)
+            self.scale = functools.lru_cache(self.norm)
+
+        def norm(self) -> float:
+            return float(self.fc.weight.detach().norm())
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(x) * self.scale()
+
+    model = Caches()
+    model(X)
+    land = torch_land(model)
+    moved = 2 * land.theta
+    losses = land.losses(points=torch.stack([land.theta, moved, land.theta]))
+    for theta, value in zip((land.theta, moved), losses, strict=False):
+        fresh = Caches()
+        nn.utils.vector_to_parameters(theta, fresh.parameters())
+        assert value == pytest.approx(F.mse_loss(fresh(X), Y).item(), rel=1e-6)
+    assert losses[2] == losses[0]
+    assert model.scale() == pytest.approx(model.fc.weight.norm().item())
+
+
+def test_flags_that_a_forward_pass_sets_are_put_back() -> None:
+    class Freezes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.a, self.b = nn.Linear(2, 3), nn.Linear(3, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.b(torch.tanh(self.a(x)))
+            self.a.weight.requires_grad_(False)  # backward() passes it by from here on
+            return y
+
+    model = Freezes()
+    land = torch_land(model)
+    gradients = [land.gradient() for _ in range(2)]
+    F.mse_loss(Freezes()(X), Y).backward()
+    assert torch.equal(*gradients)
+    assert not gradients[0][:6].any()  # as the user's own backward() has it
+    assert "slope" in (land.slope_mismatch() or "")
+    assert all(p.requires_grad for p in model.parameters())
+    assert all(p.grad is None for p in model.parameters())
+
+
+class Squares(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x * x
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        return 2 * g * ctx.saved_tensors[0]
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_functions_that_differentiate_once_have_gradients_and_refuse_products(times: int) -> None:
+    class Once(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.fc, self.out = nn.Linear(2, 3), nn.Linear(3, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.fc(x)
+            for _ in range(times):
+                h = Squares.apply(h)
+            return self.out(h)
+
+    model = Once()
+    land = torch_land(model)
+    F.mse_loss(model(X), Y).backward()
+    want = torch.cat([p.grad.reshape(-1) for p in model.parameters() if p.grad is not None])
+    torch.testing.assert_close(land.gradient().float(), want, rtol=1e-5, atol=1e-6)
+    with pytest.raises(pl.NotDifferentiable, match="once_differentiable"):
+        land.hvp(torch.ones(land.n_params))
+
+
+def test_state_that_shows_only_far_from_the_first_point_is_found() -> None:
+    class Widest(nn.Module):
+        """Divides by the largest norm it ever had: at the first point always the same."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.fc, self.most = nn.Linear(2, 1), 0.0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.most = max(self.most, float(self.fc.weight.detach().norm()))
+            return self.fc(x) / self.most
+
+    model = Widest()
+    land = torch_land(model)
+    points = torch.stack([land.theta, 3 * land.theta, land.theta])
+    values = land.losses(points=points)
+    for theta, value in zip(points, values, strict=True):
+        fresh = Widest()
+        nn.utils.vector_to_parameters(theta, fresh.parameters())
+        assert value == pytest.approx(F.mse_loss(fresh(X), Y).item(), rel=1e-6)
+    assert model.most == 0.0
+
+
+def test_a_deque_of_the_model_keeps_its_bound() -> None:
+    class Remembers(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.fc, self.last = nn.Linear(2, 1), deque(maxlen=2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.last.append(float(x.sum()))
+            return self.fc(x) * sum(self.last)
+
+    data = [(X + i, Y) for i in range(4)]
+    land, fresh = torch_land(Remembers(), data=data), Remembers()
+    with torch.no_grad():
+        want = sum(float(F.mse_loss(fresh(x), y)) for x, y in data) / 4
+    assert land.losses(points=torch.stack([land.theta] * 2)) == pytest.approx([want] * 2, rel=1e-6)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -395,3 +397,62 @@ def test_its_text_says_what_it_is():
     assert expected in text
     own = pl.Landscape(model, objective=lambda m, b: m(b[0]).square().mean(), data=[data])
     assert "8 parameters" in repr(own)
+
+
+class NextToken(nn.Module):
+    """A model that computes its own loss, as those of transformers do."""
+
+    def __init__(self, shifts: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.out, self.shifts = nn.Embedding(7, 5), nn.Linear(5, 7), shifts
+
+    def forward(self, input_ids: Tensor, labels: Tensor | None = None) -> dict[str, Any]:
+        logits = self.out(torch.tanh(self.embed(input_ids)))
+        if labels is None:
+            return {"loss": None, "logits": logits}
+        x, y = (logits[:, :-1], labels[:, 1:]) if self.shifts else (logits, labels)
+        loss = nn.functional.cross_entropy(x.reshape(-1, 7), y.reshape(-1))
+        return {"loss": loss, "logits": logits}
+
+
+@pytest.mark.parametrize("shifts", [True, False])
+@pytest.mark.parametrize("padded", [0, 2])
+def test_a_models_own_loss_is_that_of_all_tokens_that_count(shifts: bool, padded: int) -> None:
+    g = torch.Generator().manual_seed(1)
+    batches = []
+    for n, t in ((4, 6), (2, 9)):
+        ids = torch.randint(0, 7, (n, t), generator=g)
+        labels = ids.clone()
+        labels[0, t - padded :] = -100
+        batches.append({"input_ids": ids, "labels": labels})
+    model = NextToken(shifts)
+    land = pl.Landscape(model, data=batches)
+    total = count = 0.0
+    for batch in batches:
+        tokens = (batch["labels"][:, int(shifts) :] != -100).sum().item()
+        total += model(**batch)["loss"].item() * tokens
+        count += tokens
+    assert land.loss() == pytest.approx(total / count, rel=1e-5)
+    assert land.gradient().isfinite().all()
+    with pytest.raises(pl.InvalidArgument, match="its loss is None: the batch has no labels"):
+        pl.Landscape(model, data=[{"input_ids": batches[0]["input_ids"]}])
+
+
+def test_a_dataset_is_read_sample_by_sample_in_its_order() -> None:
+    class Pairs(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
+        def __len__(self) -> int:
+            return 1003
+
+        def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
+            if i >= 1003:
+                raise IndexError(i)
+            return torch.tensor([i / 1003, 1.0]), torch.tensor([float(i % 3)])
+
+    data, model = Pairs(), nn.Linear(2, 1)
+    before = torch.get_rng_state()
+    land = pl.Landscape(model, "mse", data)
+    assert torch.equal(torch.get_rng_state(), before)
+    x, y = (torch.stack(parts) for parts in zip(*(data[i] for i in range(1003)), strict=True))
+    assert land.loss() == pytest.approx(nn.functional.mse_loss(model(x), y).item(), rel=1e-6)
+    assert land.dataset.size == 1003

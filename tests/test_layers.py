@@ -31,6 +31,8 @@ FLOORS = (
     ("topology",),
     ("curvature",),
     ("trajectories",),
+    ("training",),
+    ("optim",),
     ("surfaces",),
     ("connectivity",),
     ("critical",),

@@ -10,6 +10,8 @@
 `choose.py` makes the compiled engine of a landscape. Type checkers hold the classes to these
 contracts where they are returned as such, and tests/test_engine_contract.py the shapes.
 
+`Stepper`: advances training runs by steps of an optimiser, whose description is a `Rule`.
+
 Shapes: n counts what the landscape's ``moved`` layout holds, running statistics among it where
 these move; N samples; k directions or vectors; g coefficients; p points. Arguments may be of any
 floating dtype and on any device; an engine converts them to its own. No call changes an argument,
@@ -22,6 +24,7 @@ Errors: `NotLowered`, with the reason, where an engine has no such answer and to
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -174,3 +177,68 @@ class Answered(Problem, Protocol):
 
     def engine_report(self) -> Any:
         """Which engine answers, and why."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """An optimiser: what a step does with the gradient g of a mini-batch (methods: torch.optim).
+
+    ``name``: "sgd", "adagrad", "rmsprop", "adadelta", "adam" or "adamw"; the other fields have
+    torch's names and hold where that optimiser has them. A step first shortens g to the norm
+    ``clip``, where one is given, then adds ``weight_decay`` times theta (adamw, and any rule where
+    it is ``decoupled``: theta shrinks by 1 - lr weight_decay instead), then moves theta.
+
+    ``runge_kutta`` (a1, a2, q1): g is a1 g(theta) + a2 g(theta - q1 lr g(theta)), both of the same
+    mini-batch with the same dropout masks; running statistics move in both passes.
+    ``from_zero``: the momentum of sgd is dampened at its first step too. ``eps_inside``: the root
+    of adagrad, rmsprop, adam and adamw is sqrt(v + eps), not sqrt(v) + eps.
+    """
+
+    name: str
+    momentum: float = 0.0
+    dampening: float = 0.0
+    nesterov: bool = False
+    weight_decay: float = 0.0
+    decoupled: bool = False
+    lr_decay: float = 0.0
+    alpha: float = 0.99
+    rho: float = 0.9
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    runge_kutta: tuple[float, float, float] | None = None
+    clip: float | None = None
+    from_zero: bool = False
+    eps_inside: bool = False
+
+    @property
+    def slots(self) -> tuple[str, ...]:
+        """What `RunState.moments` holds, in order."""
+        if self.name == "sgd":
+            return ("momentum",) if self.momentum else ()
+        if self.name == "adagrad":
+            return ("sum",)
+        if self.name == "rmsprop":
+            return ("square", "momentum") if self.momentum else ("square",)
+        if self.name == "adadelta":
+            return ("square", "update")
+        return ("mean", "square")
+
+
+@dataclass
+class RunState:
+    """P runs, changed in place by `Stepper.advance`."""
+
+    theta: Tensor  # (P, n) the landscape's dtype, contiguous
+    moments: list[Tensor]  # the rule's slots, (P, n) each, zeros at the start
+    buffers: Tensor  # (P, m) running statistics, as `running_statistics.with_statistics` has them
+    steps: int  # optimiser steps done
+    seeds: Tensor  # (P,) int64, of dropout masks
+
+
+class Stepper(Protocol):
+    """What advances training runs; P runs together have the bits of each alone."""
+
+    def advance(self, state: RunState, batches: Sequence[Tensor], rates: Tensor) -> Tensor:
+        """T steps: batches[t] (B_t,) int64 sample indices, or (P, B_t) where runs have their own
+        order; rates (T,) float64 learning rates. Gives the losses (P, T) float64 of each
+        mini-batch before its step. A run that diverges goes on with what it has."""

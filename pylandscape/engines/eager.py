@@ -308,6 +308,22 @@ class TorchEngine:
             ]
             torch._foreach_copy_(self._views, parts)
 
+    def placed(self) -> Tensor:
+        """What `place` wrote (n,), with what the forward pass made of running statistics since."""
+        if self._flat is not None:
+            return self._flat.clone()
+        return torch.cat([t.detach().to(self.dtype).reshape(-1) for t in self._slots])
+
+    def train(self) -> None:
+        """From now on the model is in train mode, for `engines.eager_training`; there is no first
+        run that looks at what it does."""
+        self.assume_ordinary()
+        self._draws = ["random", "numpy"]  # whatever it draws from is put back
+        with LOCK:
+            self.model.train()
+            with self._modes():
+                self._state.settle()
+
     def statistics(self) -> list[tuple[dict[str, Any], dict[str, Any]]]:
         """The buffers of batch norm in use, to be put back by `put`."""
         return [(norm._buffers, dict(norm._buffers)) for norm in self._norms()]
@@ -531,7 +547,7 @@ class TorchEngine:
             except PylandscapeError:
                 raise
             except Exception as error:
-                raise _failed(error) from error
+                raise failed(error) from error
 
     def _real_loss(
         self,
@@ -721,7 +737,7 @@ class TorchEngine:
                 except PylandscapeError:
                     raise
                 except Exception as error:
-                    raise _failed(error) from error
+                    raise failed(error) from error
                 for name, value in found.items():
                     results[name][i] = value
         return results
@@ -869,7 +885,7 @@ def rebound(
     return loss if isinstance(loss, KnownLoss) else replace(loss, fn=snapshot.rebound(loss.fn))
 
 
-def _failed(error: Exception) -> PylandscapeError:
+def failed(error: Exception) -> PylandscapeError:
     """The error of ours for what the user's code raised at a point."""
     said = f"{type(error).__name__}: {error}"
     if out_of_memory(error):

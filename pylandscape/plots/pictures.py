@@ -8,6 +8,7 @@ from typing import Any
 from .barrier_matrix import plot_barriers
 from .clouds import plot_cloud
 from .grid_slices import plot_grid
+from .learning_curves import plot_runs
 from .merge_trees import plot_topology
 from .paths import (
     plot_agreement,
@@ -30,6 +31,7 @@ DRAWN_BY: dict[str, Callable[..., Any]] = {
     "Embedding": plot_embedding,
     "PrincipalComponents": plot_components,
     "Projection": plot_projection,
+    "Runs": plot_runs,
     "Spectrum": plot_spectrum,
     "Topology": plot_topology,
     "Track": plot_track,

@@ -7,6 +7,9 @@ spectra, eigen_pairs   of one matrix
 critical_points, curvature_classes, critical_set   classes of points; points that were found
 walks, stagnations, cloud   walks and what they show
 paths, tracks, similarity   trajectories and models compared
+barrier_matrix, flatness_table   models pair by pair; flatness of one or many
+
+Numbers that follow from a result alone (a barrier, counts, a density) are properties of its class.
 
 A picture of each: plots/, which `results.base` asks for by name.
 """

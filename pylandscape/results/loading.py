@@ -19,6 +19,7 @@ from . import (
     foreign,
     grid_values,
     merge_trees,
+    model_alignment,
     spectra,
     surface,
     tracks,
@@ -38,6 +39,7 @@ Result = (
     | critical_set.CriticalSet
     | cloud.Cloud
     | tracks.Track
+    | model_alignment.ModelAlignment
 )
 
 

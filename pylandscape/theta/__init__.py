@@ -5,7 +5,8 @@ space           what of a landscape is passed where a whole one is not needed
 data, losses    batches; losses that are compiled, free losses, objectives
 checks          arguments of a landscape
 running_statistics   of batch norm, where a point has them (bn="interpolate") or another model does
-snapshot        the copy of the module that an engine moves; checkpoints: files of state dicts
+snapshot        the copy of the module that an engine moves, and `State`, which puts back what a
+                forward pass changed; checkpoints: files of state dicts
 naming, source_code, identity   whose numbers these are: what a request records of L
 random_source   every draw of the spectral path
 

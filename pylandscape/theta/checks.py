@@ -39,16 +39,15 @@ def check_choices(
             f"model: expected a torch.nn.Module of Python, got TorchScript "
             f"({type(model).__name__}); pass the module that it was scripted or traced from"
         )
-    if (loss is None) == (objective is None):
-        got = "neither" if loss is None else "both"
-        raise InvalidArgument(f"loss, objective: expected exactly one of them, got {got}")
+    if loss is not None and objective is not None:
+        raise InvalidArgument("loss, objective: expected at most one of them, got both")
     if objective is not None and not callable(objective):
         raise InvalidArgument(
             f"objective: expected a callable f(model, batch), got {type(objective).__name__}"
         )
     if data is None:
         raise InvalidArgument("data: expected (x, y), a DataLoader or batches, got nothing")
-    if weight is not None and objective is None:
+    if weight is not None and loss is not None:
         raise InvalidArgument("weight: expected only together with objective=")
     if bn not in _BN_MODES:
         raise InvalidArgument(f"bn: expected one of {', '.join(_BN_MODES)}, got {bn!r}")

@@ -12,10 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
 
 from ..arrays import digest_of_all
 from ..errors import InvalidArgument, out_of_memory, wrapping
 
+_ROWS = 1_000  # of a Dataset, in a batch
 _MOST_BATCHES = 1_000_000  # of an iterable that does not tell its length
 
 
@@ -76,10 +79,11 @@ def untouched_random_state(device: torch.device | None = None) -> Iterator[None]
 class Dataset:
     """Batches of (inputs, target), or of anything when they go to an objective.
 
-    ``data``: a pair (x, y) of tensors or arrays (one batch), a DataLoader, or any iterable of
-    batches. Tensors must be on ``device`` unless ``move``. A batch may have several targets per
-    input, where the model gives as many rows of outputs (tokens). Raises InvalidArgument for empty
-    data and for batches that are no pair where pairs are needed.
+    ``data``: a pair (x, y) of tensors or arrays (one batch), a Dataset (in its order, in batches of
+    1,000 samples), a DataLoader, or any iterable of batches. Tensors must be on ``device`` unless
+    ``move``. A batch may have several targets per input, where the model gives as many rows of
+    outputs (tokens). Raises InvalidArgument for empty data and for batches that are no pair where
+    pairs are needed.
 
     The tensors kept are copies: what happens to the caller's later does not reach them.
     """
@@ -122,9 +126,12 @@ def _is_pair_of_tensors(data: Any) -> bool:
 
 
 def _read(data: Any) -> list[Any]:
+    if isinstance(data, TorchDataset):  # one sample at a time: as a loader without options
+        data = DataLoader(data, batch_size=_ROWS)
     if isinstance(data, Mapping | str | Tensor | np.ndarray) or not isinstance(data, Iterable):
         raise InvalidArgument(
-            "data: expected a pair (x, y) of tensors, a DataLoader or an iterable of batches, "
+            "data: expected a pair (x, y) of tensors, a Dataset, a DataLoader or an iterable of "
+            "batches, "
             f"got {type(data).__name__}"
         )
     if isinstance(data, Sized):

@@ -7,7 +7,8 @@ are computed in float64 from the model's outputs, whatever its dtype.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +30,69 @@ class Objective:
     @property
     def name(self) -> str:
         return str(getattr(self.fn, "__name__", type(self.fn).__name__))
+
+
+def models_own(model: nn.Module, batch: Any) -> Tensor:
+    """The loss that a model gives by itself: ``.loss`` or ["loss"] of what it returns.
+
+    A batch that is a dict is passed as ``model(**batch)``, a tuple as ``model(*batch)``, as
+    transformers' models take them.
+    """
+    try:
+        if isinstance(batch, Mapping):
+            found = model(**batch)
+        else:
+            found = model(*batch) if isinstance(batch, tuple | list) else model(batch)
+    except TypeError as error:
+        raise InvalidArgument(
+            "loss, objective: expected exactly one of them, or a model that takes a batch as it is "
+            f"and returns its own loss; got neither, and {type(model).__name__} says: {error}"
+        ) from error
+    loss = found.get("loss") if isinstance(found, Mapping) else getattr(found, "loss", None)
+    if isinstance(loss, Tensor):
+        return loss
+    none = "; its loss is None: the batch has no labels" if _may(found) else ""
+    raise InvalidArgument(
+        "loss, objective: expected exactly one of them, or a model that returns its own loss (an "
+        f"output with .loss, or a dict with 'loss'), got a {type(found).__name__}{none}"
+    )
+
+
+def _may(found: Any) -> bool:
+    return "loss" in found if isinstance(found, Mapping) else hasattr(found, "loss")
+
+
+def counted_labels(model: nn.Module, batches: Sequence[Any]) -> tuple[float, ...] | None:
+    """What each batch's own loss is a mean over: its labels that are not -100.
+
+    Models of the next token leave out the first label of each sequence. Which of the two it is
+    shows in the numbers of one batch; it matters only where batches are padded differently. None
+    where batches have no integer ``labels`` of sequences, or their loss is another mean.
+    """
+    labels: list[Tensor] = []
+    for batch in batches:
+        y = batch.get("labels") if isinstance(batch, Mapping) else None
+        if not isinstance(y, Tensor) or y.dim() < 2 or y.is_floating_point():
+            return None
+        labels.append(y)
+    counts = [float((y != -100).sum()) for y in labels]
+    later = [float((y[..., 1:] != -100).sum()) for y in labels]
+    ratios = {a / b if b else float("inf") for a, b in zip(counts, later, strict=True)}
+    if len(ratios) == 1:
+        return tuple(counts)
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        trial = copy.deepcopy(model).eval()
+        i = max(range(len(labels)), key=lambda i: counts[i] - later[i])
+        found = trial(**batches[i])
+    logits = found.get("logits") if isinstance(found, Mapping) else getattr(found, "logits", None)
+    y, given = labels[i], models_own(lambda **_: found, batches[i])  # type: ignore[arg-type]
+    if not isinstance(logits, Tensor) or logits.shape[:-1] != y.shape:
+        return None
+    for chosen, x, t in ((counts, logits, y), (later, logits[..., :-1, :], y[..., 1:])):
+        mean = F.cross_entropy(x.reshape(-1, x.shape[-1]).double(), t.reshape(-1).long())
+        if torch.isclose(mean, given.double(), rtol=1e-2 if x.dtype.itemsize < 4 else 1e-4):
+            return tuple(chosen)
+    return None
 
 
 def metric_name(metric: Any) -> str:

@@ -315,7 +315,7 @@ class Snapshot:
             return self._memo.setdefault(id(x), self.copy(unwrapped(x)))
         kind = type(x)
         if kind in (dict, list, set, deque):
-            own = self._note(x, kind())
+            own = self._note(x, kind(maxlen=x.maxlen) if kind is deque else kind())
             self._fill(own, x, self.copy)
             return own
         if kind is tuple:
@@ -491,7 +491,7 @@ class Snapshot:
             keywords = {name: self.rebound(a) for name, a in x.keywords.items()}
             return self._note(x, functools.partial(self._rebound(x.func), *args, **keywords))
         if type(x) in (dict, list, set, deque):
-            own = self._note(x, type(x)())
+            own = self._note(x, deque(maxlen=x.maxlen) if isinstance(x, deque) else type(x)())
             self._fill(own, x, self._rebound)
             return own
         if isinstance(x, tuple):

@@ -21,10 +21,8 @@ from .sources import VERIFIED, ArraySource
 
 def of_log(path: str | os.PathLike[str]) -> Trajectory:
     """The trajectory in a log; its numbers stay in the file."""
-    header, records = log.read(path)
-    return _trajectory(
-        header, {name: records[name] for name in ("step", "metrics", "values", "crc")}, path
-    )
+    header, records = records_of_log(path)
+    return trajectory_of(_alone(header, path), records, path)
 
 
 def of_file(path: str | os.PathLike[str]) -> Trajectory:
@@ -34,6 +32,19 @@ def of_file(path: str | os.PathLike[str]) -> Trajectory:
         FileFormatError: damaged (of a large file only its shape is looked at, the rest by
             `Trajectory.verify`), or another result.
     """
+    header, records, source = records_of_file(path)
+    return trajectory_of(_alone(header, source), records, source)
+
+
+def records_of_log(path: str | os.PathLike[str]) -> tuple[log.Header, dict[str, Any]]:
+    """The header of a log, and its records by columns, mapped."""
+    header, records = log.read(path)
+    return header, {name: records[name] for name in ("step", "metrics", "values", "crc")}
+
+
+def records_of_file(path: str | os.PathLike[str]) -> tuple[log.Header, dict[str, Any], Any]:
+    """The header of an HDF5 file, its records by columns, mapped, and its path; raises as
+    `of_file`."""
     source = as_path(path, "path")
     with open_hdf5(source, "path") as file:
         group = member(file, GROUP, h5py.Group)
@@ -48,16 +59,25 @@ def of_file(path: str | os.PathLike[str]) -> Trajectory:
         kind = values.dtype
     mapped = np.memmap(source, dtype=kind, mode="r", offset=offset, shape=(count, width))
     records = {"step": facts["steps"], "metrics": facts["metrics"], "crc": facts["crc"]}
-    return _trajectory(header, {**records, "values": mapped}, source)
+    return header, {**records, "values": mapped}, source
 
 
-def _trajectory(header: log.Header, records: dict[str, Any], path: Any) -> Trajectory:
-    """``records``: columns step (T,), metrics (T, m), values (T, n + s), crc (T,)."""
+def _alone(header: log.Header, path: Any) -> log.Header:
+    count = header.about.get("runs", 1)
+    if count > 1:
+        raise InvalidArgument(
+            f"trajectory: {path} holds {count} runs; Runs.open(path)[p] is the trajectory of one"
+        )
+    return header
+
+
+def trajectory_of(header: log.Header, records: dict[str, Any], path: Any) -> Trajectory:
+    """One run's. ``records``: columns step (T,), metrics (T, m), values (T, n + s), crc (T,)."""
     values = records["values"]
     steps, metrics = np.array(records["step"]), np.array(records["metrics"])
     if len(steps) == 0:
         raise InvalidArgument(f"trajectory: expected at least one recorded point in {path}")
-    layout = _layout(header)
+    layout = layout_of_header(header)
     places, first = [], 0
     for t in header.tensors:
         if not t.parameter:
@@ -73,7 +93,8 @@ def _trajectory(header: log.Header, records: dict[str, Any], path: Any) -> Traje
     return Trajectory(source, layout, steps=steps, metrics=named, info=header.about.get("info"))
 
 
-def _layout(header: log.Header) -> ParameterLayout:
+def layout_of_header(header: log.Header) -> ParameterLayout:
+    """Of the parameters that its records hold."""
     entries: list[ParameterEntry] = []
     offset = 0
     for t in header.tensors:

@@ -1,0 +1,3 @@
+"""Optimisers for a training loop of one's own, with torch.optim's interface."""
+
+from .second_order import RungeKutta as RungeKutta

@@ -1,0 +1,83 @@
+"""Learning curves of runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import InvalidArgument
+from .paths import INK
+from .style import LINE_COLOURS, legend_above, new_axes, own_style
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+NAMED = 8  # runs that have a line in the legend each
+
+
+def plot_runs(
+    runs: Any,
+    ax: Axes | None = None,
+    *,
+    metric: str | None = None,
+    labels: Sequence[str] | None = None,
+    log: bool = False,
+    title: str | None = None,
+) -> Axes:
+    """A metric of each run against the step; returns the Axes.
+
+    Args:
+        runs: a `Runs`.
+        metric: one of its ``metrics``; default the loss over the data, else of mini-batches.
+        labels: P names; default their numbers.
+        log: a logarithmic axis.
+
+    A run that is not finite from a point on ends there with a cross.
+
+    Raises:
+        InvalidArgument: an unknown metric, another number of labels.
+    """
+    name = metric or ("loss" if "loss" in runs.metrics else "batch_loss")
+    if name not in runs.metrics:
+        raise InvalidArgument(f"metric: expected one of {', '.join(runs.metrics)}, got {name!r}")
+    values = runs.metrics[name]
+    if labels is not None and len(labels) != len(values):
+        raise InvalidArgument(f"labels: expected {len(values)}, got {len(labels)}")
+    many = len(values) > NAMED and labels is None
+    with own_style(ax is None):
+        axes: Any = new_axes(height=0.75) if ax is None else ax
+        for p, row in enumerate(values):
+            good = np.isfinite(row)
+            colour = LINE_COLOURS[0] if many else LINE_COLOURS[p % len(LINE_COLOURS)]
+            axes.plot(
+                runs.steps[good], row[good], color=colour, linewidth=0.6 if many else 1.0,
+                alpha=0.35 if many else 1.0, label=_name(p, labels, many, len(values)),
+            )  # fmt: skip
+            if good.any() and not good[-1]:
+                last = np.flatnonzero(good)[-1]
+                axes.plot(runs.steps[last], row[last], "x", color=colour, markersize=5)
+        if many:
+            middle = np.nanmedian(np.where(np.isfinite(values), values, np.nan)[:, 1:], axis=0)
+            axes.plot(runs.steps[1:], middle, color=INK, linewidth=1.2, label="median")
+        if log:
+            axes.set_yscale("log")
+        axes.set_xlabel("training step")
+        axes.set_ylabel(
+            {"batch_loss": "loss of mini-batches", "lr": "learning rate"}.get(name, name)
+        )
+        handles, _ = axes.get_legend_handles_labels()
+        if len(handles) > 1:
+            legend_above(axes, handles, columns=min(4, len(handles)))
+        if title is not None:
+            axes.set_title(title, pad=17)
+    return axes
+
+
+def _name(p: int, labels: Sequence[str] | None, many: bool, count: int) -> str:
+    if labels is not None:
+        return labels[p]
+    if many:
+        return f"{count} runs" if p == 0 else "_"
+    return f"run {p}"

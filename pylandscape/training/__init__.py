@@ -1,0 +1,1 @@
+"""Training: runs of a landscape's model advanced side by side, recorded as trajectories."""
