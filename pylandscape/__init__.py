@@ -67,7 +67,9 @@ _HOMES = {
     "results.curve": "Curve",
     "results.eigen_pairs": "EigenPairs",
     "results.flatness_table": "Flatness FlatnessRow",
+    "results.grid_values": "Grid",
     "results.loading": "load",
+    "results.merge_trees": "Topology",
     "results.mode_connection": "ModeConnection",
     "results.model_alignment": "ModelAlignment",
     "results.paths": "PrincipalComponents Projection",
@@ -76,15 +78,17 @@ _HOMES = {
     "results.stagnations": "Stagnation stagnation",
     "results.surface": "Surface",
     "results.tracks": "Track",
+    "results.vti": "save_vti",
     "results.vtp": "save_vtp",
     "results.walks": "Walks",
     "surfaces.convexity_map": "convexity",
-    "surfaces.grids": "interpolate line plane",
+    "surfaces.grids": "grid interpolate line plane",
     "surfaces.picture_curvature": "Sharpness hidden_curvature sharpness",
     "theta.directions": (
         "Direction as_directions gaussian normalize_direction random_directions target_direction"
     ),
     "theta.layout": "ParameterEntry ParameterLayout",
+    "topology.distances": "bottleneck_distance wasserstein_distance",
     "training.advance": "train",
     "training.optimisers": (
         "Adadelta Adagrad Adam AdamW Cosine RMSprop RungeKutta SGD StepDecay WarmUp"
@@ -204,7 +208,9 @@ else:
     from .results.eigen_pairs import EigenPairs as EigenPairs
     from .results.flatness_table import Flatness as Flatness
     from .results.flatness_table import FlatnessRow as FlatnessRow
+    from .results.grid_values import Grid as Grid
     from .results.loading import load as load
+    from .results.merge_trees import Topology as Topology
     from .results.mode_connection import ModeConnection as ModeConnection
     from .results.model_alignment import ModelAlignment as ModelAlignment
     from .results.paths import PrincipalComponents as PrincipalComponents
@@ -218,9 +224,11 @@ else:
     from .results.stagnations import stagnation as stagnation
     from .results.surface import Surface as Surface
     from .results.tracks import Track as Track
+    from .results.vti import save_vti as save_vti
     from .results.vtp import save_vtp as save_vtp
     from .results.walks import Walks as Walks
     from .surfaces.convexity_map import convexity as convexity
+    from .surfaces.grids import grid as grid
     from .surfaces.grids import interpolate as interpolate
     from .surfaces.grids import line as line
     from .surfaces.grids import plane as plane
@@ -235,6 +243,8 @@ else:
     from .theta.directions import target_direction as target_direction
     from .theta.layout import ParameterEntry as ParameterEntry
     from .theta.layout import ParameterLayout as ParameterLayout
+    from .topology.distances import bottleneck_distance as bottleneck_distance
+    from .topology.distances import wasserstein_distance as wasserstein_distance
     from .training.advance import train as train
     from .training.optimisers import SGD as SGD
     from .training.optimisers import Adadelta as Adadelta

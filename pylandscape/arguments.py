@@ -6,8 +6,6 @@ import operator
 import sys
 from typing import Any
 
-from torch import nn
-
 from .errors import InvalidArgument
 
 
@@ -36,6 +34,8 @@ def integer(value: Any, name: str, least: int | None = None, most: int | None = 
 
 def check_landscape(land: Any, function: str) -> None:
     """Raises InvalidArgument for a module in the place of a landscape."""
+    from torch import nn  # files are read and drawn without torch
+
     if isinstance(land, nn.Module):
         raise InvalidArgument(
             f"land: {function}() expected a Landscape, got the module {type(land).__name__}; make "

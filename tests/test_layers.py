@@ -28,6 +28,7 @@ FLOORS = (
     ("landscape",),
     ("runs",),
     ("plots",),
+    ("topology",),
     ("curvature",),
     ("trajectories",),
     ("training",),
@@ -59,8 +60,8 @@ INNER = {
 # Private names of torch's that our classes have too.
 TORCHS = {"_base", "_parameters", "_buffers", "_modules", "_version"}
 
-# Lazy imports that go up, all of them: what a result is drawn by.
-DISPATCHES = {("results.base", "plots")}
+# Lazy imports that go up, all of them: what a result is drawn by, and its topology.
+DISPATCHES = {("results.base", "plots"), ("results.base", "topology")}
 
 
 @cache

@@ -47,4 +47,5 @@ PYBIND11_MODULE(_C, m) {
   bind_lanczos(m);
   bind_points(m);
   bind_training(m);
+  bind_topology(m);
 }

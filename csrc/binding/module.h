@@ -18,5 +18,6 @@ void bind_questions(pybind11::module_& m);  // this and those below: after the p
 void bind_lanczos(pybind11::module_& m);
 void bind_points(pybind11::module_& m);
 void bind_training(pybind11::module_& m);
+void bind_topology(pybind11::module_& m);
 
 }  // namespace pylandscape

@@ -7,7 +7,9 @@ from typing import Any
 
 from .barrier_matrix import plot_barriers
 from .clouds import plot_cloud
+from .grid_slices import plot_grid
 from .learning_curves import plot_runs
+from .merge_trees import plot_topology
 from .mode_connection import plot_connection
 from .paths import (
     plot_agreement,
@@ -26,11 +28,13 @@ DRAWN_BY: dict[str, Callable[..., Any]] = {
     "Barriers": plot_barriers,
     "Cloud": plot_cloud,
     "EigenPairs": plot_pairs,
+    "Grid": plot_grid,
     "Embedding": plot_embedding,
     "ModeConnection": plot_connection,
     "PrincipalComponents": plot_components,
     "Projection": plot_projection,
     "Runs": plot_runs,
     "Spectrum": plot_spectrum,
+    "Topology": plot_topology,
     "Track": plot_track,
 }

@@ -41,7 +41,13 @@ class _Result:
         """Answer "is my plot right?": a verdict with one line per check (see sanity.py)."""
         from .sanity import check
 
-        return check(self)  # type: ignore[arg-type]
+        return check(self)
+
+    def topology(self, metric: str = "loss") -> Any:
+        """A `Topology`: merge trees and persistence pairs of a metric (topology/trees.py)."""
+        from ..topology.trees import topology_of
+
+        return topology_of(self, metric)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write an HDF5 file, atomically; one that is there is replaced. `pylandscape.load` reads

@@ -17,6 +17,8 @@ from . import (
     curve,
     eigen_pairs,
     foreign,
+    grid_values,
+    merge_trees,
     mode_connection,
     model_alignment,
     spectra,
@@ -30,6 +32,8 @@ Result = (
     | curve.Curve
     | mode_connection.ModeConnection
     | surface.Surface
+    | grid_values.Grid
+    | merge_trees.Topology
     | eigen_pairs.EigenPairs
     | spectra.Spectrum
     | _walks.Walks

@@ -73,10 +73,9 @@ class Verdict:
 
 
 class Checked(Protocol):
-    """A Curve or a Surface, as far as it is checked: a Surface also has y."""
+    """A Curve (with x), a Surface (also y) or a Grid (axes), as far as it is checked."""
 
     kind: str
-    x: Array
     values: Array
     info: dict[str, Any]
 
@@ -89,12 +88,12 @@ def check(result: Checked) -> Verdict:
     engines; the tolerance is sqrt(eps) of the dtype, relative, plus eps.
     """
     values = np.asarray(result.values, dtype=np.float64)
-    axes = [np.asarray(result.x, dtype=np.float64)]
-    if hasattr(result, "y"):
-        axes.append(np.asarray(result.y, dtype=np.float64))
+    given: list[Any] = getattr(result, "axes", [])
+    given = given or [getattr(result, name) for name in "xy" if hasattr(result, name)]
+    axes = [np.asarray(axis, dtype=np.float64) for axis in given]
     info = dict(result.info or {})
     facts = {**(info.get("request") or {}), **info}
-    slice_kind = result.kind in ("line", "plane")
+    slice_kind = result.kind in ("line", "plane", "grid")
     findings: list[Finding] = []
     if slice_kind:
         findings += _centre(values, axes, facts)
@@ -112,6 +111,10 @@ def check(result: Checked) -> Verdict:
     return Verdict(tuple(findings))
 
 
+def _names(axes: list[Array]) -> list[str]:
+    return [*"xyz"] if len(axes) < 4 else [f"x{k}" for k in range(len(axes))]
+
+
 def _eps(facts: dict[str, Any]) -> float:
     return EPS.get(str(facts.get("dtype", "float32")).removeprefix("torch."), EPS["float32"])
 
@@ -119,7 +122,7 @@ def _eps(facts: dict[str, Any]) -> float:
 def _centre(values: Array, axes: list[Array], facts: dict[str, Any]) -> Iterator[Finding]:
     expected, found = facts.get("model_loss"), facts.get("center_loss")
     nearest = [int(np.argmin(np.abs(axis))) for axis in axes]
-    for name, axis, k in zip("xy", axes, nearest, strict=False):
+    for name, axis, k in zip(_names(axes), axes, nearest, strict=False):
         if abs(axis[k]) > 1e-9 * max(abs(axis[0]), abs(axis[-1])):
             yield Finding(
                 "note", "centre",
@@ -188,7 +191,7 @@ def _lengths(axes: list[Array], facts: dict[str, Any]) -> Iterator[Finding]:
     norms, theta = facts.get("direction_norms"), facts.get("theta_norm")
     if not norms or not theta:
         return
-    for name, axis, norm in zip("xy", axes, norms, strict=False):
+    for name, axis, norm in zip(_names(axes), axes, norms, strict=False):
         if norm is None:
             continue
         if norm == 0:
@@ -314,7 +317,7 @@ def _minimum(
     at = np.unravel_index(
         int(np.nanargmin(np.where(np.isfinite(values), values, np.nan))), values.shape
     )
-    where = ", ".join(f"{n} = {a[k]:.3g}" for n, a, k in zip("xy", axes, at, strict=False))
+    where = ", ".join(f"{n} = {a[k]:.3g}" for n, a, k in zip(_names(axes), axes, at, strict=False))
     border = any(a.size > 2 and k in (0, a.size - 1) for a, k in zip(axes, at, strict=False))
     if border and slice_kind:
         yield Finding(

@@ -22,7 +22,7 @@ from ..curvature.tall import combine, norms
 from ..errors import InvalidArgument
 from ..results.surface import Surface
 from ..theta import random_source
-from .evaluation import Grid, Measure, evaluate_grid
+from .evaluation import GridQuestion, Measure, evaluate_grid
 from .grids import LINE_AXIS, Axis, plane_question
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ class _Ends:
     """
 
     def __init__(
-        self, land: Landscape, asked: Grid, tol: float | None, warm: bool, seed: int
+        self, land: Landscape, asked: GridQuestion, tol: float | None, warm: bool, seed: int
     ) -> None:
         self._land, self._asked, self._tol = land, asked, tol
         self._warm, self._seed = warm, seed

@@ -19,6 +19,7 @@ import torch
 from ..arrays import Array, digest, jsonable
 from ..files.hdf5 import JOURNAL_SUFFIX as SUFFIX
 from ..results.curve import Curve
+from ..results.grid_values import Grid
 from ..results.surface import Frame, Surface, triangle_layout
 from ..runs.chunks import Evaluate, evaluate_in_chunks
 from ..runs.journal import Journal
@@ -38,12 +39,12 @@ BATCHNORM_NOTE = (
 
 
 @dataclass(frozen=True)
-class Grid:
+class GridQuestion:
     """L(base + C D) on a grid.
 
     Attributes:
         kind: of the result.
-        axes: name -> (n,), one or two.
+        axes: name -> (n,), one per dimension.
         coefficients: C (G, k), the grid in row-major order.
         base: (n,), with the running statistics after it where they move (running_statistics.py).
         vectors: D (k, n), likewise.
@@ -77,12 +78,12 @@ class Measure:
 
 def evaluate_grid(
     land: Landscape,
-    asked: Grid,
+    asked: GridQuestion,
     metrics: str | Metric | Sequence[Metric],
     path: str | os.PathLike[str] | None,
     progress: bool,
     measure: Measure | None = None,
-) -> Curve | Surface:
+) -> Curve | Surface | Grid:
     """Evaluate, or resume, or load; with a path, the result is in that file at the end.
 
     Args:
@@ -102,7 +103,7 @@ def evaluate_grid(
             return measure.prepare()
         return land.prepare(asked.vectors, metrics=chosen, theta=asked.base)
 
-    def run(journal: Journal | None) -> Curve | Surface:
+    def run(journal: Journal | None) -> Curve | Surface | Grid:
         started = time.perf_counter()
         resumed = 0 if journal is None else int(journal.done.sum())
         values = evaluate_in_chunks(
@@ -127,6 +128,8 @@ def evaluate_grid(
             "info": jsonable(info, "info"),
             "kind": asked.kind,
         }
+        if asked.kind == "grid":
+            return Grid(axes, **more)
         return Curve(axes[0], **more) if len(axes) == 1 else Surface(axes[0], axes[1], **more)
 
     if path is None:
@@ -166,7 +169,9 @@ def request_for(
     )
 
 
-def _info(land: Landscape, asked: Grid, request: dict[str, Any], losses: Array) -> dict[str, Any]:
+def _info(
+    land: Landscape, asked: GridQuestion, request: dict[str, Any], losses: Array
+) -> dict[str, Any]:
     vectors, base = asked.vectors[:, : land.n_params], asked.base[: land.n_params]
     norms = [float(torch.linalg.vector_norm(v, dtype=torch.float64)) for v in vectors]
     info: dict[str, Any] = {
@@ -188,7 +193,7 @@ def _info(land: Landscape, asked: Grid, request: dict[str, Any], losses: Array) 
     negative = running_statistics.negative(land.moved, asked.base, asked.vectors)
     if negative is not None:
         info["negative_variance"] = int(negative(asked.coefficients).sum())
-    if asked.kind not in ("line", "plane"):
+    if asked.kind not in ("line", "plane", "grid"):
         distances = _distances(vectors)
         info["vertex_losses"] = land.losses(points=asked.vectors)
         info["vertex_norms"] = norms

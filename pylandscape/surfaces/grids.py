@@ -1,4 +1,4 @@
-"""Lines, planes and interpolations: which points of parameter space a picture needs.
+"""Lines, planes, grids and interpolations: which points of parameter space a picture needs.
 
 Every question here is L(base + C D) for coefficients C (G, k) on a grid and directions D (k, n).
 Between solutions, base = 0, D = the solutions and C = their weights, so that corners are exact.
@@ -8,6 +8,7 @@ The way goes on in evaluation.py, then runs/chunks.py, and `Landscape.prepare` f
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -21,12 +22,13 @@ from ..arrays import Array, Path
 from ..errors import InvalidArgument
 from ..results.base import check_axis
 from ..results.curve import Curve
+from ..results.grid_values import Grid
 from ..results.surface import Surface, barycentric_weights, bilinear_weights
 from ..runs.request import Metric
 from ..theta import running_statistics
 from ..theta.checkpoints import MODELS
 from ..theta.directions import as_steps
-from .evaluation import Grid, evaluate_grid
+from .evaluation import GridQuestion, evaluate_grid
 
 if TYPE_CHECKING:
     from ..landscape import Landscape
@@ -38,6 +40,8 @@ Metrics = str | Metric | Sequence[Metric]
 LINE_AXIS = (-1, 1, 51)
 BETWEEN_TWO = (-0.5, 1.5, 401)  # methods: alpha in [-0.5, 1.5], 401 points
 BETWEEN_MORE = (0, 1, 25)
+GRID_AXIS = (-1, 1, 21)
+MOST_POINTS = 2**31
 
 
 def line(
@@ -78,7 +82,9 @@ def line(
     axis, land = make_axis(x, "x"), land.at(theta)
     vectors, infos = _directions(land, {"direction": direction})
     centre = _centre(land, theta)
-    question = Grid("line", {"x": axis}, axis[:, None], centre[0], vectors, infos, centre[1])
+    question = GridQuestion(
+        "line", {"x": axis}, axis[:, None], centre[0], vectors, infos, centre[1]
+    )
     result = evaluate_grid(land, question, metrics, path, progress)
     assert isinstance(result, Curve)
     return result
@@ -117,14 +123,76 @@ def plane(
     return result
 
 
-def plane_question(land: Landscape, d1: Any, d2: Any, x: Axis, y: Axis, theta: Any = None) -> Grid:
+def grid(
+    land: Landscape,
+    directions: Any,
+    axes: Sequence[Axis] | None = None,
+    *,
+    path: Path | None = None,
+    metrics: Metrics = ("loss",),
+    progress: bool = True,
+    theta: Any = None,
+) -> Grid:
+    """L(theta + sum_k x_k d_k) on a grid of any dimension: lines and planes, and beyond.
+
+    Args:
+        directions: d Directions, tensors or arrays (n,); or a tensor or array (d, n).
+        axes: one per direction: (min, max, n) or an increasing array (n,), of at least two points;
+            by default (-1, 1, 21) each.
+        The others are those of `line`.
+
+    Returns:
+        A Grid with values[i1, ..., id].
+
+    Raises:
+        As `line`; also InvalidArgument for a grid of more than 2^31 points.
+    """
+    check_landscape(land, "grid")
+    land = land.at(theta)
+    try:
+        given = [] if isinstance(directions, str | Mapping) else list(directions)
+    except TypeError:
+        given = []
+    if not given:
+        raise InvalidArgument(f"directions: expected a sequence of directions, got {directions!r}")
+    try:
+        ranges: list[Any] = [GRID_AXIS] * len(given) if axes is None else list(axes)
+    except TypeError:
+        raise InvalidArgument(f"axes: expected one per direction, got {axes!r}") from None
+    if len(ranges) != len(given):
+        raise InvalidArgument(
+            f"axes: expected one per direction, {len(given)} of them, got {len(ranges)}"
+        )
+    found = {f"axes[{k}]": make_axis(each, f"axes[{k}]") for k, each in enumerate(ranges)}
+    for name, axis in found.items():
+        if axis.size < 2:
+            raise InvalidArgument(f"{name}: expected at least two points, got {axis.size}")
+    points = math.prod(axis.size for axis in found.values())
+    if points > MOST_POINTS:
+        need = points * 8 * (len(given) + 1) / 2**30
+        raise InvalidArgument(
+            f"axes: expected at most 2^31 points, got {points:,}, whose coordinates and losses "
+            f"take {need:,.0f} GiB; take fewer points along an axis"
+        )
+    vectors, infos = _directions(land, {f"directions[{k}]": d for k, d in enumerate(given)})
+    base, own_loss = _centre(land, theta)
+    coefficients = np.stack(_mesh(found), axis=1)
+    question = GridQuestion("grid", found, coefficients, base, vectors, infos, own_loss)
+    result = evaluate_grid(land, question, metrics, path, progress)
+    assert isinstance(result, Grid)
+    return result
+
+
+def plane_question(
+    land: Landscape, d1: Any, d2: Any, x: Axis, y: Axis, theta: Any = None
+) -> GridQuestion:
     """The points theta + x[i] d1 + y[j] d2, y fastest; arguments and errors as in `plane`, but for
     the landscape, which must be ``land.at(theta)``."""
     axes = {"x": make_axis(x, "x"), "y": make_axis(y, "y")}
     vectors, infos = _directions(land, {"d1": d1, "d2": d2})
     base, own_loss = _centre(land, theta)
     coefficients = np.stack(_mesh(axes), axis=1)
-    return Grid("plane", axes, coefficients, base, vectors, infos, own_loss)
+    return GridQuestion("plane", axes, coefficients, base, vectors, infos, own_loss)
 
 
 def interpolate(
@@ -191,8 +259,10 @@ def interpolate(
         kind, weights = "bilinear", bilinear_weights(*mesh)
     infos = [{"kind": "vertex", "index": i} for i in range(len(given))]
     base = torch.zeros_like(solutions[0])
-    question = Grid(kind, axes, weights, base, solutions, infos, None)
-    return evaluate_grid(land, question, metrics, path, progress)
+    question = GridQuestion(kind, axes, weights, base, solutions, infos, None)
+    found = evaluate_grid(land, question, metrics, path, progress)
+    assert isinstance(found, Curve | Surface)
+    return found
 
 
 def make_axis(axis: Axis, name: str) -> Array:
