@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+import pylandscape as pl
 from pylandscape.cli import app
 from pylandscape.cli.inputs import parse_axis, parse_names
 from pylandscape.errors import InvalidArgument
@@ -416,3 +417,43 @@ def test_axes_and_names():
     assert parse_names(["a,b", "c"]) == ("a", "b", "c")
     assert parse_names(["none"]) == ()
     assert parse_names(None) == ()
+
+
+def test_runs_are_trained_resumed_and_drawn_from_the_shell(folder, monkeypatch, capsys):
+    words = [
+        "train", *MODEL, "--runs", "2", "--optimizer", "adam", "--lr", "0.01", "--epochs", "3",
+        "--batch-size", "8", "--out", "runs.h5", "--plot", "curves.png", "--no-progress",
+    ]  # fmt: skip
+    code, out, err = in_process(folder, monkeypatch, capsys, *words)
+    assert (code, err) == (0, "")
+    assert "Runs(2 of" in out
+    assert (folder / "curves.png").stat().st_size > 1000
+    again = in_process(folder, monkeypatch, capsys, *words)[1]  # the finished file answers
+    assert again[again.index("result") :] == out[out.index("result") :]
+    for more, said in (
+        (("--optimizer", "adagrad", "--lr", "0.1", "--momentum", "0.9"), "--momentum"),
+        ((), "--lr: expected a learning rate, which sgd has no default for"),
+        (("--lr", "0.1", "--record", "often"), "--record: expected epoch"),
+        (("--lr", "0.1", "--batch-size", "100000"), "batch_size"),
+    ):
+        code, _, err = in_process(
+            folder, monkeypatch, capsys, "train", *MODEL, "--epochs", "1", *more
+        )
+        assert code == 2
+        assert said in err
+
+
+def test_the_merge_tree_of_a_saved_plane_is_printed_and_drawn(folder, monkeypatch, capsys):
+    x = np.linspace(-2, 2, 41)
+    values = (x[:, None] ** 2 - 1) ** 2 + 0.2 * x[:, None] + x[None, :] ** 2  # two wells
+    pl.Surface(x, x, values).save(folder / "wells.h5")
+    code, out, _ = in_process(
+        folder, monkeypatch, capsys, "topology", "wells.h5", "--plot", "t.png", "--out", "t.h5"
+    )
+    assert code == 0
+    table = out[out.index("persistence") :].splitlines()[1:3]
+    assert [line.split()[2] for line in table] == ["inf", "0.8001"]  # of two wells, one dies
+    assert (folder / "t.png").exists()
+    code, _, err = in_process(folder, monkeypatch, capsys, "topology", "missing.h5")
+    assert code == 2
+    assert "missing.h5" in err

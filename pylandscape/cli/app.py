@@ -62,7 +62,7 @@ def joined(arguments: Sequence[str]) -> list[str]:
 
 
 def parser() -> argparse.ArgumentParser:
-    from . import clouds, critical, studies, trajectories
+    from . import clouds, critical, pictures, studies, trajectories
     from .curvature import add_commands
 
     top = argparse.ArgumentParser(
@@ -113,6 +113,7 @@ def parser() -> argparse.ArgumentParser:
     clouds.add_commands(command)
     studies.add_commands(command)
     trajectories.add_commands(command)
+    pictures.add_commands(command)
 
     plot = command(
         "plot", _plot, "draw a saved result; several curves or spectra go into one picture"

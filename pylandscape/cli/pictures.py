@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InvalidArgument
-from .common import _picture
+from .common import AddCommand, _picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -47,6 +47,51 @@ def _plot(options: argparse.Namespace) -> None:
     for path in options.out:
         print(f"written    {surface.save(axes, path)}")
     surface.close(axes)
+
+
+def add_commands(command: AddCommand) -> None:
+    """Give the parser the command topology; `command` makes one."""
+    topology = command(
+        "topology", _topology, "basins, saddles and their persistence of a saved line, plane, grid"
+    )
+    topology.add_argument("file", metavar="FILE.h5")
+    topology.add_argument("--metric", default="loss", help="default: %(default)s")
+    topology.add_argument("--most", type=int, default=10, help="rows printed (default: 10)")
+    topology.add_argument("--out", metavar="FILE.h5", help="the trees")
+    topology.add_argument(
+        "--plot", action="append", metavar="FILE", help=".png, .pdf, .svg; may be repeated"
+    )
+    topology.add_argument(
+        "--kind", choices=("tree", "barcode", "diagram"), default="tree", help="default: tree"
+    )
+
+
+def _topology(options: argparse.Namespace) -> None:
+    from ..plots.style import check_suffix
+    from ..results.loading import load
+    from .trajectories import save_to
+
+    for path in options.plot or []:
+        check_suffix(path)
+    result = load(options.file)
+    if not hasattr(result, "topology"):
+        raise InvalidArgument(
+            f"FILE: expected a curve, a surface or a grid, got a {type(result).__name__}"
+        )
+    found = result.topology(options.metric)
+    print(f"result     {found!r}")
+    pairs = found.barcode()
+    print(f"{'born':>14}{'dies':>14}{'persistence':>14}")
+    for born, dies in pairs[: options.most]:
+        print(f"{born:>14.6g}{dies:>14.6g}{dies - born:>14.6g}")
+    if len(pairs) > options.most:
+        print(f"... {len(pairs) - options.most} more; --most N shows them")
+    print(f"smad       {found.smad():.6g}")
+    if options.out:
+        found.save(options.out)
+        print(f"written    {options.out}")
+    if options.plot:
+        save_to(found.draw(options.kind), options.plot)
 
 
 def _plot_runs(options: argparse.Namespace) -> None:

@@ -1,8 +1,9 @@
-"""The commands about training: `pylandscape trajectory | track`."""
+"""The commands about training: `pylandscape train | trajectory | track`."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,10 +27,48 @@ if TYPE_CHECKING:
     from ..trajectories.base import Trajectory
 
 SHARES = 6  # components in the table
+RULES = {
+    "sgd": "SGD", "adagrad": "Adagrad", "rmsprop": "RMSprop", "adadelta": "Adadelta",
+    "adam": "Adam", "adamw": "AdamW",
+}  # fmt: skip
 
 
 def add_commands(command: AddCommand) -> None:
-    """Give the parser the two commands; `command` makes one."""
+    """Give the parser the three commands; `command` makes one."""
+    train = command("train", _train, "runs trained side by side, recorded in one file")
+    model_options(train, required=True)
+    train.add_argument(
+        "--optimizer", choices=RULES, default="sgd", help="default: %(default)s"
+    )  # fmt: skip
+    train.add_argument("--lr", type=float, help="learning rate (default: the optimiser's own)")
+    train.add_argument("--momentum", type=float, help="of sgd and rmsprop")
+    train.add_argument("--weight-decay", type=float)
+    train.add_argument(
+        "--runge-kutta", choices=("midpoint", "heun", "ralston", "ralston_min_error"),
+        help="two gradients a step",
+    )  # fmt: skip
+    train.add_argument(
+        "--runs", type=int, default=1,
+        help="how many, each initialised anew (default: %(default)s, from the model as it is)",
+    )  # fmt: skip
+    train.add_argument(
+        "--start", action="append", metavar="CHECKPOINT", help="instead of --runs; repeatable"
+    )
+    length = train.add_mutually_exclusive_group(required=True)
+    length.add_argument("--epochs", type=int)
+    length.add_argument("--steps", type=int)
+    train.add_argument("--batch-size", type=int, help="default: all samples")
+    train.add_argument(
+        "--record", default="epoch", metavar="epoch|K", help="each epoch, or each K-th step"
+    )
+    train.add_argument("--clip", type=float, help="largest norm of a step's gradient")
+    train.add_argument("--seed", type=int, default=0, help="default: 0")
+    train.add_argument("--out", metavar="FILE.h5", help="the runs; the same command resumes them")
+    train.add_argument(
+        "--plot", action="append", metavar="FILE", help="learning curves; may be repeated"
+    )
+    train.add_argument("--no-progress", action="store_true")
+
     path = command(
         "trajectory", _trajectory,
         "a run as data: principal components, distances, its path on a surface, MDS",
@@ -120,6 +159,57 @@ def about_track(track: Track) -> list[str]:
         mark = "" if track.converged[i].all() else "  NOT CONVERGED"
         lines.append(f"{step:>8}{values}{limit}{mark}")
     return lines
+
+
+def _train(options: argparse.Namespace) -> None:
+    from ..training import optimisers
+    from ..training.advance import train
+
+    given = {
+        name: value
+        for name in ("lr", "momentum", "weight_decay")
+        if (value := getattr(options, name)) is not None
+    }
+    kind = getattr(optimisers, RULES[options.optimizer])
+    known = {field.name: field for field in dataclasses.fields(kind)}
+    if "lr" not in given and known["lr"].default is dataclasses.MISSING:
+        raise InvalidArgument(
+            f"--lr: expected a learning rate, which {options.optimizer} has no default for"
+        )
+    for name in given.keys() - known.keys():
+        raise InvalidArgument(
+            f"--{name.replace('_', '-')}: expected with an optimiser that has one, got "
+            f"{options.optimizer}"
+        )
+    rule = kind(**given)
+    if options.runge_kutta:
+        rule = optimisers.RungeKutta(rule, options.runge_kutta)
+    land = prepare(options)
+    starts: Any = options.start
+    if starts is None:
+        starts = [land.theta] if options.runs == 1 else options.runs
+    record: Any = options.record
+    if record != "epoch":
+        try:
+            record = int(record)
+        except ValueError as error:
+            raise InvalidArgument(
+                f"--record: expected epoch or a number of steps, got {record!r}"
+            ) from error
+    runs = train(
+        land, starts, rule, epochs=options.epochs, steps=options.steps,
+        batch_size=options.batch_size, record=record, clip=options.clip, seed=options.seed,
+        engine=options.engine, path=options.out, progress=not options.no_progress,
+    )  # fmt: skip
+    why = f" ({runs.reason})" if runs.reason else ""
+    print(f"result     {runs!r}{why}")
+    for name, values in runs.metrics.items():
+        ends = ", ".join(f"{v:.6g}" for v in values[:, -1])
+        print(f"{name:<10} {ends} at the end of each run")
+    if options.out:
+        print(f"written    {options.out}")
+    if options.plot:
+        save_to(runs.plot(), options.plot)
 
 
 def _trajectory(options: argparse.Namespace) -> None:
