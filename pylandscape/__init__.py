@@ -35,7 +35,6 @@ _HOMES = {
     "critical.monotone": "MonotonePath is_non_ascending monotone_path",
     "critical.symmetry": "EquioutputGroup",
     "curvature.at_points": "PointGradients PointHessians gradients hessians iterate_hessians",
-    "interop": "from_function",
     "curvature.eigen": "eigenpairs",
     "curvature.gradient_subspace": (
         "OutlierReport condition_number covariance_spectrum gradient_concentration "
@@ -53,8 +52,10 @@ _HOMES = {
         "NotLowered PylandscapeError ResumeMismatch"
     ),
     "experiments.theorems": "TheoryTable theory",
+    "interop": "from_function",
     "landscape": "EngineReport Landscape",
     "plots.clouds": "plot_clouds",
+    "plots.side_by_side": "compare",
     "plots.spectra": "plot_spectra",
     "results.barrier_matrix": "Barriers",
     "results.cloud": "Cloud",
@@ -179,6 +180,7 @@ else:
     from .landscape import EngineReport as EngineReport
     from .landscape import Landscape as Landscape
     from .plots.clouds import plot_clouds as plot_clouds
+    from .plots.side_by_side import compare as compare
     from .plots.spectra import plot_spectra as plot_spectra
     from .results.barrier_matrix import Barriers as Barriers
     from .results.cloud import Cloud as Cloud
