@@ -58,6 +58,7 @@ _HOMES = {
     "interop": "from_function",
     "landscape": "EngineReport Landscape",
     "plots.clouds": "plot_clouds",
+    "plots.side_by_side": "compare",
     "plots.spectra": "plot_spectra",
     "results.barrier_matrix": "Barriers",
     "results.cloud": "Cloud",
@@ -198,6 +199,7 @@ else:
     from .landscape import EngineReport as EngineReport
     from .landscape import Landscape as Landscape
     from .plots.clouds import plot_clouds as plot_clouds
+    from .plots.side_by_side import compare as compare
     from .plots.spectra import plot_spectra as plot_spectra
     from .results.barrier_matrix import Barriers as Barriers
     from .results.cloud import Cloud as Cloud

@@ -117,11 +117,15 @@ def _landscape_picture(results: list[Any], options: argparse.Namespace, labels: 
     if options.title:
         chosen["title"] = options.title
     if len(results) > 1:
-        if any(hasattr(r, "y") for r in results):
-            raise InvalidArgument(
-                f"FILE: expected one surface or several curves, got {len(results)} files"
-            )
-        return surface.plot_lines(results, labels=labels, **chosen)
+        from ..plots.side_by_side import compare
+
+        if options.trajectory:
+            raise InvalidArgument("--trajectory: expected one surface with it, got several files")
+        if hasattr(results[0], "y"):
+            chosen["kind"] = options.kind
+            if options.levels:
+                chosen["levels"] = _levels(options.levels)
+        return compare(results, labels=labels, **chosen)[0]
     if options.levels:
         chosen["levels"] = _levels(options.levels)
     if options.trajectory:

@@ -10,13 +10,13 @@ import numpy as np
 from ..arrays import Array
 from ..errors import InvalidArgument
 from ..files.store import by_fields, save
-from .base import draw
+from .base import Pictured, draw
 from .curve import Curve
 
 
 @by_fields
 @dataclass(eq=False, repr=False)
-class Barriers:
+class Barriers(Pictured):
     """L on the straight lines between P models.
 
     Attributes:

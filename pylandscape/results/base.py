@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ..arrays import Array
-from ..errors import InvalidArgument
+from ..errors import InvalidArgument, PylandscapeError
 from ..files import store
 
 if TYPE_CHECKING:
@@ -19,7 +20,28 @@ if TYPE_CHECKING:
     from .sanity import Verdict
 
 
-class _Result:
+class Pictured:
+    """A result that a notebook shows as its picture, where matplotlib can draw it."""
+
+    def _repr_png_(self) -> bytes | None:
+        """The default picture as PNG; None without matplotlib or with nothing to draw, where the
+        notebook shows the text."""
+        try:
+            import matplotlib.pyplot as plt
+
+            axes = draw(self)
+        except (ImportError, PylandscapeError):
+            return None
+        figure = axes.figure
+        try:
+            content = io.BytesIO()
+            figure.savefig(content, format="png", bbox_inches="tight")
+        finally:
+            plt.close(figure)
+        return content.getvalue()
+
+
+class _Result(Pictured):
     """What curves and surfaces share."""
 
     kind: str
@@ -36,6 +58,13 @@ class _Result:
         """Draw it and return the Axes; plots/surface.py lists the kinds and options."""
         axes: Axes = draw(self, kind, ax, **options)
         return axes
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        """The loss, for `np.asarray(result)`: the result's own array unless a copy is needed."""
+        found: Array = np.asarray(self.values, dtype=dtype)
+        if copy is False and not np.shares_memory(found, self.values):
+            raise ValueError(f"copy: expected a copy to be allowed for dtype {dtype}, got False")
+        return found.copy() if copy and found is self.values else found
 
     def check(self) -> Verdict:
         """Answer "is my plot right?": a verdict with one line per check (see sanity.py)."""

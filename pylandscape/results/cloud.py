@@ -12,7 +12,7 @@ import numpy as np
 from ..arrays import Array
 from ..errors import InvalidArgument
 from ..files import store
-from .base import draw
+from .base import Pictured, draw
 from .curvature_classes import KINDS
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ Range = tuple[float, float]
 
 @store.by_fields
 @dataclass(eq=False, repr=False)
-class Cloud:
+class Cloud(Pictured):
     """P dots.
 
     Attributes:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ..arrays import Array, is_tensor
 from ..errors import InvalidArgument
 from ..files import store
-from .base import draw
+from .base import Pictured, draw
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,7 +23,7 @@ WHICH = ("LA", "SA", "LM", "BE")
 EPS = float(np.finfo(np.float64).eps)
 
 
-class _SpectralResult:
+class _SpectralResult(Pictured):
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write an HDF5 file, atomically; one that is there is replaced. `pylandscape.load` reads
         it back bit for bit.

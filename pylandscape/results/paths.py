@@ -9,13 +9,13 @@ import numpy as np
 
 from ..arrays import Array
 from ..theta.directions import Direction
-from .base import draw
+from .base import Pictured, draw
 
 DOT = 0.01  # share of the path's reach, in space, below which its picture is a dot
 
 
 @dataclass(eq=False)
-class Projection:
+class Projection(Pictured):
     """A path in the plane theta + a d1 + b d2.
 
     Attributes:
@@ -75,7 +75,7 @@ class Projection:
 
 
 @dataclass(eq=False)
-class PrincipalComponents:
+class PrincipalComponents(Pictured):
     """The main directions of a path.
 
     Attributes:

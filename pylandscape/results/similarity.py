@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..arrays import Array
-from .base import draw
+from .base import Pictured, draw
 
 
 @dataclass(eq=False)
-class Embedding:
+class Embedding(Pictured):
     """P models as points of the plane.
 
     Attributes:
@@ -63,7 +63,7 @@ class FunctionalDistance:
 
 
 @dataclass(eq=False)
-class Agreement:
+class Agreement(Pictured):
     """P models beside each other.
 
     Attributes:

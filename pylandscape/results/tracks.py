@@ -9,12 +9,12 @@ import numpy as np
 
 from ..arrays import Array
 from ..files.store import by_fields, save
-from .base import draw
+from .base import Pictured, draw
 
 
 @by_fields
 @dataclass(eq=False, repr=False)
-class Track:
+class Track(Pictured):
     """Eigenvalues along a trajectory.
 
     Attributes:
