@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ..arrays import Array
 from ..errors import InvalidArgument
 from ..files import store
-from .base import draw
+from .base import Pictured, draw
 
 Integers = NDArray[np.int64]
 NAMES = ("extrema", "saddles", "deaths", "sizes", "borders", "parents")
@@ -74,7 +74,7 @@ class Basin(NamedTuple):
 
 
 @dataclass(eq=False, repr=False)
-class Topology:
+class Topology(Pictured):
     """Merge trees of a metric on a grid.
 
     Attributes:

@@ -12,7 +12,7 @@ import numpy as np
 from ..arrays import Array
 from ..errors import InvalidArgument
 from ..files.store import by_fields, save
-from .base import draw
+from .base import Pictured, draw
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,7 +23,7 @@ _FINE = 1024  # pieces of a Bezier curve whose lengths are added
 
 @by_fields
 @dataclass(eq=False, repr=False)
-class ModeConnection:
+class ModeConnection(Pictured):
     """phi(t) = sum_i w_i(t) vertex_i, 0 <= t <= 1, from model a to model b.
 
     Attributes:

@@ -17,13 +17,13 @@ from torch import Tensor
 from ..arrays import Array
 from ..errors import FileFormatError, InvalidArgument
 from ..files.store import target_of
-from ..results.base import draw
+from ..results.base import Pictured, draw
 from ..theta.layout import ParameterLayout
 from . import log, records, store
 from .base import Trajectory
 
 
-class Runs(Sequence[Trajectory]):
+class Runs(Pictured, Sequence[Trajectory]):
     """P training runs of one model, side by side; ``runs[p]`` is the `Trajectory` of run p.
 
     Attributes:
