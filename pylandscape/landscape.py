@@ -50,7 +50,7 @@ from .theta.losses import (
     Objective,
     counted_labels,
     metric_name,
-    models_own,
+    own_loss,
     resolve_loss,
 )
 from .theta.snapshot import Snapshot, unwrapped
@@ -153,14 +153,14 @@ class Landscape:
         self.dataset = Dataset(
             data, pairs=loss is not None, device=self.device, move=device is not None
         )
-        own_loss: KnownLoss | FreeLoss | Objective
+        spec: KnownLoss | FreeLoss | Objective
         if loss is not None:
-            own_loss = resolve_loss(loss)
+            spec = resolve_loss(loss)
         else:
             if objective is None and weight is None:
                 weight = counted_labels(self.model, [b.raw for b in self.dataset.batches])
-            own_loss = Objective(objective or models_own, batch_weights(weight, self.dataset))
-        self.loss_spec = rebound(snapshot, own_loss)
+            spec = Objective(objective or own_loss, batch_weights(weight, self.dataset))
+        self.loss_spec = rebound(snapshot, spec)
         effective_bn = bn if self.has_batchnorm else "eval"
         if bn == "interpolate":
             effective_bn = bn if self.moved.n > self.layout.n else "eval"
@@ -171,7 +171,7 @@ class Landscape:
             first = first.mapped(lambda t: t.to(own_device))
         # Where it is not the module itself that runs, an error there says nothing.
         converted = dtype is not None or moved is not None or whole is not model
-        self.eager.compare(model, own_loss, first, converted)
+        self.eager.compare(model, spec, first, converted)
         self._model_loss = self._first_loss()  # another where it needs gradients enabled
         self.eager.release()
         self._choose()

@@ -119,17 +119,17 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, monkeypatch):
 
     land, options = small(), {"steps": 12, "bends": 2, **QUIET}
     whole = pl.connect(land, mlp(1), mlp(2), **options)
-    move, path = curves._Training._move, tmp_path / "c.h5"
+    apply, path = curves.apply, tmp_path / "c.h5"
 
-    def stopped(self, slope, k, rate):
-        if k == 7:
+    def stopped(rule, theta, slope, moments, step, rate):
+        if step == 8:
             raise KeyboardInterrupt
-        move(self, slope, k, rate)
+        apply(rule, theta, slope, moments, step, rate)
 
-    monkeypatch.setattr(curves._Training, "_move", stopped)
+    monkeypatch.setattr(curves, "apply", stopped)
     with pytest.raises(KeyboardInterrupt):
         pl.connect(land, mlp(1), mlp(2), path=path, **options)
-    monkeypatch.setattr(curves._Training, "_move", move)
+    monkeypatch.setattr(curves, "apply", apply)
     found = pl.connect(land, mlp(1), mlp(2), path=path, **options)
     loaded = pl.load(path)
     for other in (found, loaded):

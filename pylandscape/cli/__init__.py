@@ -2,7 +2,8 @@
 
 app             `main`: the parser, exit codes; words: what a result says of itself
 common, inputs  options of the model; what users write: models, data, axes, files
-surfaces, curvature, critical, clouds, trajectories, pictures, info, studies   the commands
+surfaces, curvature, critical, clouds, trajectories (training, too), pictures (topology, too),
+                info, studies: the commands
 
 Nothing here imports torch before a command needs it.
 """

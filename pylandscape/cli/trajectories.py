@@ -37,9 +37,7 @@ def add_commands(command: AddCommand) -> None:
     """Give the parser the three commands; `command` makes one."""
     train = command("train", _train, "runs trained side by side, recorded in one file")
     model_options(train, required=True)
-    train.add_argument(
-        "--optimizer", choices=RULES, default="sgd", help="default: %(default)s"
-    )  # fmt: skip
+    train.add_argument("--optimizer", choices=RULES, default="sgd", help="default: %(default)s")
     train.add_argument("--lr", type=float, help="learning rate (default: the optimiser's own)")
     train.add_argument("--momentum", type=float, help="of sgd and rmsprop")
     train.add_argument("--weight-decay", type=float)

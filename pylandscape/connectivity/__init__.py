@@ -2,8 +2,11 @@
 
 lines           barriers on the straight lines between models
 curves          curves of low loss between two models, and their planes
+aligning        one model's units in the order of another's: symmetries (of any network, by
+                axis_rules over the axes of its operations), matching
 merging         the plane through a model and two fine-tuned from it
 flatness_measures   sharpness measures of one or many models, in one table
 
-The way goes on in runs/chunks.py and `Landscape.prepare`; results/barrier_matrix, flatness_table.
+The way goes on in runs/chunks.py and `Landscape.prepare`; results/barrier_matrix,
+mode_connection, model_alignment, flatness_table.
 """

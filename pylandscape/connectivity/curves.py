@@ -19,6 +19,8 @@ from torch import Tensor
 
 from ..arguments import callers_level, check_landscape, integer
 from ..arrays import Array, digest, progress_bar
+from ..engines.contract import Rule
+from ..engines.update_rules import apply
 from ..errors import InvalidArgument
 from ..results.mode_connection import KINDS, ModeConnection, curve_weights
 from ..results.surface import Surface
@@ -31,7 +33,7 @@ from ..theta import running_statistics
 if TYPE_CHECKING:
     from ..landscape import Landscape
 
-_MEAN, _SQUARE, _EPS = 0.9, 0.999, 1e-8  # of Adam
+_ADAM = Rule("adam")
 _SMALL = 2000  # parameters up to which the gradients of all t are one question
 _MARGIN = 0.2  # of a plane around what lies in it
 _DRAWN = 101  # points of a drawn curve
@@ -153,7 +155,8 @@ class _Training:
                     u = np.random.default_rng([seed, k]).random(samples)
                     t = (np.arange(samples) + u) / samples
                     history[k], slope = self._slope(t)
-                    self._move(slope, k, 0.5 * lr * (1.0 + np.cos(np.pi * k / steps)))
+                    rate = 0.5 * lr * (1.0 + np.cos(np.pi * k / steps))
+                    apply(_ADAM, self.free, slope, (self.mean, self.square), k + 1, rate)
                     done = k + 1
                     bar.update()
                     if kept.due:
@@ -183,12 +186,6 @@ class _Training:
         rows = at.to(self.land.dtype)
         losses = np.asarray(self.land.losses(points=rows))
         return losses, torch.stack([self.land.gradient(row) for row in rows])
-
-    def _move(self, slope: Tensor, k: int, rate: float) -> None:
-        self.mean.mul_(_MEAN).add_(slope, alpha=1.0 - _MEAN)
-        self.square.mul_(_SQUARE).addcmul_(slope, slope, value=1.0 - _SQUARE)
-        scale = (self.square / (1.0 - _SQUARE ** (k + 1))).sqrt_().add_(_EPS)
-        self.free.addcdiv_(self.mean, scale, value=-rate / (1.0 - _MEAN ** (k + 1)))
 
 
 def connection_plane(

@@ -2,13 +2,12 @@
 
 The program is the landscape's own, captured in eval mode. So a model is trained here only where
 train mode computes the same: `_check_train_mode` runs the module in train mode on a few samples and
-compares outputs and gradients; a model that draws random numbers or changes its buffers there is
+compares loss and gradient; a model that draws random numbers or changes its buffers there is
 refused. The way goes on in csrc/training.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +20,7 @@ from ..lowering.build import Data
 from ..lowering.capture import first_line, restored_attributes
 from ..theta.data import untouched_random_state
 from ..theta.losses import KnownLoss, why_free
+from ..theta.snapshot import Snapshot
 from .capture_check import checked_points
 from .contract import RunState
 from .native import NativeEngine
@@ -204,10 +204,8 @@ def _check_train_mode(land: Answered, engine: NativeEngine, data: Data) -> None:
     rows = rows[:_CHECKED_SAMPLES]
     targets = data.targets.unflatten(0, (len(data.inputs), -1))[rows].flatten(0, 1)
     few = Data(data.inputs[rows], targets, (len(rows),), data.dtype)
-    model = copy.deepcopy(land.model).cpu()
-    floating = [t.dtype for t in model.parameters() if t.is_floating_point()]
-    if any(dtype != land.dtype for dtype in floating):
-        model = model.to(land.dtype)
+    floating = {t.dtype for t in land.model.parameters() if t.is_floating_point()}
+    model = Snapshot(land.model, None if floating == {land.dtype} else land.dtype).model
     model.train()
     point = checked_points(land.layout, land.theta.detach().to("cpu", land.dtype))[1]
     with untouched_random_state(), restored_attributes(model):

@@ -19,7 +19,7 @@ _TORCHS = 1e-6  # added to the norm, as torch.nn.utils.clip_grad_norm_ does
 def apply(
     rule: Rule, theta: Tensor, gradient: Tensor, moments: Sequence[Tensor], step: int, lr: float
 ) -> None:
-    """theta (n,) and its moments (n,) after one step, in place.
+    """theta (n,) and its moments (n,) after one step, in place. Without ``clip``, any shape.
 
     Args:
         gradient: (n,), which may be overwritten.

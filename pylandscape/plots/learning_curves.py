@@ -59,8 +59,15 @@ def plot_runs(
                 last = np.flatnonzero(good)[-1]
                 axes.plot(runs.steps[last], row[last], "x", color=colour, markersize=5)
         if many:
-            middle = np.nanmedian(np.where(np.isfinite(values), values, np.nan)[:, 1:], axis=0)
-            axes.plot(runs.steps[1:], middle, color=INK, linewidth=1.2, label="median")
+            there = np.isfinite(values).any(axis=0)  # some run has not diverged
+            shown = np.where(np.isfinite(values), values, np.nan)[:, there]
+            axes.plot(
+                runs.steps[there],
+                np.nanmedian(shown, axis=0),
+                color=INK,
+                linewidth=1.2,
+                label="median",
+            )
         if log:
             axes.set_yscale("log")
         axes.set_xlabel("training step")

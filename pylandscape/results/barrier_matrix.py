@@ -49,10 +49,7 @@ class Barriers(Pictured):
         """(P, P) max over alpha of L(theta(alpha)) - (1 - alpha) L_i - alpha L_j, in units of the
         loss: never negative, 0 for a convex L, NaN where the loss is NaN on the way."""
         losses = self.losses
-        line = (1 - self.alpha) * losses[:, None, None] + self.alpha * losses[None, :, None]
-        excess = self.values - line
-        rounding = 4 * np.finfo(np.float64).eps * np.abs(line)
-        return np.maximum(np.where(excess <= rounding, 0.0, excess).max(axis=2), 0.0)
+        return barrier_of(self.alpha, self.values, losses[:, None], losses[None, :])
 
     def curve(self, i: int, j: int) -> Curve:
         """L on the line from model i (alpha = 0) to model j (alpha = 1)."""
@@ -78,3 +75,12 @@ class Barriers(Pictured):
             f"Barriers({count} models, {others.min():.3g} to {others.max():.3g}, losses "
             f"{self.losses.min():.4g} to {self.losses.max():.4g})"
         )
+
+
+def barrier_of(t: Array, values: Array, first: Any, last: Any) -> Array:
+    """max over t of values (..., q) - (1 - t) first - t last: never negative; what is rounding is
+    0, NaN where a value is NaN."""
+    line = (1 - t) * np.asarray(first)[..., None] + t * np.asarray(last)[..., None]
+    excess = values - line
+    rounding = 4 * np.finfo(np.float64).eps * np.abs(line)
+    return np.maximum(np.where(excess <= rounding, 0.0, excess).max(axis=-1), 0.0)

@@ -12,6 +12,7 @@ import numpy as np
 from ..arrays import Array
 from ..errors import InvalidArgument
 from ..files.store import by_fields, save
+from .barrier_matrix import barrier_of
 from .base import Pictured, draw
 
 if TYPE_CHECKING:
@@ -55,12 +56,12 @@ class ModeConnection(Pictured):
     def barrier(self) -> float:
         """max over t of L(phi(t)) - (1 - t) L(a) - t L(b), in units of the loss; never negative,
         NaN where the loss is NaN on the way."""
-        return _barrier(self.t, self.values)
+        return float(barrier_of(self.t, self.values, self.values[0], self.values[-1]))
 
     @property
     def line_barrier(self) -> float:
         """The same of the straight line."""
-        return _barrier(self.t, self.line)
+        return float(barrier_of(self.t, self.line, self.line[0], self.line[-1]))
 
     @property
     def length(self) -> float:
@@ -140,10 +141,3 @@ def curve_weights(kind: str, bends: int, t: Array) -> Array:
         binomial = np.array([comb(last, k) for k in i], dtype=np.float64)
         return np.asarray(binomial * t**i * (1.0 - t) ** (last - i))
     return np.maximum(0.0, 1.0 - np.abs(t * last - np.arange(last + 1)))
-
-
-def _barrier(t: Array, values: Array) -> float:
-    ends = (1.0 - t) * values[0] + t * values[-1]
-    excess = values - ends
-    rounding = 4 * np.finfo(np.float64).eps * np.abs(ends)
-    return float(np.maximum(np.where(excess <= rounding, 0.0, excess), 0.0).max())

@@ -88,9 +88,7 @@ def check(result: Checked) -> Verdict:
     engines; the tolerance is sqrt(eps) of the dtype, relative, plus eps.
     """
     values = np.asarray(result.values, dtype=np.float64)
-    given: list[Any] = getattr(result, "axes", [])
-    given = given or [getattr(result, name) for name in "xy" if hasattr(result, name)]
-    axes = [np.asarray(axis, dtype=np.float64) for axis in given]
+    axes = [np.asarray(axis, dtype=np.float64) for axis in axes_of(result)]
     info = dict(result.info or {})
     facts = {**(info.get("request") or {}), **info}
     slice_kind = result.kind in ("line", "plane", "grid")
@@ -109,6 +107,12 @@ def check(result: Checked) -> Verdict:
     if facts.get("slope_mismatch"):
         findings.append(Finding("note", "slope", str(facts["slope_mismatch"])))
     return Verdict(tuple(findings))
+
+
+def axes_of(result: Any) -> list[Array]:
+    """The axes of a Curve, a Surface or a Grid, in the order of its values' dimensions."""
+    given: list[Array] = getattr(result, "axes", [])
+    return given or [getattr(result, name) for name in "xy" if hasattr(result, name)]
 
 
 def _names(axes: list[Array]) -> list[str]:

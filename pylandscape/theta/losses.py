@@ -7,7 +7,6 @@ are computed in float64 from the model's outputs, whatever its dtype.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import InvalidArgument
+from .data import untouched_random_state
+from .snapshot import Snapshot
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Objective:
         return str(getattr(self.fn, "__name__", type(self.fn).__name__))
 
 
-def models_own(model: nn.Module, batch: Any) -> Tensor:
+def own_loss(model: nn.Module, batch: Any) -> Tensor:
     """The loss that a model gives by itself: ``.loss`` or ["loss"] of what it returns.
 
     A batch that is a dict is passed as ``model(**batch)``, a tuple as ``model(*batch)``, as
@@ -48,18 +49,21 @@ def models_own(model: nn.Module, batch: Any) -> Tensor:
             "loss, objective: expected exactly one of them, or a model that takes a batch as it is "
             f"and returns its own loss; got neither, and {type(model).__name__} says: {error}"
         ) from error
-    loss = found.get("loss") if isinstance(found, Mapping) else getattr(found, "loss", None)
+    loss = _part(found, "loss")
     if isinstance(loss, Tensor):
         return loss
-    none = "; its loss is None: the batch has no labels" if _may(found) else ""
+    none = "; its loss is None: the batch has no labels" if loss is None else ""
     raise InvalidArgument(
         "loss, objective: expected exactly one of them, or a model that returns its own loss (an "
         f"output with .loss, or a dict with 'loss'), got a {type(found).__name__}{none}"
     )
 
 
-def _may(found: Any) -> bool:
-    return "loss" in found if isinstance(found, Mapping) else hasattr(found, "loss")
+def _part(output: Any, name: str) -> Any:
+    """output.name or output[name]; the word "missing" where there is none."""
+    if isinstance(output, Mapping):
+        return output.get(name, "missing")
+    return getattr(output, name, "missing")
 
 
 def counted_labels(model: nn.Module, batches: Sequence[Any]) -> tuple[float, ...] | None:
@@ -80,17 +84,21 @@ def counted_labels(model: nn.Module, batches: Sequence[Any]) -> tuple[float, ...
     ratios = {a / b if b else float("inf") for a, b in zip(counts, later, strict=True)}
     if len(ratios) == 1:
         return tuple(counts)
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        trial = copy.deepcopy(model).eval()
-        i = max(range(len(labels)), key=lambda i: counts[i] - later[i])
-        found = trial(**batches[i])
-    logits = found.get("logits") if isinstance(found, Mapping) else getattr(found, "logits", None)
-    y, given = labels[i], models_own(lambda **_: found, batches[i])  # type: ignore[arg-type]
-    if not isinstance(logits, Tensor) or logits.shape[:-1] != y.shape:
+    i = max(range(len(labels)), key=lambda i: counts[i] - later[i])
+    y = labels[i]
+    try:
+        with torch.no_grad(), untouched_random_state(y.device):
+            found = Snapshot(model).model.eval()(**batches[i])
+    except Exception:  # the first run over the data says it better
+        return None
+    loss, logits = _part(found, "loss"), _part(found, "logits")
+    if not isinstance(loss, Tensor) or not isinstance(logits, Tensor):
+        return None
+    if logits.shape[:-1] != y.shape:
         return None
     for chosen, x, t in ((counts, logits, y), (later, logits[..., :-1, :], y[..., 1:])):
         mean = F.cross_entropy(x.reshape(-1, x.shape[-1]).double(), t.reshape(-1).long())
-        if torch.isclose(mean, given.double(), rtol=1e-2 if x.dtype.itemsize < 4 else 1e-4):
+        if torch.isclose(mean, loss.double(), rtol=1e-2 if x.dtype.itemsize < 4 else 1e-4):
             return tuple(chosen)
     return None
 
@@ -274,6 +282,11 @@ _KNOWN_MODULES = (nn.CrossEntropyLoss, nn.NLLLoss, nn.MSELoss, nn.BCEWithLogitsL
 def why_free(loss: Any) -> str:
     """Why a loss or objective runs as Python code, and what near it is compiled."""
     fn, name = getattr(loss, "fn", loss), loss.name
+    if fn is own_loss:
+        return (
+            "the model computes its own loss in Python; loss= with cross_entropy, nll, mse or "
+            "bce_with_logits and data (x, y) can be compiled"
+        )
     if not isinstance(loss, FreeLoss):
         return (
             f"the objective {name!r} is Python code of your own; "

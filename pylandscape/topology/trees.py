@@ -10,7 +10,7 @@ from .._native import core
 from ..arrays import Array
 from ..errors import InvalidArgument
 from ..results.merge_trees import NAMES, MergeTree, Topology
-from ..results.sanity import EPS
+from ..results.sanity import EPS, axes_of
 
 MOST_VERTICES = 2**31 - 2
 BYTES_PER_VERTEX = 28  # while vertices are ordered: values, their order, components
@@ -41,16 +41,15 @@ def topology_of(result: Any, metric: str = "loss") -> Topology:
     finite = np.isfinite(values)
     if not finite.any():
         raise InvalidArgument(f"metric: expected finite values, got none among {values.size}")
-    axes = getattr(result, "axes", None) or [
-        getattr(result, name) for name in "xy" if hasattr(result, name)
-    ]
     # A tree of maxima is the tree of minima of what is negated.
     join = merge_tree(np.where(finite, values, np.inf))
     split = merge_tree(np.where(finite, -values, np.inf), full=True)
     facts = {**(result.info.get("request") or {}), **result.info}
     dtype = str(facts.get("dtype", "float64")).removeprefix("torch.")
     noise = EPS.get(dtype, EPS["float64"]) * float(np.abs(values[finite]).max())
-    return Topology(list(axes), values, join, split, noise, {"metric": metric, "dtype": dtype})
+    return Topology(
+        list(axes_of(result)), values, join, split, noise, {"metric": metric, "dtype": dtype}
+    )
 
 
 def merge_tree(values: Array, full: bool = False, outside: bool = False) -> MergeTree:

@@ -9,8 +9,6 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +18,7 @@ from torch import Tensor
 
 from ..arguments import callers_level, check_landscape, integer
 from ..arrays import Array, digest, jsonable, progress_bar
+from ..engines import training as compiled
 from ..engines.contract import Rule, RunState, Stepper
 from ..engines.eager import TorchEngine
 from ..engines.eager_training import TorchStepper
@@ -42,7 +41,6 @@ if TYPE_CHECKING:
     from ..landscape import Landscape
 
 SUFFIX = ".training"  # of the file that holds the state of unfinished runs
-COMPILED = "pylandscape.engines.training"  # where the compiled stepper is built
 ENGINES = ("auto", "native", "torch")
 
 logger = logging.getLogger("pylandscape")
@@ -443,11 +441,9 @@ def _stepper(land: Landscape, rule: Rule, engine: str) -> tuple[Stepper, str, st
         reason = None
         if land.engine == "torch":
             reason = f"the landscape runs on torch: {land.engine_report()}"
-        elif find_spec(COMPILED) is None:
-            reason = "training steps are not compiled in this version"
         else:
             try:
-                return import_module(COMPILED).build(land, rule), "native", None
+                return compiled.build(land, rule), "native", None
             except NotLowered as error:
                 reason = str(error)
         if engine == "native":
