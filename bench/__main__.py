@@ -25,6 +25,7 @@ from . import (
     nets,
     reorth,
     slq,
+    topology,
     training,
     trajectories,
     vectors,
@@ -52,6 +53,7 @@ _TIMED = {
     "connectivity": connectivity.connectivity,
     "trajectories": trajectories.trajectories,
     "training": training.training,
+    "topology": topology.topology,
 }
 
 

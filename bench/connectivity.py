@@ -3,6 +3,7 @@
 Barriers: all 45 lines of 25 points; loss-landscapes' `linear_interpolation` samples t = 1/s .. 1 of
 each line in the same number of points. Flatness: 1,000 draws of the element-wise adaptive average
 case; independent draws lose the first layer's identity, so that a draw costs a whole forward pass.
+Curve: steps of Adam on the bend of a Bezier curve, 4 points of it and all data a step.
 """
 
 from __future__ import annotations
@@ -30,7 +31,11 @@ def connectivity(quick: bool, repetitions: int) -> list[Row]:
     count, draws = (3, 8) if quick else (10, 500)
     models = [mlp(784, 20, 10) for _ in range(count)]
     land = pl.Landscape(models[0], "cross_entropy", (x, y), engine="native")
-    return _barriers(land, models, x, y, repetitions) + _flatness(land, x, y, draws, repetitions)
+    return [
+        *_barriers(land, models, x, y, repetitions),
+        *_flatness(land, x, y, draws, repetitions),
+        *_curve(land, models[:2], x, y, 3 if quick else 50, repetitions),
+    ]
 
 
 def _barriers(
@@ -122,3 +127,45 @@ def _flatness(land: pl.Landscape, x: Tensor, y: Tensor, draws: int, repetitions:
     mine.error, arm.error = row.standard_error / row.value, error / row.value
     interleave([mine, arm], repetitions)
     return rows(name, mine, [arm], "draw")
+
+
+def _curve(
+    land: pl.Landscape, models: list[nn.Module], x: Tensor, y: Tensor, steps: int, repetitions: int
+) -> list[Row]:
+    name, samples, rate = f"Bezier curve, 784-20-10, {steps} steps", 4, 0.01
+
+    def ours() -> np.ndarray:
+        found = pl.connect(
+            land, *models, steps=steps, lr=rate, samples=samples, points=3, progress=False
+        )
+        return found.vertices[1]
+
+    first, last = (nn.utils.parameters_to_vector(m.parameters()).detach() for m in models)
+    own = [p.detach() for p in land.model.parameters()]
+    names = [n for n, _ in land.model.named_parameters()]
+
+    def loop(double: bool = False) -> np.ndarray:
+        kind = torch.float64 if double else torch.float32
+        a, b, inputs = first.to(kind), last.to(kind), x.to(kind)
+        bend = torch.nn.Parameter((a + b) / 2)
+        adam = torch.optim.Adam([bend], lr=rate)
+        for k in range(steps):
+            adam.param_groups[0]["lr"] = 0.5 * rate * (1.0 + np.cos(np.pi * k / steps))
+            adam.zero_grad()
+            u = np.random.default_rng([0, k]).random(samples)
+            for t in ((np.arange(samples) + u) / samples).tolist():
+                theta = (1 - t) ** 2 * a + 2 * t * (1 - t) * bend + t**2 * b
+                parts = dict(zip(names, split(theta, own), strict=True))
+                out = torch.func.functional_call(land.model, parts, (inputs,))
+                (F.cross_entropy(out, y) / samples).backward()
+            adam.step()
+        return bend.detach().numpy()
+
+    mine, arm = Arm("pylandscape connect()", ours, steps), Arm("torch loop", loop, steps, 4)
+    want = loop(double=True)
+    for each in (mine, arm):
+        gap = np.linalg.norm(each.run() - want) / np.linalg.norm(want)
+        each.error = float(gap)
+        assert each.error < 1e-2, (each.name, each.error)  # Adam's first steps have the sign of g
+    interleave([mine, arm], repetitions)
+    return rows(name, mine, [arm], "step")

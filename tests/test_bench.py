@@ -54,6 +54,7 @@ ARMS = {
     "hessians": {"pylandscape", "torch vmap", "torch, point by point"},
     "trajectories": {"pylandscape", "read", "torch svd", "peak memory"},
     "training": {"pylandscape", "torch loop", "torch.func.vmap"},
+    "topology": {"pylandscape", "gudhi"},
     "headline": {"pylandscape", "torch Lanczos"},
     "memory": set(),
     "kernels": {"sgemm", "linear", "tanh", "cross_entropy", "gaussian", "normalize_direction"},
