@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import time
 import warnings
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +20,10 @@ from torch import Tensor
 
 from ..arguments import callers_level, check_landscape, integer
 from ..arrays import Array, digest, progress_bar
-from ..engines.contract import Rule
+from ..engines import training
+from ..engines.contract import Rule, RunState, Stepper
 from ..engines.update_rules import apply
-from ..errors import InvalidArgument
+from ..errors import InvalidArgument, NotLowered
 from ..results.mode_connection import KINDS, ModeConnection, curve_weights
 from ..results.surface import Surface
 from ..runs.checkpoint import Checkpoint
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
     from ..landscape import Landscape
 
 _ADAM = Rule("adam")
-_SMALL = 2000  # parameters up to which the gradients of all t are one question
+_GRADIENT = Rule("sgd", momentum=0.5)  # whose momentum is the gradient after a first step
 _MARGIN = 0.2  # of a plane around what lies in it
 _DRAWN = 101  # points of a drawn curve
 
@@ -131,8 +133,10 @@ class _Training:
         share = share / (bends + 1)
         self.free = (1.0 - share) * self.ends[0] + share * self.ends[1]
         self.mean, self.square = torch.zeros_like(self.free), torch.zeros_like(self.free)
-        plain = land.moved.n == land.n_params and not land.has_batchnorm
-        self.together = plain and land.n_params <= _SMALL and land.point_evaluator().reason is None
+        self.stepper: Stepper | None = None  # gives the losses and gradients of all t at once
+        if land.moved.n == land.n_params:
+            with suppress(NotLowered):
+                self.stepper = training.build(land, _GRADIENT)
 
     def run(
         self, steps: int, lr: float, samples: int, seed: int, kept: Checkpoint, progress: bool
@@ -178,14 +182,15 @@ class _Training:
         return float(losses.mean()), slope
 
     def _gradients(self, at: Tensor) -> tuple[Array, Tensor]:
-        if self.together:
-            losses, found = self.land.point_evaluator().gradients(
-                np.ascontiguousarray(at.cpu().numpy())
-            )
-            return losses, torch.from_numpy(found)
         rows = at.to(self.land.dtype)
-        losses = np.asarray(self.land.losses(points=rows))
-        return losses, torch.stack([self.land.gradient(row) for row in rows])
+        if self.stepper is None:
+            slopes = torch.stack([self.land.gradient(row) for row in rows])
+            return np.asarray(self.land.losses(points=rows)), slopes
+        slopes, seeds = torch.zeros_like(rows), torch.zeros(len(rows), dtype=torch.int64)
+        state = RunState(rows.contiguous(), [slopes], rows[:, :0], 0, seeds)
+        everything = torch.arange(self.land.dataset.size)
+        losses = self.stepper.advance(state, [everything], torch.ones(1, dtype=torch.float64))
+        return np.asarray(losses[:, 0]), slopes
 
 
 def connection_plane(
