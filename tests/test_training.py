@@ -411,8 +411,8 @@ def test_a_killed_run_goes_on_with_the_same_bits(tmp_path):
         TorchStepper.advance = dying
         ask(landscape(), 2, pl.SGD(lr=0.1), steps=20, batch_size=16, record=1, path="runs.h5")
     """
-    here = os.path.dirname(__file__)
-    environment = {**os.environ, "PYTHONPATH": f"{here}:{os.path.dirname(here)}"}
+    folders = os.path.dirname(__file__), os.path.dirname(os.path.dirname(pl.__file__))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(folders)}
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)], cwd=tmp_path, env=environment, check=False
     )

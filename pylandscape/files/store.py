@@ -85,13 +85,12 @@ PICTURES = (".png", ".pdf", ".svg", ".jpg", ".jpeg")  # suffixes that are no dat
 
 def save(result: Any, path: str | os.PathLike[str]) -> None:
     """Write a result to `path`, atomically. See `Curve.save`."""
-    suffix = os.path.splitext(os.fspath(path))[1].lower()
-    if suffix in PICTURES:
+    target = target_of(path)
+    if target.suffix.lower() in PICTURES:
         raise InvalidArgument(
             f"path: expected a data file such as result.h5, got {os.fspath(path)!r}; a picture "
             f"is result.plot().figure.savefig({os.fspath(path)!r})"
         )
-    target = target_of(path)
     content = next(_BY_CLASS[cls] for cls in type(result).__mro__ if cls in _BY_CLASS)
     arrays, facts = content.apart(result)
     stored, texts = _numbers(arrays)
