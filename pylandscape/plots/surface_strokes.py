@@ -18,6 +18,7 @@ SHEET_POINTS = 151  # along each axis of a 3-D sheet: more polygons cannot be to
 LIGHT = np.array([-0.36, -0.48, 0.8])  # unit vector to the light, in the box of the 3-D sheet
 SHADE = 0.35  # how much darker than its colour a cell can get
 MAX_TICKS = 7
+CROWDED = 50  # points (1/72 inch) between two marks whose names would meet
 NARROW = 0.45  # of the longer side: a side that has room for three ticks
 # Of the axes' range: contour labels nearer to the frame, or to each other, are left out.
 LABEL_BORDER, LABEL_SPACE = 0.025, 0.075
@@ -240,7 +241,8 @@ def heights(view: View, values: Array, scale: Scale, clip: bool, points: Array) 
 
 
 def draw_marks(ax: Any, view: View, points: Array, z: Array | None, names: Sequence[str]) -> None:
-    """Dots, with names: outside a triangle, inside a square, whose tick labels are outside."""
+    """Dots, with names: outside a triangle; inside a square, whose tick labels are outside; of
+    two that lie near each other away from the other one."""
     from matplotlib import patheffects
 
     placed = view.place(points)
@@ -251,9 +253,16 @@ def draw_marks(ax: Any, view: View, points: Array, z: Array | None, names: Seque
     )  # fmt: skip
     rim = [patheffects.withStroke(linewidth=2, foreground="white")]
     centre = placed.mean(axis=0)
-    away = 9 if view.corners is not None else -11
+    points_per_pixel = 72 / ax.figure.dpi
     for k, name in enumerate(names):
-        outward = placed[k] - centre
+        outward, away = placed[k] - centre, 9 if view.corners is not None else -11
+        if z is None and view.corners is None and len(placed) > 1:
+            others = ax.transData.transform(placed[k]) - np.delete(
+                ax.transData.transform(placed), k, axis=0
+            )
+            nearest = others[np.argmin((others**2).sum(axis=1))]
+            if np.hypot(*nearest) * points_per_pixel < CROWDED:
+                outward, away = nearest, 11
         length = float(np.hypot(*outward)) or 1.0
         dx, dy = outward / length
         where: dict[str, Any] = {
