@@ -1,5 +1,5 @@
 """The command line: `pylandscape demo | line | plane | interpolate | spectrum | eigen | convexity |
-trajectory | track | plot | info | ...`.
+trajectory | track | plot | report | info | ...`.
 
 The parser, and the commands that read files, do without torch, which takes seconds to import.
 
@@ -176,7 +176,11 @@ def _failed(error: BaseException, options: argparse.Namespace, prefix: str = "")
 def _interrupted(options: argparse.Namespace, arguments: list[str]) -> str:
     again = shlex.join(["pylandscape", *arguments])
     out = getattr(options, "out", False)  # None: there is --out, and it was not given
-    if out is False or options.command in ("demo", "plot") or getattr(options, "layers", False):
+    if (
+        out is False
+        or options.command in ("demo", "plot", "report")
+        or getattr(options, "layers", False)
+    ):
         return "\npylandscape: interrupted"
     if out:
         return (

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from ..errors import InvalidArgument
+from .base import Tabular
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class FlatnessRow:
 
 
 @dataclass(eq=False, repr=False)
-class Flatness:
+class Flatness(Tabular):
     """Measures of how flat L is around a point.
 
     ``table["trace"]`` is a row; measures with a radius are under (name, rho), or under the name
@@ -52,6 +53,10 @@ class Flatness:
             problem = "names no row" if not found else "names several rows; give (name, rho)"
             raise InvalidArgument(f"measure: {key!r} {problem}; expected one of {names}")
         return found[0]
+
+    def table_columns(self) -> dict[str, Any]:
+        names = [f.name for f in fields(FlatnessRow)]
+        return {name: [getattr(row, name) for row in self.rows] for name in names}
 
     def __iter__(self) -> Iterator[FlatnessRow]:
         return iter(self.rows)
