@@ -376,3 +376,31 @@ def test_float32_models_and_their_running_statistics() -> None:
             torch.testing.assert_close(m.model(x), b(x), rtol=1e-4, atol=1e-5)
             assert len(m.theta) == land.moved.n
             assert m.info["rounding"] < 1e-10
+
+
+def test_barriers_before_and_after_are_those_of_interpolate(tmp_path: Path) -> None:
+    land, (a, b) = two_networks(flat_mlp, steps=20)
+    path = tmp_path / "m.h5"
+    found = pl.align(land, a, b, points=5, path=path, progress=False)
+    for model, barrier in ((b, found.barrier_before), (found.model, found.barrier)):
+        line = pl.interpolate(land, [a, model], x=(0, 1, 5), progress=False)
+        assert barrier == pytest.approx(line.barrier, rel=1e-6, abs=1e-9)
+    assert found.barrier <= found.barrier_before + 1e-9
+    again = pl.align(land, a, b, points=5, path=path, progress=False)
+    assert np.array_equal(again.line, found.line)
+    for name, tensor in found.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor)
+    with pytest.raises(pl.ResumeMismatch):
+        pl.align(land, a, b, points=7, path=path, progress=False)
+    bare = pl.align(land, a, b, points=0, progress=False)
+    assert np.isnan(bare.barrier)
+    with pytest.raises(pl.InvalidArgument, match="points=0"):
+        bare.plot()
+
+
+def test_other_running_statistics_leave_no_line_and_a_note_that_says_so() -> None:
+    land, model = landscape("vgg")
+    found = pl.align(land, model, planted(land, model), points=3, progress=False)
+    assert np.isnan(found.barrier)
+    assert "recompute" in found.info["notes"][0]
+    assert land.at(found.model).loss() == pytest.approx(found.loss[1], rel=1e-9)

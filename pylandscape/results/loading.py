@@ -16,6 +16,7 @@ from . import (
     critical_set,
     curve,
     eigen_pairs,
+    flatness_table,
     foreign,
     grid_values,
     merge_trees,
@@ -42,6 +43,7 @@ Result = (
     | cloud.Cloud
     | tracks.Track
     | model_alignment.ModelAlignment
+    | flatness_table.Flatness
 )
 
 
