@@ -238,6 +238,7 @@ def test_the_barrier_between_trained_networks_does_not_grow(kind: str, method: s
     after = pl.barriers(land, [a, m.model], progress=False).barrier[0, 1]
     assert before > 0.0
     assert after <= before
+    assert (m.barrier_before, m.barrier) == pytest.approx((before, after), rel=1e-5)
     if method == "weights":
         assert m.distance[1] < m.distance[0]
 
@@ -378,14 +379,13 @@ def test_float32_models_and_their_running_statistics() -> None:
             assert m.info["rounding"] < 1e-10
 
 
-def test_barriers_before_and_after_are_those_of_interpolate(tmp_path: Path) -> None:
-    land, (a, b) = two_networks(flat_mlp, steps=20)
+def test_a_finished_file_answers_with_lines_and_model(tmp_path: Path) -> None:
+    land, model = landscape("mlp")
+    a, b = model, landscape("mlp", seed=1)[1]
     path = tmp_path / "m.h5"
     found = pl.align(land, a, b, points=5, path=path, progress=False)
-    for model, barrier in ((b, found.barrier_before), (found.model, found.barrier)):
-        line = pl.interpolate(land, [a, model], x=(0, 1, 5), progress=False)
-        assert barrier == pytest.approx(line.barrier, rel=1e-6, abs=1e-9)
-    assert found.barrier <= found.barrier_before + 1e-9
+    line = pl.interpolate(land, [a, found.model], x=(0, 1, 5), progress=False)
+    assert found.line == pytest.approx(line.values, rel=1e-9)
     again = pl.align(land, a, b, points=5, path=path, progress=False)
     assert np.array_equal(again.line, found.line)
     for name, tensor in found.state_dict().items():
@@ -396,6 +396,8 @@ def test_barriers_before_and_after_are_those_of_interpolate(tmp_path: Path) -> N
     assert np.isnan(bare.barrier)
     with pytest.raises(pl.InvalidArgument, match="points=0"):
         bare.plot()
+    with pytest.raises(pl.InvalidArgument, match="points: expected 0 or at least 3"):
+        pl.align(land, a, b, points=2)
 
 
 def test_other_running_statistics_leave_no_line_and_a_note_that_says_so() -> None:
