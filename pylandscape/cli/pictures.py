@@ -19,6 +19,7 @@ SPECTRAL_KINDS = ("lines", "evolution")
 def _plot(options: argparse.Namespace) -> None:
     from ..files.store import content_of
     from ..plots import surface
+    from ..results.asymmetry_profiles import Asymmetry
     from ..results.barrier_matrix import Barriers
     from ..results.eigen_pairs import EigenPairs
     from ..results.flatness_table import Flatness
@@ -34,7 +35,7 @@ def _plot(options: argparse.Namespace) -> None:
         _plot_runs(options)
         return
     results: list[Any] = [load(path) for path in options.files]
-    alone = Track | Barriers | ModeConnection | ModelAlignment | Flatness
+    alone = Track | Asymmetry | Barriers | ModeConnection | ModelAlignment | Flatness
     if len(results) == 1 and isinstance(results[0], alone):
         save_to(results[0].plot(title=options.title), options.out)
         return

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .alignments import plot_alignment
+from .asymmetry_profiles import plot_asymmetry
 from .barrier_matrix import plot_barriers
 from .clouds import plot_cloud
 from .flatness_tables import plot_flatness
@@ -27,6 +28,7 @@ DRAWN_BY: dict[str, Callable[..., Any]] = {
     "Curve": plot,
     "Surface": plot,
     "Agreement": plot_agreement,
+    "Asymmetry": plot_asymmetry,
     "Barriers": plot_barriers,
     "Cloud": plot_cloud,
     "EigenPairs": plot_pairs,

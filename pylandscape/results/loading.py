@@ -10,6 +10,7 @@ from ..files.hdf5 import as_path, open_hdf5
 
 # The classes register themselves with the store when their modules are imported.
 from . import (
+    asymmetry_profiles,
     barrier_matrix,
     cloud,
     critical_points,
@@ -44,6 +45,7 @@ Result = (
     | tracks.Track
     | model_alignment.ModelAlignment
     | flatness_table.Flatness
+    | asymmetry_profiles.Asymmetry
 )
 
 
