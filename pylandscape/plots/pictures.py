@@ -18,6 +18,7 @@ from .paths import (
     plot_projection,
     plot_track,
 )
+from .points_apart import plot_fitness, plot_ultrametricity
 from .spectra import plot_pairs, plot_spectrum
 from .surface import plot
 
@@ -28,6 +29,7 @@ DRAWN_BY: dict[str, Callable[..., Any]] = {
     "Barriers": plot_barriers,
     "Cloud": plot_cloud,
     "EigenPairs": plot_pairs,
+    "FitnessDistance": plot_fitness,
     "Grid": plot_grid,
     "Embedding": plot_embedding,
     "ModeConnection": plot_connection,
@@ -37,4 +39,5 @@ DRAWN_BY: dict[str, Callable[..., Any]] = {
     "Spectrum": plot_spectrum,
     "Topology": plot_topology,
     "Track": plot_track,
+    "Ultrametricity": plot_ultrametricity,
 }

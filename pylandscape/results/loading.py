@@ -16,6 +16,7 @@ from . import (
     critical_set,
     curve,
     eigen_pairs,
+    fitness,
     foreign,
     grid_values,
     merge_trees,
@@ -24,6 +25,7 @@ from . import (
     spectra,
     surface,
     tracks,
+    ultrametric,
 )
 from . import walks as _walks
 
@@ -42,6 +44,8 @@ Result = (
     | cloud.Cloud
     | tracks.Track
     | model_alignment.ModelAlignment
+    | ultrametric.Ultrametricity
+    | fitness.FitnessDistance
 )
 
 
