@@ -21,6 +21,7 @@ from .paths import (
     plot_projection,
     plot_track,
 )
+from .points_apart import plot_fitness, plot_ultrametricity
 from .spectra import plot_pairs, plot_spectrum
 from .surface import plot
 
@@ -33,6 +34,7 @@ DRAWN_BY: dict[str, Callable[..., Any]] = {
     "Cloud": plot_cloud,
     "EigenPairs": plot_pairs,
     "Flatness": plot_flatness,
+    "FitnessDistance": plot_fitness,
     "Grid": plot_grid,
     "Embedding": plot_embedding,
     "ModeConnection": plot_connection,
@@ -43,4 +45,5 @@ DRAWN_BY: dict[str, Callable[..., Any]] = {
     "Spectrum": plot_spectrum,
     "Topology": plot_topology,
     "Track": plot_track,
+    "Ultrametricity": plot_ultrametricity,
 }

@@ -17,6 +17,7 @@ from . import (
     critical_set,
     curve,
     eigen_pairs,
+    fitness,
     flatness_table,
     foreign,
     grid_values,
@@ -26,6 +27,7 @@ from . import (
     spectra,
     surface,
     tracks,
+    ultrametric,
 )
 from . import walks as _walks
 
@@ -46,6 +48,8 @@ Result = (
     | model_alignment.ModelAlignment
     | flatness_table.Flatness
     | asymmetry_profiles.Asymmetry
+    | ultrametric.Ultrametricity
+    | fitness.FitnessDistance
 )
 
 
