@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InvalidArgument, PylandscapeError
-from .common import KINDS, NORMALIZATIONS, _picture_options, model_options
+from .common import KINDS, NORMALIZATIONS, _picture_options, model_options, scale_options
 from .info import _info
 from .pictures import SPECTRAL_KINDS, _plot
 from .surfaces import _grid_options, _interpolate, _line, _plane
@@ -125,9 +125,7 @@ def parser() -> argparse.ArgumentParser:
         "--out", required=True, action="append", help=".png, .pdf, .svg; may be repeated"
     )
     _picture_options(plot, (*KINDS, *SPECTRAL_KINDS))
-    plot.add_argument(
-        "--symlog", action="store_true", help="eigenvalues linear near 0, logarithmic beyond"
-    )
+    scale_options(plot)
     plot.add_argument("--metric", default="loss")
     plot.add_argument("--levels", help="how many contour levels, or their values: 0.1,0.2,0.5")
     plot.add_argument("--trajectory", metavar="FILE", help="(T, 2) path to overlay, .npy or text")

@@ -102,6 +102,16 @@ def _picture(options: argparse.Namespace) -> dict[str, Any]:
     return {"log": options.log, "vmin": options.vmin, "vmax": options.vmax, **metric}
 
 
+def scale_options(sub: argparse.ArgumentParser) -> None:
+    """The axis of eigenvalues."""
+    scale = sub.add_mutually_exclusive_group()
+    scale.add_argument(
+        "--symlog", action="store_true",
+        help="eigenvalues linear near 0, logarithmic beyond (default where the range asks for it)",
+    )  # fmt: skip
+    scale.add_argument("--linear", action="store_true", help="a linear axis of eigenvalues")
+
+
 def set_threads(options: argparse.Namespace) -> None:
     import torch
 

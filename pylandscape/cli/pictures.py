@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-SPECTRAL_KINDS = ("lines", "evolution")
+SPECTRAL_KINDS = ("lines", "evolution", "ridges", "top")
 
 
 def _plot(options: argparse.Namespace) -> None:
