@@ -32,7 +32,8 @@ class EngineReport:
     ``seconds``: what capture, lowering and the comparison with the module took. ``derivatives``: of
     the native engine, why gradients and products run in torch nevertheless; None where they are
     compiled too. ``arithmetic``: how a model of half precision is computed. ``note``: where
-    derivatives are not the slope of the losses (`Landscape.slope_mismatch`).
+    derivatives are not the slope of the losses (`Landscape.slope_mismatch`). ``data``: which
+    subset of the data is taken; None for all.
     """
 
     engine: str
@@ -44,10 +45,11 @@ class EngineReport:
     derivatives: str | None = None
     arithmetic: str | None = None
     note: str | None = None
+    data: str | None = None
 
     def __str__(self) -> str:
         more = "" if self.arithmetic is None else f"; {self.arithmetic}"
-        end = "" if self.note is None else f"; {self.note}"
+        end = "".join(f"; {text}" for text in (self.data, self.note) if text is not None)
         if self.reason is not None:
             return f"torch ({self.reason}{more}){end}"
         ops = ", ".join(dict.fromkeys(self.ops))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InvalidArgument, out_of_memory
+from . import sampling
 from .checkpoints import without_wrappers
 from .data import Batch, Dataset
 from .layout import ParameterLayout
@@ -126,6 +127,18 @@ def batch_weights(weight: Any, dataset: Dataset) -> tuple[float, ...]:
     return tuple(values)
 
 
+def check_subset(samples: Any, seed: Any, weight: Any) -> None:
+    """Whether ``samples``, ``seed`` and ``weight`` go together; their values: `Dataset`."""
+    if samples is None:
+        if seed != 0:
+            raise InvalidArgument(f"seed: expected only together with samples=, got {seed!r}")
+    elif weight is not None and not callable(weight):
+        raise InvalidArgument(
+            "weight: expected a function of the batch together with samples=, whose batches are "
+            f"others, got {type(weight).__name__}"
+        )
+
+
 def own_names(params: Sequence[str] | None) -> Sequence[str] | None:
     """Name patterns without what DataParallel and torch.compile put in front."""
     if params is None or isinstance(params, str):
@@ -143,9 +156,10 @@ def chosen_metrics(metrics: Metric | Sequence[Metric], loss: Any) -> tuple[Metri
     """The metrics, each of which this loss can give."""
     chosen = (metrics,) if isinstance(metrics, str) or callable(metrics) else tuple(metrics)
     for metric in chosen:
-        if not (callable(metric) or metric in ("loss", "accuracy")):
+        if not (callable(metric) or metric in ("loss", "accuracy", *sampling.METRICS)):
             raise InvalidArgument(
-                f"metrics: expected 'loss', 'accuracy' or a callable, got {metric!r}"
+                f"metrics: expected 'loss', 'accuracy', {', '.join(map(repr, sampling.METRICS))} "
+                f"or a callable, got {metric!r}"
             )
         if callable(metric) and not hasattr(metric, "__name__"):
             raise InvalidArgument(

@@ -15,8 +15,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
+from ..arguments import integer
 from ..arrays import digest_of_all
 from ..errors import InvalidArgument, out_of_memory, wrapping
+from .random_source import SUBSET, fill
 
 _ROWS = 1_000  # of a Dataset, in a batch
 _MOST_BATCHES = 1_000_000  # of an iterable that does not tell its length
@@ -68,6 +70,19 @@ class Batch:
         return list(found.values())
 
 
+@dataclass(frozen=True)
+class Subset:
+    """A random subset of the data without replacement: ``samples`` of ``of``, drawn with
+    ``seed``."""
+
+    samples: int
+    of: int
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.samples:,} of {self.of:,} samples, drawn with seed {self.seed}"
+
+
 @contextmanager
 def untouched_random_state(device: torch.device | None = None) -> Iterator[None]:
     """Runs user code without moving torch's global generators."""
@@ -85,10 +100,22 @@ class Dataset:
     outputs (tokens). Raises InvalidArgument for empty data and for batches that are no pair where
     pairs are needed.
 
+    ``samples``: how many rows are kept, a random subset in the order of the data; batches stay
+    apart, those without a row are left out. ``subset`` says so, None for all of the data.
+
     The tensors kept are copies: what happens to the caller's later does not reach them.
     """
 
-    def __init__(self, data: Any, *, pairs: bool, device: torch.device, move: bool) -> None:
+    def __init__(
+        self,
+        data: Any,
+        *,
+        pairs: bool,
+        device: torch.device,
+        move: bool,
+        samples: int | None = None,
+        seed: int = 0,
+    ) -> None:
         with untouched_random_state():
             raw = [data] if _is_pair_of_tensors(data) else _read(data)
         if not raw:
@@ -101,7 +128,30 @@ class Dataset:
         self.size = sum(batch.size for batch in self.batches)
         if self.size == 0:
             raise InvalidArgument("data: expected at least one sample, got none")
+        self.subset: Subset | None = None
+        if samples is not None:
+            self.subset = Subset(integer(samples, "samples", 1), self.size, integer(seed, "seed"))
+            if self.subset.samples > self.size:
+                raise InvalidArgument(
+                    f"samples: expected at most the {self.size} of the data, got {samples}"
+                )
+            self.batches = self._drawn(self.subset, pairs)
+            self.size = self.subset.samples
         self.digest = digest_of_all(batch.raw for batch in self.batches)
+
+    def _drawn(self, subset: Subset, pairs: bool) -> list[Batch]:
+        drawn = torch.empty(subset.of)
+        fill(drawn, subset.seed, SUBSET)
+        rows = torch.argsort(drawn, stable=True)[: subset.samples].sort().values
+        found: list[Batch] = []
+        start = 0
+        for index, batch in enumerate(self.batches):
+            own = rows[(rows >= start) & (rows < start + batch.size)] - start
+            start += batch.size
+            if len(own):
+                raw = _rows_of(batch.raw, own, batch.size, index)
+                found.append(_batch(raw, len(found), pairs))
+        return found
 
     def tensors(self) -> tuple[Tensor, Tensor] | None:
         """All inputs and targets, concatenated; None where batches are not plain tensor pairs."""
@@ -263,6 +313,38 @@ def _batch(item: Any, index: int, pairs: bool) -> Batch:
         )
     size = leading_size(item)
     return Batch(item, None, None, size if size is not None else 1)
+
+
+def _rows_of(item: Any, rows: Tensor, size: int, index: int, each: bool = False) -> Any:
+    """Some of the rows of a batch of ``size`` samples; ``each``: several rows may belong to one
+    sample (targets of tokens). What is no tensor and no list of one thing per sample stays."""
+    if len(rows) == size:
+        return item
+    if isinstance(item, Tensor):
+        if item.dim() == 0:
+            return item
+        count = len(item) if item.layout == torch.strided else -1
+        if count != size and not (each and count > 0 and count % size == 0):
+            raise InvalidArgument(
+                f"samples: expected data with a row for each sample, but batch {index} has "
+                f"{size} samples and a tensor of shape {tuple(item.shape)}"
+            )
+        grouped = item.detach().view(size, count // size, *item.shape[1:])
+        taken = grouped.index_select(0, rows.to(item.device)).flatten(0, 1)
+        return taken.requires_grad_(item.requires_grad)
+    if isinstance(item, Mapping):
+        return {key: _rows_of(value, rows, size, index) for key, value in item.items()}
+    if isinstance(item, tuple | list):
+        if leading_size(item) is None and len(item) == size:
+            taken_parts = [item[i] for i in rows.tolist()]
+        else:
+            last = len(item) - 1 if len(item) == 2 else None  # the target of a pair
+            taken_parts = [
+                _rows_of(value, rows, size, index, i == last) for i, value in enumerate(item)
+            ]
+        named = hasattr(item, "_fields")
+        return type(item)(*taken_parts) if named else type(item)(taken_parts)
+    return item
 
 
 def leading_size(item: Any) -> int | None:

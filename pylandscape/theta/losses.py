@@ -130,8 +130,9 @@ class KnownLoss:
     def name(self) -> str:
         return self.kind
 
-    def total(self, outputs: Tensor, target: Tensor) -> Tensor:
-        """The sum of the terms: a float64 scalar, differentiable in ``outputs``."""
+    def total(self, outputs: Tensor, target: Tensor, reduction: str = "sum") -> Tensor:
+        """The sum of the terms: a float64 scalar, differentiable in ``outputs``; with "none", the
+        terms, as torch shapes them."""
         x = outputs.double()
         weight = None if self.weight is None else self.weight.to(x)
         if self.kind == "cross_entropy":
@@ -141,12 +142,12 @@ class KnownLoss:
                 y,
                 weight=weight,
                 ignore_index=self.ignore_index,
-                reduction="sum",
+                reduction=reduction,
                 label_smoothing=self.label_smoothing,
             )
         if self.kind == "nll":
             return F.nll_loss(
-                x, target, weight=weight, ignore_index=self.ignore_index, reduction="sum"
+                x, target, weight=weight, ignore_index=self.ignore_index, reduction=reduction
             )
         if outputs.shape != target.shape:
             raise InvalidArgument(
@@ -154,11 +155,36 @@ class KnownLoss:
                 f"{tuple(outputs.shape)}, got {tuple(target.shape)}"
             )
         if self.kind == "mse":
-            return F.mse_loss(x, target.double(), reduction="sum")
+            return F.mse_loss(x, target.double(), reduction=reduction)
         pos_weight = None if self.pos_weight is None else self.pos_weight.to(x)
         return F.binary_cross_entropy_with_logits(
-            x, target.double(), weight=weight, pos_weight=pos_weight, reduction="sum"
+            x, target.double(), weight=weight, pos_weight=pos_weight, reduction=reduction
         )
+
+    def sample_totals(self, outputs: Tensor, target: Tensor, samples: int) -> Tensor:
+        """(samples,) float64: each one's sum of terms; they add up to `total`."""
+        terms = self.total(outputs, target, "none")
+        if terms.dim() == 0 or len(terms) % samples:
+            raise InvalidArgument(
+                f"metrics: errors from the data need outputs with rows for each of the {samples} "
+                f"samples, got losses of shape {tuple(terms.shape)}"
+            )
+        return terms.reshape(samples, -1).sum(1)
+
+    def sample_shares(self, target: Tensor, samples: int) -> Tensor:
+        """(samples,) float64: each one's part of `denominator`; under "sum", 1 / samples."""
+        even = torch.ones(samples, dtype=torch.float64, device=target.device)
+        if self.reduction == "sum":
+            return even / samples
+        if self.kind in ("cross_entropy", "nll"):
+            if target.is_floating_point():
+                return even * (target.numel() // target.shape[1] / samples)
+            counted = (target != self.ignore_index).double()
+            if self.weight is not None:
+                own = self.weight.double().to(target.device)
+                counted = counted * own[target.clamp(0, len(own) - 1)]
+            return counted.reshape(samples, -1).sum(1)
+        return even * (target.numel() / samples)
 
     def denominator(self, target: Tensor, outputs_shape: tuple[int, ...]) -> float:
         """What the sum is divided by under "mean"; 1 under "sum"."""
