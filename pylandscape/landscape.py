@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from .arguments import integer
 from .arrays import digest_of_all, scipy_operator
 from .engines import slopes
 from .engines.choose import EngineReport, choose
@@ -26,7 +27,7 @@ from .engines.eager import TorchEngine, rebound
 from .engines.eager_derivatives import MEMORY
 from .engines.eager_switches import LOCK
 from .errors import InvalidArgument, NotLowered, wrapping
-from .theta import identity, running_statistics
+from .theta import computed, identity, running_statistics
 from .theta.checks import (
     Metric,
     advice_on_first_run,
@@ -45,8 +46,6 @@ from .theta.checks import (
 from .theta.data import Dataset, not_finite
 from .theta.layout import ParameterLayout
 from .theta.losses import (
-    FreeLoss,
-    KnownLoss,
     Objective,
     counted_labels,
     metric_name,
@@ -74,12 +73,16 @@ class Landscape:
             changed in place) starts anew at every point; batches of one point see it evolve.
         loss: a torch.nn loss, its functional form, a name ("cross_entropy", "nll", "mse",
             "bce_with_logits"), or any callable of (outputs, target) giving a scalar.
-        data: (x, y) tensors, a Dataset, a DataLoader, or an iterable of batches; read once, in
-            order, kept.
-            Inputs that are a tuple are passed as ``model(*inputs)``, a dict as
-            ``model(**inputs)``.
+        data: (x, y) of tensors or arrays (one batch), a Dataset (in its order, in batches of 1,000
+            samples), a DataLoader, or an iterable of batches; read once, in order, kept. Several
+            inputs are written ((x1, x2), y) and passed as ``model(*inputs)``, ({...}, y) as
+            ``model(**inputs)``. A tensor x alone is its own target, for losses that are not of
+            classes. To an objective goes any batch as it is; a tensor, a dict or a tuple of tensors
+            is one batch, and without data it gets None.
         objective: instead of loss: ``f(model, batch)`` giving a scalar, for any task. With neither,
-            the model's own: ``.loss`` or ["loss"] of what it returns, as in transformers.
+            the model's own: ``.loss`` or ["loss"] of what it returns, as in transformers; dict
+            batches are passed as ``model(**batch)``.
+        max_batches: read this many batches and no more.
         weight: with objective: one number per batch, or a function of the batch; default its size,
             for a model's own loss the number of its ``labels`` that are not -100, where the loss is
             their mean.
@@ -123,6 +126,7 @@ class Landscape:
         dtype: torch.dtype | None = None,
         engine: str = "auto",
         memory: int | None = None,
+        max_batches: int | None = None,
     ) -> None:
         check_choices(model, loss, data, objective, weight, bn, dtype, engine)
         whole, model = model, unwrapped(model)
@@ -150,13 +154,15 @@ class Landscape:
         self.has_batchnorm = any(isinstance(m, _BatchNorm) for m in model.modules())
         self.bn = bn
         self.memory = MEMORY if memory is None else whole_bytes(memory, "memory")
+        spec: Any = None if loss is None else resolve_loss(loss)
         self.dataset = Dataset(
-            data, pairs=loss is not None, device=self.device, move=device is not None
+            data,
+            targets=None if spec is None else spec.targets,
+            device=self.device,
+            move=device is not None,
+            max_batches=None if max_batches is None else integer(max_batches, "max_batches", 1),
         )
-        spec: KnownLoss | FreeLoss | Objective
-        if loss is not None:
-            spec = resolve_loss(loss)
-        else:
+        if spec is None:
             if objective is None and weight is None:
                 weight = counted_labels(self.model, [b.raw for b in self.dataset.batches])
             spec = Objective(objective or own_loss, batch_weights(weight, self.dataset))
@@ -165,6 +171,7 @@ class Landscape:
         if bn == "interpolate":
             effective_bn = bn if self.moved.n > self.layout.n else "eval"
         self._asked = effective_bn, dtype, engine
+        self.computed = computed.note(model, self)
         self._start(snapshot)
         first = self.dataset.batches[0]
         if moved is not None:
@@ -210,7 +217,8 @@ class Landscape:
         return (
             f"<Landscape of {type(self.model).__name__}: {self.n_params} parameters, "
             f"{self.loss_spec.name} over {self.dataset.size} samples, "
-            f"{str(self.dtype).removeprefix('torch.')} on {self.device}, {self.engine} engine>"
+            f"{str(self.dtype).removeprefix('torch.')} on {self.device}, {self.engine} engine; "
+            f"{self.computed}>"
         )
 
     def engine_report(self) -> EngineReport:
@@ -219,7 +227,7 @@ class Landscape:
         The first call also looks at the derivatives (`slope_mismatch`), but for networks of more
         than ten million parameters, where that has to be asked for.
         """
-        return replace(self._report, note=self.slope_note())
+        return replace(self._report, note=self.slope_note(), computed=self.computed)
 
     def slope_note(self) -> str | None:
         """`slope_mismatch` where it is cheap or known already, else None."""
@@ -503,12 +511,16 @@ class Landscape:
         except InvalidArgument:
             raise
         except Exception as error:
-            raise wrapping(error, advice_on_first_run(error, self.dataset.batches[0])) from error
+            raise wrapping(error, self._advice(error)) from error
         if not np.isfinite(loss):
             where = not_finite(self.dataset.batches)
             if where is not None:
                 raise InvalidArgument(f"data: expected finite numbers, but {where}; L is {loss}")
         return loss
+
+    def _advice(self, error: Exception) -> str:
+        _, dtype, _ = self._asked
+        return advice_on_first_run(error, self.dataset.batches, dtype or theta_dtype(self.layout))
 
     def _choose(self) -> None:
         """Who answers: `native` where there is a compiled engine, else `eager`."""

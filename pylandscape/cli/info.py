@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 FACTS = (
     "matrix", "probes", "steps", "seed", "products",
-    "model_loss", "engine", "engine_reason", "seconds", "dtype", "bn", "loss", "n_params",
-    "theta_norm", "direction_norms", "direction_cosine", "created", "versions",
+    "model_loss", "engine", "engine_reason", "computed", "seconds", "dtype", "bn", "loss",
+    "n_params", "theta_norm", "direction_norms", "direction_cosine", "created", "versions",
     "instruction_set", "layout", "theta", "data", "notes",
 )  # fmt: skip
 DIGEST = re.compile(r"[0-9a-f]{64}")

@@ -181,6 +181,7 @@ def _info(
         "versions": request["versions"],
         "engine": land.engine,
         "engine_reason": land.engine_report().reason,
+        "computed": land.computed,
         "bn": land.bn,
         "has_batchnorm": land.has_batchnorm,
         "dtype": str(asked.base.dtype).removeprefix("torch."),
