@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -172,6 +173,7 @@ class Landscape:
             effective_bn = bn if self.moved.n > self.layout.n else "eval"
         self._asked = effective_bn, dtype, engine
         self.computed = computed.note(model, self)
+        self.point_seconds = 0.0  # that L at one point took, by torch
         self._start(snapshot)
         first = self.dataset.batches[0]
         if moved is not None:
@@ -506,12 +508,14 @@ class Landscape:
 
     def _first_loss(self) -> float:
         """Runs the copy over the data; every misfit of model and data shows here."""
+        begun = time.perf_counter()
         try:
             loss = self.eager.first_loss()
         except InvalidArgument:
             raise
         except Exception as error:
             raise wrapping(error, self._advice(error)) from error
+        self.point_seconds = max(self.point_seconds, time.perf_counter() - begun)
         if not np.isfinite(loss):
             where = not_finite(self.dataset.batches)
             if where is not None:

@@ -244,7 +244,7 @@ def test_without_dense_the_cheaper_method_is_taken(width: int, method: str) -> N
     model = torch.nn.Sequential(
         torch.nn.Linear(3, width), torch.nn.Tanh(), torch.nn.Linear(width, 9)
     )
-    land = pl.Landscape(model, "mse", (torch.randn(6, 3), torch.randn(6, 9)))
+    land = Landscape(model, "mse", (torch.randn(6, 3), torch.randn(6, 9)))
     assert land.engine == "native"
-    found = pl.convexity(land, *pl.random_directions(land, 2), x=(0, 0, 1), y=(0, 0, 1))
+    found = convexity(land, *torch.randn(2, land.n_params), x=(0, 0, 1), y=(0, 0, 1), **QUIET)
     assert found.info["eigenvalues"]["method"] == method

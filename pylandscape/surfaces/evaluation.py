@@ -114,6 +114,7 @@ def evaluate_grid(
             progress=progress,
             label=asked.kind,
             exact=land.device.type == "cpu",
+            guess=land.point_seconds,
         )
         seconds = time.perf_counter() - started
         axes = list(asked.axes.values())
