@@ -87,8 +87,8 @@ def test_a_plane_of_four_million_points_is_estimated_within_its_first_points(
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(2e-5, "20 us"), (0.0123, "12 ms"), (0.98, "980 ms"), (3.21, "3.2 s"), (61, "61 s"), (240, "4 min"),
-     (5400, "1 h 30 min"), (7 * 86400, "7 d 0 h")],
+    [(2e-5, "20 us"), (0.0123, "12 ms"), (0.98, "980 ms"), (3.21, "3.2 s"), (61, "61 s"),
+     (240, "4 min"), (5400, "1 h 30 min"), (7 * 86400, "7 d 0 h")],
 )  # fmt: skip
 def test_durations_are_short(seconds: float, text: str) -> None:
     assert progress._duration(seconds) == text
