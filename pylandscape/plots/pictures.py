@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from .alignments import plot_alignment
+from .asymmetry_profiles import plot_asymmetry
 from .barrier_matrix import plot_barriers
 from .clouds import plot_cloud
+from .flatness_tables import plot_flatness
 from .grid_slices import plot_grid
 from .learning_curves import plot_runs
 from .merge_trees import plot_topology
@@ -25,12 +28,15 @@ DRAWN_BY: dict[str, Callable[..., Any]] = {
     "Curve": plot,
     "Surface": plot,
     "Agreement": plot_agreement,
+    "Asymmetry": plot_asymmetry,
     "Barriers": plot_barriers,
     "Cloud": plot_cloud,
     "EigenPairs": plot_pairs,
+    "Flatness": plot_flatness,
     "Grid": plot_grid,
     "Embedding": plot_embedding,
     "ModeConnection": plot_connection,
+    "ModelAlignment": plot_alignment,
     "PrincipalComponents": plot_components,
     "Projection": plot_projection,
     "Runs": plot_runs,

@@ -10,12 +10,14 @@ from ..files.hdf5 import as_path, open_hdf5
 
 # The classes register themselves with the store when their modules are imported.
 from . import (
+    asymmetry_profiles,
     barrier_matrix,
     cloud,
     critical_points,
     critical_set,
     curve,
     eigen_pairs,
+    flatness_table,
     foreign,
     grid_values,
     merge_trees,
@@ -42,6 +44,8 @@ Result = (
     | cloud.Cloud
     | tracks.Track
     | model_alignment.ModelAlignment
+    | flatness_table.Flatness
+    | asymmetry_profiles.Asymmetry
 )
 
 
