@@ -130,6 +130,11 @@ class KnownLoss:
     def name(self) -> str:
         return self.kind
 
+    @property
+    def targets(self) -> str:
+        """What its targets are: "classes" or "values" of the outputs' shape."""
+        return "classes" if self.kind in ("cross_entropy", "nll") else "values"
+
     def total(self, outputs: Tensor, target: Tensor, reduction: str = "sum") -> Tensor:
         """The sum of the terms: a float64 scalar, differentiable in ``outputs``; with "none", the
         terms, as torch shapes them."""
@@ -152,7 +157,7 @@ class KnownLoss:
         if outputs.shape != target.shape:
             raise InvalidArgument(
                 f"data: {self.kind} expected targets of the outputs' shape "
-                f"{tuple(outputs.shape)}, got {tuple(target.shape)}"
+                f"{tuple(outputs.shape)}, got {tuple(target.shape)}{_reshaped(outputs, target)}"
             )
         if self.kind == "mse":
             return F.mse_loss(x, target.double(), reduction=reduction)
@@ -212,11 +217,19 @@ class KnownLoss:
         return int((best == target)[counted].sum()), int(counted.sum())
 
 
+def _reshaped(outputs: Tensor, target: Tensor) -> str:
+    """What makes targets fit that only lack or have a dimension of one, as a sentence's end."""
+    if outputs.numel() != target.numel() or len(outputs) != len(target):
+        return ""
+    return f"; target.reshape({', '.join(map(str, (-1, *outputs.shape[1:])))}) has it"
+
+
 @dataclass(frozen=True)
 class FreeLoss:
     """Any ``fn(outputs, target) -> scalar``; batches are averaged by their size."""
 
     fn: Callable[[Any, Any], Tensor]
+    targets = "any"
 
     @property
     def name(self) -> str:
