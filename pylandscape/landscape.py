@@ -74,7 +74,8 @@ class Landscape:
             are taken off. State that the model keeps between calls (buffers, attributes, tensors
             changed in place) starts anew at every point; batches of one point see it evolve.
         loss: a torch.nn loss, its functional form, a name ("cross_entropy", "nll", "mse",
-            "bce_with_logits"), or any callable of (outputs, target) giving a scalar.
+            "bce_with_logits", "l1", "smooth_l1", "huber", "bce", "kl_div", "poisson_nll"), or any
+            callable of (outputs, target) giving a scalar.
         data: (x, y) of tensors or arrays (one batch), a Dataset (in its order, in batches of 1,000
             samples), a DataLoader, or an iterable of batches; read once, in order, kept. Several
             inputs are written ((x1, x2), y) and passed as ``model(*inputs)``, ({...}, y) as

@@ -15,12 +15,12 @@ from . import sampling
 from .checkpoints import without_wrappers
 from .data import Batch, Dataset
 from .layout import ParameterLayout
+from .losses import WITH_ACCURACY
 
 Metric = str | Callable[[Tensor, Tensor], Any]
 
 _BN_MODES = ("eval", "recompute", "batch", "interpolate")
 _ENGINES = ("auto", "native", "torch")
-_WITH_ACCURACY = ("cross_entropy", "nll", "bce_with_logits")
 
 
 def check_choices(
@@ -175,7 +175,7 @@ def chosen_metrics(metrics: Metric | Sequence[Metric], loss: Any) -> tuple[Metri
                 "metrics: expected a callable with a __name__ (its key in the result), got "
                 f"{type(metric).__name__}"
             )
-    if "accuracy" in chosen and getattr(loss, "kind", None) not in _WITH_ACCURACY:
+    if "accuracy" in chosen and getattr(loss, "kind", None) not in WITH_ACCURACY:
         raise InvalidArgument(
             "metrics: 'accuracy' needs one of the losses cross_entropy, nll and "
             f"bce_with_logits, got {loss.name!r}; pass a callable metric instead"
