@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..arguments import check_landscape, integer
+from ..arguments import callers_level, check_landscape, integer
 from ..arrays import Array, digest
 from ..errors import InvalidArgument
 from ..files.hdf5 import JOURNAL_SUFFIX
@@ -59,7 +59,8 @@ def barriers(
             other running statistics where they stay.
         ResumeMismatch: `path` belongs to another call.
 
-    Warns where two of the models are equal: their barrier is 0.
+    Warns where two of the models are equal (their barrier is 0), and where bn="recompute" finds no
+    batch norm.
     """
     check_landscape(land, "barriers")
     points = integer(points, "points", 3)
@@ -79,8 +80,9 @@ def barriers(
         (i, j) for i in range(count) for j in range(i) if torch.equal(vertices[i], vertices[j])
     ]
     notes = [f"models {names[j]} and {names[i]} are equal: their barrier is 0" for i, j in equal]
+    notes += running_statistics.nothing_recomputed(land)
     for note in notes:
-        warnings.warn(note, stacklevel=2)
+        warnings.warn(note, stacklevel=callers_level())
     alpha = np.linspace(0.0, 1.0, points)
     pairs = [(i, j) for i in range(count) for j in range(i + 1, count)]
     weights = _weights(alpha, pairs, count)
