@@ -27,7 +27,7 @@ from ..runs.journal import Journal
 from ..runs.request import build
 from ..runs.resume import answered
 from ..theta import running_statistics
-from ..trajectories.similarity import compare, outputs_at
+from ..trajectories.similarity import compare_all, outputs_at
 
 if TYPE_CHECKING:
     from ..landscape import Landscape
@@ -137,14 +137,8 @@ def _square(found: Array, pairs: list[tuple[int, int]], count: int, points: int)
 
 def _functions(land: Landscape, vertices: torch.Tensor) -> tuple[Array, Array]:
     """Functional distances and disagreement (P, P); NaN for an objective, which has no outputs."""
-    count = len(vertices)
-    functional, disagreement = np.full((count, count), np.nan), np.full((count, count), np.nan)
     kept = outputs_at(land, vertices)
     if kept is None:
-        return functional, disagreement
-    for i in range(count):
-        for j in range(i + 1):
-            found = compare(land, kept[i][0], kept[j][0], *kept[j][1:])
-            functional[i, j] = functional[j, i] = found.distance
-            disagreement[i, j] = disagreement[j, i] = found.disagreement
-    return functional, disagreement
+        unknown = np.full((len(vertices), len(vertices)), np.nan)
+        return unknown, unknown.copy()
+    return compare_all(land, [outputs for outputs, _ in kept], kept[0][1])
