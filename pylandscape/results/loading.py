@@ -22,6 +22,9 @@ from . import (
     merge_trees,
     mode_connection,
     model_alignment,
+    patterns,
+    searches,
+    simple_models,
     spectra,
     surface,
     tracks,
@@ -46,6 +49,11 @@ Result = (
     | model_alignment.ModelAlignment
     | ultrametric.Ultrametricity
     | fitness.FitnessDistance
+    | patterns.Pattern
+    | patterns.ConstructedPattern
+    | searches.GlobalSearch
+    | simple_models.VolumeLaw
+    | simple_models.Interpolator
 )
 
 
