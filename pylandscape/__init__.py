@@ -25,6 +25,7 @@ _HOMES = {
     "clouds.roughness": "bumpiness ruggedness",
     "clouds.walks": "gradient_walk progressive_random_walk random_walk",
     "connectivity.aligning": "align",
+    "connectivity.asymmetric_valleys": "asymmetry",
     "connectivity.curves": "connect connection_plane",
     "connectivity.flatness_measures": (
         "critical_sharpness eigen_directions flatness worst_direction"
@@ -62,6 +63,7 @@ _HOMES = {
     "plots.clouds": "plot_clouds",
     "plots.side_by_side": "compare",
     "plots.spectra": "plot_spectra",
+    "results.asymmetry_profiles": "Asymmetry",
     "results.barrier_matrix": "Barriers",
     "results.cloud": "Cloud",
     "results.critical_points": "CriticalPoints",
@@ -98,6 +100,7 @@ _HOMES = {
     "training.optimisers": (
         "Adadelta Adagrad Adam AdamW Cosine RMSprop RungeKutta SGD StepDecay WarmUp"
     ),
+    "trajectories.averaging": "swa",
     "trajectories.base": "Trajectory",
     "trajectories.components": "pca pca_directions",
     "trajectories.embedding": "mds",
@@ -145,6 +148,7 @@ else:
     from .clouds.walks import progressive_random_walk as progressive_random_walk
     from .clouds.walks import random_walk as random_walk
     from .connectivity.aligning import align as align
+    from .connectivity.asymmetric_valleys import asymmetry as asymmetry
     from .connectivity.curves import connect as connect
     from .connectivity.curves import connection_plane as connection_plane
     from .connectivity.flatness_measures import critical_sharpness as critical_sharpness
@@ -207,6 +211,7 @@ else:
     from .plots.clouds import plot_clouds as plot_clouds
     from .plots.side_by_side import compare as compare
     from .plots.spectra import plot_spectra as plot_spectra
+    from .results.asymmetry_profiles import Asymmetry as Asymmetry
     from .results.barrier_matrix import Barriers as Barriers
     from .results.cloud import Cloud as Cloud
     from .results.critical_points import CriticalPoints as CriticalPoints
@@ -266,6 +271,7 @@ else:
     from .training.optimisers import RungeKutta as RungeKutta
     from .training.optimisers import StepDecay as StepDecay
     from .training.optimisers import WarmUp as WarmUp
+    from .trajectories.averaging import swa as swa
     from .trajectories.base import Trajectory as Trajectory
     from .trajectories.components import pca as pca
     from .trajectories.components import pca_directions as pca_directions

@@ -1,5 +1,5 @@
 """The command line: `pylandscape demo | line | plane | interpolate | spectrum | eigen | convexity |
-trajectory | track | plot | info | ...`.
+trajectory | track | barriers | plot | info | ...`.
 
 The parser, and the commands that read files, do without torch, which takes seconds to import.
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 
 BAD_INPUT, INTERRUPTED = 2, 130
+RESTARTED = ("demo", "plot", "align", "flatness")  # commands that keep no unfinished run
 RANGES = ("--x", "--y", "--xlim", "--ylim", "--zlim", "--box")  # options whose value is min:max
 
 
@@ -62,7 +63,7 @@ def joined(arguments: Sequence[str]) -> list[str]:
 
 
 def parser() -> argparse.ArgumentParser:
-    from . import clouds, critical, pictures, studies, trajectories
+    from . import clouds, connectivity, critical, pictures, studies, trajectories
     from .curvature import add_commands
 
     top = argparse.ArgumentParser(
@@ -113,6 +114,7 @@ def parser() -> argparse.ArgumentParser:
     clouds.add_commands(command)
     studies.add_commands(command)
     trajectories.add_commands(command)
+    connectivity.add_commands(command)
     pictures.add_commands(command)
 
     plot = command(
@@ -178,7 +180,7 @@ def _failed(error: BaseException, options: argparse.Namespace, prefix: str = "")
 def _interrupted(options: argparse.Namespace, arguments: list[str]) -> str:
     again = shlex.join(["pylandscape", *arguments])
     out = getattr(options, "out", False)  # None: there is --out, and it was not given
-    if out is False or options.command in ("demo", "plot") or getattr(options, "layers", False):
+    if out is False or options.command in RESTARTED or getattr(options, "layers", False):
         return "\npylandscape: interrupted"
     if out:
         return (

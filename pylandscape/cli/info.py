@@ -46,7 +46,7 @@ def describe(result: Result, path: str) -> str:
     from .words import about_pairs, about_spectrum
 
     facts = {**(result.info.get("request") or {}), **result.info}
-    lines = [f"{path}", f"  {result!r}"]
+    lines = [f"{path}", *(f"  {line}" for line in str(result).splitlines())]
     if isinstance(result, EigenPairs | Spectrum):
         said = about_spectrum(result) if isinstance(result, Spectrum) else about_pairs(result)
         lines += [f"  {line}" for line in said[1:]]

@@ -19,8 +19,13 @@ SPECTRAL_KINDS = ("lines", "evolution")
 def _plot(options: argparse.Namespace) -> None:
     from ..files.store import content_of
     from ..plots import surface
+    from ..results.asymmetry_profiles import Asymmetry
+    from ..results.barrier_matrix import Barriers
     from ..results.eigen_pairs import EigenPairs
+    from ..results.flatness_table import Flatness
     from ..results.loading import load
+    from ..results.mode_connection import ModeConnection
+    from ..results.model_alignment import ModelAlignment
     from ..results.spectra import Spectrum
     from ..results.tracks import Track
     from . import curvature
@@ -30,8 +35,14 @@ def _plot(options: argparse.Namespace) -> None:
         _plot_runs(options)
         return
     results: list[Any] = [load(path) for path in options.files]
-    if len(results) == 1 and isinstance(results[0], Track):
+    alone = Track | Asymmetry | Barriers | ModeConnection | ModelAlignment | Flatness
+    if len(results) == 1 and isinstance(results[0], alone):
         save_to(results[0].plot(title=options.title), options.out)
+        return
+    if all(isinstance(r, Flatness) for r in results):
+        names = [Path(path).stem for path in options.files]
+        picture = results[0].plot(beside=results[1:], labels=names, title=options.title)
+        save_to(picture, options.out)
         return
     for result in results:
         if hasattr(result, "CONTENT"):

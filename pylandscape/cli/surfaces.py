@@ -84,8 +84,8 @@ def _start(options: argparse.Namespace) -> tuple[Landscape, dict[str, Any]]:
 
 def finish(
     options: argparse.Namespace, land: Landscape, compute: Callable[[], Curve | Surface]
-) -> None:
-    """Compute, report, draw."""
+) -> Curve | Surface:
+    """Compute, report, draw; returns the result."""
     from ..plots import surface
     from ..results.curve import Curve
     from .words import about_convexity
@@ -115,3 +115,4 @@ def finish(
         axes = surface.plot(result, options.kind, **_picture(options))
         print(f"written    {surface.save(axes, path)}")
         surface.close(axes)
+    return result

@@ -332,6 +332,29 @@ class TorchEngine:
         for table, values in statistics:
             table.update(values)
 
+    def recomputed(self, theta: Tensor) -> dict[str, Tensor]:
+        """The running statistics that torch.optim.swa_utils.update_bn finds at theta (n,), by the
+        names of the buffers; whatever ``bn`` is."""
+        norms = self._norms()
+        own = {id(module) for module in norms}
+        with self.session():
+            try:
+                self.move(theta)
+                if self.bn != "recompute":
+                    with attribute_set(norms, "track_running_stats", True):
+                        self._recompute_statistics()
+            except PylandscapeError:
+                raise
+            except Exception as error:
+                raise failed(error) from error
+            return {
+                f"{prefix}.{name}".lstrip("."): buffer.detach().clone()
+                for prefix, module in self.model.named_modules(remove_duplicate=False)
+                if id(module) in own
+                for name, buffer in module._buffers.items()
+                if buffer is not None
+            }
+
     def batch(self, index: int) -> Batch:
         """The batch for one run of the model."""
         return self.batches[index].fresh() if self.writes_input else self.batches[index]

@@ -1,8 +1,12 @@
 """Published studies as short scripts on the public names.
 
-demo            `pylandscape demo`
+registry        `pylandscape reproduce`: which studies there are, and how they run
+lab, page, measured   what a study is handed, what it writes down, numbers with uncertainty
+datasets, networks    what studies are computed on
+studies/        one file for each study
+table1, table1_cases, table1_report   the table of `pylandscape reproduce table1`
 theorems        `pylandscape theory`: what theorems say beside what is found
-table1, table1_cases, table1_report   `pylandscape reproduce table1`
+demo            `pylandscape demo`
 patterns        masks carved into a loss surface, surfaces constructed over bias directions
 global_search   PBIL over the weights, beside random search and gradient descent
 polynomial      networks with a polynomial for ReLU: counts of solutions, interpolators

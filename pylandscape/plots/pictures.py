@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from .alignments import plot_alignment
+from .asymmetry_profiles import plot_asymmetry
 from .barrier_matrix import plot_barriers
 from .clouds import plot_cloud
+from .flatness_tables import plot_flatness
 from .grid_slices import plot_grid
 from .learning_curves import plot_runs
 from .merge_trees import plot_topology
@@ -28,16 +31,19 @@ DRAWN_BY: dict[str, Callable[..., Any]] = {
     "Curve": plot,
     "Surface": plot,
     "Agreement": plot_agreement,
+    "Asymmetry": plot_asymmetry,
     "Barriers": plot_barriers,
     "Cloud": plot_cloud,
     "ConstructedPattern": plot_constructed,
     "EigenPairs": plot_pairs,
-    "Embedding": plot_embedding,
+    "Flatness": plot_flatness,
     "FitnessDistance": plot_fitness,
     "GlobalSearch": plot_search,
     "Grid": plot_grid,
+    "Embedding": plot_embedding,
     "Interpolator": plot_interpolator,
     "ModeConnection": plot_connection,
+    "ModelAlignment": plot_alignment,
     "Pattern": plot_pattern,
     "PrincipalComponents": plot_components,
     "Projection": plot_projection,

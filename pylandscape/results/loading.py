@@ -10,6 +10,7 @@ from ..files.hdf5 import as_path, open_hdf5
 
 # The classes register themselves with the store when their modules are imported.
 from . import (
+    asymmetry_profiles,
     barrier_matrix,
     cloud,
     critical_points,
@@ -17,6 +18,7 @@ from . import (
     curve,
     eigen_pairs,
     fitness,
+    flatness_table,
     foreign,
     grid_values,
     merge_trees,
@@ -47,6 +49,8 @@ Result = (
     | cloud.Cloud
     | tracks.Track
     | model_alignment.ModelAlignment
+    | flatness_table.Flatness
+    | asymmetry_profiles.Asymmetry
     | ultrametric.Ultrametricity
     | fitness.FitnessDistance
     | patterns.Pattern

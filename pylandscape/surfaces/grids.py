@@ -207,13 +207,13 @@ def interpolate(
 ) -> Curve | Surface:
     """L between two, three or four solutions; exact at the solutions themselves.
 
-    Two: theta(alpha) = (1 - alpha) theta0 + alpha theta1, by default alpha in [-0.5, 1.5] with 401
-        points
-    (Goodfellow et al. 2015); the Curve gives `barrier`, `basin_width` and `distance`.
-    Three, barycentric: weights (1 - alpha, alpha beta, alpha (1 - beta)); `Surface.triangle` lays
-        it out.
-    Four, bilinear: theta0..theta3 sit at (alpha, beta) = (1,1), (0,1), (1,0), (0,0) (Im et al.
-        2016).
+    - Two vertices: theta(alpha) = (1 - alpha) theta0 + alpha theta1, by default alpha in
+      [-0.5, 1.5] with 401 points (Goodfellow et al. 2015). The Curve gives `barrier`,
+      `basin_width` and `distance`.
+    - Three, barycentric: weights (1 - alpha, alpha beta, alpha (1 - beta)); `Surface.triangle`
+      lays it out.
+    - Four, bilinear: theta0..theta3 sit at (alpha, beta) = (1,1), (0,1), (1,0), (0,0) (Im et al.
+      2016).
 
     Args:
         vertices: 2, 3 or 4 of: module, state dict, path of a checkpoint, Direction, tensor or

@@ -18,7 +18,7 @@ from .checkpoints import fitted, some, tensors_of
 
 @dataclass(frozen=True)
 class ParameterEntry:
-    """One parameter tensor: elements ``offset .. offset + numel`` of theta.
+    """One parameter tensor: ``numel`` elements of theta, from ``offset`` on.
 
     ``kind`` is "norm" for parameters of normalisation layers, "bias" for other tensors of at most
     one dimension, "weight" for the rest; "statistic" for buffers (see running_statistics.py).
