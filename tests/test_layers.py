@@ -65,7 +65,10 @@ DISPATCHES = {("results.base", "plots"), ("results.base", "topology")}
 
 # Published studies, which read as examples: the facade, and what `experiments` gives to them.
 EXAMPLES = "experiments.studies."
-FRAME = {"lab", "networks", "datasets", "page", "measured", "table1", "table1_report"}
+FRAME = {
+    "lab", "networks", "datasets", "page", "measured", "table1", "table1_report", "basins",
+    "global_search", "patterns", "polynomial", "theorems",
+}  # fmt: skip
 
 
 @cache

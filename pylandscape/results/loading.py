@@ -24,6 +24,9 @@ from . import (
     merge_trees,
     mode_connection,
     model_alignment,
+    patterns,
+    searches,
+    simple_models,
     spectra,
     surface,
     tracks,
@@ -50,6 +53,11 @@ Result = (
     | asymmetry_profiles.Asymmetry
     | ultrametric.Ultrametricity
     | fitness.FitnessDistance
+    | patterns.Pattern
+    | patterns.ConstructedPattern
+    | searches.GlobalSearch
+    | simple_models.VolumeLaw
+    | simple_models.Interpolator
 )
 
 
