@@ -83,7 +83,7 @@ def convexity(land, d1, d2, x, y, *, tol=1e-3, path=None, progress=True, theta=N
     low = np.full((x.size, y.size), -0.01)
     high = np.where(x[:, None] > 0.9, -1.0, 10.0) + 0 * y
     metrics = {"lambda_min": low, "lambda_max": high, "ratio": np.abs(low / high)}
-    return Surface(x, y, np.ones_like(low), metrics, {"not_converged": 2})
+    return Surface(x, y, np.add.outer(x**2, y**2), metrics, {"not_converged": 2})
 
 
 @pytest.fixture
