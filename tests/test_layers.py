@@ -39,6 +39,7 @@ FLOORS = (
     ("clouds",),
     ("experiments",),
     ("interop", "plotting"),
+    ("reports",),
     ("cli",),
     ("compat",),
     ("", "__main__"),  # "" is the facade, __init__.py

@@ -86,6 +86,7 @@ def plot_lines(
     distance: bool = False,
     xlabel: str | None = None,
     title: str | None = None,
+    figsize: tuple[float, float] | None = None,
 ) -> Axes:
     """Draw curves over a shared axis.
 
@@ -98,6 +99,8 @@ def plot_lines(
         offset: default 0 if all finite values are positive, otherwise -min + 1e-3 (median - min).
         vmin, vmax: limits of the left axis, in the metric's units.
         distance: x is `curve.distance`, the absolute distance of an interpolation.
+        xlabel, title: texts, instead of the default and of none.
+        figsize: (width, height) of a figure of its own, in inches.
 
     Returns:
         The left Axes.
@@ -122,7 +125,7 @@ def plot_lines(
     xs = [np.asarray(c.distance if distance else c.x, dtype=np.float64) for c in curves]
     own = ax is None
     with own_style(own):
-        axes = new_axes(height=0.72) if ax is None else ax
+        axes = new_axes(height=0.72, figsize=figsize) if ax is None else ax
         handles: list[Any] = []
         for k, (x, v) in enumerate(zip(xs, values, strict=True)):
             shown = np.where(np.isfinite(v), v + scale.offset, np.nan)

@@ -15,12 +15,16 @@ if TYPE_CHECKING:
 
 
 def plot_ultrametricity(
-    found: Ultrametricity, axes: Any = None, *, title: str | None = None
+    found: Ultrametricity,
+    axes: Any = None,
+    *,
+    title: str | None = None,
+    figsize: tuple[float, float] | None = None,
 ) -> Any:
     """Left the triangles' histogram with the Gaussian clouds' range, right the tree of single
     linkage. In an ultrametric space all triangles are in the bar at 0. Returns the two Axes."""
     with own_style(axes is None):
-        left, right = two_axes(axes, height=0.75)
+        left, right = two_axes(axes, height=0.75, figsize=figsize)
         borders = np.linspace(0.0, 1.0, len(found.shares) + 1)
         middle = (borders[1:] + borders[:-1]) / 2
         left.bar(
@@ -61,11 +65,17 @@ def _tree(axes: Any, distances: Any) -> None:
     axes.set_ylabel("distance")
 
 
-def plot_fitness(found: FitnessDistance, ax: Any = None, *, title: str | None = None) -> Any:
+def plot_fitness(
+    found: FitnessDistance,
+    ax: Any = None,
+    *,
+    title: str | None = None,
+    figsize: tuple[float, float] | None = None,
+) -> Any:
     """Losses against distances, one dot a point; hollow dots against the distance to the nearest
     image where there is a group. Returns the Axes."""
     with own_style(ax is None):
-        axes: Any = new_axes(height=0.8) if ax is None else ax
+        axes: Any = new_axes(height=0.8, figsize=figsize) if ax is None else ax
         small = max(2.0, 60.0 / np.sqrt(len(found.losses)))
         if found.nearest is not None:
             axes.scatter(
