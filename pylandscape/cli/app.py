@@ -131,6 +131,9 @@ def parser() -> argparse.ArgumentParser:
     plot.add_argument("--metric", default="loss")
     plot.add_argument("--levels", help="how many contour levels, or their values: 0.1,0.2,0.5")
     plot.add_argument("--trajectory", metavar="FILE", help="(T, 2) path to overlay, .npy or text")
+    plot.add_argument(
+        "--band", action="store_true", help="shade 2 standard errors of the loss from the data"
+    )
     plot.add_argument("--title")
 
     info = command(

@@ -18,6 +18,8 @@ SHEET_POINTS = 151  # along each axis of a 3-D sheet: more polygons cannot be to
 LIGHT = np.array([-0.36, -0.48, 0.8])  # unit vector to the light, in the box of the 3-D sheet
 SHADE = 0.35  # how much darker than its colour a cell can get
 MAX_TICKS = 7
+BAND_ALPHA = 0.3
+BAND_REACH = 1e3  # bands from the line at most, as contours interpolate between the points
 CROWDED = 50  # points (1/72 inch) between two marks whose names would meet
 NARROW = 0.45  # of the longer side: a side that has room for three ticks
 # Of the axes' range: contour labels nearer to the frame, or to each other, are left out.
@@ -34,8 +36,13 @@ def draw_contours(
     clip: bool,
     cmap: str,
     labels: bool,
+    band: Array | None = None,
 ) -> tuple[Any, Array]:
-    """Contour lines or filled contours; returns the ContourSet and its levels as z."""
+    """Contour lines or filled contours; returns the ContourSet and its levels as z.
+
+    band: (nx, ny) how far the values may be off, in the metric's units: each line gets the band
+    where it may lie.
+    """
     import matplotlib as mpl
     from matplotlib.colors import BoundaryNorm
 
@@ -57,12 +64,30 @@ def draw_contours(
         )  # fmt: skip
         return drawn, at
     colours = mpl.colormaps[cmap](np.linspace(*LINE_MAP_RANGE, at.size))
+    if band is not None:
+        _draw_bands(ax, (px, py), values, chosen, band, colours)
     drawn = ax.contour(
         px, py, z, levels=at, colors=colours, linewidths=1.0, linestyles="solid", corner_mask=False
     )
     if labels:
         _label_levels(ax, drawn, texts, (px, py))
     return drawn, at
+
+
+def _draw_bands(
+    ax: Any, at: tuple[Array, Array], values: Array, levels: Array, band: Array, colours: Array
+) -> None:
+    """Where |value - level| <= band, for each level in its colour."""
+    known = np.isfinite(values) & np.isfinite(band)
+    width = np.maximum(band, np.finfo(np.float64).tiny)
+    for level, colour in zip(levels, colours, strict=True):
+        with np.errstate(invalid="ignore", over="ignore"):
+            off = np.clip((values - level) / width, -BAND_REACH, BAND_REACH)
+        shown = ax.contourf(
+            *at, np.ma.masked_where(~known, off), levels=[-1.0, 1.0], colors=[colour],
+            alpha=BAND_ALPHA, corner_mask=False,
+        )  # fmt: skip
+        shown.set_gid("band")
 
 
 def _label_levels(ax: Any, drawn: Any, texts: dict[float, str], span: tuple[Array, Array]) -> None:
