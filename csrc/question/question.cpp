@@ -312,15 +312,15 @@ void Question<T>::finish_tile(int64_t t, Worker& worker, double* loss, double* c
   if (asked.of == nullptr) return;
   const SampleLosses& of = *asked.of;
   const int64_t first = p.tile_first_[t];
-  const double* shares = of.shares + first;
-  asked.to[0] = tally(scratch, shares, samples, asked.share);
+  const double* shares = of.shares == nullptr ? nullptr : of.shares + first;
+  asked.to[0] = tally(scratch, shares, samples, asked.share, *loss);
   if (of.own != nullptr)
     std::copy_n(scratch, samples, of.own + asked.point * p.samples_ + first);
   if (of.references == 0) return;
   double* d = scratch + 2 * p.tile_;
-  subtract_references(of, of.weights + asked.point * of.references, first, samples, p.samples_,
-                      scratch, d);
-  asked.to[1] = tally(d, shares, samples, asked.share);
+  const double sum = subtract_references(of, of.weights + asked.point * of.references, first,
+                                         samples, p.samples_, scratch, d);
+  asked.to[1] = tally(d, shares, samples, asked.share, sum);
 }
 
 template <typename T>
@@ -367,7 +367,10 @@ bool Question<T>::run_tiles(int64_t g, const T* coordinates, double* loss, doubl
   std::vector<Shares> shares;
   std::vector<Tally> tallies;
   for (int64_t t = 0; asked != nullptr && t < p.tiles_; ++t)
-    shares.push_back(share_sums(asked->shares + p.tile_first_[t], p.tile_columns(t)));
+    {
+    const double* own = asked->shares == nullptr ? nullptr : asked->shares + p.tile_first_[t];
+    shares.push_back(share_sums(own, p.tile_columns(t)));
+  }
   std::vector<Worker> workers(parallel.workers);
   const int64_t width = points_ ? p.n_ : k_;
   return run_groups(g, coordinates, parallel, stop, [&](int64_t first, int64_t count,

@@ -163,6 +163,10 @@ def _landscape_picture(results: list[Any], options: argparse.Namespace, labels: 
     if len(results) > 1:
         from ..plots.side_by_side import compare
 
+        if options.band:
+            raise InvalidArgument("--band: expected one file with it, got several")
+        if any(hasattr(result, "axes") for result in results):
+            raise InvalidArgument("FILE: expected one grid, or several curves or surfaces")
         if options.trajectory:
             raise InvalidArgument("--trajectory: expected one surface with it, got several files")
         if hasattr(results[0], "y"):
@@ -176,6 +180,11 @@ def _landscape_picture(results: list[Any], options: argparse.Namespace, labels: 
         from .inputs import read_points
 
         chosen["trajectory"] = read_points(options.trajectory, "--trajectory")
+    if options.band:
+        chosen["band"] = True
+    if hasattr(results[0], "axes"):  # a grid; of its numbers of dimensions its own function decides
+        found: Axes = results[0].plot(options.kind, **chosen)
+        return found
     return surface.plot(results[0], options.kind, **chosen)
 
 

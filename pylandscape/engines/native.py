@@ -239,12 +239,12 @@ class NativeEngine:
         self, question: Any, c: Tensor, to: tuple[int, int], against: Any, weights: Any
     ) -> dict[str, np.ndarray]:
         """Runs the question, also for {metric: (g,)} the sums that `sampling.errors` takes."""
-        g, shares = len(c), self._sample_shares()
+        g, shares = len(c), self._shares_at()
         squares, differences = np.empty(g), np.empty(g)
         compared = against is not None
         w = np.ascontiguousarray(weights, dtype=np.float64) if compared else np.empty(0)
         question.run_samples(
-            g, c.data_ptr(), *to, shares.ctypes.data, len(against) if compared else 0,
+            g, c.data_ptr(), *to, shares, len(against) if compared else 0,
             against.ctypes.data if compared else 0, w.ctypes.data, squares.ctypes.data,
             differences.ctypes.data, 0,
         )  # fmt: skip
@@ -252,18 +252,20 @@ class NativeEngine:
 
     def _losses_of_samples(self, question: Any, c: Tensor) -> np.ndarray:
         """(g, samples): each sample's sum of loss terms at coordinates (g, width)."""
-        g, shares = len(c), self._sample_shares()
+        g, shares = len(c), self._shares_at()
         total, squares, own = np.empty(g), np.empty(g), np.empty((g, self.program.samples))
         question.run_samples(
-            g, c.data_ptr(), total.ctypes.data, 0, shares.ctypes.data, 0, 0, 0,
+            g, c.data_ptr(), total.ctypes.data, 0, shares, 0, 0, 0,
             squares.ctypes.data, 0, own.ctypes.data,
         )  # fmt: skip
         return own
 
-    def _sample_shares(self) -> np.ndarray:
+    def _shares_at(self) -> int:
+        """The address of what each sample adds to the denominator; 0 where all add the same."""
         if self._shares is None:
-            self._shares = np.ascontiguousarray(self._shares_of().cpu().numpy())
-        return self._shares
+            found = np.ascontiguousarray(self._shares_of().cpu().numpy())
+            self._shares = found if np.ptp(found) else np.empty(0)
+        return self._shares.ctypes.data if self._shares.size else 0
 
     def _call_metrics(
         self, question: Any, coordinates: Tensor, metrics: Sequence[Callable[..., Any]]

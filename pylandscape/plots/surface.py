@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import InvalidArgument
+from ..theta.sampling import STANDARD
 from . import surface_strokes as draw
-from .lines import plot_lines, slices
+from .lines import band_text, band_width, plot_lines, slices
 from .overlay import draw_runs, room_for, runs_of
 from .paths import animate
 from .scale import Array, Scale
@@ -88,6 +89,7 @@ def plot_surface(
     cmap: str = "viridis",
     colorbar: bool | None = None,
     labels: bool = True,
+    band: bool | float = False,
     trajectory: Any = None,
     vertices: Any = None,
     xlabel: str | None = None,
@@ -117,6 +119,8 @@ def plot_surface(
         colorbar: default True for "filled" and "heat"; the others carry numbers on lines or on the
             z axis.
         labels: numbers on contour lines and names of the vertices.
+        band: of kind "contour": shade where each line may lie, 2 standard errors from the data to
+            both sides, or that many; the surface must have the metric "standard_error".
         trajectory: a path: a `Trajectory` (of a surface computed here, which knows its frame), a
             `Projection`, or numbers (T, 2) in the surface's coordinates; several as a list or as
             {label: path}; default those that the surface brings along (`connection_plane`). First
@@ -136,6 +140,10 @@ def plot_surface(
     """
     values = _metric(surface, metric)
     _check(kind, values, ax)
+    count = band_width(band, [surface.metrics], metric)
+    if count and kind != "contour":
+        raise InvalidArgument(f"band: expected with kind 'contour', got kind {kind!r}")
+    noise = count * surface.metrics[STANDARD] if count else None
     own_paths = surface.info.get("paths") if trajectory is None else trajectory
     runs = () if own_paths is None else runs_of(surface, own_paths)
     view = view_of(surface)
@@ -163,7 +171,7 @@ def plot_surface(
             artist = draw.draw_heat(ax, view, values, scale, clip, cmap)
         else:
             artist, at = draw.draw_contours(
-                ax, kind, view, values, scale, levels, clip, cmap, labels
+                ax, kind, view, values, scale, levels, clip, cmap, labels, noise
             )
         if own and view.equal:
             draw.few_ticks(ax, view)
@@ -183,7 +191,8 @@ def plot_surface(
         if title is not None and not (own and solid):
             ax.set_title(title, pad=6 + 11 * notes)
         elif kind == "contour" and not bar:
-            ax.set_title(scale.label(name), loc="left", fontsize="medium", pad=3 + 11 * notes)
+            shown = scale.label(name) + (f", {band_text(count)}" if count else "")
+            ax.set_title(shown, loc="left", fontsize="medium", pad=3 + 11 * notes)
         if own:
             keep_inside(ax, title if solid else None, fixed=figsize is not None)
     return ax

@@ -21,6 +21,8 @@ SHADE = 0.35  # how much darker than its colour a cell can get
 MAX_TICKS = 7
 LABEL_PAD = 6.0  # points, between the ticks and the labels of a 3-D picture seen from above
 LINE_SPACE = 1.25  # of a colour bar's texts, in font sizes
+BAND_ALPHA = 0.3
+BAND_REACH = 1e3  # bands from the line at most, as contours interpolate between the points
 CROWDED = 50  # points (1/72 inch) between two marks whose names would meet
 NARROW = 0.45  # of the longer side: a side that has room for three ticks
 # Of the axes' range: contour labels nearer to the frame, or to each other, are left out.
@@ -37,8 +39,13 @@ def draw_contours(
     clip: bool,
     cmap: str,
     labels: bool,
+    band: Array | None = None,
 ) -> tuple[Any, Array]:
-    """Contour lines or filled contours; returns the ContourSet and its levels as z."""
+    """Contour lines or filled contours; returns the ContourSet and its levels as z.
+
+    band: (nx, ny) how far the values may be off, in the metric's units: each line gets the band
+    where it may lie.
+    """
     import matplotlib as mpl
     from matplotlib.colors import BoundaryNorm
 
@@ -62,6 +69,8 @@ def draw_contours(
             )  # fmt: skip
         return drawn, at
     colours = mpl.colormaps[cmap](np.linspace(*LINE_MAP_RANGE, at.size))
+    if band is not None:
+        _draw_bands(ax, (px, py), values, chosen, band, colours)
     with warnings.catch_warnings():  # plot_surface says it
         warnings.filterwarnings("ignore", message="No contour levels were found")
         drawn = ax.contour(
@@ -71,6 +80,22 @@ def draw_contours(
     if labels:
         _label_levels(ax, drawn, texts, (px, py))
     return drawn, at
+
+
+def _draw_bands(
+    ax: Any, at: tuple[Array, Array], values: Array, levels: Array, band: Array, colours: Array
+) -> None:
+    """Where |value - level| <= band, for each level in its colour."""
+    known = np.isfinite(values) & np.isfinite(band)
+    width = np.maximum(band, np.finfo(np.float64).tiny)
+    for level, colour in zip(levels, colours, strict=True):
+        with np.errstate(invalid="ignore", over="ignore"):
+            off = np.clip((values - level) / width, -BAND_REACH, BAND_REACH)
+        shown = ax.contourf(
+            *at, np.ma.masked_where(~known, off), levels=[-1.0, 1.0], colors=[colour],
+            alpha=BAND_ALPHA, corner_mask=False,
+        )  # fmt: skip
+        shown.set_gid("band")
 
 
 def _label_levels(ax: Any, drawn: Any, texts: dict[float, str], span: tuple[Array, Array]) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from ..arrays import Array
 from ..errors import InvalidArgument, PylandscapeError
@@ -124,6 +124,33 @@ class _Result(Pictured):
         from .sanity import check
 
         return check(self)
+
+    def significant(
+        self, other: Any = None, *, errors: float = 2.0, of: str = "population"
+    ) -> NDArray[np.bool_]:
+        """Where the loss differs beyond the noise of the data: a mask of the values' shape.
+
+        It takes the metrics "standard_error" and "difference_standard_error" (theta/sampling.py).
+
+        Args:
+            other: None: the loss at the centre, or between solutions the mixture of their losses;
+                the samples' own differences decide. A result at the same steps: of the same data
+                by a bound (the sum of both errors, or of both to a common centre), of other data
+                as independent samples. A number: that loss.
+            errors: how many standard errors a difference must exceed; 2 holds for about 95 % of the
+                points that do not differ, one by one, not for the most extreme of many.
+            of: "population": would other samples from where these come from say so too? "data":
+                would all of the data that a subset (`samples=`) was drawn from?
+
+        Points that are not finite are False.
+
+        Raises:
+            InvalidArgument: the errors are not among the metrics, other axes, a value that names
+                the argument.
+        """
+        from .data_noise import significant
+
+        return significant(self, other, errors, of)
 
     def topology(self, metric: str = "loss") -> Any:
         """A `Topology`: merge trees and persistence pairs of a metric (topology/trees.py)."""

@@ -17,6 +17,7 @@ from ..errors import InvalidArgument
 from ..files import store
 from .base import _check_metrics, _Result, check_axis, draw
 from .curve import Curve
+from .mixtures import barycentric_weights
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -187,20 +188,6 @@ def _axes(result: Curve | Surface) -> dict[str, np.ndarray]:
 
 store.register(Curve, store.Content("curve", _apart, _together, _for_loss_landscape))
 store.register(Surface, store.Content("surface", _apart, _together, _for_loss_landscape))
-
-
-def barycentric_weights(alpha: Array, beta: Array) -> Array:
-    """(m, 3) weights (1 - alpha, alpha beta, alpha (1 - beta)) of theta0, theta1, theta2 (their sum
-    is 1)."""
-    return np.stack([1.0 - alpha, alpha * beta, alpha * (1.0 - beta)], axis=1)
-
-
-def bilinear_weights(alpha: Array, beta: Array) -> Array:
-    """(m, 4) weights of theta0..theta3, which sit at (alpha, beta) = (1,1), (0,1), (1,0), (0,0)."""
-    return np.stack(
-        [alpha * beta, (1.0 - alpha) * beta, alpha * (1.0 - beta), (1.0 - alpha) * (1.0 - beta)],
-        axis=1,
-    )
 
 
 def triangle_layout(distances: Array) -> Array:
