@@ -19,7 +19,11 @@ from pylandscape.experiments.lab import Lab, Study
 from pylandscape.experiments.measured import Measured
 from pylandscape.experiments.page import Page, verdict_of
 
-SLOW: set[str] = set()  # studies that take more than a second at toy size: left to CI
+# Studies that take more than a second at toy size: left to CI.
+SLOW = {
+    "batch-norm", "descent-branches", "exotic-starts", "four-corners", "hessian-clouds",
+    "perturb-retrain", "restarts", "runge-kutta", "sgd-stages", "switching",
+}  # fmt: skip
 
 
 def quiet(line: str) -> None:
