@@ -39,7 +39,7 @@ def run(lab: Lab) -> None:
     page.claim(
         "improvement decreases rapidly: a short transient phase, then a long minimisation phase",
         f"share of the whole decrease in the first fifth of the epochs after the first: {share}; "
-        f"the later decrease an epoch is {ratio} of the early one (below a half counts as two phases)",
+        f"the later decrease an epoch is {ratio} of the early one (two phases: below a half)",
         ratio.below(0.5),
     )  # fmt: skip
     axes = panels(2, 2, height=2.3)
