@@ -5,13 +5,14 @@ from __future__ import annotations
 from itertools import combinations
 
 import numpy as np
+from scipy.signal import find_peaks
 from torch import nn
 
 import pylandscape as pl
 
 from .. import networks
 from ..lab import EMPIRICAL, Lab, Study
-from ..measured import Measured
+from ..measured import Difference, Measured
 from ..methods import trained
 from ..page import panels
 
@@ -51,8 +52,9 @@ def run(lab: Lab) -> None:
                                       progress=False)  # fmt: skip
                 axes[1, p].plot(line.x, line.values, label=f"{a}, {b}", linewidth=0.8)
                 found.append(_maxima(line.values))
-                half = (line.values.max() + line.values[[0, -1]].max()) / 2
-                breadth.append(float((line.values > half).mean()))
+                ends = line.values[[0, -1]].max()
+                if found[-1]:
+                    breadth.append(float((line.values > (line.values.max() + ends) / 2).mean()))
             axes[0, p].set(ylim=(0, 4), xlabel="alpha", title=f"start {p + 1}")
             axes[1, p].set(xlabel="alpha")
         axes[0, 0].set_ylabel("start to end")
@@ -61,13 +63,13 @@ def run(lab: Lab) -> None:
             row.legend(frameon=False, fontsize=5)
         bumps[bn], wide[bn] = np.array(found, float), np.array(breadth)
         page.picture(axes, f"Loss {kind} batch norm: from start to end, and between ends.")
-        ends = [runs[name][0][-1] for name in names[:2]]
-        triangle = pl.interpolate(land, [runs[names[0]][0][0], *ends], (0, 1, side), (0, 1, side),
+        last = [runs[name][0][-1] for name in names[-2:]]
+        triangle = pl.interpolate(land, [runs[names[0]][0][0], *last], (0, 1, side), (0, 1, side),
                                   path=lab.path(f"{kind}-triangle.h5"),
                                   progress=lab.progress)  # fmt: skip
         page.picture(
             triangle.plot("surface", title=f"{kind} batch norm"),
-            f"Start, end of {names[0]} and end of {names[1]}, {kind} batch norm.",
+            f"Start, end of {names[-2]} and end of {names[-1]}, {kind} batch norm.",
         )
     more = Measured(quality[False] - quality[True])
     page.claim(
@@ -84,10 +86,10 @@ def run(lab: Lab) -> None:
         f"{(bumps[False] > 1).mean():.0%} of the lines",
         uneven.above(0.0),
     )
-    broad = Measured(wide[False] - wide[True])
+    broad = Difference(wide[False], wide[True])
     page.claim(
         "the bumps are wider without batch norm",
-        f"share of the line above half height: {wide[True].mean():.2g} with, "
+        f"share of the line above half height, of lines with a bump: {wide[True].mean():.2g} with, "
         f"{wide[False].mean():.2g} without (difference {broad})",
         broad.above(0.0),
     )
@@ -95,11 +97,9 @@ def run(lab: Lab) -> None:
              "paper's nine layers.")  # fmt: skip
 
 
-def _maxima(values: np.ndarray, share: float = 0.02) -> int:
-    """Inner maxima that stand out by a share of the range, by persistence."""
-    curve = pl.Curve(np.arange(len(values), dtype=float), -values)
-    bars = curve.topology().barcode()  # (m, 2): birth and death; the deepest never dies
-    return int((bars[:, 1] - bars[:, 0] > share * np.ptp(values)).sum())
+def _maxima(values: np.ndarray, share: float = 0.05) -> int:
+    """Inner maxima that stand out by a share of the curve's range."""
+    return len(find_peaks(values, prominence=share * np.ptp(values))[0])
 
 
 STUDY = Study(
