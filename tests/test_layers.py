@@ -19,7 +19,7 @@ ROOT = Path(pylandscape.__file__).parent
 
 # From the ground up. A file may import from its own package and from the floors before it.
 FLOORS = (
-    ("_version", "errors", "arguments", "arrays", "_native"),
+    ("_version", "errors", "arguments", "progress", "arrays", "_native"),
     ("theta",),
     ("lowering",),
     ("engines",),
@@ -67,8 +67,9 @@ DISPATCHES = {("results.base", "plots"), ("results.base", "topology")}
 EXAMPLES = "experiments.studies."
 FRAME = {
     "", "lab", "networks", "datasets", "page", "measured", "methods", "perturbations", "table1",
-    "table1_cases", "table1_report",
-}  # fmt: skip
+    "table1_cases", "table1_report", "basins", "global_search", "patterns", "polynomial",
+    "theorems",
+}  # fmt: skip  # fmt: skip
 
 
 @cache

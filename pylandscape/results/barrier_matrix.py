@@ -13,6 +13,8 @@ from ..files.store import by_fields, save
 from .base import Pictured, draw
 from .curve import Curve
 
+MOST_COLUMNS = 10  # models whose matrix is printed
+
 
 @by_fields
 @dataclass(eq=False, repr=False)
@@ -67,6 +69,31 @@ class Barriers(Pictured):
     def save(self, path: Any) -> None:
         """Write an HDF5 file, atomically; `pylandscape.load` reads it back bit for bit."""
         save(self, path)
+
+    def table(self, what: str = "barrier") -> str:
+        """One of the matrices ("barrier", "functional", "disagreement") as text, beside the losses;
+        of more than 10 models the least and the largest of each row."""
+        if what not in ("barrier", "functional", "disagreement"):
+            raise InvalidArgument(
+                f"what: expected barrier, functional or disagreement, got {what!r}"
+            )
+        matrix, count = getattr(self, what), len(self.labels)
+        wide = max(len(what), *map(len, self.labels))
+        columns = [*self.labels]
+        if count > MOST_COLUMNS:
+            others = matrix[~np.eye(count, dtype=bool)].reshape(count, count - 1)
+            matrix = np.stack([others.min(axis=1), others.max(axis=1)], axis=1)
+            columns = ["least", "largest"]
+        widths = [max(11, len(name) + 2) for name in columns]
+        heads = "".join(f"{name:>{w}}" for name, w in zip(columns, widths, strict=True))
+        lines = [f"{what:<{wide}}{'loss':>12}  |{heads}"]
+        for name, loss, row in zip(self.labels, self.losses, matrix, strict=True):
+            numbers = "".join(f"{v:>{w}.4g}" for v, w in zip(row, widths, strict=True))
+            lines.append(f"{name:<{wide}}{loss:>12.6g}  |{numbers}")
+        return "\n".join(lines)
+
+    def __str__(self) -> str:
+        return f"{self!r}\n{self.table()}"
 
     def __repr__(self) -> str:
         count = len(self.labels)
