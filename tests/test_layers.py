@@ -67,7 +67,7 @@ DISPATCHES = {("results.base", "plots"), ("results.base", "topology")}
 EXAMPLES = "experiments.studies."
 FRAME = {
     "lab", "networks", "datasets", "page", "measured", "table1", "table1_report", "basins",
-    "global_search", "patterns", "polynomial", "theorems",
+    "global_search", "patterns", "polynomial", "residual", "theorems",
 }  # fmt: skip
 
 
