@@ -51,7 +51,7 @@ _HOMES = {
     "curvature.operators": "as_operator",
     "curvature.spectra": "layer_spectra spectrum",
     "curvature.symmetric_operator": "SymmetricOperator",
-    "curvature.traces": "Estimate diagonal frobenius_norm trace",
+    "curvature.traces": "diagonal frobenius_norm trace",
     "engines.points.evaluator": "eigenvalues",
     "errors": (
         "CudaUnavailable FileFormatError InvalidArgument LayoutMismatch NotDifferentiable "
@@ -71,6 +71,7 @@ _HOMES = {
     "results.curvature_classes": "classes_of",
     "results.curve": "Curve",
     "results.eigen_pairs": "EigenPairs",
+    "results.estimates": "Estimate",
     "results.fitness": "FitnessDistance",
     "results.flatness_table": "Flatness FlatnessRow",
     "results.grid_values": "Grid",
@@ -190,7 +191,6 @@ else:
     from .curvature.spectra import layer_spectra as layer_spectra
     from .curvature.spectra import spectrum as spectrum
     from .curvature.symmetric_operator import SymmetricOperator as SymmetricOperator
-    from .curvature.traces import Estimate as Estimate
     from .curvature.traces import diagonal as diagonal
     from .curvature.traces import frobenius_norm as frobenius_norm
     from .curvature.traces import trace as trace
@@ -219,6 +219,7 @@ else:
     from .results.curvature_classes import classes_of as classes_of
     from .results.curve import Curve as Curve
     from .results.eigen_pairs import EigenPairs as EigenPairs
+    from .results.estimates import Estimate as Estimate
     from .results.fitness import FitnessDistance as FitnessDistance
     from .results.flatness_table import Flatness as Flatness
     from .results.flatness_table import FlatnessRow as FlatnessRow

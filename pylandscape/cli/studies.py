@@ -8,10 +8,9 @@ import sys
 import time
 
 from ..errors import InvalidArgument
-from .common import AddCommand
+from .common import CHECK_FAILED, AddCommand
 
 CHECKS = ("group", "xor", "linear")
-CHECK_FAILED = 1  # exit code: a known result did not come out; bad input is 2
 
 
 def add_commands(command: AddCommand) -> None:

@@ -13,6 +13,8 @@ from typing import Any, Literal, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ..theta.sampling import SUBSET
+
 Array = NDArray[np.float64]
 Level = Literal["ok", "note", "warning", "error"]
 
@@ -104,6 +106,7 @@ def check(result: Checked) -> Verdict:
         findings += _range(values, axes, facts, slice_kind)
         findings += _resolution(values, axes)
     findings += _batch_norm(facts, slice_kind)
+    findings += _subset(facts, result)
     if facts.get("slope_mismatch"):
         findings.append(Finding("note", "slope", str(facts["slope_mismatch"])))
     return Verdict(tuple(findings))
@@ -367,6 +370,26 @@ def _resolution(values: Array, axes: list[Array]) -> Iterator[Finding]:
         yield Finding(
             "ok", "resolution", f"{' x '.join(map(str, sizes))} points, steps well resolved"
         )
+
+
+def _subset(facts: dict[str, Any], result: Checked) -> Iterator[Finding]:
+    subset = facts.get("subset")
+    if not subset:
+        return
+    text = (
+        f"{subset['samples']:,} of {subset['of']:,} samples, drawn with seed {subset['seed']}: L "
+        "is theirs"
+    )
+    errors = getattr(result, "metrics", {}).get(SUBSET)
+    finite = np.isfinite(errors) if errors is not None else np.zeros(1, dtype=bool)
+    if errors is None:
+        text += f"; metrics=({SUBSET!r},) gives its error against all of them"
+    elif finite.any():
+        text += (
+            f", with standard errors of {errors[finite].min():.2g} to {errors[finite].max():.2g} "
+            "against all of them"
+        )
+    yield Finding("note", "samples", text)
 
 
 def _batch_norm(facts: dict[str, Any], slice_kind: bool) -> Iterator[Finding]:

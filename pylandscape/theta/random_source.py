@@ -22,6 +22,7 @@ FRESH_ROWS = 0x13  # of Lanczos after a breakdown, also in csrc/lanczos/rows.h,
 NOISE = 0x14  # what is random in a warm start (0x15: csrc/lanczos/basis.cpp),
 PERTURBATIONS = 0x16  # steps of flatness measures,
 ORDER = 0x18  # the order of the samples in an epoch of training,
+SUBSET = 0x19  # which samples of the data a landscape takes,
 PROFILES = 0x1C  # directions in which a valley is looked at
 
 
