@@ -19,7 +19,12 @@ from pylandscape.experiments.lab import Lab, Study
 from pylandscape.experiments.measured import Measured
 from pylandscape.experiments.page import Page, verdict_of
 
-SLOW: set[str] = set()  # studies that take more than a second at toy size: left to CI
+SLOW = {  # studies that take more than a second at toy size: left to CI
+    "asymmetric-valleys", "basin-models", "batch-norm-spectra", "convexity-maps",
+    "depth-and-shortcuts", "end-points", "exact-density", "gradient-covariance",
+    "learning-trajectories", "linear-surfaces", "loss-patterns", "over-parametrisation",
+    "polynomial-networks", "spectra-in-training", "wide-networks", "xor-surface",
+}  # fmt: skip
 
 
 def quiet(line: str) -> None:

@@ -68,6 +68,7 @@ def run(lab: Lab) -> None:
     )
     axes = panels(6, 3, height=2.0)
     law.plot(axes[0])
+    axes[0].legend(frameon=False, fontsize=5, handletextpad=0.2, borderpad=0)
     for name, model in (("simple", simple), ("basin-fractal", fractal)):
         curve = model.grid((-2, 2, 1601))
         axes[1].plot(curve.x, curve.values, linewidth=0.8, label=name)

@@ -45,7 +45,7 @@ def run(lab: Lab) -> None:
         arrived = gap[:, -1] < 1e-3 * gap[:, 0]
         page.claim(
             f"{name}: the error surface has a unique minimum, so descent finds it from everywhere",
-            f"{arrived.sum()} of {count} starts reach it within {gap[:, -1].max():.1e}",
+            f"{arrived.sum()} of {count} starts reach it within {np.abs(gap[:, -1]).max():.1e}",
             bool(arrived.all()) or None,
         )
         axes[k].plot(runs.steps, np.maximum(gap.T, 1e-16), color="#0072B2", linewidth=0.4)

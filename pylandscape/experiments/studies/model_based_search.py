@@ -27,10 +27,12 @@ def run(lab: Lab) -> None:
     axes = panels(len(tasks), 2, height=2.4)
     for ax, (name, land) in zip(axes, tasks.items(), strict=True):
         found = global_search(
-            land, runs=runs, evaluations=evaluations, deviation=2.0, rate=0.05, lr=0.5,
+            land, runs=runs, evaluations=evaluations, deviation=2.0, rate=0.05, lr=0.1,
             seed=lab.seed, path=lab.path(f"{land.n_params}.h5"), progress=lab.progress,
         )  # fmt: skip
-        found.plot(ax, title=name)
+        found.plot(ax)
+        ax.legend(frameon=False, fontsize=6)
+        ax.set_title(name)
         logs = {m: np.log10(np.maximum(found.final(m), 1e-12)) for m in found.methods}
         gain = Measured(logs["random"] - logs["pbil"])
         page.claim(

@@ -26,7 +26,7 @@ def run(lab: Lab) -> None:
     count, epochs = lab.size(toy=2, small=4, paper=5), lab.size(toy=2, small=15, paper=60)
     relu = networks.dcnn(data, widths, lab.seed, bn=True)
     nets = {"ReLU": relu, "degree 2": polynomial_network(relu, 2, 1.0),
-            "degree 4": polynomial_network(relu, 4, 2.0)}  # fmt: skip
+            "degree 4": polynomial_network(relu, 4, 3.0)}  # fmt: skip
     runs, test = {}, {}
     for name, net in nets.items():
         land = pl.Landscape(net, nn.CrossEntropyLoss(), data.train)
@@ -40,7 +40,7 @@ def run(lab: Lab) -> None:
     page.did(
         f"{count} convolutional networks with batch norm ({land.n_params:,} parameters) trained "
         f"for {epochs} epochs from the same starts: with ReLU, and with the polynomials of degree "
-        "2 on [-1, 1] and 4 on [-2, 2] that are nearest to it in the mean square."
+        "2 on [-1, 1] and 4 on [-3, 3] that are nearest to it in the mean square."
     )
     for name in ("degree 2", "degree 4"):
         gap = Measured(test["ReLU"] - test[name])
@@ -69,7 +69,7 @@ def run(lab: Lab) -> None:
         all(n >= least and not negative for n, least, negative in nullities),
     )  # fmt: skip
     x = torch.linspace(-2.5, 2.5, 101).numpy()
-    for name, (degree, radius) in {"degree 2": (2, 1.0), "degree 4": (4, 2.0)}.items():
+    for name, (degree, radius) in {"degree 2": (2, 1.0), "degree 4": (4, 3.0)}.items():
         page_axes[0].plot(x, sum(c * x**k for k, c in enumerate(relu_fit(degree, radius))),
                           label=name)  # fmt: skip
     page_axes[0].plot(x, x.clip(min=0), "k--", label="ReLU")
@@ -80,7 +80,7 @@ def run(lab: Lab) -> None:
         page_axes[1].plot(curves["accuracy"].mean(0), label=name)
         page_axes[2].plot(curves["loss"].mean(0), label=name)
     page_axes[1].set(xlabel="epoch", ylabel="training accuracy")
-    page_axes[2].set(xlabel="epoch", ylabel="training loss", yscale="log")
+    page_axes[2].set(xlabel="epoch", ylabel="training loss", yscale="log", ylim=(None, 30))
     page_axes[1].legend(frameon=False, fontsize=6)
     page.picture(
         page_axes, "The activations, training accuracy and loss (means over the runs), and the "
