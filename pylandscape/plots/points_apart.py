@@ -34,9 +34,9 @@ def plot_ultrametricity(
         if len(found.null):
             low, high = found.null_shares.min(axis=0), found.null_shares.max(axis=0)
             mean, own = found.null_shares.mean(axis=0), found.null[:, 0]
+            reach = np.stack([mean - low, high - mean]).clip(min=0.0)
             left.errorbar(
-                middle, mean, [mean - low, high - mean], fmt="x", color=INK, markersize=3,
-                elinewidth=0.7,
+                middle, mean, reach, fmt="x", color=INK, markersize=3, elinewidth=0.7,
                 label=f"{len(own)} Gaussian clouds: {own.mean():.3f} ± {own.std():.3f}",
             )  # fmt: skip
         left.set_xlabel(r"$(d_{\max} - d_{\mathrm{mid}})\,/\,(d_{\max} - d_{\min})$")
