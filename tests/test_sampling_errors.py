@@ -315,14 +315,14 @@ def test_a_subset_of_all_has_no_error_against_all():
 def test_rows_of_texts_dictionaries_and_nested_batches_stay_together():
     ids = torch.arange(12)[:, None].repeat(1, 4)
     data = {"input_ids": ids, "labels": ids.clone(), "names": [str(i) for i in range(12)], "k": 3}
-    found = Dataset([data], pairs=False, device=torch.device("cpu"), move=False, samples=5, seed=1)
+    found = Dataset([data], targets=None, device=torch.device("cpu"), move=False, samples=5, seed=1)
     raw = found.batches[0].raw
     assert raw["names"] == [str(i) for i in raw["input_ids"][:, 0].tolist()]
     assert torch.equal(raw["input_ids"], raw["labels"])
     assert raw["k"] == 3
     assert found.size == found.batches[0].size == 5
     x, y = ((ids.double(), ids), {"mask": ids > 3}), torch.arange(24)
-    pair = Dataset([(x, y)], pairs=True, device=torch.device("cpu"), move=False, samples=5, seed=1)
+    pair = Dataset([(x, y)], targets="any", device=torch.device("cpu"), move=False, samples=5, seed=1)
     (a, b), mask = pair.batches[0].inputs
     assert torch.equal(a.long(), b)
     assert torch.equal(mask["mask"], b > 3)
