@@ -157,7 +157,19 @@ def test_bad_input_is_named():
         pl.barriers(land, [network(0), network(1)], points=2)
     with pytest.raises(pl.InvalidArgument, match="labels: expected 2"):
         pl.barriers(land, [network(0), network(1)], labels=["a"])
-    with pytest.raises(pl.LayoutMismatch, match=r"models\[1\]"):
-        pl.barriers(land, [network(0), nn.Linear(2, 2).double()])
+    for other, names in ((nn.Linear(2, 2).double(), "0.weight.*weight"),
+                         (trained(0, norm=True, steps=0), "3.weight")):  # fmt: skip
+        with pytest.raises(pl.LayoutMismatch, match=rf"models\[1\].*{names}"):
+            pl.barriers(land, [network(0), other])
     with pytest.raises(pl.InvalidArgument, match="land"):
         pl.barriers(network(0), [network(0), network(1)])
+
+
+def test_recomputing_without_batch_norm_is_said_and_the_numbers_are_those_without():
+    models = [network(1), network(2)]
+    want = pl.barriers(pl.Landscape(network(9), "cross_entropy", data()), models, progress=False)
+    land = pl.Landscape(network(9), "cross_entropy", data(), bn="recompute")
+    with pytest.warns(UserWarning, match="no batch norm: nothing is recomputed"):
+        found = pl.barriers(land, models, progress=False)
+    assert np.array_equal(found.values, want.values)
+    assert "recompute" in found.info["notes"][0]

@@ -24,8 +24,21 @@ enum class Unary : int {
   kSquare,
   kAbs,
   kExp,
+  kHardswish,  // x min(max(x + 3, 0), 6) / 6
+  kMish,       // x tanh(log(1 + exp(x)))
+  kSoftsign,   // x / (1 + |x|)
+  kThreshold,  // x > a ? x : b, NaN stays
+  kLog,
+  kLog1p,
+  kSqrt,
+  kRsqrt,
+  kReciprocal,  // a / x
+  kPower,       // x^a
+  kSin,
+  kCos,
+  kErf,
 };
-constexpr int kUnaryCount = 14;
+constexpr int kUnaryCount = 27;
 
 enum class Binary : int { kAdd, kSub, kMul, kDiv };
 constexpr int kBinaryCount = 4;
@@ -50,7 +63,19 @@ struct Targets {
   const double* dense = nullptr;
 };
 
-enum class Loss : int { kCrossEntropy, kNll, kMse, kBceWithLogits };
+// One term for each output v with its target t, but for the first two:
+enum class Loss : int {
+  kCrossEntropy,
+  kNll,
+  kMse,            // (v - t)^2
+  kBceWithLogits,  // (1 - t) v + (1 + (pos_weight - 1) t) log(1 + exp(-v))
+  kHuber,          // |v - t| < a ? (v - t)^2 / 2 : a (|v - t| - a / 2)
+  kSmoothL1,       // |v - t| < a ? (v - t)^2 / (2 a) : |v - t| - a / 2; a = 0: |v - t|
+  kBce,            // -t log v - (1 - t) log(1 - v), each logarithm at least -100
+  kKlDiv,          // t (log t - v), 0 where t = 0
+  kPoissonLog,     // exp(v) - t v, and where b: + t log t - t + log(2 pi t) / 2 for t > 1
+  kPoisson,        // v - t log(v + a), and the same
+};
 
 struct LossArgs {
   Loss kind;
@@ -60,6 +85,7 @@ struct LossArgs {
   const double* weight;      // (classes,) or null; elementwise losses: (features,) or null
   const double* pos_weight;  // (features,) or null
   int64_t outer;
+  double a, b;  // numbers of the loss
 };
 
 // Layer norm: `outer` groups of `size` rows each, one gain for each of the `size`. Group norm
@@ -101,7 +127,8 @@ struct PoolArgs {
   Pool mode;
   int64_t outputs, channels;
   const int64_t *bounds, *index;
-  const double* factor;  // (outputs,) of a sum; or null
+  const double* factor;  // (outputs,) of a sum, or of each tap (`index`) where `per_tap`; or null
+  bool per_tap;
 };
 
 // What a convolution does to its sums: times scale plus shift (channels,), plus `add` (features,

@@ -98,7 +98,8 @@ struct Op {
   }
   cpu::PoolArgs pool_args() const {
     return {pool,          static_cast<int64_t>(bounds.size()) - 1,          k,
-            bounds.data(), index.data(), factor.empty() ? nullptr : factor.data()};
+            bounds.data(), index.data(), factor.empty() ? nullptr : factor.data(),
+            factor.size() + 1 != bounds.size()};
   }
   int64_t first(size_t input) const { return rows.empty() ? 0 : rows[input].first; }
   template <typename F>

@@ -46,7 +46,8 @@ class OpList {
   // The same with the statistics of the batch, kept where both sources are given.
   int batch_norm_own(int x, int64_t outer, int64_t channels, double eps, const int64_t* gain,
                      const int64_t* shift, const int64_t* keep_mean, const int64_t* keep_variance);
-  // Over pixels of `channels` rows. bounds (outputs + 1,) into index, factor (outputs,) or empty.
+  // Over pixels of `channels` rows. bounds (outputs + 1,) into index; factor (outputs,), or one for
+  // each element of index, or empty.
   int pool(int x, cpu::Pool mode, int64_t channels, std::vector<int64_t> bounds,
            std::vector<int64_t> index, std::vector<double> factor);
   // Of each of `rows` of the data, which hold ids below `count`, its row of the weight (count, size).

@@ -86,7 +86,7 @@ class NativeEngine:
         self.how = how
         self.ops = tuple(ops)
         outputs_shape = output.module_shape(program.samples)
-        mean = loss.reduction == "mean"
+        mean = loss.reduction != "sum"
         self.mixes: bool = program.mixes  # whether samples depend on their batch
         self.no_derivatives: str | None = MIXED if self.mixes else None  # why there are none
         self.denominator = loss.denominator(targets, outputs_shape) if mean else 1.0

@@ -473,6 +473,9 @@ _OF_A_DIM = {"softmax", "_softmax", "log_softmax", "_log_softmax"}
 _OF_ROWS = _OF_A_DIM | {
     "linear", "layer_norm", "dropout", "relu", "leaky_relu", "tanh", "sigmoid", "gelu", "silu",
     "softplus", "elu", "selu", "add", "sub", "mul", "div", "truediv", "to", "contiguous", "clone",
+    "hardswish", "hardsigmoid", "hardtanh", "relu6", "mish", "softsign", "logsigmoid", "celu",
+    "threshold", "square", "pow", "abs", "exp", "log", "log1p", "sqrt", "rsqrt", "reciprocal",
+    "sin", "cos", "erf", "neg", "clamp", "rms_norm",
 }  # fmt: skip
 _VIEWS = {"view", "reshape", "unflatten", "_unsafe_view"}
 _IN_PLACE_OPERATORS = {operator.iadd, operator.isub, operator.imul, operator.itruediv}

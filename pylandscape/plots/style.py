@@ -75,13 +75,17 @@ def own_style(own: bool) -> Iterator[None]:
         yield
 
 
-def new_axes(*, projection: str | None = None, height: float = 0.8) -> Axes:
-    """Axes of a fresh column-wide figure, `height` as a share of the width."""
+def new_axes(
+    *, projection: str | None = None, height: float = 0.8,
+    figsize: tuple[float, float] | None = None,
+) -> Axes:  # fmt: skip
+    """Axes of a fresh figure: column-wide, `height` as a share of the width, or of `figsize`."""
     import matplotlib.pyplot as plt
 
     # "compressed" gives colour bars the height of axes of a fixed aspect; it does not know 3-D.
     layout = "compressed" if projection is None else None
-    figure = plt.figure(figsize=(COLUMN_WIDTH, COLUMN_WIDTH * height), layout=layout)
+    size = (COLUMN_WIDTH, COLUMN_WIDTH * height) if figsize is None else check_figsize(figsize)
+    figure = plt.figure(figsize=size, layout=layout)
     axes = figure.add_subplot(projection=projection)
     if projection is None:
         layout_engine: Any = figure.get_layout_engine()
@@ -92,6 +96,17 @@ def new_axes(*, projection: str | None = None, height: float = 0.8) -> Axes:
     axes.tick_params(labelsize=STYLE["xtick.labelsize"], width=0.6, length=2.5)
     axes.locator_params(nbins=5)
     return axes
+
+
+def check_figsize(figsize: Any) -> tuple[float, float]:
+    """Two positive numbers, inches, or InvalidArgument."""
+    try:
+        width, height = (float(v) for v in figsize)
+    except (TypeError, ValueError):
+        width = height = 0.0
+    if not (0.0 < width < np.inf and 0.0 < height < np.inf):
+        raise InvalidArgument(f"figsize: expected (width, height) in inches, got {figsize!r}")
+    return width, height
 
 
 def save(axes: Axes, path: str | Path, *, dpi: int = 300) -> Path:

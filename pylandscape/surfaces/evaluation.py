@@ -118,6 +118,7 @@ def evaluate_grid(
             progress=progress,
             label=asked.kind,
             exact=land.device.type == "cpu",
+            guess=land.point_seconds,
         )
         seconds = time.perf_counter() - started
         axes = list(asked.axes.values())
@@ -185,6 +186,7 @@ def _info(
         "versions": request["versions"],
         "engine": land.engine,
         "engine_reason": land.engine_report().reason,
+        "computed": land.computed,
         "bn": land.bn,
         "has_batchnorm": land.has_batchnorm,
         "dtype": str(asked.base.dtype).removeprefix("torch."),

@@ -57,7 +57,7 @@ def of_landscape(land: Asked, state: str) -> dict[str, Any]:
         about |= {
             "reduction": spec.reduction, "ignore_index": spec.ignore_index,
             "label_smoothing": spec.label_smoothing,
-        }  # fmt: skip
+        } | spec.numbers  # fmt: skip
         for name, weight in (("weight", spec.weight), ("pos_weight", spec.pos_weight)):
             about[name] = None if weight is None else digest(weight)
     else:
