@@ -48,11 +48,13 @@ def errors(quick: bool, repetitions: int) -> list[Row]:
 
     table: list[Row] = []
     for metrics in (ONE, BOTH):
-        name = " and ".join(metrics)
-        mine = Arm(f"pylandscape plane() with {name}", plane(metrics, ONE[0]), len(c))
+        mine = Arm(
+            f"pylandscape plane() with {' and '.join(metrics)}", plane(metrics, ONE[0]), len(c)
+        )
         mine.check(mine.run()[few], want, RTOL)
-        without = plane(("loss",), "loss")
-        plain = Arm("pylandscape plane() without", without, len(c), 1.15, at_most=True)
+        plain = Arm(
+            "pylandscape plane() without", plane(("loss",), "loss"), len(c), 1.15, at_most=True
+        )
         interleave([mine, plain], repetitions)
         table += rows(f"standard errors of W1, {side}x{side}", mine, [plain], "point")
     return table

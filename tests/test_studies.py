@@ -12,14 +12,24 @@ import numpy as np
 import pytest
 import torch
 
+import pylandscape as pl
 from pylandscape.cli import app
 from pylandscape.errors import FileFormatError, InvalidArgument, PylandscapeError
 from pylandscape.experiments import datasets, networks, registry
 from pylandscape.experiments.lab import Lab, Study
-from pylandscape.experiments.measured import Measured
+from pylandscape.experiments.measured import Difference, Measured
+from pylandscape.experiments.methods import METHODS
 from pylandscape.experiments.page import Page, verdict_of
+from pylandscape.experiments.perturbations import average, perturbed
 
-SLOW: set[str] = set()  # studies that take more than a second at toy size: left to CI
+SLOW = {  # studies that take more than a second at toy size: left to CI
+    "asymmetric-valleys", "basin-models", "batch-norm", "batch-norm-spectra", "convexity-maps",
+    "depth-and-shortcuts", "descent-branches", "end-points", "exact-density", "exotic-starts",
+    "four-corners", "gradient-covariance", "hessian-clouds", "learning-trajectories",
+    "linear-surfaces", "loss-patterns", "optimiser-pairs-text", "over-parametrisation",
+    "perturb-retrain", "polynomial-networks", "restarts", "runge-kutta", "sgd-stages",
+    "spectra-in-training", "switching", "wide-networks", "xor-surface",
+}  # fmt: skip
 
 
 def quiet(line: str) -> None:
@@ -167,6 +177,17 @@ def test_intervals_decide_only_what_they_exclude():
         Measured([np.nan, 1.0])
 
 
+def test_differences_have_welchs_interval():
+    from scipy.stats import ttest_ind
+
+    a, b = np.array([1.0, 2.0, 4.0, 3.5]), np.array([0.0, 0.5, 0.2])
+    found = Difference(a, b)
+    low, high = ttest_ind(a, b, equal_var=False).confidence_interval(0.95)
+    assert (found.mean - found.half, found.mean + found.half) == pytest.approx((low, high))
+    assert found.above(0.0) is True
+    assert Difference([1.0], [0.0, 0.1]).above(0.0) is None
+
+
 @pytest.mark.parametrize("zipped", [False, True])
 def test_idx_files_are_read_zipped_or_not(tmp_path, zipped):
     mnist_like(tmp_path, zipped)
@@ -284,3 +305,53 @@ def test_every_study_runs_and_compares_with_its_paper(name, tmp_path):
     assert facts["minutes"] <= 4
     script = Path(registry.studies()[name].run.__code__.co_filename).read_text()
     assert len(script.splitlines()) <= 115
+
+
+def test_noise_has_the_deviation_that_is_asked_for_in_every_tensor():
+    draw = torch.Generator().manual_seed(0)
+    state = {
+        "a.weight": 3 * torch.randn(200, 100, generator=draw) + 1,
+        "a.bias": torch.randn(4000, generator=draw),
+        "n.running_mean": torch.ones(9),
+        "n.num_batches_tracked": torch.tensor(7),
+    }
+    before = {name: value.clone() for name, value in state.items()}
+    for of, scale in (("deviation", torch.std), ("size", lambda t: t.abs().mean())):
+        found = perturbed(state, 0.1, 5, of)
+        for name in ("a.weight", "a.bias"):
+            ratio = float((found[name] - state[name]).std() / scale(state[name]))
+            assert ratio == pytest.approx(0.1, rel=0.05)
+        assert torch.equal(found["n.running_mean"], state["n.running_mean"])
+        assert found["n.num_batches_tracked"] == 7
+    assert all(torch.equal(before[name], state[name]) for name in state)
+    assert torch.equal(perturbed(state, 0.1, 5)["a.bias"], perturbed(state, 0.1, 5)["a.bias"])
+    assert not torch.equal(perturbed(state, 0.1, 5)["a.bias"], perturbed(state, 0.1, 6)["a.bias"])
+    with pytest.raises(InvalidArgument, match="of"):
+        perturbed(state, 0.1, 5, "norm")
+
+
+def test_full_batch_branches_without_noise_keep_the_bits_of_the_main_path():
+    data = datasets.images(side=8, train=40, test=8)
+    land = pl.Landscape(networks.fc2(data, 6), torch.nn.CrossEntropyLoss(), data.train)
+    main = pl.train(land, 1, pl.SGD(lr=0.1), steps=8, record=1, progress=False)[0]
+    start = perturbed(main[3], 0.0, 1)
+    branch = pl.train(land, [start], pl.SGD(lr=0.1), steps=5, record=1, progress=False)[0]
+    assert torch.equal(branch.vector(-1), main.vector(-1))
+    half = average(main[-1], branch[-1])
+    assert all(torch.equal(value, main[-1][name]) for name, value in half.items())
+
+
+def test_noise_at_a_point_of_a_bowl_lowers_the_loss_as_often_as_theory_says():
+    """n = 100, r = 1, sigma = 0.05: Phi(-sigma n / 2 r) = 0.0062."""
+    draw = np.random.default_rng(0)
+    point = draw.normal(size=100)
+    point /= np.linalg.norm(point)
+    moved = np.linalg.norm(point + 0.05 * draw.normal(size=(20_000, 100)), axis=1)
+    assert (moved < 1).mean() == pytest.approx(0.0062, abs=0.002)
+
+
+def test_optimisers_have_the_forms_of_the_paper():
+    assert METHODS["SGDM"].dampening == METHODS["SGDM"].momentum
+    assert METHODS["SGDM"].from_zero
+    for name, base in (("RK2", "SGD"), ("Adam&RK2", "Adam")):
+        assert METHODS[name].lr == 2 * METHODS[base].lr  # a step costs two gradients

@@ -1,5 +1,5 @@
 """The command line: `pylandscape demo | line | plane | interpolate | spectrum | eigen | convexity |
-trajectory | track | barriers | plot | info | ...`.
+trajectory | track | barriers | plot | report | info | ...`.
 
 The parser, and the commands that read files, do without torch, which takes seconds to import.
 
@@ -32,7 +32,14 @@ if TYPE_CHECKING:
 
 
 BAD_INPUT, INTERRUPTED = 2, 130
-RESTARTED = ("demo", "plot", "compare", "align", "flatness")  # commands that keep no unfinished run
+RESTARTED = (
+    "demo",
+    "plot",
+    "compare",
+    "report",
+    "align",
+    "flatness",
+)  # commands that keep no unfinished run
 RANGES = ("--x", "--y", "--xlim", "--ylim", "--zlim", "--box")  # options whose value is min:max
 
 

@@ -78,7 +78,16 @@ def _compare(options: argparse.Namespace) -> None:
 
 
 def add_commands(command: AddCommand) -> None:
-    """Give the parser the command topology; `command` makes one."""
+    """Give the parser the commands report and topology; `command` makes one."""
+    report = command(
+        "report", _report, "saved results as one HTML file: pictures, checks, provenance"
+    )
+    report.add_argument("files", nargs="+", metavar="FILE")
+    report.add_argument("--out", required=True, metavar="FILE.html")
+    report.add_argument("--title", default="Loss landscape", help="default: %(default)s")
+    report.add_argument(
+        "--static", action="store_true", help="a small file without plotly's script"
+    )
     topology = command(
         "topology", _topology, "basins, saddles and their persistence of a saved line, plane, grid"
     )
@@ -92,6 +101,13 @@ def add_commands(command: AddCommand) -> None:
     topology.add_argument(
         "--kind", choices=("tree", "barcode", "diagram"), default="tree", help="default: tree"
     )
+
+
+def _report(options: argparse.Namespace) -> None:
+    from ..reports.writing import report
+
+    made = report(options.files, options.out, title=options.title, interactive=not options.static)
+    print(f"written    {made}")
 
 
 def _topology(options: argparse.Namespace) -> None:

@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from .contract import CoreProducts, Evaluate, EvaluatePoints
 
 
-_SEVERAL = "several targets per sample where samples depend on their batch"
+SEVERAL = "several targets per sample where samples depend on their batch"
 
 
 class NativeEngine:
@@ -329,7 +329,7 @@ def build(
                 ) -> NativeEngine:
                     engine = lower(graph, example, model, loss, layout, of, how, memory)
                     if engine.mixes and len(of.targets) != len(of.inputs):
-                        raise NotLowered(_SEVERAL)
+                        raise NotLowered(SEVERAL)
                     return engine
 
                 problem = check_capture(engine_of, model, loss, layout, theta, few, bn)
@@ -375,13 +375,15 @@ def lower(
     how: str,
     memory: int,
     collect: bool = False,
+    trains: bool = False,
 ) -> NativeEngine:
     """The graph as a program over the data; with ``collect``, one that finds the running
-    statistics of its batch norm and keeps them where the layout has them."""
+    statistics of its batch norm and keeps them where the layout has them; with ``trains``, one that
+    may be trained as the model would be in train mode, and moves them there."""
     dtype = data.dtype
     constants, sources = sources_of(model, layout, dtype)
     program = PROGRAMS[dtype][0](layout.n, constants.data_ptr(), constants.numel())
-    lowering = Lowering(graph, program, sources, collect)
+    lowering = Lowering(graph, program, sources, collect, trains)
     with restored_attributes(model), torch.no_grad():
         lowering.run(example)
     output = lowering.result

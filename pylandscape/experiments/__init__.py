@@ -2,11 +2,12 @@
 
 registry        `pylandscape reproduce`: which studies there are, and how they run
 lab, page, measured   what a study is handed, what it writes down, numbers with uncertainty
-datasets, networks    what studies are computed on
+datasets, networks, methods, perturbations   what several studies compute on and with
 studies/        one file for each study
 table1, table1_cases, table1_report   the table of `pylandscape reproduce table1`
 theorems        `pylandscape theory`: what theorems say beside what is found
 demo            `pylandscape demo`
+residual        deep fully connected networks with and without shortcuts
 patterns        masks carved into a loss surface, surfaces constructed over bias directions
 global_search   PBIL over the weights, beside random search and gradient descent
 polynomial      networks with a polynomial for ReLU: counts of solutions, interpolators

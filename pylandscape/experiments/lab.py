@@ -91,7 +91,7 @@ class Lab:
     def text(self, length: int = 12, train: int = 256, test: int = 64) -> Text:
         """The text that ``--data`` names, cut into windows of ``length`` words."""
         if self.scale == "toy":
-            length, train, test = 5, 16, 8
+            length, train, test = 5, 32, 8
         elif self.scale == "paper":
             length, train, test = 35, 4 * train, 4 * test
         found = datasets.text(self.data[1], length, train, test)

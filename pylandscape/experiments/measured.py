@@ -58,3 +58,31 @@ class Measured:
         if np.isinf(self.half):
             return f"{self.mean:.3g} (one value)"
         return f"{self.mean:.3g} +- {self.half:.2g} (k = {self.values.size})"
+
+
+class Difference(Measured):
+    """The mean of some values minus that of others, drawn independently: Welch's interval.
+
+    Attributes:
+        values: (k,) the first ones;  mean, half: of the difference, which is not known of single
+            values.
+    """
+
+    def __init__(self, first: Any, second: Any) -> None:
+        one, other = Measured(first), Measured(second)
+        super().__init__(one.values)
+        self.mean, self.half = one.mean - other.mean, float("inf")
+        sizes = np.array([one.values.size, other.values.size])
+        if sizes.min() > 1:
+            from scipy.stats import t
+
+            squares = np.array([one.values.var(ddof=1), other.values.var(ddof=1)]) / sizes
+            total = squares.sum()
+            freedom = total**2 / max((squares**2 / (sizes - 1)).sum(), 1e-300)
+            self.half = float(t.ppf((1 + LEVEL) / 2, max(freedom, 1.0)) * np.sqrt(total))
+        self._sizes = f"k = {sizes[0]}, {sizes[1]}"
+
+    def __str__(self) -> str:
+        if np.isinf(self.half):
+            return f"{self.mean:.3g} (single values)"
+        return f"{self.mean:.3g} +- {self.half:.2g} ({self._sizes})"

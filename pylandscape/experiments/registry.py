@@ -23,6 +23,7 @@ import torch
 
 from ..arrays import digest_of_all
 from ..errors import InvalidArgument, PylandscapeError
+from ..plots.style import own_style
 from ..theta.identity import own_version
 from . import page as pages
 from . import studies as scripts
@@ -142,7 +143,8 @@ def _page(
     started = time.perf_counter()
     page = Page(name, folder / pages.PICTURES)
     lab = Lab(name, parts, page, scale, data, seed, progress, say, request["script"])
-    study.run(lab)
+    with own_style(True):
+        study.run(lab)
     seconds = time.perf_counter() - started
     facts = _facts(name, study, lab, request, seconds)
     page.write(folder, facts)

@@ -88,6 +88,7 @@ def plot_lines(
     band: bool | float = False,
     xlabel: str | None = None,
     title: str | None = None,
+    figsize: tuple[float, float] | None = None,
 ) -> Axes:
     """Draw curves over a shared axis.
 
@@ -102,6 +103,8 @@ def plot_lines(
         distance: x is `curve.distance`, the absolute distance of an interpolation.
         band: shade 2 standard errors from the data to both sides of each curve, or that many; the
             curves must have the metric "standard_error".
+        xlabel, title: texts, instead of the default and of none.
+        figsize: (width, height) of a figure of its own, in inches.
 
     Returns:
         The left Axes.
@@ -127,7 +130,7 @@ def plot_lines(
     xs = [np.asarray(c.distance if distance else c.x, dtype=np.float64) for c in curves]
     own = ax is None
     with own_style(own):
-        axes = new_axes(height=0.72) if ax is None else ax
+        axes = new_axes(height=0.72, figsize=figsize) if ax is None else ax
         handles: list[Any] = []
         for k, (x, v) in enumerate(zip(xs, values, strict=True)):
             shown = np.where(np.isfinite(v), v + scale.offset, np.nan)

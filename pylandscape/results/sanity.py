@@ -68,6 +68,9 @@ class Verdict:
     def __bool__(self) -> bool:
         return self.ok
 
+    def __repr__(self) -> str:
+        return str(self)
+
     def __str__(self) -> str:
         counts = [
             (sum(f.level == level for f in self.findings), level) for level in ("error", "warning")
