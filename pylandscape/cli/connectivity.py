@@ -17,6 +17,7 @@ from .common import (
     axis_of,
     model_options,
     prepare,
+    written,
 )
 from .trajectories import save_to
 
@@ -288,8 +289,7 @@ def _named(files: Mapping[str, str]) -> Iterator[None]:
 
 
 def _finish(options: argparse.Namespace, found: Any, **drawn: Any) -> None:
-    if options.out:
-        print(f"written    {options.out}")
+    written(options, options.out)
     if options.plot:
         save_to(found.plot(**drawn), options.plot)
 
