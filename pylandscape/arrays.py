@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 Array = NDArray[np.float64]
 
 OPAQUE = "opaque"  # in a request: what cannot be looked into, and the numbers that tell it
-BAR_DELAY = 0.5  # seconds before a progress bar appears
 
 
 def edges(axis: Array) -> Array:
@@ -169,13 +168,24 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"a {type(value).__name__}")
 
 
-def progress_bar(total: int, label: str, unit: str, shown: bool, initial: int = 0) -> tqdm[Any]:
-    """A bar on stderr, which appears after half a second; a context."""
-    from tqdm import tqdm
+def progress_bar(
+    total: int,
+    label: str,
+    unit: str,
+    shown: bool,
+    initial: int = 0,
+    *,
+    memory: int = 0,
+    guess: float = 0.0,
+) -> tqdm[Any]:
+    """A bar on stderr, which appears after half a second, and above it, for long work, an estimate
+    of its time (see `progress.Bar`); a context."""
+    from .progress import Bar
 
-    return tqdm(
-        total=total, initial=initial, desc=label, unit=unit, disable=not shown, delay=BAR_DELAY
-    )
+    return Bar(
+        total=total, initial=initial, desc=label, unit=unit, disable=not shown, memory=memory,
+        guess=guess,
+    )  # fmt: skip
 
 
 Path = str | os.PathLike[str]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from .arguments import integer
 from .arrays import digest_of_all, scipy_operator
 from .engines import slopes
 from .engines.choose import EngineReport, choose
@@ -26,7 +28,7 @@ from .engines.eager import TorchEngine, rebound
 from .engines.eager_derivatives import MEMORY
 from .engines.eager_switches import LOCK
 from .errors import InvalidArgument, NotLowered, wrapping
-from .theta import identity, running_statistics
+from .theta import computed, identity, running_statistics, sampling
 from .theta.checks import (
     Metric,
     advice_on_first_run,
@@ -35,6 +37,7 @@ from .theta.checks import (
     check_choices,
     check_finite,
     check_fits_memory,
+    check_subset,
     chosen_device,
     chosen_metrics,
     device_of,
@@ -45,8 +48,6 @@ from .theta.checks import (
 from .theta.data import Dataset, not_finite
 from .theta.layout import ParameterLayout
 from .theta.losses import (
-    FreeLoss,
-    KnownLoss,
     Objective,
     counted_labels,
     metric_name,
@@ -75,12 +76,16 @@ class Landscape:
         loss: a torch.nn loss, its functional form, a name ("cross_entropy", "nll", "mse",
             "bce_with_logits", "l1", "smooth_l1", "huber", "bce", "kl_div", "poisson_nll"), or any
             callable of (outputs, target) giving a scalar.
-        data: (x, y) tensors, a Dataset, a DataLoader, or an iterable of batches; read once, in
-            order, kept.
-            Inputs that are a tuple are passed as ``model(*inputs)``, a dict as
-            ``model(**inputs)``.
+        data: (x, y) of tensors or arrays (one batch), a Dataset (in its order, in batches of 1,000
+            samples), a DataLoader, or an iterable of batches; read once, in order, kept. Several
+            inputs are written ((x1, x2), y) and passed as ``model(*inputs)``, ({...}, y) as
+            ``model(**inputs)``. A tensor x alone is its own target, for losses that are not of
+            classes. To an objective goes any batch as it is; a tensor, a dict or a tuple of tensors
+            is one batch, and without data it gets None.
         objective: instead of loss: ``f(model, batch)`` giving a scalar, for any task. With neither,
-            the model's own: ``.loss`` or ["loss"] of what it returns, as in transformers.
+            the model's own: ``.loss`` or ["loss"] of what it returns, as in transformers; dict
+            batches are passed as ``model(**batch)``.
+        max_batches: read this many batches and no more.
         weight: with objective: one number per batch, or a function of the batch; default its size,
             for a model's own loss the number of its ``labels`` that are not -100, where the loss is
             their mean.
@@ -99,6 +104,10 @@ class Landscape:
         engine: "auto" (native where it can), "native" (or an error that says why not), "torch".
         memory: bytes that derivatives may keep between products at the same theta, beyond the
             parameters and the data; default 2 GiB. What does not fit is computed anew.
+        samples: take that many of the data's samples, a random subset without replacement; L is
+            theirs, and everything says so. Its error against all of the data is the metric
+            "subset_error".
+        seed: of the subset: the same one on every machine.
 
     L is the loss of the concatenated data: known losses divide by their own denominator (samples,
     class weights, targets not ignored), "sum" adds. They are computed in float64 from the outputs.
@@ -124,6 +133,9 @@ class Landscape:
         dtype: torch.dtype | None = None,
         engine: str = "auto",
         memory: int | None = None,
+        samples: int | None = None,
+        seed: int = 0,
+        max_batches: int | None = None,
     ) -> None:
         check_choices(model, loss, data, objective, weight, bn, dtype, engine)
         whole, model = model, unwrapped(model)
@@ -151,13 +163,23 @@ class Landscape:
         self.has_batchnorm = any(isinstance(m, _BatchNorm) for m in model.modules())
         self.bn = bn
         self.memory = MEMORY if memory is None else whole_bytes(memory, "memory")
+        check_subset(samples, seed, weight)
+        spec: Any = None if loss is None else resolve_loss(loss)
+        if samples is not None and getattr(spec, "reduction", "mean") == "sum":
+            raise InvalidArgument(
+                "samples: expected a loss with reduction 'mean', got 'sum', which over a subset "
+                "is no estimate of that over all"
+            )
         self.dataset = Dataset(
-            data, pairs=loss is not None, device=self.device, move=device is not None
+            data,
+            targets=None if spec is None else spec.targets,
+            device=self.device,
+            move=device is not None,
+            max_batches=None if max_batches is None else integer(max_batches, "max_batches", 1),
+            samples=samples,
+            seed=seed,
         )
-        spec: KnownLoss | FreeLoss | Objective
-        if loss is not None:
-            spec = resolve_loss(loss)
-        else:
+        if spec is None:
             if objective is None and weight is None:
                 weight = counted_labels(self.model, [b.raw for b in self.dataset.batches])
             spec = Objective(objective or own_loss, batch_weights(weight, self.dataset))
@@ -166,6 +188,8 @@ class Landscape:
         if bn == "interpolate":
             effective_bn = bn if self.moved.n > self.layout.n else "eval"
         self._asked = effective_bn, dtype, engine
+        self.computed = computed.note(model, self)
+        self.point_seconds = 0.0  # that L at one point took, by torch
         self._start(snapshot)
         first = self.dataset.batches[0]
         if moved is not None:
@@ -208,10 +232,12 @@ class Landscape:
         return self._report.engine
 
     def __repr__(self) -> str:
+        data = self.dataset.subset or f"{self.dataset.size} samples"
         return (
             f"<Landscape of {type(self.model).__name__}: {self.n_params} parameters, "
-            f"{self.loss_spec.name} over {self.dataset.size} samples, "
-            f"{str(self.dtype).removeprefix('torch.')} on {self.device}, {self.engine} engine>"
+            f"{self.loss_spec.name} over {data}, "
+            f"{str(self.dtype).removeprefix('torch.')} on {self.device}, {self.engine} engine; "
+            f"{self.computed}>"
         )
 
     def engine_report(self) -> EngineReport:
@@ -220,7 +246,9 @@ class Landscape:
         The first call also looks at the derivatives (`slope_mismatch`), but for networks of more
         than ten million parameters, where that has to be asked for.
         """
-        return replace(self._report, note=self.slope_note())
+        subset = self.dataset.subset
+        data = None if subset is None else str(subset)
+        return replace(self._report, note=self.slope_note(), data=data, computed=self.computed)
 
     def slope_note(self) -> str | None:
         """`slope_mismatch` where it is cheap or known already, else None."""
@@ -303,20 +331,32 @@ class Landscape:
         return ask(c)
 
     def prepare(
-        self, directions: Any, *, metrics: Sequence[Metric] = ("loss",), theta: Any = None
+        self,
+        directions: Any,
+        *,
+        metrics: Sequence[Metric] = ("loss",),
+        theta: Any = None,
+        between: bool = False,
     ) -> Evaluate:
         """A function from coefficients (g, k) to {metric: (g,)}, to be called chunk by chunk.
 
-        What is the same at all points is computed here, once. ``metrics``: "loss", "accuracy", or
-        callables ``f(outputs, target) -> float`` of the whole data's outputs, keyed by their
-        ``__name__``. Chunks do not change the values.
+        What is the same at all points is computed here, once. ``metrics``: "loss", "accuracy",
+        errors from the data ("standard_error", "difference_standard_error", "subset_error":
+        theta/sampling.py), or callables ``f(outputs, target) -> float`` of the whole data's
+        outputs, keyed by their ``__name__``. Chunks do not change the values.
+
+        ``between``: the directions are solutions, theta is 0, and "difference_standard_error" is
+        that of L minus sum_j c_j L(d_j); otherwise of L - L(theta).
         """
         from .theta.directions import as_steps
 
         chosen = chosen_metrics(metrics, self.loss_spec)
         vectors, _ = as_steps(self, directions)
         home, base = self._located(theta)
-        ask = home._engine.prepare(base, vectors, chosen)
+        sampling.check_own_losses(chosen, self.loss_spec, self.eager.mixes, self.dataset.size)
+        ask = self._with_subset_error(
+            chosen, lambda asked: home._engine.prepare(base, vectors, asked, between)
+        )
         negative = running_statistics.negative(self.moved, base, vectors)
         if negative is None:
             return ask
@@ -325,6 +365,25 @@ class Landscape:
         def evaluate(coefficients: np.ndarray) -> dict[str, np.ndarray]:
             c = as_coefficients(coefficients, k)
             return running_statistics.without(negative(c), names, lambda good: ask(c[good]))
+
+        return evaluate
+
+    def _with_subset_error(
+        self, chosen: Sequence[Metric], prepare: Callable[[Sequence[Metric]], Evaluate]
+    ) -> Evaluate:
+        """The engine's answer, in which the error against all data is the standard error times
+        what a finite population leaves of it."""
+        if sampling.SUBSET not in chosen:
+            return prepare(chosen)
+        ask = prepare((*(m for m in chosen if m not in (sampling.STANDARD, sampling.SUBSET)),
+                       sampling.STANDARD))  # fmt: skip
+        subset = self.dataset.subset
+        left = 0.0 if subset is None else sampling.remaining(subset.samples, subset.of)
+
+        def evaluate(coefficients: np.ndarray) -> dict[str, np.ndarray]:
+            found = ask(coefficients)
+            found[sampling.SUBSET] = found[sampling.STANDARD] * left
+            return {name: found[name] for name in map(metric_name, chosen)}
 
         return evaluate
 
@@ -499,17 +558,23 @@ class Landscape:
 
     def _first_loss(self) -> float:
         """Runs the copy over the data; every misfit of model and data shows here."""
+        begun = time.perf_counter()
         try:
             loss = self.eager.first_loss()
         except InvalidArgument:
             raise
         except Exception as error:
-            raise wrapping(error, advice_on_first_run(error, self.dataset.batches[0])) from error
+            raise wrapping(error, self._advice(error)) from error
+        self.point_seconds = max(self.point_seconds, time.perf_counter() - begun)
         if not np.isfinite(loss):
             where = not_finite(self.dataset.batches)
             if where is not None:
                 raise InvalidArgument(f"data: expected finite numbers, but {where}; L is {loss}")
         return loss
+
+    def _advice(self, error: Exception) -> str:
+        _, dtype, _ = self._asked
+        return advice_on_first_run(error, self.dataset.batches, dtype or theta_dtype(self.layout))
 
     def _choose(self) -> None:
         """Who answers: `native` where there is a compiled engine, else `eager`."""

@@ -238,6 +238,7 @@ def test_the_barrier_between_trained_networks_does_not_grow(kind: str, method: s
     after = pl.barriers(land, [a, m.model], progress=False).barrier[0, 1]
     assert before > 0.0
     assert after <= before
+    assert (m.barrier_before, m.barrier) == pytest.approx((before, after), rel=1e-5)
     if method == "weights":
         assert m.distance[1] < m.distance[0]
 
@@ -376,3 +377,32 @@ def test_float32_models_and_their_running_statistics() -> None:
             torch.testing.assert_close(m.model(x), b(x), rtol=1e-4, atol=1e-5)
             assert len(m.theta) == land.moved.n
             assert m.info["rounding"] < 1e-10
+
+
+def test_a_finished_file_answers_with_lines_and_model(tmp_path: Path) -> None:
+    land, model = landscape("mlp")
+    a, b = model, landscape("mlp", seed=1)[1]
+    path = tmp_path / "m.h5"
+    found = pl.align(land, a, b, points=5, path=path, progress=False)
+    line = pl.interpolate(land, [a, found.model], x=(0, 1, 5), progress=False)
+    assert found.line == pytest.approx(line.values, rel=1e-9)
+    again = pl.align(land, a, b, points=5, path=path, progress=False)
+    assert np.array_equal(again.line, found.line)
+    for name, tensor in found.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor)
+    with pytest.raises(pl.ResumeMismatch):
+        pl.align(land, a, b, points=7, path=path, progress=False)
+    bare = pl.align(land, a, b, points=0, progress=False)
+    assert np.isnan(bare.barrier)
+    with pytest.raises(pl.InvalidArgument, match="points=0"):
+        bare.plot()
+    with pytest.raises(pl.InvalidArgument, match="points: expected 0 or at least 3"):
+        pl.align(land, a, b, points=2)
+
+
+def test_other_running_statistics_leave_no_line_and_a_note_that_says_so() -> None:
+    land, model = landscape("vgg")
+    found = pl.align(land, model, planted(land, model), points=3, progress=False)
+    assert np.isnan(found.barrier)
+    assert "recompute" in found.info["notes"][0]
+    assert land.at(found.model).loss() == pytest.approx(found.loss[1], rel=1e-9)

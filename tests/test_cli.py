@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -457,3 +458,114 @@ def test_the_merge_tree_of_a_saved_plane_is_printed_and_drawn(folder, monkeypatc
     code, _, err = in_process(folder, monkeypatch, capsys, "topology", "missing.h5")
     assert code == 2
     assert "missing.h5" in err
+
+
+def test_several_checkpoints_get_a_file_each_and_one_picture(folder, monkeypatch, capsys):
+    (folder / "runs").mkdir()
+    for name in ("a.pt", "b.pt"):
+        (folder / name).rename(folder / "runs" / name)
+    code, out, err = in_process(
+        folder, monkeypatch, capsys, "line", *MODEL, "--checkpoint", "runs", "--checkpoint", "c.pt",
+        "--x=-1:1:5", "--out", "l.h5", "--plot", "all.png",
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+    losses = [load(folder / f"l-{name}.h5").values[2] for name in "abc"]
+    assert len(set(losses)) == 3
+    assert (folder / "all.png").stat().st_size > 2000
+    assert "to draw" not in out
+    code, _, err = in_process(
+        folder, monkeypatch, capsys, "spectrum", *MODEL, "--checkpoint", "runs/*.pt", "--probes",
+        "2", "--steps", "10", "--out", "s.h5", "--plot", "spectra.png",
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+    assert (folder / "spectra.png").stat().st_size > 2000
+    several = ["--checkpoint", "c.pt", "--checkpoint", "runs/a.pt"]
+    for words, said in (
+        (["line", *MODEL, *several, "--plot", "p.png"], "--out: expected a FILE.h5 with 2"),
+        (["eigen", *MODEL, *several], "--checkpoint: expected one with eigen, got 2"),
+        (["line", *MODEL, "--checkpoint", "no*.pt", "--out", "l.h5"], "--checkpoint: expected"),
+        (["line", *MODEL, *several, "--out", "l.h5", "--plot", "p.txt"], "picture suffix"),
+    ):
+        code, _, err = in_process(folder, monkeypatch, capsys, *words)
+        assert code == 2
+        assert said in err
+
+
+def test_planes_are_compared_on_one_scale(folder, monkeypatch, capsys):
+    for seed in ("0", "1"):
+        code, out, err = in_process(
+            folder, monkeypatch, capsys, "plane", *MODEL, "--seed", seed, "--x=-1:1:5",
+            "--y=-1:1:5", "--out", f"s{seed}.h5",
+        )  # fmt: skip
+        assert code == 0, err
+    assert "to draw    pylandscape plot s1.h5 --out s1.png" in out
+    words = ["compare", "s0.h5", "s1.h5", "--labels", "one, two", "--out", "both.png"]
+    code, _, err = in_process(folder, monkeypatch, capsys, *words)
+    assert (code, err) == (0, "")
+    assert (folder / "both.png").stat().st_size > 5000
+    for change, said in ((["--labels", "one"], "expected 2, got 1"), ([], "at least two")):
+        files = ["s0.h5", "s1.h5"] if change else ["s0.h5"]
+        code, _, err = in_process(
+            folder, monkeypatch, capsys, "compare", *files, *change, "--out", "p.png"
+        )
+        assert code == 2
+        assert said in err
+
+
+def test_a_picture_that_fails_its_check_exits_with_1_and_is_written(folder, monkeypatch, capsys):
+    (folder / "flat.py").write_text(
+        "import torch\nfrom mine import data\n"
+        "class Net(torch.nn.Linear):\n    def forward(self, x): return torch.ones(len(x), 3)\n"
+        "def net(): return Net(4, 3)\n"
+    )
+    code, out, err = in_process(
+        folder, monkeypatch, capsys, "line", "--model", "flat:net", "--data", "mine:data",
+        "--x=-1:1:5", "--out", "s.h5", "--no-progress",
+    )  # fmt: skip
+    assert code == 1
+    assert "the loss is flat" in out
+    assert "check FAILED" in err
+    assert (folder / "s.h5").exists()
+
+
+def test_a_models_own_loss_and_the_first_batches(folder, monkeypatch, capsys):
+    (folder / "own.py").write_text(
+        "import torch\nimport mine\n"
+        "class Net(torch.nn.Module):\n"
+        "    def __init__(self):\n        super().__init__()\n        self.net = mine.model()\n"
+        "    def forward(self, x, labels):\n"
+        "        return {'loss': torch.nn.functional.cross_entropy(self.net(x), labels)}\n"
+        "def data():\n    x, y = mine.data()\n"
+        "    return [{'x': x[:10], 'labels': y[:10]}, {'x': x[10:], 'labels': y[10:]}]\n"
+    )
+    code, out, err = in_process(
+        folder, monkeypatch, capsys, "info", "--model", "own:Net", "--data", "own:data",
+        "--loss", "own", "--max-batches", "1",
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+    assert "the first 1 of 2 batches" in out
+
+
+def test_help_shows_an_example_of_every_command_and_the_exit_codes():
+    top = app.parser()
+    said = top.format_help()
+    for code in ("1    a check failed", "2    bad usage or input", "130  interrupted"):
+        assert code in said
+    commands = top._subparsers._group_actions[0].choices
+    for name, sub in commands.items():
+        example = sub.epilog.removeprefix("example: ").splitlines()[0]
+        assert example.startswith(f"pylandscape {name} ")
+        words = app.joined(shlex.split(example)[1:])
+        assert top.parse_args(words).command == name
+
+
+def test_the_hint_for_a_pickled_checkpoint_finds_its_state(folder, monkeypatch, capsys):
+    model = torch.nn.Linear(3, 2)
+    held = {"args": Path("x"), "model_state_dict": model.state_dict()}  # a Path needs pickle
+    torch.save(held, folder / "held.pt")
+    with pytest.raises(InvalidArgument, match="needs pickle") as caught:
+        read_state(folder / "held.pt")
+    hint = str(caught.value).partition('python -c "')[2].removesuffix('"')
+    monkeypatch.chdir(folder)
+    exec(hint, {})
+    assert torch.equal(read_state(folder / "state.pt")["weight"], model.weight)

@@ -107,7 +107,8 @@ def test_files_of_another_kind_are_refused(capsys: pytest.CaptureFixture[str]) -
     assert run(*MODEL, "--color", "step", "--out", "c.h5") == 0
     assert run("cloud", "c-walks.h5", "--plot", "c.png") == 2
     assert "FILE: expected clouds, got a Walks" in capsys.readouterr().err
-    assert run("plot", "c.h5", "--out", "c.png") == 2
-    assert "draws clouds" in capsys.readouterr().err
+    assert run("plot", "c.h5", "c.h5", "--out", "c.png") == 2
+    assert "draws clouds together" in capsys.readouterr().err
+    assert run("plot", "c.h5", "--out", "c.png") == 0
     assert run(*MODEL, "--color", "step", "--out", "c-walks.h5") == 2
     assert "--out: expected no file or a cloud, got a Walks" in capsys.readouterr().err

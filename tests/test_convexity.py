@@ -237,3 +237,14 @@ def test_wrong_directions_are_named():
         convexity(land, UNIT[:2], UNIT[0], **grid())
     with pytest.raises(LayoutMismatch, match="theta"):
         convexity(land, *UNIT[:2], theta=np.zeros(3), **grid())
+
+
+@pytest.mark.parametrize(("width", "method"), [(4, "dense"), (20, "lanczos")])
+def test_without_dense_the_cheaper_method_is_taken(width: int, method: str) -> None:
+    model = torch.nn.Sequential(
+        torch.nn.Linear(3, width), torch.nn.Tanh(), torch.nn.Linear(width, 9)
+    )
+    land = Landscape(model, "mse", (torch.randn(6, 3), torch.randn(6, 9)))
+    assert land.engine == "native"
+    found = convexity(land, *torch.randn(2, land.n_params), x=(0, 0, 1), y=(0, 0, 1), **QUIET)
+    assert found.info["eigenvalues"]["method"] == method

@@ -422,7 +422,7 @@ def test_every_point_is_asked_for_once_in_order():
 
 
 def test_progress_goes_to_stderr_and_can_be_silenced(capsys, monkeypatch):
-    monkeypatch.setattr("pylandscape.arrays.BAR_DELAY", 0)
+    monkeypatch.setattr("pylandscape.progress.DELAY", 0)
     line(quadratic([1.0]), np.array([1.0]), (0, 1, 4))
     shown = capsys.readouterr()
     assert not shown.out

@@ -71,22 +71,22 @@ def test_a_model_without_parameters_is_refused() -> None:
 
 def test_data_keep_order_size_and_digest() -> None:
     x, y = np.arange(6.0).reshape(3, 2), np.array([0, 1, 0])
-    one = Dataset((x, y), pairs=True, device=CPU, move=False)
-    two = Dataset([(x[:2], y[:2]), (x[2:], y[2:])], pairs=True, device=CPU, move=False)
+    one = Dataset((x, y), targets="values", device=CPU, move=False)
+    two = Dataset([(x[:2], y[:2]), (x[2:], y[2:])], targets="values", device=CPU, move=False)
     assert one.size == two.size == 3
     joined = two.tensors()
     assert joined is not None
     assert torch.equal(joined[0], torch.as_tensor(x))
     assert one.digest != two.digest  # batches matter to batch norm
     y[0] = 1
-    assert Dataset((x, y), pairs=True, device=CPU, move=False).digest != one.digest
+    assert Dataset((x, y), targets="values", device=CPU, move=False).digest != one.digest
 
 
 def test_a_mapping_is_not_a_data_set() -> None:
-    with pytest.raises(pl.InvalidArgument, match=r"data: expected a pair.*got dict"):
-        Dataset({"x": 1}, pairs=True, device=CPU, move=False)
+    with pytest.raises(pl.InvalidArgument, match=r"data: .*a pair.*got a dict with 'x'"):
+        Dataset({"x": 1}, targets="values", device=CPU, move=False)
     with pytest.raises(pl.InvalidArgument, match="use objective"):
-        Dataset([torch.zeros(3)], pairs=True, device=CPU, move=False)
+        Dataset([torch.zeros(3)], targets="classes", device=CPU, move=False)
 
 
 @pytest.mark.parametrize(

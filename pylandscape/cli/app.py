@@ -1,10 +1,11 @@
 """The command line: `pylandscape demo | line | plane | interpolate | spectrum | eigen | convexity |
-trajectory | track | plot | info | ...`.
+trajectory | track | barriers | plot | report | info | ...`.
 
 The parser, and the commands that read files, do without torch, which takes seconds to import.
 
-Exit codes: 0 done; 1 a check failed (`theory`); 2 bad usage or input, with one line on stderr; 130
-interrupted, with how to resume. `--debug` shows tracebacks.
+Exit codes: 0 done; 1 a check failed (a picture that does not show what it claims to, a theorem);
+2 bad usage or input, with one line on stderr; 130 interrupted, with how to resume. `--debug` shows
+tracebacks.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InvalidArgument, PylandscapeError
-from .common import KINDS, NORMALIZATIONS, _picture_options, model_options
+from .common import KINDS, NORMALIZATIONS, _picture_options, model_options, scale_options
+from .examples import TOP, complete
 from .info import _info
-from .pictures import SPECTRAL_KINDS, _plot
+from .pictures import SPECTRAL_KINDS, _compare, _plot
+from .several import each_checkpoint
 from .surfaces import _grid_options, _interpolate, _line, _plane
 
 if TYPE_CHECKING:
@@ -29,6 +32,14 @@ if TYPE_CHECKING:
 
 
 BAD_INPUT, INTERRUPTED = 2, 130
+RESTARTED = (
+    "demo",
+    "plot",
+    "compare",
+    "report",
+    "align",
+    "flatness",
+)  # commands that keep no unfinished run
 RANGES = ("--x", "--y", "--xlim", "--ylim", "--zlim", "--box")  # options whose value is min:max
 
 
@@ -62,12 +73,13 @@ def joined(arguments: Sequence[str]) -> list[str]:
 
 
 def parser() -> argparse.ArgumentParser:
-    from . import clouds, critical, pictures, studies, trajectories
+    from . import clouds, connectivity, critical, pictures, studies, trajectories
     from .curvature import add_commands
 
     top = argparse.ArgumentParser(
-        prog="pylandscape", description="Loss landscapes of PyTorch models: compute, draw, judge."
-    )
+        prog="pylandscape", description="Loss landscapes of PyTorch models: compute, draw, judge.",
+        formatter_class=argparse.RawDescriptionHelpFormatter, epilog=TOP,
+    )  # fmt: skip
     top.add_argument("--version", action=_Version, nargs=0, help="of pylandscape, torch and Python")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -75,6 +87,7 @@ def parser() -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text)
         sub.set_defaults(run=run, parser=sub)
         sub.add_argument("--debug", action="store_true", help="show tracebacks")
+        complete(sub, name)
         return sub
 
     demo = command("demo", _demo, "train a small network on digits and draw its loss landscape")
@@ -84,8 +97,8 @@ def parser() -> argparse.ArgumentParser:
     demo.add_argument("--seed", type=int, default=0)
     demo.add_argument("--no-progress", action="store_true")
 
-    line = command("line", _line, "loss along one random direction")
-    plane = command("plane", _plane, "loss over two random directions")
+    line = command("line", each_checkpoint(_line), "loss along one random direction")
+    plane = command("plane", each_checkpoint(_plane), "loss over two random directions")
     between = command("interpolate", _interpolate, "loss between 2, 3 or 4 checkpoints")
     for sub in (line, plane, between):
         model_options(sub, required=True)
@@ -113,23 +126,29 @@ def parser() -> argparse.ArgumentParser:
     clouds.add_commands(command)
     studies.add_commands(command)
     trajectories.add_commands(command)
+    connectivity.add_commands(command)
     pictures.add_commands(command)
 
     plot = command(
         "plot", _plot, "draw a saved result; several curves or spectra go into one picture"
     )
-    plot.add_argument("files", nargs="+", metavar="FILE")
-    plot.add_argument(
-        "--out", required=True, action="append", help=".png, .pdf, .svg; may be repeated"
-    )
-    _picture_options(plot, (*KINDS, *SPECTRAL_KINDS))
-    plot.add_argument(
-        "--symlog", action="store_true", help="eigenvalues linear near 0, logarithmic beyond"
-    )
-    plot.add_argument("--metric", default="loss")
-    plot.add_argument("--levels", help="how many contour levels, or their values: 0.1,0.2,0.5")
+    compare = command("compare", _compare, "draw several saved results of one kind on one scale")
+    for sub in (plot, compare):
+        sub.add_argument("files", nargs="+", metavar="FILE")
+        sub.add_argument(
+            "--out", required=True, action="append", help=".png, .pdf, .svg; may be repeated"
+        )
+        _picture_options(sub, (*KINDS, *SPECTRAL_KINDS))
+        scale_options(sub)
+        sub.add_argument("--metric", default="loss")
+        sub.add_argument("--levels", help="how many contour levels, or their values: 0.1,0.2,0.5")
+        sub.add_argument("--title")
     plot.add_argument("--trajectory", metavar="FILE", help="(T, 2) path to overlay, .npy or text")
-    plot.add_argument("--title")
+    plot.add_argument(
+        "--band", action="store_true", help="shade 2 standard errors of the loss from the data"
+    )
+    compare.add_argument("--labels", metavar="A,B", help="default: the files' names")
+    compare.set_defaults(trajectory=None, band=False)
 
     info = command(
         "info", _info, "what a saved result or a model is: provenance, verdict, layout, engine"
@@ -178,7 +197,7 @@ def _failed(error: BaseException, options: argparse.Namespace, prefix: str = "")
 def _interrupted(options: argparse.Namespace, arguments: list[str]) -> str:
     again = shlex.join(["pylandscape", *arguments])
     out = getattr(options, "out", False)  # None: there is --out, and it was not given
-    if out is False or options.command in ("demo", "plot") or getattr(options, "layers", False):
+    if out is False or options.command in RESTARTED or getattr(options, "layers", False):
         return "\npylandscape: interrupted"
     if out:
         return (

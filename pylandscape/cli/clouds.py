@@ -139,7 +139,7 @@ def _computed(options: argparse.Namespace) -> Cloud:
     print(f"time       {time.perf_counter() - start:.2f} s for {len(found):,} points")
     if options.out:
         found.save(options.out)
-        print(f"written    {options.out}")
+        common.written(options, options.out, "cloud")
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from ..landscape import Landscape
 
 
+CHECK_FAILED = 1  # exit code: what was computed is not what it claims to be; bad input is 2
 KINDS = ("contour", "filled", "heat", "surface", "line")
 NORMALIZATIONS = ("filter", "layer", "model", "weight", "dfilter", "dlayer", "none")
 
@@ -21,20 +23,28 @@ def model_options(sub: argparse.ArgumentParser, required: bool) -> None:
     sub.add_argument(
         "--model", required=required, metavar="PKG.MOD:FACTORY", help="returns the Module"
     )
-    sub.add_argument("--checkpoint", metavar="FILE", help="state_dict, read without pickle")
+    sub.add_argument(
+        "--checkpoint", metavar="FILE", action="append",
+        help="state_dict, read without pickle; line, plane, spectrum and convexity take several: "
+        "repeated, a folder or a pattern",
+    )  # fmt: skip
     sub.add_argument("--data", required=required, metavar="PKG.MOD:FACTORY",
                      help="returns (x, y), a DataLoader or an iterable of batches")  # fmt: skip
     what = sub.add_mutually_exclusive_group()
     what.add_argument(
         "--loss", default=None, metavar="NAME|PKG.MOD:FN",
-        help="cross_entropy (default), mse, bce_with_logits, nll, or a function",
+        help="cross_entropy (default), mse, bce_with_logits, nll, a function, or own: the model's",
     )  # fmt: skip
     what.add_argument("--objective", metavar="PKG.MOD:FN", help="fn(model, batch) -> scalar")
     sub.add_argument(
         "--params", action="append", metavar="PATTERNS", help="names, such as layer1.*,fc.*"
     )
     sub.add_argument("--bn", default="eval", help="eval (default), recompute, batch or interpolate")
+    sub.add_argument("--max-batches", type=int, metavar="N", help="of the data; default: all")
     sub.add_argument("--engine", choices=("auto", "native", "torch"), default="auto")
+    sub.add_argument(
+        "--subset", type=int, metavar="N", help="a random subset of N samples of the data (seed 0)"
+    )
     sub.add_argument("--dtype", choices=("float32", "float64"), help="default: the model's")
     sub.add_argument("--device", help="default: the model's")
     sub.add_argument("--threads", type=int, help="default: torch's")
@@ -54,33 +64,44 @@ def _landscape(options: argparse.Namespace) -> Landscape:
     from ..landscape import Landscape
     from .inputs import call, find, load_model, named, parse_names
 
-    model = load_model(options.model, options.checkpoint)
+    model = load_model(options.model, one_checkpoint(options))
     data = call(options.data, "--data")
-    what: dict[str, Any] = (
-        {"objective": find(options.objective, "--objective")}
-        if options.objective
-        else {"loss": named(options.loss or "cross_entropy", "--loss")}
-    )
+    what: dict[str, Any] = {}
+    if options.objective:
+        what["objective"] = find(options.objective, "--objective")
+    elif options.loss != "own":
+        what["loss"] = named(options.loss or "cross_entropy", "--loss")
     return Landscape(
         model, data=data, params=parse_names(options.params) or None, bn=options.bn,
         device=options.device, dtype=getattr(torch, options.dtype) if options.dtype else None,
-        engine=options.engine, **what,
+        engine=options.engine, max_batches=options.max_batches, samples=options.subset, **what,
     )  # fmt: skip
 
 
 def prepare(options: argparse.Namespace) -> Landscape:
     """The landscape; complains about targets that cannot be written before it computes."""
-    from ..plots.style import check_suffix
-
-    for path in [options.out, *(options.plot or [])]:
-        if path and not Path(path).resolve().parent.is_dir():
-            raise InvalidArgument(f"{path}: no such folder {str(Path(path).parent)!r}")
+    if options.out:
+        check_folder(options.out)
     for path in options.plot or []:
-        check_suffix(path)
+        check_target(path)
     set_threads(options)
     land = _landscape(options)
     print(f"engine     {land.engine_report()}", flush=True)
     return land
+
+
+def check_folder(path: str) -> None:
+    """Raises InvalidArgument where the file's folder is not there."""
+    if not Path(path).resolve().parent.is_dir():
+        raise InvalidArgument(f"{path}: no such folder {str(Path(path).parent)!r}")
+
+
+def check_target(path: str) -> None:
+    """Raises InvalidArgument for a picture that cannot be written there."""
+    from ..plots.style import check_suffix
+
+    check_folder(path)
+    check_suffix(path)
 
 
 def normalization(options: argparse.Namespace) -> dict[str, Any]:
@@ -102,6 +123,16 @@ def _picture(options: argparse.Namespace) -> dict[str, Any]:
     return {"log": options.log, "vmin": options.vmin, "vmax": options.vmax, **metric}
 
 
+def scale_options(sub: argparse.ArgumentParser) -> None:
+    """The axis of eigenvalues."""
+    scale = sub.add_mutually_exclusive_group()
+    scale.add_argument(
+        "--symlog", action="store_true",
+        help="eigenvalues linear near 0, logarithmic beyond (default where the range asks for it)",
+    )  # fmt: skip
+    scale.add_argument("--linear", action="store_true", help="a linear axis of eigenvalues")
+
+
 def set_threads(options: argparse.Namespace) -> None:
     import torch
 
@@ -109,6 +140,29 @@ def set_threads(options: argparse.Namespace) -> None:
         if options.threads < 1:
             raise InvalidArgument(f"--threads: expected at least 1, got {options.threads}")
         torch.set_num_threads(options.threads)
+
+
+def one_checkpoint(options: argparse.Namespace) -> str | None:
+    """The file of --checkpoint, of which this command takes one."""
+    given = options.checkpoint
+    if isinstance(given, list):
+        if len(given) > 1:
+            raise InvalidArgument(
+                f"--checkpoint: expected one with {options.command}, got {len(given)}"
+            )
+        return str(given[0])
+    return given if given is None else str(given)
+
+
+def written(options: argparse.Namespace, path: str | Path | None, how: str = "plot") -> None:
+    """Says which file has the result, and how to draw it where nobody has asked for a picture."""
+    if not path:
+        return
+    print(f"written    {path}")
+    if not options.plot and not getattr(options, "drawn_together", False):
+        picture = Path(path).with_suffix(".png").name
+        target = "--out" if how == "plot" else "--plot"
+        print(f"to draw    pylandscape {how} {shlex.quote(str(path))} {target} {picture}")
 
 
 class AddCommand(Protocol):

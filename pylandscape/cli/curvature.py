@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InvalidArgument
-from .common import AddCommand
+from .common import AddCommand, scale_options, written
+from .several import each_checkpoint
 from .words import about_layers, about_pairs, about_spectrum
 
 if TYPE_CHECKING:
@@ -24,11 +25,15 @@ def add_commands(command: AddCommand) -> None:
     from .common import NORMALIZATIONS, model_options
 
     spectrum = command(
-        "spectrum", _spectrum, "eigenvalue density and trace of the Hessian, or another matrix"
+        "spectrum",
+        each_checkpoint(_spectrum),
+        "eigenvalue density and trace of the Hessian, or another matrix",
     )
     eigen = command("eigen", _eigen, "extreme eigenvalues and eigenvectors")
     convexity = command(
-        "convexity", _convexity, "|lambda_min / lambda_max| of the Hessian over two directions"
+        "convexity",
+        each_checkpoint(_convexity),
+        "|lambda_min / lambda_max| of the Hessian over two directions",
     )
     for sub in (spectrum, eigen, convexity):
         model_options(sub, required=True)
@@ -59,9 +64,7 @@ def add_commands(command: AddCommand) -> None:
     spectrum.add_argument(
         "--layers", action="store_true", help="one spectrum, and one file, for each layer"
     )
-    spectrum.add_argument(
-        "--symlog", action="store_true", help="eigenvalues linear near 0, logarithmic beyond"
-    )
+    scale_options(spectrum)
 
     eigen.add_argument("-k", type=int, default=1, help="how many (default: %(default)s)")
     eigen.add_argument(
@@ -100,7 +103,7 @@ def _spectrum(options: argparse.Namespace) -> None:
     if not options.layers:
         found, said = _timed(options, lambda: spectrum(land, path=options.out, **chosen))
         print("\n".join([*about_spectrum(found), said]))
-        _keep(found, options.out)
+        _keep(found, options)
         _draw_to(options, [found], [])
         return
     layers, said = _timed(options, lambda: layer_spectra(land, **chosen))
@@ -126,11 +129,11 @@ def _eigen(options: argparse.Namespace) -> None:
         ),
     )  # fmt: skip
     print("\n".join([*about_pairs(found), said]))
-    _keep(found, options.out)
+    _keep(found, options)
     _draw_to(options, [found], [])
 
 
-def _convexity(options: argparse.Namespace) -> None:
+def _convexity(options: argparse.Namespace) -> int:
     from ..surfaces.convexity_map import convexity
     from ..theta.directions import random_directions
     from . import common, surfaces
@@ -140,13 +143,14 @@ def _convexity(options: argparse.Namespace) -> None:
         raise InvalidArgument("expected --out FILE.h5 or --plot FILE.png (or both), got neither")
     land = common.prepare(options)
     d1, d2 = random_directions(land, 2, seed=options.seed, **common.normalization(options))
-    surfaces.finish(
+    found = surfaces.finish(
         options, land,
         lambda: convexity(
             land, d1, d2, x=x, y=y, tol=options.tol, path=options.out,
             progress=not options.no_progress,
         ),
     )  # fmt: skip
+    return surfaces.judged(found)
 
 
 def draw(results: Sequence[Any], options: argparse.Namespace, labels: Sequence[str] = ()) -> Axes:
@@ -155,13 +159,15 @@ def draw(results: Sequence[Any], options: argparse.Namespace, labels: Sequence[s
     Raises:
         InvalidArgument: several eigenpairs, or spectra beside something else.
     """
-    from ..plots.spectra import plot_pairs, plot_spectra
+    from ..plots.spectra import KINDS, plot_pairs, plot_spectra
     from ..results.eigen_pairs import EigenPairs
     from ..results.spectra import Spectrum
 
     title, kind = {"title": getattr(options, "title", None)}, getattr(options, "kind", None)
-    if kind not in (None, "lines", "evolution"):
-        raise InvalidArgument(f"--kind: expected lines or evolution for spectra, got {kind!r}")
+    if kind not in (None, *KINDS):
+        raise InvalidArgument(
+            f"--kind: expected one of {', '.join(KINDS)} for spectra, got {kind!r}"
+        )
     if len(results) == 1 and isinstance(results[0], EigenPairs):
         return plot_pairs(results[0], log=getattr(options, "log", False), **title)
     if not all(isinstance(r, Spectrum) for r in results):
@@ -172,10 +178,10 @@ def draw(results: Sequence[Any], options: argparse.Namespace, labels: Sequence[s
     chosen: dict[str, Any] = {
         "vmin": getattr(options, "vmin", None),
         "vmax": getattr(options, "vmax", None),
-        "xscale": "symlog" if options.symlog else "linear",
+        "xscale": "symlog" if options.symlog else "linear" if options.linear else None,
         **title,
     }
-    if len(results) == 1 and not labels and kind != "evolution":
+    if len(results) == 1 and not labels and kind is None:
         return results[0].plot(**chosen)
     return plot_spectra(results, labels=labels or None, kind=kind, **chosen)
 
@@ -200,11 +206,12 @@ def _timed(options: argparse.Namespace, compute: Callable[[], Any]) -> tuple[Any
     return found, f"time       {seconds:.2f} s for {products:,} products, {each:.3g} ms each"
 
 
-def _keep(result: Any, path: str | None) -> None:
+def _keep(result: Any, options: argparse.Namespace) -> None:
+    path = options.out
     if path:
         if not Path(path).exists():
             result.save(path)
-        print(f"written    {path}")
+        written(options, path)
 
 
 def _draw_to(options: argparse.Namespace, results: Sequence[Any], labels: Sequence[str]) -> None:

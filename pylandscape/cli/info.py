@@ -7,7 +7,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InvalidArgument
-from .common import _landscape, set_threads
+from .common import _landscape, one_checkpoint, set_threads
 
 if TYPE_CHECKING:
     from ..results.loading import Result
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 FACTS = (
     "matrix", "probes", "steps", "seed", "products",
-    "model_loss", "engine", "engine_reason", "seconds", "dtype", "bn", "loss", "n_params",
-    "theta_norm", "direction_norms", "direction_cosine", "created", "versions",
+    "model_loss", "engine", "engine_reason", "computed", "seconds", "dtype", "bn", "loss",
+    "n_params", "theta_norm", "direction_norms", "direction_cosine", "created", "versions",
     "instruction_set", "layout", "theta", "data", "notes",
 )  # fmt: skip
 DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -46,7 +46,7 @@ def describe(result: Result, path: str) -> str:
     from .words import about_pairs, about_spectrum
 
     facts = {**(result.info.get("request") or {}), **result.info}
-    lines = [f"{path}", f"  {result!r}"]
+    lines = [f"{path}", *(f"  {line}" for line in str(result).splitlines())]
     if isinstance(result, EigenPairs | Spectrum):
         said = about_spectrum(result) if isinstance(result, Spectrum) else about_pairs(result)
         lines += [f"  {line}" for line in said[1:]]
@@ -92,7 +92,7 @@ def _print_model(options: argparse.Namespace) -> None:
         layout = land.layout
     else:
         land = None
-        model = load_model(options.model, options.checkpoint)
+        model = load_model(options.model, one_checkpoint(options))
         layout = ParameterLayout.of(model, parse_names(options.params) or None)
     width = max([len(e.name) for e in layout.entries] + [9])
     print(f"{'parameter':<{width}}  {'shape':<18}{'kind':<8}{'offset':>12}{'numbers':>12}")

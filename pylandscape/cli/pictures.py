@@ -7,22 +7,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InvalidArgument
-from .common import AddCommand, _picture
+from .common import AddCommand, _picture, written
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-SPECTRAL_KINDS = ("lines", "evolution")
+SPECTRAL_KINDS = ("lines", "evolution", "ridges", "top")
 
 
 def _plot(options: argparse.Namespace) -> None:
     from ..files.store import content_of
     from ..plots import surface
     from ..results.eigen_pairs import EigenPairs
+    from ..results.flatness_table import Flatness
     from ..results.loading import load
     from ..results.spectra import Spectrum
-    from ..results.tracks import Track
     from . import curvature
     from .trajectories import save_to
 
@@ -30,16 +30,22 @@ def _plot(options: argparse.Namespace) -> None:
         _plot_runs(options)
         return
     results: list[Any] = [load(path) for path in options.files]
-    if len(results) == 1 and isinstance(results[0], Track):
-        save_to(results[0].plot(title=options.title), options.out)
+    title = {"title": options.title} if options.title else {}
+    if len(results) == 1 and hasattr(results[0], "CONTENT"):
+        save_to(_own_picture(results[0], **title), options.out)
+        return
+    if all(isinstance(r, Flatness) for r in results):
+        names = _labels(options)
+        picture = results[0].plot(beside=results[1:], labels=names, title=options.title)
+        save_to(picture, options.out)
         return
     for result in results:
         if hasattr(result, "CONTENT"):
             raise InvalidArgument(
-                f"FILE: expected curves, a surface or spectra, got a {type(result).__name__}; "
-                "`pylandscape cloud FILE --plot` draws clouds"
+                f"FILE: expected one file, or several of curves, surfaces or spectra, got a "
+                f"{type(result).__name__}; `pylandscape cloud FILES --plot` draws clouds together"
             )
-    labels = [Path(path).stem for path in options.files] if len(results) > 1 else []
+    labels = _labels(options) if len(results) > 1 else []
     if any(isinstance(r, EigenPairs | Spectrum) for r in results):
         axes = curvature.draw(results, options, labels)
     else:
@@ -49,8 +55,39 @@ def _plot(options: argparse.Namespace) -> None:
     surface.close(axes)
 
 
+def _own_picture(result: Any, **title: Any) -> Any:
+    drawn = getattr(result, "plot", None) or getattr(result, "draw", None)
+    if drawn is None:
+        raise InvalidArgument(f"FILE: a {type(result).__name__} has no picture")
+    return drawn(**title)
+
+
+def _labels(options: argparse.Namespace) -> list[str]:
+    if not getattr(options, "labels", None):
+        return [Path(path).stem for path in options.files]
+    labels = [label.strip() for label in options.labels.split(",")]
+    if len(labels) != len(options.files):
+        raise InvalidArgument(f"--labels: expected {len(options.files)}, got {len(labels)}")
+    return labels
+
+
+def _compare(options: argparse.Namespace) -> None:
+    if len(options.files) < 2:
+        raise InvalidArgument(f"FILE: expected at least two to compare, got {len(options.files)}")
+    _plot(options)
+
+
 def add_commands(command: AddCommand) -> None:
-    """Give the parser the command topology; `command` makes one."""
+    """Give the parser the commands report and topology; `command` makes one."""
+    report = command(
+        "report", _report, "saved results as one HTML file: pictures, checks, provenance"
+    )
+    report.add_argument("files", nargs="+", metavar="FILE")
+    report.add_argument("--out", required=True, metavar="FILE.html")
+    report.add_argument("--title", default="Loss landscape", help="default: %(default)s")
+    report.add_argument(
+        "--static", action="store_true", help="a small file without plotly's script"
+    )
     topology = command(
         "topology", _topology, "basins, saddles and their persistence of a saved line, plane, grid"
     )
@@ -64,6 +101,13 @@ def add_commands(command: AddCommand) -> None:
     topology.add_argument(
         "--kind", choices=("tree", "barcode", "diagram"), default="tree", help="default: tree"
     )
+
+
+def _report(options: argparse.Namespace) -> None:
+    from ..reports.writing import report
+
+    made = report(options.files, options.out, title=options.title, interactive=not options.static)
+    print(f"written    {made}")
 
 
 def _topology(options: argparse.Namespace) -> None:
@@ -89,7 +133,7 @@ def _topology(options: argparse.Namespace) -> None:
     print(f"smad       {found.smad():.6g}")
     if options.out:
         found.save(options.out)
-        print(f"written    {options.out}")
+        written(options, options.out)
     if options.plot:
         save_to(found.draw(options.kind), options.plot)
 
@@ -105,7 +149,7 @@ def _plot_runs(options: argparse.Namespace) -> None:
     if len(runs) == 1:
         save_to(pca(runs[0], 2).plot(title=options.title), options.out)
         return
-    names = [Path(path).stem for path in options.files]
+    names = _labels(options)
     found = mds(runs, distance="angular")
     save_to(found.plot(names=names, title=options.title), options.out)
 
@@ -119,6 +163,10 @@ def _landscape_picture(results: list[Any], options: argparse.Namespace, labels: 
     if len(results) > 1:
         from ..plots.side_by_side import compare
 
+        if options.band:
+            raise InvalidArgument("--band: expected one file with it, got several")
+        if any(hasattr(result, "axes") for result in results):
+            raise InvalidArgument("FILE: expected one grid, or several curves or surfaces")
         if options.trajectory:
             raise InvalidArgument("--trajectory: expected one surface with it, got several files")
         if hasattr(results[0], "y"):
@@ -132,6 +180,11 @@ def _landscape_picture(results: list[Any], options: argparse.Namespace, labels: 
         from .inputs import read_points
 
         chosen["trajectory"] = read_points(options.trajectory, "--trajectory")
+    if options.band:
+        chosen["band"] = True
+    if hasattr(results[0], "axes"):  # a grid; of its numbers of dimensions its own function decides
+        found: Axes = results[0].plot(options.kind, **chosen)
+        return found
     return surface.plot(results[0], options.kind, **chosen)
 
 

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InvalidArgument
-from .common import _picture, _picture_options, axis_of, normalization, prepare
+from .common import (
+    CHECK_FAILED,
+    _picture,
+    _picture_options,
+    axis_of,
+    normalization,
+    prepare,
+    written,
+)
 
 if TYPE_CHECKING:
     from ..landscape import Landscape
@@ -29,17 +38,17 @@ def _grid_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--no-progress", action="store_true")
 
 
-def _line(options: argparse.Namespace) -> None:
+def _line(options: argparse.Namespace) -> int:
     x = axis_of(options, "x")
     from ..surfaces.grids import line
     from ..theta.directions import random_directions
 
     land, grid = _start(options)
     (direction,) = random_directions(land, 1, seed=options.seed, **normalization(options))
-    finish(options, land, lambda: line(land, direction, x=x, **grid))
+    return judged(finish(options, land, lambda: line(land, direction, x=x, **grid)))
 
 
-def _plane(options: argparse.Namespace) -> None:
+def _plane(options: argparse.Namespace) -> int:
     x, y = axis_of(options, "x"), axis_of(options, "y")
     from ..surfaces.grids import plane
     from ..theta.directions import random_directions
@@ -48,11 +57,10 @@ def _plane(options: argparse.Namespace) -> None:
     d1, d2 = random_directions(
         land, 2, seed=options.seed, orthogonal=options.orthogonal, **normalization(options)
     )
-    finish(options, land, lambda: plane(land, d1, d2, x=x, y=y, **grid))
+    return judged(finish(options, land, lambda: plane(land, d1, d2, x=x, y=y, **grid)))
 
 
-def _interpolate(options: argparse.Namespace) -> None:
-
+def _interpolate(options: argparse.Namespace) -> int:
     if len(options.to) > 3:
         raise InvalidArgument(f"--to: expected 1 to 3 checkpoints, got {len(options.to)}")
     if options.y and len(options.to) == 1:
@@ -64,7 +72,7 @@ def _interpolate(options: argparse.Namespace) -> None:
     others = [read_state(path, "--to") for path in options.to]
     land, grid = _start(options)
     vertices = [land.origin, *others]
-    finish(options, land, lambda: interpolate(land, vertices, x, y, **grid))
+    return judged(finish(options, land, lambda: interpolate(land, vertices, x, y, **grid)))
 
 
 def _start(options: argparse.Namespace) -> tuple[Landscape, dict[str, Any]]:
@@ -82,10 +90,18 @@ def _start(options: argparse.Namespace) -> tuple[Landscape, dict[str, Any]]:
     return land, {"path": options.out, "metrics": metrics, "progress": not options.no_progress}
 
 
+def judged(result: Curve | Surface) -> int:
+    """The exit code: whether the picture shows what it claims to."""
+    if result.check().ok:
+        return 0
+    print("pylandscape: the check FAILED, see the lines with error above", file=sys.stderr)
+    return CHECK_FAILED
+
+
 def finish(
     options: argparse.Namespace, land: Landscape, compute: Callable[[], Curve | Surface]
-) -> None:
-    """Compute, report, draw."""
+) -> Curve | Surface:
+    """Compute, report, draw; returns the result."""
     from ..plots import surface
     from ..results.curve import Curve
     from .words import about_convexity
@@ -109,9 +125,9 @@ def finish(
     if {"ratio", "lambda_max"} <= set(result.metrics):
         print(about_convexity(result.metrics, result.info))
     print(result.check())
-    if options.out:
-        print(f"written    {options.out}")
+    written(options, options.out)
     for path in options.plot or []:
         axes = surface.plot(result, options.kind, **_picture(options))
         print(f"written    {surface.save(axes, path)}")
         surface.close(axes)
+    return result

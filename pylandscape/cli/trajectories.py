@@ -18,6 +18,7 @@ from .common import (
     model_options,
     prepare,
     set_threads,
+    written,
 )
 
 if TYPE_CHECKING:
@@ -204,8 +205,7 @@ def _train(options: argparse.Namespace) -> None:
     for name, values in runs.metrics.items():
         ends = ", ".join(f"{v:.6g}" for v in values[:, -1])
         print(f"{name:<10} {ends} at the end of each run")
-    if options.out:
-        print(f"written    {options.out}")
+    written(options, options.out)
     if options.plot:
         save_to(runs.plot(), options.plot)
 
@@ -248,7 +248,7 @@ def _trajectory(options: argparse.Namespace) -> None:
         print(f"mds        {picture!r}")
     if options.out:
         run.save(options.out)
-        print(f"written    {options.out}")
+        written(options, options.out)
     if options.plot and surface is not None:
         kind = options.kind or "contour"
         save_to(surface.plot(kind, trajectory=run, **_picture(options)), options.plot)
@@ -267,8 +267,7 @@ def _track(options: argparse.Namespace) -> None:
         progress=not options.no_progress,
     )  # fmt: skip
     print("\n".join(about_track(found)))
-    if options.out:
-        print(f"written    {options.out}")
+    written(options, options.out)
     if options.plot:
         save_to(found.plot(), options.plot)
 

@@ -12,9 +12,10 @@ symmetries", ICLR 2023, sections 3.1 (activations) and 3.2 (weights).
 from __future__ import annotations
 
 import copy
+import os
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,10 +24,13 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..arguments import callers_level, check_landscape, integer
-from ..arrays import digest
+from ..arrays import digest_of_all, progress_bar
 from ..errors import InvalidArgument, PylandscapeError
 from ..results.model_alignment import ModelAlignment
+from ..runs.checkpoint import Checkpoint
 from ..runs.request import build
+from ..runs.resume import resumable
+from ..theta import running_statistics
 from ..theta.checkpoints import fitted, tensors_of
 from .axes import fix
 from .matching import Correlations, weight_matching
@@ -53,6 +57,9 @@ def align(
     method: str = "weights",
     orders: int = 3,
     seed: int = 0,
+    points: int = 25,
+    path: str | os.PathLike[str] | None = None,
+    progress: bool = True,
 ) -> ModelAlignment:
     """b with its units permuted so that it is near to a; as a function it stays what it is.
 
@@ -63,10 +70,16 @@ def align(
             that answer alike on the data come together (the distance may rise).
         orders: random orders of the classes that weight matching tries beside two fixed ones.
         seed: of these.
+        points: on the lines from a to b before and after, whose barriers the result has; 0 for
+            none. Between models with other running statistics there are lines with
+            bn="recompute" or "interpolate" alone; a note says so.
+        path: HDF5 file for the result; the same call answers from it.
+        progress: show a bar on stderr.
 
     Raises:
         InvalidArgument: another layout (says which names differ), no symmetry in the model.
         PylandscapeError: the permuted network does not give the outputs of b.
+        ResumeMismatch: `path` belongs to another call.
 
     Warns where a and b are equal.
     """
@@ -74,8 +87,9 @@ def align(
     if method not in METHODS:
         raise InvalidArgument(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
     orders, seed = integer(orders, "orders", 0), integer(seed, "seed", 0)
-    started = time.perf_counter()
-    homes, points = [], []
+    if integer(points, "points", 0) in (1, 2):
+        raise InvalidArgument(f"points: expected 0 or at least 3, got {points}")
+    homes, points_of = [], []
     for name, value in (("a", a), ("b", b)):
         try:
             home = land.at(value)
@@ -85,12 +99,43 @@ def align(
             where = f"{name}{text.removeprefix('theta')}" if text.startswith("theta") else text
             raise type(error)(where) from error
         homes.append(home)
-        points.append(point.clone())
-    states = [_state(h, p, v) for h, p, v in zip(homes, points, (a, b), strict=True)]
+        points_of.append(point.clone())
+    states = [_state(h, p, v) for h, p, v in zip(homes, points_of, (a, b), strict=True)]
     notes = []
     if all(torch.equal(states[0][n], states[1][n]) for n in states[0]):
         notes.append("a and b are equal: their distance is 0")
         warnings.warn(notes[-1], stacklevel=callers_level())
+    request = build(
+        land, "align", path is not None, a=_digest(points_of[0], states[0]),
+        b=_digest(points_of[1], states[1]), method=method, orders=orders, seed=seed, points=points,
+    )  # fmt: skip
+
+    def run(kept: Checkpoint) -> ModelAlignment:
+        started = time.perf_counter()
+        with progress_bar(orders + 3, "align", "step", progress) as bar:
+            found = _aligned(land, homes, points_of, states, method, orders, seed, bar.update)
+            if points:
+                _draw_lines(land, a, b, found, points, notes)
+            bar.update()
+        info = {"request": request, "notes": notes, "seconds": time.perf_counter() - started}
+        found.info = {**found.info, **info}
+        return found
+
+    found = resumable(path, request, run)
+    if found.model is None:  # it comes from the file
+        statistics = {n: torch.from_numpy(t) for n, t in found.statistics.items()}
+        found.model = _module(homes[1], torch.from_numpy(found.theta).to(points_of[1]), statistics)
+    return found
+
+
+def _digest(point: Tensor, state: dict[str, Tensor]) -> str:
+    return digest_of_all([point, {name: state[name] for name in sorted(state)}])
+
+
+def _aligned(
+    land: Landscape, homes: list[Landscape], points: list[Tensor], states: list[dict[str, Tensor]],
+    method: str, orders: int, seed: int, done: Callable[[], Any],
+) -> ModelAlignment:  # fmt: skip
     symmetries = proven(homes[1], points[1], states[1])
     if not symmetries.classes:
         reasons = [f"{axis}: {why}" for axis, why in symmetries.fixed.items()]
@@ -103,7 +148,7 @@ def align(
     names = [e.name for e in land.layout.entries]
     weights = [{n: s[n].double() for n in names} for s in states]
     if method == "weights":
-        element = weight_matching(symmetries, *weights, orders=orders, seed=seed)
+        element = weight_matching(symmetries, *weights, orders=orders, seed=seed, done=done)
     else:
         element = _activation_matching(symmetries, homes, points)
     moved = symmetries.apply(element, states[1])
@@ -117,23 +162,38 @@ def align(
     losses = homes[1].loss(points[1]), home.loss(point)
     if not np.isclose(*losses, rtol=1e-3, atol=1e-6, equal_nan=True):
         raise _unproven(f"L is {losses[1]:.6g}, of b {losses[0]:.6g}")
-    request = build(
-        land, "align", False, a=digest(points[0]), b=digest(points[1]), method=method,
-        orders=orders, seed=seed,
-    )  # fmt: skip
-    info = {
-        "request": request, "notes": notes, "rounding": rounding, "unknown": symmetries.unknown,
-        "seconds": time.perf_counter() - started,
-    }  # fmt: skip
     permutations = {
         name: element[id(atom)]
         for c in symmetries.classes
         for name, atom in ((c.name, c.atom), *c.inner.items())
     }
+    statistics = {n: moved[n].double().cpu().numpy() for n in statistics_of(home.model)}
     return ModelAlignment(
         point.double().cpu().numpy(), permutations, (distances[0], distances[1]), losses,
-        symmetries.fixed, method, info, _module(home, point, moved),
+        symmetries.fixed, method, {"rounding": rounding, "unknown": symmetries.unknown},
+        _module(home, point, moved), statistics=statistics,
     )  # fmt: skip
+
+
+def _draw_lines(
+    land: Landscape, a: Any, b: Any, found: ModelAlignment, points: int, notes: list[str]
+) -> None:
+    """The losses on both lines, where the landscape says what statistics there are between."""
+    try:
+        ends = [
+            running_statistics.point(land, value, name, needed=True)
+            for name, value in (("a", a), ("b", b), ("b", found.model))
+        ]
+    except InvalidArgument as error:
+        notes.append(f"no barriers: {error}")
+        return
+    alpha = np.linspace(0.0, 1.0, points)
+    weights = np.zeros((2, points, 3))
+    weights[:, :, 0] = 1.0 - alpha
+    weights[0, :, 1] = weights[1, :, 2] = alpha
+    ask = land.prepare(torch.stack(ends), theta=torch.zeros_like(ends[0]))
+    found.alpha = alpha
+    found.line_before, found.line = ask(weights.reshape(-1, 3))["loss"].reshape(2, points)
 
 
 def _state(home: Landscape, point: Tensor, value: Any = None) -> dict[str, Tensor]:

@@ -8,7 +8,8 @@ heads first gets the best order of its features, then the heads are assigned by 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,12 +24,19 @@ ROUNDS = 100  # over the classes; each gains or is the last
 
 
 def weight_matching(
-    symmetries: Symmetries, a: Tensors, b: Tensors, *, orders: int, seed: int
+    symmetries: Symmetries,
+    a: Tensors,
+    b: Tensors,
+    *,
+    orders: int,
+    seed: int,
+    done: Callable[[], Any] = lambda: None,
 ) -> Element:
     """The element g for which g b is nearest to a, as far as found; never farther than b is.
 
     a, b: float64 parameters by name. Starts: what the classes whose neighbours are known say, one
-    after the other; the order as it stands; then as many random orders of the classes.
+    after the other; the order as it stands; then as many random orders of the classes. ``done`` is
+    called after each.
     """
     generator = np.random.default_rng(seed)
     classes = symmetries.classes
@@ -43,6 +51,7 @@ def weight_matching(
         element, value = _climbed(symmetries, a, b, element, [classes[i] for i in order])
         if value > reached:
             best, reached = element, value
+        done()
         if most - reached <= 1e-14 * most:  # no image is nearer
             break
     return best

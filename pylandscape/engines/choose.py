@@ -15,7 +15,7 @@ import torch
 from ..errors import InvalidArgument, NotLowered
 from ..lowering.capture import refused
 from ..theta.losses import KnownLoss, why_free
-from . import native, recompute
+from . import equal_loss, native, recompute
 from .cuda import engine as cuda
 from .eager import TorchEngine, eval_mode
 
@@ -32,7 +32,9 @@ class EngineReport:
     ``seconds``: what capture, lowering and the comparison with the module took. ``derivatives``: of
     the native engine, why gradients and products run in torch nevertheless; None where they are
     compiled too. ``arithmetic``: how a model of half precision is computed. ``note``: where
-    derivatives are not the slope of the losses (`Landscape.slope_mismatch`).
+    derivatives are not the slope of the losses (`Landscape.slope_mismatch`). ``data``: which
+    subset of the data is taken; None for all. ``computed``: what numbers they are: mode, frozen
+    parameters that move, how the data were read (`Landscape.repr`).
     """
 
     engine: str
@@ -44,10 +46,13 @@ class EngineReport:
     derivatives: str | None = None
     arithmetic: str | None = None
     note: str | None = None
+    data: str | None = None
+    computed: str | None = None
 
     def __str__(self) -> str:
         more = "" if self.arithmetic is None else f"; {self.arithmetic}"
-        end = "" if self.note is None else f"; {self.note}"
+        parts = (self.data, self.computed, self.note)
+        end = "".join(f"; {each}" for each in parts if each is not None)
         if self.reason is not None:
             return f"torch ({self.reason}{more}){end}"
         ops = ", ".join(dict.fromkeys(self.ops))
@@ -106,7 +111,7 @@ def choose(
 def _compiled(problem: Problem, eager: TorchEngine, bn: str) -> CompiledEngine:
     """The engine of the device and the batch-norm mode. Raises NotLowered."""
     if not isinstance(problem.loss_spec, KnownLoss):
-        raise NotLowered(why_free(problem.loss_spec))
+        raise NotLowered(equal_loss.hint(eager) or why_free(problem.loss_spec))
     build: Build = recompute.build if bn == "recompute" else native.build
     if problem.device.type == "cuda":
         build = cuda.build

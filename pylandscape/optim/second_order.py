@@ -13,19 +13,17 @@ from ..training.optimisers import tableau
 
 
 class RungeKutta(torch.optim.Optimizer):
-    """A torch optimiser that gives its base the gradient of a second-order Runge-Kutta step.
+    """A torch optimiser that gives its base the gradient of a second-order Runge-Kutta step::
 
-    ```python
-    optimiser = pl.optim.RungeKutta(model.parameters(), torch.optim.SGD, method="heun", lr=0.1)
+        optimiser = pl.optim.RungeKutta(model.parameters(), torch.optim.SGD, method="heun", lr=0.1)
 
-    def closure():
-        optimiser.zero_grad()
-        loss = loss_function(model(x), y)
-        loss.backward()
-        return loss
+        def closure():
+            optimiser.zero_grad()
+            loss = loss_function(model(x), y)
+            loss.backward()
+            return loss
 
-    optimiser.step(closure)
-    ```
+        optimiser.step(closure)
 
     The closure runs twice, at theta and at theta - q1 lr g(theta), on the same mini-batch; the base
     then makes one step from theta with a1 g(theta) + a2 g(theta - q1 lr g(theta)). Learning rates,

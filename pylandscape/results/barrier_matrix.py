@@ -13,6 +13,8 @@ from ..files.store import by_fields, save
 from .base import Pictured, draw
 from .curve import Curve
 
+MOST_COLUMNS = 10  # models whose matrix is printed
+
 
 @by_fields
 @dataclass(eq=False, repr=False)
@@ -60,13 +62,52 @@ class Barriers(Pictured):
         return Curve(self.alpha, values=self.values[i, j], kind="interpolation")
 
     def plot(self, ax: Any = None, **options: Any) -> Any:
-        """The matrix of barriers with its numbers; ``what="functional" | "disagreement"`` draws
-        another one. Returns the Axes."""
+        """The matrix of barriers with its numbers; returns the Axes.
+
+        Options:
+            what: "barrier" (default), "functional" or "disagreement".
+            labels: P names; default those of the result.
+            cmap: a colour map of matplotlib's; default "cividis".
+            vmax: end of the colours.
+            title: above the picture.
+            figsize: (width, height) of a figure of its own, in inches.
+        """
         return draw(self, ax, **options)
+
+    def table_columns(self) -> dict[str, Any]:
+        i, j = np.nonzero(~np.eye(len(self.labels), dtype=bool))
+        names = np.array(self.labels, dtype=object)
+        columns = {k: getattr(self, k)[i, j] for k in ("barrier", "functional", "disagreement")}
+        return {"a": names[i], "b": names[j], **columns}
 
     def save(self, path: Any) -> None:
         """Write an HDF5 file, atomically; `pylandscape.load` reads it back bit for bit."""
         save(self, path)
+
+    def table(self, what: str = "barrier") -> str:
+        """One of the matrices ("barrier", "functional", "disagreement") as text, beside the losses;
+        of more than 10 models the least and the largest of each row."""
+        if what not in ("barrier", "functional", "disagreement"):
+            raise InvalidArgument(
+                f"what: expected barrier, functional or disagreement, got {what!r}"
+            )
+        matrix, count = getattr(self, what), len(self.labels)
+        wide = max(len(what), *map(len, self.labels))
+        columns = [*self.labels]
+        if count > MOST_COLUMNS:
+            others = matrix[~np.eye(count, dtype=bool)].reshape(count, count - 1)
+            matrix = np.stack([others.min(axis=1), others.max(axis=1)], axis=1)
+            columns = ["least", "largest"]
+        widths = [max(11, len(name) + 2) for name in columns]
+        heads = "".join(f"{name:>{w}}" for name, w in zip(columns, widths, strict=True))
+        lines = [f"{what:<{wide}}{'loss':>12}  |{heads}"]
+        for name, loss, row in zip(self.labels, self.losses, matrix, strict=True):
+            numbers = "".join(f"{v:>{w}.4g}" for v, w in zip(row, widths, strict=True))
+            lines.append(f"{name:<{wide}}{loss:>12.6g}  |{numbers}")
+        return "\n".join(lines)
+
+    def __str__(self) -> str:
+        return f"{self!r}\n{self.table()}"
 
     def __repr__(self) -> str:
         count = len(self.labels)

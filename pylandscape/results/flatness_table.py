@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
+import numpy as np
+
 from ..errors import InvalidArgument
+from ..files.store import Content, register, save
+from .base import Pictured, draw
 
 
 @dataclass(frozen=True)
@@ -33,8 +37,8 @@ class FlatnessRow:
 
 
 @dataclass(eq=False, repr=False)
-class Flatness:
-    """Measures of how flat L is around a point.
+class Flatness(Pictured):
+    """Measures of how flat L is around a point; its text is the table.
 
     ``table["trace"]`` is a row; measures with a radius are under (name, rho), or under the name
     alone where there is one radius.
@@ -53,8 +57,25 @@ class Flatness:
             raise InvalidArgument(f"measure: {key!r} {problem}; expected one of {names}")
         return found[0]
 
+    def table_columns(self) -> dict[str, Any]:
+        names = [f.name for f in fields(FlatnessRow)]
+        return {name: [getattr(row, name) for row in self.rows] for name in names}
+
     def __iter__(self) -> Iterator[FlatnessRow]:
         return iter(self.rows)
+
+    def plot(self, ax: Any = None, **options: Any) -> Any:
+        """The values with their errors on a logarithmic axis; ``beside=[other, ...]`` draws further
+        tables with it, named by ``labels``. Returns the Axes.
+
+        Options: beside, labels, title;
+        figsize (width, height) of a figure of its own, in inches.
+        """
+        return draw(self, ax, **options)
+
+    def save(self, path: Any) -> None:
+        """Write an HDF5 file, atomically; `pylandscape.load` reads it back bit for bit."""
+        save(self, path)
 
     def __repr__(self) -> str:
         lines = [f"Flatness at loss {self.loss:.6g}"]
@@ -65,3 +86,27 @@ class Flatness:
             value = f"{least}{r.value:.4g}{error}"
             lines.append(f"  {r.name + radius:<32} {value:<26} invariant to {r.invariant}")
         return "\n".join(lines)
+
+
+def _apart(result: Flatness) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    rows = result.rows
+    arrays = {
+        "value": np.array([r.value for r in rows]),
+        "standard_error": np.array([r.standard_error for r in rows]),
+        "rho": np.array([np.nan if r.rho is None else r.rho for r in rows]),
+        "loss": np.array([result.loss]),
+    }
+    texts = [[r.name, r.bound, r.invariant] for r in rows]
+    return arrays, {"rows": texts, "info": result.info}
+
+
+def _together(arrays: dict[str, np.ndarray], facts: dict[str, Any]) -> Flatness:
+    numbers = (arrays[name].tolist() for name in ("value", "standard_error", "rho"))
+    rows = [
+        FlatnessRow(name, value, error, None if np.isnan(rho) else rho, bound, invariant)
+        for (name, bound, invariant), value, error, rho in zip(facts["rows"], *numbers, strict=True)
+    ]
+    return Flatness(tuple(rows), float(arrays["loss"][0]), facts["info"])
+
+
+register(Flatness, Content("flatness", _apart, _together))

@@ -10,20 +10,27 @@ from ..files.hdf5 import as_path, open_hdf5
 
 # The classes register themselves with the store when their modules are imported.
 from . import (
+    asymmetry_profiles,
     barrier_matrix,
     cloud,
     critical_points,
     critical_set,
     curve,
     eigen_pairs,
+    fitness,
+    flatness_table,
     foreign,
     grid_values,
     merge_trees,
     mode_connection,
     model_alignment,
+    patterns,
+    searches,
+    simple_models,
     spectra,
     surface,
     tracks,
+    ultrametric,
 )
 from . import walks as _walks
 
@@ -42,6 +49,15 @@ Result = (
     | cloud.Cloud
     | tracks.Track
     | model_alignment.ModelAlignment
+    | flatness_table.Flatness
+    | asymmetry_profiles.Asymmetry
+    | ultrametric.Ultrametricity
+    | fitness.FitnessDistance
+    | patterns.Pattern
+    | patterns.ConstructedPattern
+    | searches.GlobalSearch
+    | simple_models.VolumeLaw
+    | simple_models.Interpolator
 )
 
 

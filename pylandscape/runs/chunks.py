@@ -45,6 +45,7 @@ def evaluate_in_chunks(
     progress: bool = True,
     label: str = "",
     exact: bool = True,
+    guess: float = 0.0,
 ) -> Array:
     """Metrics at every row of the coefficients.
 
@@ -56,6 +57,7 @@ def evaluate_in_chunks(
         journal: supplies the points that it holds and gets the others as they come.
         progress: show a bar on stderr.
         label: the bar's text.
+        guess: seconds that a point may take, known before any was evaluated; 0: not known.
         exact: the engine repeats its bits; if not (a GPU), a recorded loss may differ by 0.1 %.
 
     Returns:
@@ -73,7 +75,8 @@ def evaluate_in_chunks(
     kept = int(done.sum())
     if kept == total:
         return values
-    with progress_bar(total, label, "pt", progress, kept) as bar:
+    held = coefficients.nbytes + values.nbytes
+    with progress_bar(total, label, "pt", progress, kept, memory=held, guess=guess) as bar:
         evaluate = prepare()
         if journal is not None and kept:
             _recheck(journal, coefficients, evaluate, exact)

@@ -29,8 +29,10 @@ if TYPE_CHECKING:
     from ..landscape import Landscape
 
 METRICS = ("loss", "lambda_min", "lambda_max", "ratio", "residual")
-DENSE = 2000  # methods: dense eigenvalues up to this n, of Hessians that are compiled
-DENSE_BY_TORCH = 100  # on the torch engine: n products, beside 30 to 50 of Lanczos
+# Up to this n dense eigenvalues cost less: n products and an eigendecomposition, where Lanczos
+# takes 30 to 50 products. (At n = 1,900 dense ones take 15 to 35 times as long.)
+DENSE = 200  # of Hessians that are compiled
+DENSE_BY_TORCH = 100
 NOISE = 1.0  # norm of what is random in a warm start, beside two unit vectors
 
 
@@ -54,8 +56,8 @@ def convexity(
     Args:
         tol: of the Lanczos iteration, relative to the larger of |lambda_min| and |lambda_max|.
         dense: up to this many parameters, eigenvalues of the whole Hessian (n^2 numbers) in
-            float64; beyond, both ends by Lanczos. Default 2,000 where the Hessian is compiled, 100
-            on the torch engine, where it costs n products, and Lanczos 30 to 50.
+            float64; beyond, both ends by Lanczos. The default is what costs less: 200 where the
+            Hessian is compiled, 100 on the torch engine..
         warm: start each point from the eigenvectors of the one before it in its row, with as much
             of a random vector. It saves a third of the products, and where another eigenvalue
             takes the lead between two points it can stay with the old one, unnoticed, until they

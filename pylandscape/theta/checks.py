@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InvalidArgument, out_of_memory
+from . import sampling
 from .checkpoints import without_wrappers
 from .data import Batch, Dataset
 from .layout import ParameterLayout
@@ -33,7 +34,16 @@ def check_choices(
     engine: str,
 ) -> None:
     if not isinstance(model, nn.Module):
-        raise InvalidArgument(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+        path = isinstance(model, str | os.PathLike | Mapping)
+        hint = "; load the parameters into your module, model.load_state_dict(...)" if path else ""
+        raise InvalidArgument(
+            f"model: expected a torch.nn.Module, got {type(model).__name__}{hint}"
+        )
+    loss_like = isinstance(data, str) or (callable(data) and not isinstance(data, Iterable))
+    if loss_like and isinstance(loss, Iterable) and not isinstance(loss, str):
+        raise InvalidArgument(
+            "loss, data: expected Landscape(model, loss, data), got them the other way round"
+        )
     if isinstance(model, torch.jit.ScriptModule):
         raise InvalidArgument(
             f"model: expected a torch.nn.Module of Python, got TorchScript "
@@ -45,7 +55,7 @@ def check_choices(
         raise InvalidArgument(
             f"objective: expected a callable f(model, batch), got {type(objective).__name__}"
         )
-    if data is None:
+    if data is None and objective is None:
         raise InvalidArgument("data: expected (x, y), a DataLoader or batches, got nothing")
     if weight is not None and loss is not None:
         raise InvalidArgument("weight: expected only together with objective=")
@@ -126,6 +136,18 @@ def batch_weights(weight: Any, dataset: Dataset) -> tuple[float, ...]:
     return tuple(values)
 
 
+def check_subset(samples: Any, seed: Any, weight: Any) -> None:
+    """Whether ``samples``, ``seed`` and ``weight`` go together; their values: `Dataset`."""
+    if samples is None:
+        if seed != 0:
+            raise InvalidArgument(f"seed: expected only together with samples=, got {seed!r}")
+    elif weight is not None and not callable(weight):
+        raise InvalidArgument(
+            "weight: expected a function of the batch together with samples=, whose batches are "
+            f"others, got {type(weight).__name__}"
+        )
+
+
 def own_names(params: Sequence[str] | None) -> Sequence[str] | None:
     """Name patterns without what DataParallel and torch.compile put in front."""
     if params is None or isinstance(params, str):
@@ -143,9 +165,10 @@ def chosen_metrics(metrics: Metric | Sequence[Metric], loss: Any) -> tuple[Metri
     """The metrics, each of which this loss can give."""
     chosen = (metrics,) if isinstance(metrics, str) or callable(metrics) else tuple(metrics)
     for metric in chosen:
-        if not (callable(metric) or metric in ("loss", "accuracy")):
+        if not (callable(metric) or metric in ("loss", "accuracy", *sampling.METRICS)):
             raise InvalidArgument(
-                f"metrics: expected 'loss', 'accuracy' or a callable, got {metric!r}"
+                f"metrics: expected 'loss', 'accuracy', {', '.join(map(repr, sampling.METRICS))} "
+                f"or a callable, got {metric!r}"
             )
         if callable(metric) and not hasattr(metric, "__name__"):
             raise InvalidArgument(
@@ -192,8 +215,9 @@ def _memory_of(device: torch.device) -> int:
         return 1 << 40
 
 
-def advice_on_first_run(error: BaseException, batch: Batch) -> str:
-    """What a first run that failed may mean."""
+def advice_on_first_run(error: BaseException, batches: Sequence[Batch], dtype: torch.dtype) -> str:
+    """What a first run that failed may mean; dtype: of the parameters."""
+    batch = batches[0]
     if out_of_memory(error):
         return (
             "data: not enough memory to run one batch; pass smaller batches "
@@ -204,11 +228,26 @@ def advice_on_first_run(error: BaseException, batch: Batch) -> str:
         "a batch (inputs, target) is called as loss(model(inputs), target), anything else needs "
         "objective=f(model, batch)"
     )
+    inputs = batch.raw if batch.inputs is None else batch.inputs
+    floats = {t.dtype for t in Batch(inputs, None, None, 0).tensors() if t.is_floating_point()}
     alone = isinstance(batch.target, Tensor) and batch.target.dim() == 0
     if isinstance(batch.inputs, Tensor) and (batch.inputs.dim() <= 1 or alone):
         advice = (
             f"inputs of shape {tuple(batch.inputs.shape)} look like one sample: expected a leading "
             "batch dimension, x[None]"
+        )
+    elif batch.raw is None:
+        advice = "no data were given, so the objective gets None in place of a batch"
+    elif floats and dtype not in floats and "dtype" in str(error):
+        got = " and ".join(sorted(str(d).removeprefix("torch.") for d in floats))
+        advice = (
+            f"the inputs are {got} and the parameters {str(dtype).removeprefix('torch.')}: convert "
+            "the inputs, or pass dtype=torch.float64 to compute all in float64"
+        )
+    elif len(batches) == 2 and all(isinstance(b.inputs, Tensor) for b in batches):
+        advice += (
+            "; data of two tuples are two batches: one batch of several inputs and targets is "
+            "written [((x1, x2), (y1, y2))]"
         )
     return (
         "data: the model and its loss could not be run on the batches given: "

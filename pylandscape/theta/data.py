@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
@@ -12,14 +13,24 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import (
+    DataLoader,
+    DistributedSampler,
+    RandomSampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
 from torch.utils.data import Dataset as TorchDataset
 
+from ..arguments import integer
 from ..arrays import digest_of_all
 from ..errors import InvalidArgument, out_of_memory, wrapping
+from .random_source import SUBSET, fill
 
 _ROWS = 1_000  # of a Dataset, in a batch
 _MOST_BATCHES = 1_000_000  # of an iterable that does not tell its length
+_RANDOM = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
+_LABELS = ("labels", "label", "targets", "target", "y")  # what dict batches call their targets
 
 
 @dataclass(frozen=True)
@@ -68,6 +79,25 @@ class Batch:
         return list(found.values())
 
 
+@dataclass(frozen=True)
+class Subset:
+    """A random subset of the data without replacement: ``samples`` of ``of``, drawn with
+    ``seed``."""
+
+    samples: int
+    of: int
+    seed: int
+
+    def rows(self) -> Tensor:
+        """(samples,) which ones, ascending."""
+        drawn = torch.empty(self.of)
+        fill(drawn, self.seed, SUBSET)
+        return torch.argsort(drawn, stable=True)[: self.samples].sort().values
+
+    def __str__(self) -> str:
+        return f"{self.samples:,} of {self.of:,} samples, drawn with seed {self.seed}"
+
+
 @contextmanager
 def untouched_random_state(device: torch.device | None = None) -> Iterator[None]:
     """Runs user code without moving torch's global generators."""
@@ -79,29 +109,76 @@ def untouched_random_state(device: torch.device | None = None) -> Iterator[None]
 class Dataset:
     """Batches of (inputs, target), or of anything when they go to an objective.
 
-    ``data``: a pair (x, y) of tensors or arrays (one batch), a Dataset (in its order, in batches of
-    1,000 samples), a DataLoader, or any iterable of batches. Tensors must be on ``device`` unless
-    ``move``. A batch may have several targets per input, where the model gives as many rows of
-    outputs (tokens). Raises InvalidArgument for empty data and for batches that are no pair where
-    pairs are needed.
+    Args:
+        data: see `Landscape`; None is one batch None.
+        targets: what a loss needs: "classes" (integers become int64, as torch's losses want them),
+            "values" or "any"; batches must then be pairs (inputs, target), and but for classes a
+            batch that is one tensor x is the pair (x, x). None: batches go to an objective.
+        device, move: tensors must be on this device, unless they may be moved there.
+        max_batches: the first so many are read, and no more.
 
-    The tensors kept are copies: what happens to the caller's later does not reach them.
+        samples, seed: how many rows are kept, a random subset in the order of the data; batches
+            stay apart, those without a row are left out. ``subset`` says so, None for all.
+
+    Attributes:
+        notes: what a user may not expect of how the data were read, as parts of a sentence.
+
+    Raises InvalidArgument for empty data and for batches that are no pair where pairs are needed;
+    it says what to write instead.
+
+    A batch may have several targets per input, where the model gives as many rows of outputs
+    (tokens). The tensors kept are copies: what happens to the caller's later does not reach them.
     """
 
-    def __init__(self, data: Any, *, pairs: bool, device: torch.device, move: bool) -> None:
+    def __init__(
+        self,
+        data: Any,
+        *,
+        targets: str | None,
+        device: torch.device,
+        move: bool,
+        max_batches: int | None = None,
+        samples: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        pairs = targets is not None
         with untouched_random_state():
-            raw = [data] if _is_pair_of_tensors(data) else _read(data)
+            whole = data is None or _is_one_batch(data, pairs)
+            raw = [data] if whole else _read(data, max_batches)
         if not raw:
             raise InvalidArgument("data: expected at least one batch, got none")
         placed = [_placed(item, device, move) for item in raw]
         if pairs:  # an objective may differentiate in its inputs
             for t in (t for item in placed for t in Batch(item, None, None, 0).tensors()):
                 t.requires_grad_(False)
-        self.batches = [_batch(item, i, pairs) for i, item in enumerate(placed)]
+        self.batches = [_batch(item, i, targets) for i, item in enumerate(placed)]
         self.size = sum(batch.size for batch in self.batches)
         if self.size == 0:
             raise InvalidArgument("data: expected at least one sample, got none")
+        self.notes = () if whole else _notes(data, len(raw))
+        if pairs and any(b.inputs is b.target for b in self.batches):
+            self.notes += ("the inputs are their own targets",)
+        self.subset: Subset | None = None
+        if samples is not None:
+            self.subset = Subset(integer(samples, "samples", 1), self.size, integer(seed, "seed"))
+            if self.subset.samples > self.size:
+                raise InvalidArgument(
+                    f"samples: expected at most the {self.size} of the data, got {samples}"
+                )
+            self.batches = self._drawn(self.subset, targets)
+            self.size = self.subset.samples
         self.digest = digest_of_all(batch.raw for batch in self.batches)
+
+    def _drawn(self, subset: Subset, targets: str | None) -> list[Batch]:
+        rows, start = subset.rows(), 0
+        found: list[Batch] = []
+        for index, batch in enumerate(self.batches):
+            own = rows[(rows >= start) & (rows < start + batch.size)] - start
+            start += batch.size
+            if len(own):
+                raw = _rows_of(batch.raw, own, batch.size, index)
+                found.append(_batch(raw, len(found), targets))
+        return found
 
     def tensors(self) -> tuple[Tensor, Tensor] | None:
         """All inputs and targets, concatenated; None where batches are not plain tensor pairs."""
@@ -117,23 +194,68 @@ class Dataset:
         return torch.cat(inputs), torch.cat(targets)
 
 
-def _is_pair_of_tensors(data: Any) -> bool:
-    return (
-        isinstance(data, tuple | list)
-        and len(data) == 2
-        and all(isinstance(part, Tensor | np.ndarray) for part in data)
-    )
+def _is_one_batch(data: Any, pairs: bool) -> bool:
+    """Whether data are one batch, and not an iterable of batches.
+
+    A tensor or a dict is one, a tuple of tensors, and a pair whose parts are of different forms
+    (several inputs and one target); of two tuples or dicts, each is a batch.
+    """
+    if isinstance(data, Tensor | np.ndarray | Mapping):
+        return True
+    if not isinstance(data, tuple | list):
+        return False
+    forms = [_form(part) for part in data]
+    if len(data) != 2:
+        return isinstance(data, tuple) and len(data) > 0 and set(forms) == {"tensor"}
+    if None in forms or (forms[0] == forms[1] == "sequence"):
+        return False
+    if forms[0] == forms[1] == "mapping":
+        return pairs and isinstance(data, tuple)
+    return True
 
 
-def _read(data: Any) -> list[Any]:
+def _form(part: Any) -> str | None:
+    if isinstance(part, Tensor | np.ndarray):
+        return "tensor"
+    if isinstance(part, Mapping):
+        return "mapping"
+    return "sequence" if isinstance(part, tuple | list) else None
+
+
+def _notes(data: Any, read: int) -> tuple[str, ...]:
+    """What the reading of a Dataset or a loader leaves out or decides."""
+    found: list[str] = []
+    if isinstance(data, DataLoader):
+        sampler = getattr(data.batch_sampler, "sampler", data.sampler)
+        if isinstance(sampler, _RANDOM) or (
+            isinstance(sampler, DistributedSampler) and sampler.shuffle
+        ):
+            found.append("the loader shuffles and was read once, in the order that it then had")
+        if data.drop_last and isinstance(data.dataset, Sized) and data.batch_size:
+            left = len(data.dataset) % data.batch_size
+            if left and isinstance(sampler, Sized) and len(sampler) == len(data.dataset):
+                found.append(f"drop_last left {left} samples out")
+    try:
+        there = len(data)
+    except TypeError:  # a length that it cannot tell
+        there = read
+    if isinstance(data, TorchDataset):
+        there = read
+    if read < there:
+        found.append(f"the first {read:,} of {there:,} batches")
+    return tuple(found)
+
+
+def _read(data: Any, most_batches: int | None = None) -> list[Any]:
     if isinstance(data, TorchDataset):  # one sample at a time: as a loader without options
         data = DataLoader(data, batch_size=_ROWS)
-    if isinstance(data, Mapping | str | Tensor | np.ndarray) or not isinstance(data, Iterable):
+    if isinstance(data, str) or not isinstance(data, Iterable):
         raise InvalidArgument(
             "data: expected a pair (x, y) of tensors, a Dataset, a DataLoader or an iterable of "
-            "batches, "
-            f"got {type(data).__name__}"
+            f"batches, got {type(data).__name__}{_instead(data)}"
         )
+    if most_batches is not None:
+        return list(itertools.islice(data, most_batches))
     if isinstance(data, Sized):
         return list(data)
     kept: list[Any] = []
@@ -155,8 +277,8 @@ def _read(data: Any) -> list[Any]:
 
 def _endless(count: int, taken: int) -> str:
     return (
-        "data: expected an iterable that ends; batches are read once and kept: pass a list, or "
-        f"itertools.islice(data, count); it gave {count} batches ({taken / 2**30:.3g} GiB)"
+        "data: expected an iterable that ends; batches are read once and kept: pass max_batches=, "
+        f"or a list; it gave {count} batches ({taken / 2**30:.3g} GiB)"
     )
 
 
@@ -247,11 +369,23 @@ def _placed(item: Any, device: torch.device, move: bool) -> Any:
         return item
 
 
-def _batch(item: Any, index: int, pairs: bool) -> Batch:
+def _batch(item: Any, index: int, needed: str | None) -> Batch:
+    pairs = needed is not None
+    alone = item[0] if isinstance(item, tuple | list) and len(item) == 1 else item
+    if needed in ("values", "any") and isinstance(alone, Tensor):
+        item = (alone, alone)
     if isinstance(item, tuple | list) and len(item) == 2:
         inputs, target = item
+        if needed == "classes" and isinstance(target, Tensor) and target.dtype in _SMALL:
+            target = target.long()
+            item = (inputs, target)
         size = leading_size(inputs)
         targets = leading_size(target)
+        if needed in ("classes", "values") and not _has_tensor(target):
+            raise InvalidArgument(
+                f"data: expected targets in batch {index} that are a tensor, got a "
+                f"{type(target).__name__}{_instead(target)}"
+            )
         # A multiple: targets of tokens, where the model gives (N * T, ...) for N sequences.
         if pairs and size is not None and targets is not None and targets % max(size, 1):
             raise InvalidArgument(f"data: batch {index} has {size} inputs but {targets} targets")
@@ -259,10 +393,94 @@ def _batch(item: Any, index: int, pairs: bool) -> Batch:
     if pairs:
         raise InvalidArgument(
             f"data: expected batch {index} to be a pair (inputs, target), got "
-            f"{type(item).__name__}; for other batches use objective=f(model, batch)"
+            f"{_described(item)}; {_as_pair(item)}"
         )
     size = leading_size(item)
     return Batch(item, None, None, size if size is not None else 1)
+
+
+_SMALL = (torch.int32, torch.int16, torch.int8)
+
+
+def _has_tensor(item: Any) -> bool:
+    return bool(Batch(item, None, None, 0).tensors())
+
+
+def _described(item: Any) -> str:
+    if isinstance(item, Mapping):
+        return f"a {type(item).__name__} with {', '.join(map(repr, item))}"
+    if isinstance(item, tuple | list):
+        return f"a {type(item).__name__} of {len(item)}"
+    return f"one {type(item).__name__}"
+
+
+def _as_pair(item: Any) -> str:
+    """What to write for batches of this form."""
+    own = "for other batches use objective=f(model, batch)"
+    if isinstance(item, Mapping):
+        key = next((k for k in _LABELS if k in item), None)
+        if key is None:
+            return own
+        rest = [k for k in item if k != key]
+        one = f"b[{rest[0]!r}]" if len(rest) == 1 else f"{{k: b[k] for k in {rest!r}}}"
+        return (
+            "leave loss= out where the model returns its own loss, otherwise pass "
+            f"[({one}, b[{key!r}]) for b in data]; a dict of inputs is called as model(**inputs)"
+        )
+    if isinstance(item, tuple | list) and len(item) > 2:
+        names = ", ".join(f"x{i + 1}" for i in range(len(item) - 1))
+        return (
+            f"several inputs are written (({names}), y), here "
+            f"[(({names}), y) for {names}, y in data], and called as model({names}); {own}"
+        )
+    if isinstance(item, Tensor):
+        return f"this loss needs targets: pass (x, y); {own}"
+    return f"{_instead(item).removeprefix('; ') or own}"
+
+
+def _instead(item: Any) -> str:
+    """What to write in place of something that is no tensor, as the end of a sentence."""
+    if hasattr(item, "train_dataloader") or hasattr(item, "val_dataloader"):
+        return "; of a DataModule pass one of its loaders, data.setup() and data.val_dataloader()"
+    if hasattr(item, "to_numpy"):
+        return "; pass torch.as_tensor(data.to_numpy(), dtype=torch.float32) of each part"
+    if isinstance(item, str | os.PathLike):
+        return "; read the file first"
+    if isinstance(item, tuple | list) and all(isinstance(v, int | float) for v in item):
+        return "; pass torch.tensor(...) of it"
+    return ""
+
+
+def _rows_of(item: Any, rows: Tensor, size: int, index: int, each: bool = False) -> Any:
+    """Some of the rows of a batch of ``size`` samples; ``each``: several rows may belong to one
+    sample (targets of tokens). What is no tensor and no list of one thing per sample stays."""
+    if len(rows) == size:
+        return item
+    if isinstance(item, Tensor):
+        if item.dim() == 0:
+            return item
+        count = len(item) if item.layout == torch.strided else -1
+        if count != size and not (each and count > 0 and count % size == 0):
+            raise InvalidArgument(
+                f"samples: expected data with a row for each sample, but batch {index} has "
+                f"{size} samples and a tensor of shape {tuple(item.shape)}"
+            )
+        grouped = item.detach().view(size, count // size, *item.shape[1:])
+        taken = grouped.index_select(0, rows.to(item.device)).flatten(0, 1)
+        return taken.requires_grad_(item.requires_grad)
+    if isinstance(item, Mapping):
+        return {key: _rows_of(value, rows, size, index) for key, value in item.items()}
+    if isinstance(item, tuple | list):
+        if leading_size(item) is None and len(item) == size:
+            taken_parts = [item[i] for i in rows.tolist()]
+        else:
+            last = len(item) - 1 if len(item) == 2 else None  # the target of a pair
+            taken_parts = [
+                _rows_of(value, rows, size, index, i == last) for i, value in enumerate(item)
+            ]
+        named = hasattr(item, "_fields")
+        return type(item)(*taken_parts) if named else type(item)(taken_parts)
+    return item
 
 
 def leading_size(item: Any) -> int | None:

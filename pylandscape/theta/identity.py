@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Protocol
 
@@ -79,6 +80,8 @@ def of_landscape(land: Asked, state: str) -> dict[str, Any]:
         "has_batchnorm": land.has_batchnorm,
         "loss": about | loss.parts,
     }
+    if land.dataset.subset is not None:
+        found["subset"] = asdict(land.dataset.subset)
     hidden = [f"model: {each}" for each in model.opaque]
     hidden += [f"loss: {each}" for each in loss.opaque]
     if not all(is_plain(batch.raw) for batch in land.dataset.batches):

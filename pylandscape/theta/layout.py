@@ -18,7 +18,7 @@ from .checkpoints import fitted, some, tensors_of
 
 @dataclass(frozen=True)
 class ParameterEntry:
-    """One parameter tensor: elements ``offset .. offset + numel`` of theta.
+    """One parameter tensor: ``numel`` elements of theta, from ``offset`` on.
 
     ``kind`` is "norm" for parameters of normalisation layers, "bias" for other tensors of at most
     one dimension, "weight" for the rest; "statistic" for buffers (see running_statistics.py).
@@ -76,6 +76,7 @@ class ParameterLayout:
         if offset == 0:
             raise InvalidArgument(
                 "model: expected at least one parameter element, got a model without any"
+                f"{_quantized(model)}"
             )
         return cls(tuple(entries), aliases)
 
@@ -220,3 +221,18 @@ def _matching(names: Mapping[str, list[str]], params: Sequence[str]) -> set[str]
 def _listed(names: Sequence[str], limit: int = 8) -> str:
     shown = ", ".join(map(repr, names[:limit]))
     return f"{shown} and {len(names) - limit} more" if len(names) > limit else shown or "nothing"
+
+
+def _quantized(model: nn.Module) -> str:
+    """What to do about weights that are integers, as the end of a sentence."""
+    packed = [
+        name
+        for name, m in model.named_modules()
+        if "quantized" in type(m).__module__ and not name.endswith("_packed_params")
+    ]
+    if not packed:
+        return ""
+    return (
+        f": the weights of {some(packed)} are quantized integers, which do not move; pass the "
+        "model from before the quantization"
+    )

@@ -136,6 +136,11 @@ class KnownLoss:
         return self.kind
 
     @property
+    def targets(self) -> str:
+        """What its targets are: "classes" or "values" of the outputs' shape."""
+        return "classes" if self.kind in ("cross_entropy", "nll") else "values"
+
+    @property
     def classifies(self) -> bool:
         """Whether its outputs choose classes: there is an accuracy."""
         return self.kind in WITH_ACCURACY
@@ -149,8 +154,9 @@ class KnownLoss:
         }  # fmt: skip
         return {name: float(getattr(self, name)) for name in own.get(self.kind, ())}
 
-    def total(self, outputs: Tensor, target: Tensor) -> Tensor:
-        """The sum of the terms: a float64 scalar, differentiable in ``outputs``."""
+    def total(self, outputs: Tensor, target: Tensor, reduction: str = "sum") -> Tensor:
+        """The sum of the terms: a float64 scalar, differentiable in ``outputs``; with "none", the
+        terms, as torch shapes them."""
         x = outputs.double()
         weight = None if self.weight is None else self.weight.to(x)
         if self.kind == "cross_entropy":
@@ -160,41 +166,64 @@ class KnownLoss:
                 y,
                 weight=weight,
                 ignore_index=self.ignore_index,
-                reduction="sum",
+                reduction=reduction,
                 label_smoothing=self.label_smoothing,
             )
         if self.kind == "nll":
             return F.nll_loss(
-                x, target, weight=weight, ignore_index=self.ignore_index, reduction="sum"
+                x, target, weight=weight, ignore_index=self.ignore_index, reduction=reduction
             )
         if outputs.shape != target.shape:
             raise InvalidArgument(
                 f"data: {self.kind} expected targets of the outputs' shape "
-                f"{tuple(outputs.shape)}, got {tuple(target.shape)}"
+                f"{tuple(outputs.shape)}, got {tuple(target.shape)}{_reshaped(outputs, target)}"
             )
         if self.kind == "mse":
-            return F.mse_loss(x, target.double(), reduction="sum")
+            return F.mse_loss(x, target.double(), reduction=reduction)
         if self.kind in _OF_PAIRS:
-            return self._of_pairs(x, target.double(), weight)
+            return self._of_pairs(x, target.double(), weight, reduction)
         pos_weight = None if self.pos_weight is None else self.pos_weight.to(x)
         return F.binary_cross_entropy_with_logits(
-            x, target.double(), weight=weight, pos_weight=pos_weight, reduction="sum"
+            x, target.double(), weight=weight, pos_weight=pos_weight, reduction=reduction
         )
 
-    def _of_pairs(self, x: Tensor, y: Tensor, weight: Tensor | None) -> Tensor:
+    def _of_pairs(self, x: Tensor, y: Tensor, weight: Tensor | None, reduction: str) -> Tensor:
         if self.kind == "l1":
-            return F.l1_loss(x, y, reduction="sum")
+            return F.l1_loss(x, y, reduction=reduction)
         if self.kind == "smooth_l1":
-            return F.smooth_l1_loss(x, y, reduction="sum", beta=self.delta)
+            return F.smooth_l1_loss(x, y, reduction=reduction, beta=self.delta)
         if self.kind == "huber":
-            return F.huber_loss(x, y, reduction="sum", delta=self.delta)
+            return F.huber_loss(x, y, reduction=reduction, delta=self.delta)
         if self.kind == "bce":
-            return F.binary_cross_entropy(x, y, weight=weight, reduction="sum")
+            return F.binary_cross_entropy(x, y, weight=weight, reduction=reduction)
         if self.kind == "kl_div":
-            return F.kl_div(x, y, reduction="sum", log_target=self.log_target)
+            return F.kl_div(x, y, reduction=reduction, log_target=self.log_target)
         return F.poisson_nll_loss(
-            x, y, log_input=self.log_input, full=self.full, eps=self.eps, reduction="sum"
+            x, y, log_input=self.log_input, full=self.full, eps=self.eps, reduction=reduction
         )
+
+    def sample_totals(self, outputs: Tensor, target: Tensor, samples: int) -> Tensor:
+        """(samples,) float64: each one's sum of terms; they add up to `total`."""
+        terms = self.total(outputs, target, "none")
+        if terms.dim() == 0 or len(terms) % samples:
+            raise InvalidArgument(
+                f"metrics: errors from the data need outputs with rows for each of the {samples} "
+                f"samples, got losses of shape {tuple(terms.shape)}"
+            )
+        return terms.reshape(samples, -1).sum(1)
+
+    def sample_shares(self, target: Tensor, samples: int) -> Tensor:
+        """(samples,) float64: each one's part of `denominator`; under "sum", 1 / samples."""
+        even = torch.ones(samples, dtype=torch.float64, device=target.device)
+        if self.kind in ("cross_entropy", "nll") and self.reduction != "sum":
+            if target.is_floating_point():
+                return even * (target.numel() // target.shape[1] / samples)
+            counted = (target != self.ignore_index).double()
+            if self.weight is not None:
+                own = self.weight.double().to(target.device)
+                counted = counted * own[target.clamp(0, len(own) - 1)]
+            return counted.reshape(samples, -1).sum(1)
+        return even * (self.denominator(target, tuple(target.shape)) / samples)
 
     def denominator(self, target: Tensor, outputs_shape: tuple[int, ...]) -> float:
         """What the sum is divided by under "mean"; 1 under "sum"."""
@@ -225,11 +254,19 @@ class KnownLoss:
         return int((best == target)[counted].sum()), int(counted.sum())
 
 
+def _reshaped(outputs: Tensor, target: Tensor) -> str:
+    """What makes targets fit that only lack or have a dimension of one, as a sentence's end."""
+    if outputs.numel() != target.numel() or len(outputs) != len(target):
+        return ""
+    return f"; target.reshape({', '.join(map(str, (-1, *outputs.shape[1:])))}) has it"
+
+
 @dataclass(frozen=True)
 class FreeLoss:
     """Any ``fn(outputs, target) -> scalar``; batches are averaged by their size."""
 
     fn: Callable[[Any, Any], Tensor]
+    targets = "any"
 
     @property
     def name(self) -> str:

@@ -66,13 +66,11 @@ def train(
     path: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> Runs:
-    """Train P copies of the landscape's model side by side, and record where they go.
+    """Train P copies of the landscape's model side by side, and record where they go::
 
-    ```python
-    runs = pl.train(land, 4, pl.Adam(lr=1e-3), epochs=20, batch_size=128, path="runs.h5")
-    runs.plot(); pl.mds(runs).plot(); pl.track(runs[0], land, lr=1e-3)
-    more = pl.train(land, runs, pl.SGD(lr=0.1), epochs=10, batch_size=128)  # from their ends
-    ```
+        runs = pl.train(land, 4, pl.Adam(lr=1e-3), epochs=20, batch_size=128, path="runs.h5")
+        runs.plot(); pl.mds(runs).plot(); pl.track(runs[0], land, lr=1e-3)
+        more = pl.train(land, runs, pl.SGD(lr=0.1), epochs=10, batch_size=128)  # from their ends
 
     The model is trained in train mode, a copy of it: batch norm normalises by the mini-batch and
     moves running statistics, dropout draws. All runs see the same mini-batches.

@@ -21,15 +21,13 @@ SYNC_RECORDS = 16  # records between two waits for the disk; a killed process lo
 
 
 class Recorder:
-    """Writes a model's parameters to a file, a record for each ``step()``.
+    """Writes a model's parameters to a file, a record for each ``step()``::
 
-    ```python
-    with pl.Recorder(model, "run.h5", every=10, metrics=("loss",)) as recorder:
-        for x, y in loader:
-            ...                              # forward, backward, optimiser
-            recorder.step(loss=loss.item())  # records steps 0, 10, 20, ...
-    path = pl.trajectory("run.h5")
-    ```
+        with pl.Recorder(model, "run.h5", every=10, metrics=("loss",)) as recorder:
+            for x, y in loader:
+                ...                              # forward, backward, optimiser
+                recorder.step(loss=loss.item())  # records steps 0, 10, 20, ...
+        path = pl.trajectory("run.h5")
 
     Args:
         model: what is trained. It is read, never changed; nothing of it is kept but itself.
