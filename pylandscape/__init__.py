@@ -34,7 +34,9 @@ _HOMES = {
     "connectivity.merging": "merge_plane",
     "critical.alignment": "Alignment",
     "critical.classification": "classify",
+    "critical.end_points": "ultrametricity",
     "critical.find": "find_critical_points",
+    "critical.fitness": "fitness_distance",
     "critical.linear_networks": "LinearNetwork linear_network",
     "critical.monotone": "MonotonePath is_non_ascending monotone_path",
     "critical.symmetry": "EquioutputGroup",
@@ -49,7 +51,7 @@ _HOMES = {
     "curvature.operators": "as_operator",
     "curvature.spectra": "layer_spectra spectrum",
     "curvature.symmetric_operator": "SymmetricOperator",
-    "curvature.traces": "Estimate diagonal frobenius_norm trace",
+    "curvature.traces": "diagonal frobenius_norm trace",
     "engines.points.evaluator": "eigenvalues",
     "errors": (
         "CudaUnavailable FileFormatError InvalidArgument LayoutMismatch NotDifferentiable "
@@ -61,6 +63,7 @@ _HOMES = {
     "plots.clouds": "plot_clouds",
     "plots.side_by_side": "compare",
     "plots.spectra": "plot_spectra",
+    "reports.writing": "report",
     "results.asymmetry_profiles": "Asymmetry",
     "results.barrier_matrix": "Barriers",
     "results.cloud": "Cloud",
@@ -69,6 +72,8 @@ _HOMES = {
     "results.curvature_classes": "classes_of",
     "results.curve": "Curve",
     "results.eigen_pairs": "EigenPairs",
+    "results.estimates": "Estimate",
+    "results.fitness": "FitnessDistance",
     "results.flatness_table": "Flatness FlatnessRow",
     "results.grid_values": "Grid",
     "results.loading": "load",
@@ -81,6 +86,7 @@ _HOMES = {
     "results.stagnations": "Stagnation stagnation",
     "results.surface": "Surface",
     "results.tracks": "Track",
+    "results.ultrametric": "Ultrametricity",
     "results.vti": "save_vti",
     "results.vtp": "save_vtp",
     "results.walks": "Walks",
@@ -155,7 +161,9 @@ else:
     from .connectivity.merging import merge_plane as merge_plane
     from .critical.alignment import Alignment as Alignment
     from .critical.classification import classify as classify
+    from .critical.end_points import ultrametricity as ultrametricity
     from .critical.find import find_critical_points as find_critical_points
+    from .critical.fitness import fitness_distance as fitness_distance
     from .critical.linear_networks import LinearNetwork as LinearNetwork
     from .critical.linear_networks import linear_network as linear_network
     from .critical.monotone import MonotonePath as MonotonePath
@@ -184,7 +192,6 @@ else:
     from .curvature.spectra import layer_spectra as layer_spectra
     from .curvature.spectra import spectrum as spectrum
     from .curvature.symmetric_operator import SymmetricOperator as SymmetricOperator
-    from .curvature.traces import Estimate as Estimate
     from .curvature.traces import diagonal as diagonal
     from .curvature.traces import frobenius_norm as frobenius_norm
     from .curvature.traces import trace as trace
@@ -205,6 +212,7 @@ else:
     from .plots.clouds import plot_clouds as plot_clouds
     from .plots.side_by_side import compare as compare
     from .plots.spectra import plot_spectra as plot_spectra
+    from .reports.writing import report as report
     from .results.asymmetry_profiles import Asymmetry as Asymmetry
     from .results.barrier_matrix import Barriers as Barriers
     from .results.cloud import Cloud as Cloud
@@ -213,6 +221,8 @@ else:
     from .results.curvature_classes import classes_of as classes_of
     from .results.curve import Curve as Curve
     from .results.eigen_pairs import EigenPairs as EigenPairs
+    from .results.estimates import Estimate as Estimate
+    from .results.fitness import FitnessDistance as FitnessDistance
     from .results.flatness_table import Flatness as Flatness
     from .results.flatness_table import FlatnessRow as FlatnessRow
     from .results.grid_values import Grid as Grid
@@ -231,6 +241,7 @@ else:
     from .results.stagnations import stagnation as stagnation
     from .results.surface import Surface as Surface
     from .results.tracks import Track as Track
+    from .results.ultrametric import Ultrametricity as Ultrametricity
     from .results.vti import save_vti as save_vti
     from .results.vtp import save_vtp as save_vtp
     from .results.walks import Walks as Walks

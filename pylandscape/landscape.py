@@ -28,7 +28,7 @@ from .engines.eager import TorchEngine, rebound
 from .engines.eager_derivatives import MEMORY
 from .engines.eager_switches import LOCK
 from .errors import InvalidArgument, NotLowered, wrapping
-from .theta import computed, identity, running_statistics
+from .theta import computed, identity, running_statistics, sampling
 from .theta.checks import (
     Metric,
     advice_on_first_run,
@@ -37,6 +37,7 @@ from .theta.checks import (
     check_choices,
     check_finite,
     check_fits_memory,
+    check_subset,
     chosen_device,
     chosen_metrics,
     device_of,
@@ -73,7 +74,8 @@ class Landscape:
             are taken off. State that the model keeps between calls (buffers, attributes, tensors
             changed in place) starts anew at every point; batches of one point see it evolve.
         loss: a torch.nn loss, its functional form, a name ("cross_entropy", "nll", "mse",
-            "bce_with_logits"), or any callable of (outputs, target) giving a scalar.
+            "bce_with_logits", "l1", "smooth_l1", "huber", "bce", "kl_div", "poisson_nll"), or any
+            callable of (outputs, target) giving a scalar.
         data: (x, y) of tensors or arrays (one batch), a Dataset (in its order, in batches of 1,000
             samples), a DataLoader, or an iterable of batches; read once, in order, kept. Several
             inputs are written ((x1, x2), y) and passed as ``model(*inputs)``, ({...}, y) as
@@ -102,6 +104,10 @@ class Landscape:
         engine: "auto" (native where it can), "native" (or an error that says why not), "torch".
         memory: bytes that derivatives may keep between products at the same theta, beyond the
             parameters and the data; default 2 GiB. What does not fit is computed anew.
+        samples: take that many of the data's samples, a random subset without replacement; L is
+            theirs, and everything says so. Its error against all of the data is the metric
+            "subset_error".
+        seed: of the subset: the same one on every machine.
 
     L is the loss of the concatenated data: known losses divide by their own denominator (samples,
     class weights, targets not ignored), "sum" adds. They are computed in float64 from the outputs.
@@ -127,6 +133,8 @@ class Landscape:
         dtype: torch.dtype | None = None,
         engine: str = "auto",
         memory: int | None = None,
+        samples: int | None = None,
+        seed: int = 0,
         max_batches: int | None = None,
     ) -> None:
         check_choices(model, loss, data, objective, weight, bn, dtype, engine)
@@ -155,13 +163,21 @@ class Landscape:
         self.has_batchnorm = any(isinstance(m, _BatchNorm) for m in model.modules())
         self.bn = bn
         self.memory = MEMORY if memory is None else whole_bytes(memory, "memory")
+        check_subset(samples, seed, weight)
         spec: Any = None if loss is None else resolve_loss(loss)
+        if samples is not None and getattr(spec, "reduction", "mean") == "sum":
+            raise InvalidArgument(
+                "samples: expected a loss with reduction 'mean', got 'sum', which over a subset "
+                "is no estimate of that over all"
+            )
         self.dataset = Dataset(
             data,
             targets=None if spec is None else spec.targets,
             device=self.device,
             move=device is not None,
             max_batches=None if max_batches is None else integer(max_batches, "max_batches", 1),
+            samples=samples,
+            seed=seed,
         )
         if spec is None:
             if objective is None and weight is None:
@@ -216,9 +232,10 @@ class Landscape:
         return self._report.engine
 
     def __repr__(self) -> str:
+        data = self.dataset.subset or f"{self.dataset.size} samples"
         return (
             f"<Landscape of {type(self.model).__name__}: {self.n_params} parameters, "
-            f"{self.loss_spec.name} over {self.dataset.size} samples, "
+            f"{self.loss_spec.name} over {data}, "
             f"{str(self.dtype).removeprefix('torch.')} on {self.device}, {self.engine} engine; "
             f"{self.computed}>"
         )
@@ -229,7 +246,9 @@ class Landscape:
         The first call also looks at the derivatives (`slope_mismatch`), but for networks of more
         than ten million parameters, where that has to be asked for.
         """
-        return replace(self._report, note=self.slope_note(), computed=self.computed)
+        subset = self.dataset.subset
+        data = None if subset is None else str(subset)
+        return replace(self._report, note=self.slope_note(), data=data, computed=self.computed)
 
     def slope_note(self) -> str | None:
         """`slope_mismatch` where it is cheap or known already, else None."""
@@ -312,20 +331,32 @@ class Landscape:
         return ask(c)
 
     def prepare(
-        self, directions: Any, *, metrics: Sequence[Metric] = ("loss",), theta: Any = None
+        self,
+        directions: Any,
+        *,
+        metrics: Sequence[Metric] = ("loss",),
+        theta: Any = None,
+        between: bool = False,
     ) -> Evaluate:
         """A function from coefficients (g, k) to {metric: (g,)}, to be called chunk by chunk.
 
-        What is the same at all points is computed here, once. ``metrics``: "loss", "accuracy", or
-        callables ``f(outputs, target) -> float`` of the whole data's outputs, keyed by their
-        ``__name__``. Chunks do not change the values.
+        What is the same at all points is computed here, once. ``metrics``: "loss", "accuracy",
+        errors from the data ("standard_error", "difference_standard_error", "subset_error":
+        theta/sampling.py), or callables ``f(outputs, target) -> float`` of the whole data's
+        outputs, keyed by their ``__name__``. Chunks do not change the values.
+
+        ``between``: the directions are solutions, theta is 0, and "difference_standard_error" is
+        that of L minus sum_j c_j L(d_j); otherwise of L - L(theta).
         """
         from .theta.directions import as_steps
 
         chosen = chosen_metrics(metrics, self.loss_spec)
         vectors, _ = as_steps(self, directions)
         home, base = self._located(theta)
-        ask = home._engine.prepare(base, vectors, chosen)
+        sampling.check_own_losses(chosen, self.loss_spec, self.eager.mixes, self.dataset.size)
+        ask = self._with_subset_error(
+            chosen, lambda asked: home._engine.prepare(base, vectors, asked, between)
+        )
         negative = running_statistics.negative(self.moved, base, vectors)
         if negative is None:
             return ask
@@ -334,6 +365,25 @@ class Landscape:
         def evaluate(coefficients: np.ndarray) -> dict[str, np.ndarray]:
             c = as_coefficients(coefficients, k)
             return running_statistics.without(negative(c), names, lambda good: ask(c[good]))
+
+        return evaluate
+
+    def _with_subset_error(
+        self, chosen: Sequence[Metric], prepare: Callable[[Sequence[Metric]], Evaluate]
+    ) -> Evaluate:
+        """The engine's answer, in which the error against all data is the standard error times
+        what a finite population leaves of it."""
+        if sampling.SUBSET not in chosen:
+            return prepare(chosen)
+        ask = prepare((*(m for m in chosen if m not in (sampling.STANDARD, sampling.SUBSET)),
+                       sampling.STANDARD))  # fmt: skip
+        subset = self.dataset.subset
+        left = 0.0 if subset is None else sampling.remaining(subset.samples, subset.of)
+
+        def evaluate(coefficients: np.ndarray) -> dict[str, np.ndarray]:
+            found = ask(coefficients)
+            found[sampling.SUBSET] = found[sampling.STANDARD] * left
+            return {name: found[name] for name in map(metric_name, chosen)}
 
         return evaluate
 

@@ -157,7 +157,29 @@ def test_bad_input_is_named():
         pl.barriers(land, [network(0), network(1)], points=2)
     with pytest.raises(pl.InvalidArgument, match="labels: expected 2"):
         pl.barriers(land, [network(0), network(1)], labels=["a"])
-    with pytest.raises(pl.LayoutMismatch, match=r"models\[1\]"):
-        pl.barriers(land, [network(0), nn.Linear(2, 2).double()])
+    for other, names in ((nn.Linear(2, 2).double(), "0.weight.*weight"),
+                         (trained(0, norm=True, steps=0), "3.weight")):  # fmt: skip
+        with pytest.raises(pl.LayoutMismatch, match=rf"models\[1\].*{names}"):
+            pl.barriers(land, [network(0), other])
     with pytest.raises(pl.InvalidArgument, match="land"):
         pl.barriers(network(0), [network(0), network(1)])
+
+
+def test_recomputing_without_batch_norm_is_said_and_the_numbers_are_those_without():
+    models = [network(1), network(2)]
+    want = pl.barriers(pl.Landscape(network(9), "cross_entropy", data()), models, progress=False)
+    land = pl.Landscape(network(9), "cross_entropy", data(), bn="recompute")
+    with pytest.warns(UserWarning, match="no batch norm: nothing is recomputed"):
+        found = pl.barriers(land, models, progress=False)
+    assert np.array_equal(found.values, want.values)
+    assert "recompute" in found.info["notes"][0]
+
+
+def test_the_models_beside_a_line_change_no_bit_of_it():
+    models = [nn.Sequential(nn.Linear(64, 20), nn.ReLU(), nn.Linear(20, 3)) for _ in range(5)]
+    given = torch.randn(300, 64), torch.randint(0, 3, (300,))
+    land = pl.Landscape(models[0], "cross_entropy", given, engine="native")
+    found = pl.barriers(land, models, points=7, progress=False)
+    for i, j in ((0, 1), (1, 4), (2, 3)):
+        alone = pl.barriers(land, [models[i], models[j]], points=7, progress=False)
+        assert np.array_equal(alone.values[0, 1], found.values[i, j])

@@ -228,8 +228,9 @@ def test_plot_and_info_take_files_of_spectra_and_eigenpairs(pylandscape, tmp_pat
     pylandscape("plot", "a.h5", "--out", "a.png", "--symlog", "--title", "one")
     pylandscape("plot", "a.h5", "b.h5", "--out", "lines.png", "--vmin", "1e-3")
     pylandscape("plot", "a.h5", "b.h5", "--kind", "evolution", "--out", "map.png")
+    pylandscape("plot", "a.h5", "b.h5", "--kind", "top", "--linear", "--out", "top.png")
     pylandscape("plot", "e.h5", "--log", "--out", "e.png")
-    for name in ("a", "lines", "map", "e"):
+    for name in ("a", "lines", "map", "top", "e"):
         assert (tmp_path / f"{name}.png").stat().st_size > 2000
     said = pylandscape("info", "a.h5", "e.h5")
     assert "extremes" in said
@@ -238,6 +239,6 @@ def test_plot_and_info_take_files_of_spectra_and_eigenpairs(pylandscape, tmp_pat
     assert "NOT CONVERGED" in said
     for arguments, message in (
         (["a.h5", "e.h5"], "expected spectra, or one set of eigenpairs, got 2 files"),
-        (["a.h5", "--kind", "contour"], "--kind: expected lines or evolution for spectra"),
+        (["a.h5", "--kind", "contour"], "--kind: expected one of lines, evolution, ridges, top"),
     ):
         assert message in pylandscape("plot", *arguments, "--out", "x.png", code=2)

@@ -44,5 +44,6 @@ def test_a_figure_takes_at_most_twenty_lines(script: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
 def test_links_lead_to_files_that_exist(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)\)", page.read_text()):
-        if not target.startswith(("http", "/")) and not target.startswith("gallery/"):
+        written = target.startswith(("gallery/", "reference/"))  # when the documentation is built
+        if not written and not target.startswith(("http", "/")):
             assert (page.parent / target).exists(), target

@@ -29,15 +29,36 @@ UNARY = {
     "square": ((0, 0), torch.square),
     "abs": ((0, 0), torch.abs),
     "exp": ((0, 0), torch.exp),
+    "hardswish": ((0, 0), F.hardswish),
+    "mish": ((0, 0), F.mish),
+    "softsign": ((0, 0), F.softsign),
+    "threshold": ((0.3, -1.5), lambda x: F.threshold(x, 0.3, -1.5)),
+    "reciprocal": ((1.5, 0), lambda x: 1.5 / x),
+    "power": ((3, 0), lambda x: x**3),
+    "sin": ((0, 0), torch.sin),
+    "cos": ((0, 0), torch.cos),
+    "erf": ((0, 0), torch.erf),
+}
+# Of positive numbers
+ROOTS = {
+    "log": ((0, 0), torch.log),
+    "log1p": ((0, 0), torch.log1p),
+    "sqrt": ((0, 0), torch.sqrt),
+    "rsqrt": ((0, 0), torch.rsqrt),
+    "power": ((-2.5, 0), lambda x: x**-2.5),
 }
 # Relative accuracy everywhere, not only near 1: tanh and elu near 0, sigmoid and gelu in the tail.
 # gelu's negative tail is held to |x| (torch's own loses it to 1 + erf).
 # softplus(1.5 x) carries the rounding of its argument, times the argument.
-RELATIVE_EPS = {"gelu_tanh": 4, "softplus": 24, "silu": 8, "sigmoid": 6, "exp": 4}
+RELATIVE_EPS = {"gelu_tanh": 4, "softplus": 24, "silu": 8, "sigmoid": 6, "exp": 4,
+                "mish": 8}  # fmt: skip
 
 
 def _unary(name: str, x: torch.Tensor) -> torch.Tensor:
-    (a, b), _ = UNARY[name]
+    return _computed(name, *UNARY[name][0], x)
+
+
+def _computed(name: str, a: float, b: float, x: torch.Tensor) -> torch.Tensor:
     return outputs_of(
         x.shape[1], x, lambda p, s: p.unary(s, getattr(core.Unary, name), float(a), float(b))
     )
@@ -79,6 +100,37 @@ def test_exp_covers_the_whole_range(dtype: torch.dtype) -> None:
     x = torch.linspace(low, high, 4001, dtype=dtype)[:, None]
     error = (_unary("exp", x).double() / torch.exp(x.double()) - 1).abs().max().item()
     assert error <= 3 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", ROOTS)
+def test_logarithms_and_roots_are_accurate_from_subnormal_to_huge_numbers(
+    name: str, dtype: torch.dtype
+) -> None:
+    (a, b), reference = ROOTS[name]
+    least = 1e-42 if dtype == torch.float32 and name != "power" else 1e-12
+    x = torch.logspace(math.log10(least), 12, 4001, dtype=torch.float64).to(dtype)[:, None]
+    x[:50] = 1 + torch.linspace(-1e-3, 1e-3, 50, dtype=dtype)[:, None]
+    got, want = _computed(name, float(a), float(b), x).double(), reference(x.double())
+    known = want.float().isfinite() if dtype == torch.float32 else want.isfinite()
+    worst = ((got - want) / want.abs().clamp_min(1e-300))[known].abs().max()
+    assert worst <= (5 if name == "log1p" else 3) * torch.finfo(dtype).eps
+    ends = torch.tensor([[0.0], [-1.0], [math.inf], [math.nan]], dtype=dtype)
+    torch.testing.assert_close(
+        _computed(name, float(a), float(b), ends), reference(ends), equal_nan=True
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", ["sin", "cos"])
+def test_sines_of_large_angles_are_accurate(name: str, dtype: torch.dtype) -> None:
+    g = torch.Generator().manual_seed(2)
+    scale = torch.tensor([1.0, 1e2, 1e5, 1e9], dtype=torch.float64)
+    x = (torch.randn(500, 4, generator=g, dtype=torch.float64) * scale).to(dtype)
+    x[:4, 0] = torch.tensor([math.pi, -math.pi / 2, 0.0, -0.0], dtype=dtype)
+    got = _unary(name, x).double()
+    worst = (got - getattr(torch, name)(x.double())).abs().max()
+    assert worst <= torch.finfo(dtype).eps
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -39,6 +39,7 @@ FLOORS = (
     ("clouds",),
     ("experiments",),
     ("interop", "plotting"),
+    ("reports",),
     ("cli",),
     ("compat",),
     ("", "__main__"),  # "" is the facade, __init__.py
@@ -62,6 +63,14 @@ TORCHS = {"_base", "_parameters", "_buffers", "_modules", "_version"}
 
 # Lazy imports that go up, all of them: what a result is drawn by, and its topology.
 DISPATCHES = {("results.base", "plots"), ("results.base", "topology")}
+
+# Published studies, which read as examples: the facade, and what `experiments` gives to them.
+EXAMPLES = "experiments.studies."
+FRAME = {
+    "", "lab", "networks", "datasets", "page", "measured", "methods", "perturbations", "table1",
+    "table1_cases", "table1_report", "basins", "global_search", "patterns", "polynomial",
+    "residual", "theorems",
+}  # fmt: skip
 
 
 @cache
@@ -122,6 +131,8 @@ def floor_of(name: str) -> int:
 
 
 def dispatched(source: str, target: str) -> bool:
+    if source.startswith(EXAMPLES) and target == "":
+        return True  # `import pylandscape as pl`, as a reader would
     return any(source == s and package_of(target) == t for s, t in DISPATCHES)
 
 
@@ -136,6 +147,16 @@ def test_an_import_goes_only_to_an_earlier_floor():
         and not dispatched(source, target)
     ]
     assert not up, "\n".join(up)
+
+
+def test_studies_use_public_names_only():
+    for name in modules():
+        if not name.startswith(EXAMPLES):
+            continue
+        for target, taken, line in imports_of(name):
+            own = target.removeprefix("experiments").lstrip(".")
+            assert target == "" or own in FRAME, f"{name}:{line} {target}"
+            assert not taken.startswith("_"), f"{name}:{line} {taken}"
 
 
 def test_every_dispatch_that_is_allowed_is_there_and_lazy():

@@ -194,8 +194,10 @@ def test_bad_input_is_named():
     ):  # fmt: skip
         with pytest.raises(pl.InvalidArgument, match=rf"^{word}"):
             pl.connect(land, a, b, **options, **QUIET)
-    with pytest.raises(pl.LayoutMismatch):
+    with pytest.raises(pl.LayoutMismatch, match=r"^b: .*0\.weight"):
         pl.connect(land, a, nn.Linear(2, 2), **QUIET)
+    with pytest.raises(pl.LayoutMismatch, match=r"^models\[2\]: .*0\.weight"):
+        pl.merge_plane(land, [a, b, nn.Linear(2, 2)], **QUIET)
     for models in ([a, b], [a, a, b], a):
         with pytest.raises(pl.InvalidArgument, match=r"^models"):
             pl.merge_plane(land, models, **QUIET)
@@ -210,3 +212,23 @@ def test_the_former_name_of_hidden_curvature_tells_the_new_one():
         old = pl.sharpness(land, directions, **QUIET)
     new = pl.hidden_curvature(land, directions, **QUIET)
     assert np.array_equal(old.curvatures, new.curvatures)
+
+
+@pytest.mark.parametrize("engine", ["auto", "torch"])
+def test_a_loss_without_derivatives_is_refused_for_training(engine):
+    def errors(outputs, target):
+        return (outputs.argmax(1) != target).double().mean()
+
+    land = pl.Landscape(mlp(9), errors, data(), engine=engine)
+    with pytest.raises(pl.NotDifferentiable):
+        pl.connect(land, mlp(1), mlp(2), **QUIET)
+    assert np.isfinite(pl.connect(land, mlp(1), mlp(2), steps=0, **QUIET).line_barrier)
+
+
+def test_recomputing_without_batch_norm_is_said():
+    land = small(bn="recompute")
+    with pytest.warns(UserWarning, match="nothing is recomputed"):
+        found = pl.connect(land, mlp(1), mlp(2), steps=2, **QUIET)
+    assert len(found.history) == 2
+    with pytest.warns(UserWarning, match="nothing is recomputed"):
+        pl.merge_plane(land, [mlp(1), mlp(2), mlp(3)], x=(0, 1, 2), y=(0, 1, 2), **QUIET)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from matplotlib.collections import QuadMesh
 
+from pylandscape.arrays import edges
 from pylandscape.errors import InvalidArgument
 from pylandscape.plots.spectra import plot_spectra
 from pylandscape.results.eigen_pairs import EigenPairs
@@ -70,7 +71,7 @@ def inside(ax) -> bool:
 @pytest.mark.parametrize("xscale", ["linear", "symlog"])
 def test_a_spectrum_is_a_log_density_with_its_standard_error(xscale):
     s = spectrum()
-    ax = s.plot(xscale=xscale, title="spectrum")
+    ax = s.plot(xscale=xscale, sigma2=1e-5, title="spectrum")
     assert ax.get_yscale() == "log"
     assert ax.get_xscale() == xscale
     (line,) = named(ax, "density")
@@ -91,7 +92,7 @@ def test_a_spectrum_is_a_log_density_with_its_standard_error(xscale):
 
 def test_the_exact_histogram_has_the_density_s_normalisation():
     s = spectrum()
-    ax = s.plot(BULK, bins=40)
+    ax = s.plot(BULK, bins=40, sigma2=1e-5)
     (bars,) = named(ax, "histogram")
     heights, borders, _ = bars.get_data()
     assert heights @ np.diff(borders) == pytest.approx(1.0)
@@ -99,7 +100,7 @@ def test_the_exact_histogram_has_the_density_s_normalisation():
     grid, values = line.get_data()
     assert np.allclose(values, np.maximum(s.exact_density(BULK, grid).values, 1e-300))
     texts = [t.get_text() for t in ax.get_legend().get_texts()]
-    assert texts == ["5 probes of 100 steps", "exact, same kernel", "exact, 40 bins"]
+    assert texts[:3] == ["5 probes of 100 steps", "exact, same kernel", "exact, 40 bins"]
     assert ax.get_ylim()[1] > heights.max()
     assert inside(ax)
 
@@ -122,10 +123,137 @@ def test_a_symlog_axis_is_linear_where_half_of_the_spectrum_is_and_over_the_kern
     assert chosen.xaxis.get_transform().linthresh == 3.0
 
 
+def hill(ax) -> float:
+    """The share of the picture's width where the density is above half of its highest value."""
+    (line,) = named(ax, "density")
+    values = line.get_ydata()
+    return float((values > 0.5 * values.max()).mean())
+
+
+def test_a_picture_looks_the_same_in_every_unit_of_the_eigenvalues():
+    drawn_lines = []
+    for unit in (1e-4, 1.0, 1e6):
+        ax = spectrum(unit * BULK).plot()
+        assert ax.get_xscale() == "symlog"
+        assert ax.xaxis.get_transform().linthresh == pytest.approx(unit * 0.05, rel=0.2)
+        assert hill(ax) > 0.01
+        drawn_lines.append(named(ax, "density")[0].get_ydata() * unit)
+    for line in drawn_lines[1:]:
+        assert np.allclose(line, drawn_lines[0], rtol=1e-6, atol=1e-12)
+    needles = spectrum(1e6 * BULK).plot(sigma2=1e-5, xscale="linear")
+    assert hill(needles) < 0.001
+
+
+def test_the_axis_is_linear_where_the_range_does_not_ask_for_more():
+    assert spectrum(np.linspace(-1, 3, 50)).plot().get_xscale() == "linear"
+    assert spectrum().plot().get_xscale() == "symlog"
+    assert spectrum().plot(linthresh=1.0).get_xscale() == "symlog"
+    assert spectrum().plot(xlim=(-0.2, 0.4)).get_xscale() == "linear"
+    assert spectrum().plot(xscale="linear").get_xscale() == "linear"
+
+
+@pytest.mark.parametrize("xscale", ["linear", "symlog"])
+def test_the_kernel_of_pictures_keeps_the_mass(xscale):
+    s = spectrum()
+    (line,) = named(s.plot(xscale=xscale), "density")
+    grid, values = line.get_data()
+    assert values @ np.diff(edges(grid)) == pytest.approx(1.0, abs=1e-6)
+    beyond = grid > 150.0  # one eigenvalue, 300
+    share = np.mean(s.weights[:, -1])
+    assert (values @ np.diff(edges(grid)) - values[~beyond] @ np.diff(edges(grid))[~beyond]) == (
+        pytest.approx(share, rel=1e-6)
+    )
+
+
+def test_a_variance_chosen_with_the_spectrum_is_drawn():
+    for s, kernel in (
+        (spectrum(sigma2=1e-3), 1e-3),
+        (spectrum(sigma2=1e-5, relative_sigma2=True), 1e-5),
+    ):
+        (line,) = named(s.plot(), "density")
+        grid, values = line.get_data()
+        assert np.allclose(values, np.maximum(s.density(grid, kernel).values, 1e-300))
+
+
+def test_one_eigenvalue_alone_is_drawn():
+    for value in (0.0, 3.0, -1e-7):
+        ax = spectrum(np.full(20, value)).plot()
+        left, right = ax.get_xlim()
+        assert left < value < right
+        assert drawn(ax).std() > 5
+
+
+def test_outliers_are_those_beyond_the_bulk_once_each():
+    values, bounds = spectrum().outliers()
+    assert values.tolist() == [300.0, 20.0, 5.0, 2.0, 1.0]
+    assert bounds.max() <= 300 * np.finfo(np.float64).eps
+    assert not spectrum(np.linspace(-1, 1, 100)).outliers()[0].size
+    tail = spectrum(np.concatenate([np.linspace(0, 0.1, 90), 0.15 * 1.3 ** np.arange(8), [9.0]]))
+    assert tail.outliers()[0].tolist() == [9.0]  # of the tail, 0.15 to 0.94, none
+    negative = spectrum(np.concatenate([np.linspace(0, 1, 50), [-40.0]]))
+    assert negative.outliers()[0].tolist() == [-40.0]
+    s = spectrum()
+    s.bounds[:, -1] = 10.0  # 300 +- 10 was not resolved
+    assert s.outliers()[0].tolist() == [20.0, 5.0, 2.0, 1.0]
+
+
+def test_nodes_of_several_probes_within_their_bounds_are_one_eigenvalue():
+    s = spectrum()
+    s.nodes[1, -1] += 0.5
+    s.bounds[1, -1] = 0.6
+    values, bounds = s.resolved()
+    assert values[:2].tolist() == [300.0, 20.0]
+    assert bounds[0] <= 301 * np.finfo(np.float64).eps
+
+
+def test_outliers_are_marked_and_listed():
+    ax = spectrum().plot(title="outliers")
+    (marks,) = named(ax, "outliers")
+    assert list(marks.get_xdata()) == [300.0, 20.0, 5.0, 2.0, 1.0]
+    assert "5 outliers: 300, 20, 5, 2, ..." in [t.get_text() for t in ax.get_legend().get_texts()]
+    assert inside(ax)
+    assert not named(spectrum().plot(outliers=False), "outliers")
+    assert not named(spectrum().plot(xlim=(-0.2, 0.4)), "outliers")
+    assert not named(spectrum(np.linspace(-1, 1, 100)).plot(), "outliers")
+
+
+def test_an_evolution_marks_outliers_in_their_rows():
+    spectra = [spectrum(np.append(BULK, 1e3 * (1 + t)), seed=t) for t in range(3)]
+    ax = plot_spectra(spectra, kind="evolution", at=[0, 10, 20])
+    rows = [np.asarray(c.get_offsets()) for c in named(ax, "outliers")]
+    assert [row[0].tolist() for row in rows] == [[1e3, 0], [2e3, 10], [3e3, 20]]
+    assert not named(plot_spectra(spectra, kind="evolution", outliers=False), "outliers")
+
+
+def test_ridges_stand_on_their_checkpoints():
+    spectra = [spectrum(seed=t) for t in range(9)]
+    ax = plot_spectra(spectra, kind="ridges", at=10 * np.arange(9), ylabel="step", title="ridges")
+    lines = named(ax, "ridge")
+    assert sorted(line.get_ydata().min() for line in lines) == pytest.approx(10 * np.arange(9))
+    front = max(lines, key=lambda line: line.get_zorder())
+    assert front.get_ydata().min() == pytest.approx(0)
+    assert ax.get_ylim()[1] > max(line.get_ydata().max() for line in lines)
+    assert ax.get_ylabel() == "step"
+    assert inside(ax)
+
+
+def test_top_eigenvalues_are_drawn_against_the_step():
+    spectra = [spectrum(np.concatenate([BULK, [1e3 * (1 + t), -7.0 - t]])) for t in range(3)]
+    ax = plot_spectra(spectra, kind="top", most=2, at=[0, 100, 300], ylabel="step", title="top")
+    first, second, least = (line for line in ax.lines if line.get_gid() == "top")
+    assert first.get_xydata().tolist() == [[0, 1000], [100, 2000], [300, 3000]]
+    assert second.get_ydata().tolist() == [300, 300, 300]
+    assert least.get_ydata().tolist() == [-7, -8, -9]
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == ["largest 2", "smallest"]
+    assert (ax.get_xlabel(), ax.get_yscale()) == ("step", "symlog")
+    assert inside(ax)
+
+
 def test_eigenpairs_of_the_run_are_marked():
     ax = spectrum(pairs=pairs((300.0, 20.0))).plot()
     (marks,) = named(ax, "pairs")
     assert list(marks.get_xdata()) == [300.0, 20.0]
+    assert not named(spectrum(pairs=pairs((300.0,))).plot(xlim=(-0.2, 0.4)), "pairs")
     assert "eigenpairs" in [t.get_text() for t in ax.get_legend().get_texts()]
 
 
@@ -206,7 +334,11 @@ def test_pictures_go_into_axes_of_the_caller():
     ("draw", "message"),
     [
         (lambda s: s.plot(xscale="log"), "xscale: expected one of linear, symlog, got 'log'"),
-        (lambda s: s.plot(linthresh=1.0), "linthresh: expected a positive number with xscale"),
+        (lambda s: s.plot(xscale="linear", linthresh=1.0), "linthresh: expected a positive number"),
+        (lambda s: s.plot(width=2.0), "width: expected a share between 0 and 1, got 2.0"),
+        (lambda s: s.plot(width=0.1, sigma2=1.0), "width: expected none beside sigma2=1.0"),
+        (lambda s: s.plot(figsize=(3, 0)), r"figsize: expected \(width, height\) in inches"),
+        (lambda s: plot_spectra([s], kind="top", most=0), "most: expected at least 1, got 0"),
         (lambda s: s.plot(xlim=(1, 0)), "xlim: expected two increasing numbers"),
         (lambda s: s.plot(xlim=(1e6, 2e6)), "xlim: expected a range with eigenvalues in it"),
         (lambda s: s.plot(vmin=-1.0), "vmin, vmax: expected 0 < vmin < vmax"),

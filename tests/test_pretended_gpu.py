@@ -77,6 +77,13 @@ QUESTIONS: dict[str, Callable[[pl.Landscape], Any]] = {
     "accuracy": lambda land: land.evaluate(
         np.ones((3, 2)), along(land), metrics=("loss", "accuracy")
     )["accuracy"],
+    "errors from the data": lambda land: [
+        *land.evaluate(
+            [[0, 0], [1, 1], [-1, 2]],
+            along(land),
+            metrics=("standard_error", "difference_standard_error"),
+        ).values()
+    ],
     "directions": along,
     "line": lambda land: pl.line(land, along(land)[0], (-1, 1, 5), **QUIET).values,
     "plane": lambda land: pl.plane(land, *along(land), (-1, 1, 3), (-1, 1, 4), **QUIET).values,

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+import pylandscape as pl
 import pylandscape.results.smoothing
 from pylandscape.errors import FileFormatError, InvalidArgument
 from pylandscape.results.eigen_pairs import EigenPairs
@@ -131,6 +132,17 @@ def test_standard_error_is_nan_for_one_probe_and_zero_for_equal_ones():
     same = spectrum([[0.0, 1.0]] * 3)
     assert same.density().standard_error.max() <= 100 * EPS * same.density().values.max()
     assert same.trace == pytest.approx((50.0, 0.0), abs=1e-12)
+
+
+def test_the_trace_of_a_spectrum_is_an_estimate_as_pl_trace_s():
+    a = np.diag(np.arange(1.0, 31.0))
+    ours, theirs = pl.spectrum(a, probes=3, steps=30, progress=False).trace, pl.trace(a, 20)
+    for found in (ours, theirs):
+        value, error = found
+        assert (value, error) == (found.value, found.standard_error) == (found[0], found[1])
+        assert abs(float(found) - 465.0) <= 5 * error
+        assert "+-" in repr(found)
+    assert (ours.products, ours.method) == (90, "lanczos")
 
 
 def test_relative_sigma2_scales_with_the_width_of_a_wide_spectrum():

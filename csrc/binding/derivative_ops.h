@@ -245,7 +245,7 @@ inline Tensor pool_tangent(const Tensor& in, const Tensor& x, const Tensor& win,
 }
 
 // (g, rows, pixels, channels) of adjoints (g, rows, outputs, channels); without `win`, of a sum
-// times a factor (outputs,) or none.
+// times a factor (outputs,), or (index,) of each tap, or none.
 inline Tensor pool_reverse(const Tensor& in, const Tensor& x, const Tensor& win,
                            const Tensor& share, const Tensor& index, const Tensor& factor,
                            const Tensor& start, const Tensor& list, const Tensor& window) {
@@ -256,7 +256,9 @@ inline Tensor pool_reverse(const Tensor& in, const Tensor& x, const Tensor& win,
   expect_tensor(list, "list", ScalarType::Int, index.numel(), in);
   expect_tensor(window, "window", ScalarType::Int, index.numel(), in);
   expect(start.numel() > 0, "start: expected pixels + 1 elements");
-  expect_tensor(factor, "factor", ScalarType::Double, given(factor) ? in.size(2) : 0, in);
+  const bool per_tap = factor.numel() == index.numel();
+  expect_tensor(factor, "factor", ScalarType::Double,
+                given(factor) ? (per_tap ? index.numel() : in.size(2)) : 0, in);
   return with_dtype(in, "in", [&](auto zero) {
     using T = decltype(zero);
     const Launch launch(in);
@@ -268,6 +270,7 @@ inline Tensor pool_reverse(const Tensor& in, const Tensor& x, const Tensor& win,
                 : given(share) ? cpu::Pool::kMaxEven
                                : cpu::Pool::kMax;
     args.index = pointer<int64_t>(index), args.factor = pointer<double>(factor);
+    args.per_tap = factor.numel() != args.outputs;
     args.start = pointer<int32_t>(start), args.list = pointer<int32_t>(list);
     args.window = pointer<int32_t>(window);
     Tensor out =

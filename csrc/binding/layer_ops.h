@@ -127,6 +127,7 @@ void run_pool(const Tensor& x, const Tensor& bounds, const Tensor& index, const 
   args.outputs = y.size(1), args.mode = mode;
   args.bounds = bounds.const_data_ptr<int64_t>(), args.index = index.const_data_ptr<int64_t>();
   args.factor = factor.numel() > 0 ? factor.const_data_ptr<double>() : nullptr;
+  args.per_tap = factor.numel() != args.outputs;
   args.x = x.const_data_ptr<T>(), args.y = y.mutable_data_ptr<T>();
   check(cuda::pool_windows(args, launch.stream()));
 }
@@ -142,7 +143,9 @@ inline Tensor pool_windows(const Tensor& x, const Tensor& bounds, const Tensor& 
   expect_tensor(bounds, "bounds", ScalarType::Long, bounds.numel(), x);
   expect_tensor(index, "index", ScalarType::Long, index.numel(), x);
   const int64_t outputs = bounds.numel() - 1;
-  expect_tensor(factor, "factor", ScalarType::Double, factor.numel() > 0 ? outputs : 0, x);
+  const bool per_tap = factor.numel() == index.numel();
+  expect_tensor(factor, "factor", ScalarType::Double,
+                factor.numel() > 0 ? (per_tap ? index.numel() : outputs) : 0, x);
   expect(mode >= 0 && mode <= static_cast<int64_t>(cpu::Pool::kSum), "mode: expected 0 .. 2");
   Tensor y = torch::stable::new_empty(x, {x.size(0), outputs, x.size(2)});
   const auto run = x.scalar_type() == ScalarType::Float ? &run_pool<float> : &run_pool<double>;

@@ -16,7 +16,10 @@ PYBIND11_MODULE(_C, m) {
   py::enum_<cpu::Unary> unary(m, "Unary");
   constexpr const char* kUnary[] = {"affine", "relu", "leaky_relu", "tanh", "sigmoid",
                                     "gelu", "gelu_tanh", "silu", "softplus", "elu",
-                                    "clamp", "square", "abs", "exp"};
+                                    "clamp", "square", "abs", "exp", "hardswish",
+                                    "mish", "softsign", "threshold", "log", "log1p",
+                                    "sqrt", "rsqrt", "reciprocal", "power", "sin",
+                                    "cos", "erf"};
   static_assert(sizeof(kUnary) / sizeof(*kUnary) == cpu::kUnaryCount);
   for (int i = 0; i < cpu::kUnaryCount; ++i) unary.value(kUnary[i], static_cast<cpu::Unary>(i));
   py::enum_<cpu::Binary> binary(m, "Binary");
@@ -29,7 +32,13 @@ PYBIND11_MODULE(_C, m) {
       .value("cross_entropy", cpu::Loss::kCrossEntropy)
       .value("nll", cpu::Loss::kNll)
       .value("mse", cpu::Loss::kMse)
-      .value("bce_with_logits", cpu::Loss::kBceWithLogits);
+      .value("bce_with_logits", cpu::Loss::kBceWithLogits)
+      .value("huber", cpu::Loss::kHuber)
+      .value("smooth_l1", cpu::Loss::kSmoothL1)
+      .value("bce", cpu::Loss::kBce)
+      .value("kl_div", cpu::Loss::kKlDiv)
+      .value("poisson_log", cpu::Loss::kPoissonLog)
+      .value("poisson", cpu::Loss::kPoisson);
 
   py::enum_<cpu::Pool>(m, "Pool")
       .value("max", cpu::Pool::kMax)

@@ -95,24 +95,36 @@ void bind_ops(py::module_& m) {
              return p.batch_norm(x, outer, channels, eps, mean, variance, address(gain),
                                  address(shift));
            })
-      .def("pool",  // bounds (outputs + 1,), index (taps,), factor (outputs,) or null
+      .def("pool",  // bounds (outputs + 1,), index (taps,), factor (outputs,) or (taps,) or null
            [](P& p, int x, cpu::Pool mode, int64_t channels, int64_t outputs, Address bounds,
-              int64_t taps, Address index, Address factor) {
+              int64_t taps, Address index, Address factor, bool per_tap) {
              const auto *b = in<int64_t>(bounds), *i = in<int64_t>(index);
+             const auto* f = in<double>(factor);
              std::vector<double> factors;
-             if (factor != 0) factors.assign(in<double>(factor), in<double>(factor) + outputs);
+             if (factor != 0) factors.assign(f, f + (per_tap ? taps : outputs));
              return p.pool(x, mode, channels, {b, b + outputs + 1}, {i, i + taps},
                            std::move(factors));
-           })
+           },
+           py::arg(), py::arg(), py::arg(), py::arg(), py::arg(), py::arg(), py::arg(), py::arg(),
+           py::arg("per_tap") = false)
       .def("batch_norm_own",
            [=](P& p, int x, int64_t outer, int64_t channels, double eps, Source gain, Source shift,
-               Source keep_mean, Source keep_variance) {
+               Source keep_mean, Source keep_variance, double momentum) {
              return p.batch_norm_own(x, outer, channels, eps, address(gain), address(shift),
-                                     address(keep_mean), address(keep_variance));
+                                     address(keep_mean), address(keep_variance), momentum);
+           },
+           py::arg(), py::arg(), py::arg(), py::arg(), py::arg(), py::arg(), py::arg(), py::arg(),
+           py::arg("momentum") = 0.1)
+      .def("dropout",  // index: which number of its sample decides over each row
+           [](P& p, int x, double rate, double below, int64_t number, int64_t count,
+              Address index) {
+             const int64_t* from = in<int64_t>(index);
+             return p.dropout(x, rate, below, number, count, {from, from + p.features(x)});
            })
       .def("finish", &P::finish)
       .def_property_readonly("n", &P::n)
       .def_property_readonly("mixes", &P::mixes)
+      .def_property_readonly("draws", &P::draws)
       .def_property_readonly("ops", [](const P& p) { return p.ops().size(); })
       .def("features", &P::features)
       .def_property_readonly("output", &P::output)
@@ -140,12 +152,12 @@ void bind(py::module_& m, const char* name) {
       .def("set_loss",
            [](P& p, cpu::Loss kind, int64_t classes, int64_t inner, double smoothing,
               std::vector<double> weight, std::vector<double> pos_weight, Address index,
-              Address dense, int64_t outer) {
+              Address dense, int64_t outer, double a, double b) {
              p.set_loss(kind, classes, inner, smoothing, std::move(weight), std::move(pos_weight),
-                        in<int64_t>(index), in<double>(dense), outer);
+                        in<int64_t>(index), in<double>(dense), outer, a, b);
            },
            py::arg(), py::arg(), py::arg(), py::arg(), py::arg(), py::arg(), py::arg(), py::arg(),
-           py::arg("outer") = 1)
+           py::arg("outer") = 1, py::arg("a") = 0.0, py::arg("b") = 0.0)
       .def_property_readonly("samples", &P::samples)
       .def_property_readonly("tile", &P::tile)
       .def_property_readonly("lanes", &P::lanes)

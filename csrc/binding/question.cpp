@@ -32,7 +32,20 @@ void bind(py::module_& m, const char* question_name, const char* derivatives_nam
               Address outputs) {
              finish([&](const Parallel& pool) {
                return q.run(g, in<T>(coordinates), out<double>(loss), out<double>(correct),
-                            out<T>(outputs), pool, interrupted);
+                            out<T>(outputs), nullptr, pool, interrupted);
+             });
+           })
+      .def("run_samples",  // as `run`, with what SampleLosses lists
+           [](const Q& q, int64_t g, Address coordinates, Address loss, Address correct,
+              Address shares, int64_t references, Address reference, Address weights,
+              Address squares, Address differences, Address own) {
+             const SampleLosses asked{in<double>(shares),      references,
+                                      in<double>(reference),   in<double>(weights),
+                                      out<double>(squares),    out<double>(differences),
+                                      out<double>(own)};
+             finish([&](const Parallel& pool) {
+               return q.run(g, in<T>(coordinates), out<double>(loss), out<double>(correct),
+                            nullptr, &asked, pool, interrupted);
              });
            })
       .def("collect",

@@ -16,6 +16,18 @@ inline void map(int64_t n, const T* x, T* y, F f) {
   }
 }
 
+// t = tanh(log(1 + exp(x))) = n / (n + 2) with n = e (e + 2), e = exp(x), and 1 - t^2.
+template <typename T, int N>
+struct TanhSoftplus {
+  Vec<T, N> value, rest;
+};
+template <typename T, int N>
+inline TanhSoftplus<T, N> tanh_softplus(Vec<T, N> x) {
+  constexpr T kOne = T(20);  // from here on t rounds to 1
+  const Vec<T, N> e = exp<T, N>(x > kOne ? splat<T, N>(kOne) : x), n = e * (e + T(2));
+  return {n / (n + T(2)), T(4) * (n + T(1)) / ((n + T(2)) * (n + T(2)))};
+}
+
 template <typename T>
 void unary(Unary f, double a, double b, int64_t n, const T* x, T* y) {
   constexpr int N = kLanes<T>;
@@ -48,6 +60,24 @@ void unary(Unary f, double a, double b, int64_t n, const T* x, T* y) {
     case Unary::kSquare: return map(n, x, y, [](V v) { return v * v; });
     case Unary::kAbs: return map(n, x, y, [](V v) { return vabs(v); });
     case Unary::kExp: return map(n, x, y, [](V v) { return exp<T, N>(v); });
+    case Unary::kHardswish:
+      return map(n, x, y, [](V v) {
+        const V low = v + T(3) < 0 ? V{} : v + T(3);
+        return v * (low > T(6) ? splat<T, N>(T(6)) : low) / T(6);
+      });
+    case Unary::kMish: return map(n, x, y, [](V v) { return v * tanh_softplus<T, N>(v).value; });
+    case Unary::kSoftsign: return map(n, x, y, [](V v) { return v / (vabs(v) + T(1)); });
+    case Unary::kThreshold:
+      return map(n, x, y, [=](V v) { return v <= ta ? splat<T, N>(tb) : v; });
+    case Unary::kLog: return map(n, x, y, [](V v) { return log<T, N>(v); });
+    case Unary::kLog1p: return map(n, x, y, [](V v) { return log1p<T, N>(v); });
+    case Unary::kSqrt: return map(n, x, y, [](V v) { return root<T, N>(v); });
+    case Unary::kRsqrt: return map(n, x, y, [](V v) { return T(1) / root<T, N>(v); });
+    case Unary::kReciprocal: return map(n, x, y, [=](V v) { return ta / v; });
+    case Unary::kPower: return map(n, x, y, [=](V v) { return power<T, N>(v, a); });
+    case Unary::kSin: return map(n, x, y, [](V v) { return sine<T, N>(v, 0); });
+    case Unary::kCos: return map(n, x, y, [](V v) { return sine<T, N>(v, 1); });
+    case Unary::kErf: return map(n, x, y, [](V v) { return erf<T, N>(v); });
   }
 }
 
@@ -125,6 +155,70 @@ void unary_derivatives(Unary f, double a, double b, int64_t n, const T* x, T* fi
         const V density = T(0.3989422804014327) * exp_nonpositive<T, N>(v * v * T(-0.5));
         d1 = normal_cdf<T, N>(v) + v * density;
         d2 = density * (T(2) - v * v);
+      });
+    case Unary::kHardswish:
+      return map_two(n, x, first, second, [=](V v, V& d1, V& d2) {
+        d1 = v <= T(-3) ? V{} : v < T(3) ? v / T(3) + T(0.5) : one;
+        d2 = (v > T(-3)) & (v < T(3)) ? splat<T, N>(T(1.0 / 3.0)) : V{};
+      });
+    case Unary::kMish:  // x t(x): t' = (1 - t^2) s, s the sigmoid
+      return map_two(n, x, first, second, [](V v, V& d1, V& d2) {
+        const auto t = tanh_softplus<T, N>(v);
+        const V s = sigmoid<T, N>(v), slope = t.rest * s;
+        d1 = t.value + v * slope;
+        d2 = slope * (T(2) + v * ((T(1) - s) - T(2) * t.value * s));
+      });
+    case Unary::kSoftsign:
+      return map_two(n, x, first, second, [](V v, V& d1, V& d2) {
+        const V share = T(1) / (vabs(v) + T(1));
+        d1 = share * share;
+        d2 = (v > 0 ? splat<T, N>(T(-2)) : v < 0 ? splat<T, N>(T(2)) : V{}) * d1 * share;
+      });
+    case Unary::kThreshold: return constant_slopes([=](V v) { return v <= ta ? V{} : one; });
+    case Unary::kLog:
+      return map_two(n, x, first, second, [](V v, V& d1, V& d2) {
+        d1 = T(1) / v;
+        d2 = -d1 * d1;
+      });
+    case Unary::kLog1p:
+      return map_two(n, x, first, second, [](V v, V& d1, V& d2) {
+        d1 = T(1) / (v + T(1));
+        d2 = -d1 * d1;
+      });
+    case Unary::kSqrt:
+      return map_two(n, x, first, second, [](V v, V& d1, V& d2) {
+        d1 = T(0.5) / root<T, N>(v);
+        d2 = T(-0.5) * d1 / v;
+      });
+    case Unary::kRsqrt:
+      return map_two(n, x, first, second, [](V v, V& d1, V& d2) {
+        d1 = T(-0.5) / (root<T, N>(v) * v);
+        d2 = T(-1.5) * d1 / v;
+      });
+    case Unary::kReciprocal:
+      return map_two(n, x, first, second, [=](V v, V& d1, V& d2) {
+        d1 = -ta / (v * v);
+        d2 = T(-2) * d1 / v;
+      });
+    case Unary::kPower:
+      return map_two(n, x, first, second, [=](V v, V& d1, V& d2) {
+        d1 = ta * power<T, N>(v, a - 1);
+        d2 = a == 1 ? V{} : static_cast<T>(a * (a - 1)) * power<T, N>(v, a - 2);
+      });
+    case Unary::kSin:
+      return map_two(n, x, first, second, [](V v, V& d1, V& d2) {
+        d1 = sine<T, N>(v, 1);
+        d2 = -sine<T, N>(v, 0);
+      });
+    case Unary::kCos:
+      return map_two(n, x, first, second, [](V v, V& d1, V& d2) {
+        d1 = -sine<T, N>(v, 0);
+        d2 = -sine<T, N>(v, 1);
+      });
+    case Unary::kErf:  // f' = 2 / sqrt(pi) exp(-x^2)
+      return map_two(n, x, first, second, [](V v, V& d1, V& d2) {
+        d1 = T(1.1283791670955126) * exp_nonpositive<T, N>(-v * v);
+        d2 = T(-2) * v * d1;
       });
     case Unary::kGeluTanh:  // v s(u), s the sigmoid, u = 2 sqrt(2/pi) (v + c v^3)
       return map_two(n, x, first, second, [](V v, V& d1, V& d2) {

@@ -24,8 +24,21 @@ enum class Unary : int {
   kSquare,
   kAbs,
   kExp,
+  kHardswish,  // x min(max(x + 3, 0), 6) / 6
+  kMish,       // x tanh(log(1 + exp(x)))
+  kSoftsign,   // x / (1 + |x|)
+  kThreshold,  // x > a ? x : b, NaN stays
+  kLog,
+  kLog1p,
+  kSqrt,
+  kRsqrt,
+  kReciprocal,  // a / x
+  kPower,       // x^a
+  kSin,
+  kCos,
+  kErf,
 };
-constexpr int kUnaryCount = 14;
+constexpr int kUnaryCount = 27;
 
 enum class Binary : int { kAdd, kSub, kMul, kDiv };
 constexpr int kBinaryCount = 4;
@@ -50,7 +63,19 @@ struct Targets {
   const double* dense = nullptr;
 };
 
-enum class Loss : int { kCrossEntropy, kNll, kMse, kBceWithLogits };
+// One term for each output v with its target t, but for the first two:
+enum class Loss : int {
+  kCrossEntropy,
+  kNll,
+  kMse,            // (v - t)^2
+  kBceWithLogits,  // (1 - t) v + (1 + (pos_weight - 1) t) log(1 + exp(-v))
+  kHuber,          // |v - t| < a ? (v - t)^2 / 2 : a (|v - t| - a / 2)
+  kSmoothL1,       // |v - t| < a ? (v - t)^2 / (2 a) : |v - t| - a / 2; a = 0: |v - t|
+  kBce,            // -t log v - (1 - t) log(1 - v), each logarithm at least -100
+  kKlDiv,          // t (log t - v), 0 where t = 0
+  kPoissonLog,     // exp(v) - t v, and where b: + t log t - t + log(2 pi t) / 2 for t > 1
+  kPoisson,        // v - t log(v + a), and the same
+};
 
 struct LossArgs {
   Loss kind;
@@ -60,6 +85,7 @@ struct LossArgs {
   const double* weight;      // (classes,) or null; elementwise losses: (features,) or null
   const double* pos_weight;  // (features,) or null
   int64_t outer;
+  double a, b;  // numbers of the loss
 };
 
 // Layer norm: `outer` groups of `size` rows each, one gain for each of the `size`. Group norm
@@ -101,7 +127,8 @@ struct PoolArgs {
   Pool mode;
   int64_t outputs, channels;
   const int64_t *bounds, *index;
-  const double* factor;  // (outputs,) of a sum; or null
+  const double* factor;  // (outputs,) of a sum, or of each tap (`index`) where `per_tap`; or null
+  bool per_tap;
 };
 
 // What a convolution does to its sums: times scale plus shift (channels,), plus `add` (features,
@@ -109,6 +136,14 @@ struct PoolArgs {
 template <typename T>
 struct Epilogue {
   const T *scale, *shift, *add;
+  bool relu;
+};
+
+// Batch norm by the batch's own statistics, (channels,) each: y = x scale + shift, then max(., 0)
+// when relu; normalised z = x inverse + centre. Backward, dx = dy scale + x slope + offset.
+template <typename T>
+struct OwnNorm {
+  const T *scale, *shift, *inverse, *centre, *slope, *offset;
   bool relu;
 };
 
@@ -286,6 +321,17 @@ struct Kernels {
   // Then max(., 0) when relu; gain and shift (channels,) or null. Not in place.
   void (*group_norm)(const NormArgs& a, int64_t cols, const T* gain, const T* shift, bool relu,
                      const T* x, T* y);
+
+  // As channel_moments, in one pass over x.
+  void (*batch_moments)(int64_t pixels, int64_t channels, int64_t cols, int64_t samples, const T* x,
+                        double* mean, double* squares);
+  // sums (2, channels) += the sums of dy and of dy z; dy is zero in padding columns, and taken as
+  // zero where relu let nothing through.
+  void (*own_norm_sums)(int64_t pixels, int64_t channels, int64_t cols, const OwnNorm<T>& a,
+                        const T* x, const T* dy, double* sums);
+  // dx = (see OwnNorm), or += where `add`; zero beyond the first `samples` columns.
+  void (*own_norm_reverse)(int64_t pixels, int64_t channels, int64_t cols, int64_t samples,
+                           const OwnNorm<T>& a, const T* x, const T* dy, bool add, T* dx);
 
   // theta (n,) and the optimiser's slots (n,) each by one step with the gradient scale * g (n,), in
   // one pass. No alignment is asked for, and n may be anything (optimiser.inl).

@@ -132,6 +132,95 @@ inline void soft_losses(const LossArgs& args, const double* target, int64_t cols
   }
 }
 
+inline VD log_of(VD x) { return log<double, kD>(x); }
+
+// t log t - t + log(2 pi t) / 2 for t > 1: Stirling's approximation of log t!.
+inline VD stirling(VD t) {
+  const VD large = t > 1.0 ? t : VD{} + 1.0;
+  const VD found = large * log_of(large) - large + 0.5 * log_of(6.283185307179586 * large);
+  return t > 1.0 ? found : VD{};
+}
+
+// One term of the losses of an output v and a target t (kernels.h), without its weight.
+inline VD term(const LossArgs& args, VD v, VD t) {
+  const VD d = v - t, size = vabs(d);
+  switch (args.kind) {
+    case Loss::kHuber:
+      return size < args.a ? 0.5 * d * d : args.a * (size - 0.5 * args.a);
+    case Loss::kSmoothL1:
+      return size < args.a ? 0.5 * d * d / args.a : size - 0.5 * args.a;
+    case Loss::kBce: {
+      const VD least = VD{} - 100.0;
+      return -t * vmax(log_of(v), least) - (1.0 - t) * vmax(log_of(1.0 - v), least);
+    }
+    case Loss::kKlDiv: return (t == 0.0 ? VD{} : t * log_of(t)) - t * v;
+    case Loss::kPoissonLog:
+    case Loss::kPoisson: {
+      const VD rate = args.kind == Loss::kPoissonLog ? exp<double, kD>(v) - t * v
+                                                     : v - t * log_of(v + args.a);
+      return args.b != 0.0 ? rate + stirling(t) : rate;
+    }
+    default: return VD{};
+  }
+}
+
+// Its first derivative in v.
+inline VD term_slope(const LossArgs& args, VD v, VD t) {
+  const VD d = v - t, size = vabs(d);
+  const VD sign = d > 0.0 ? VD{} + 1.0 : d < 0.0 ? VD{} - 1.0 : d;
+  switch (args.kind) {
+    case Loss::kHuber: return size < args.a ? d : args.a * sign;
+    case Loss::kSmoothL1: return size < args.a ? d / args.a : sign;
+    case Loss::kBce: {
+      const VD spread = v * (1.0 - v);
+      return d / vmax(spread, VD{} + 1e-12);
+    }
+    case Loss::kKlDiv: return -t;
+    case Loss::kPoissonLog: return exp<double, kD>(v) - t;
+    case Loss::kPoisson: return 1.0 - t / (v + args.a);
+    default: return VD{};
+  }
+}
+
+// Its second derivative in v.
+inline VD term_curvature(const LossArgs& args, VD v, VD t) {
+  const VD size = vabs(v - t);
+  switch (args.kind) {
+    case Loss::kHuber: return size < args.a ? VD{} + 1.0 : VD{};
+    case Loss::kSmoothL1: return size < args.a ? VD{} + 1.0 / args.a : VD{};
+    case Loss::kBce: {
+      const VD spread = (v + 1e-12) * (1.0 - v + 1e-12);
+      return ((v - t) * (v - t) + t * (1.0 - t)) / (spread * spread);
+    }
+    case Loss::kPoissonLog: return exp<double, kD>(v);
+    case Loss::kPoisson: return t / ((v + args.a) * (v + args.a));
+    default: return VD{};
+  }
+}
+
+// Of mse and bce_with_logits, which the code below knows, or of the terms above.
+inline bool has_own_terms(const LossArgs& args) { return args.kind > Loss::kBceWithLogits; }
+
+// correct: of kBce, an output above 1/2 where the target is.
+template <typename T>
+inline void term_losses(const LossArgs& args, const double* target, int64_t cols, const T* x,
+                        double* loss, double* correct) {
+  const int64_t features = args.outer * args.classes * args.inner;
+  for (int64_t c = 0; c < cols; c += kD) {
+    VD sum{}, hits{};
+    for (int64_t f = 0; f < features; ++f) {
+      const VD v = load_double<T, kD>(x + f * cols + c);
+      const VD t = load<double, kD>(target + f * cols + c);
+      const VD value = term(args, v, t);
+      sum += args.weight != nullptr ? args.weight[f] * value : value;
+      const VI same = (v > 0.5) == (t > 0.5);
+      if (args.kind == Loss::kBce) hits += same ? VD{} + 1.0 : VD{};
+    }
+    store<double, kD>(loss + c, sum);
+    if (correct != nullptr) store<double, kD>(correct + c, hits);
+  }
+}
+
 template <typename T>
 inline void elementwise_losses(const LossArgs& args, const double* target, int64_t cols,
                                const T* x, double* loss, double* correct) {
@@ -165,6 +254,8 @@ void loss(const LossArgs& args, const Targets& targets, int64_t cols, const T* o
     class_losses(args, targets.index, cols, outputs, loss, correct);
   else if (args.kind == Loss::kCrossEntropy)
     soft_losses(args, targets.dense, cols, outputs, loss, correct);
+  else if (has_own_terms(args))
+    term_losses(args, targets.dense, cols, outputs, loss, correct);
   else
     elementwise_losses(args, targets.dense, cols, outputs, loss, correct);
 }
@@ -232,6 +323,13 @@ inline void each_element(const LossArgs& args, int64_t cols, F f) {
 template <typename T>
 void loss_gradient(const LossArgs& args, const Targets& targets, int64_t cols, const T* outputs,
                    T* gradient) {
+  if (has_own_terms(args)) {
+    each_element(args, cols, [&](int64_t at, double w, double) {
+      const VD v = load_double<T, kD>(outputs + at), t = load<double, kD>(targets.dense + at);
+      store_narrow(gradient + at, w * term_slope(args, v, t));
+    });
+    return;
+  }
   if (args.kind == Loss::kMse || args.kind == Loss::kBceWithLogits) {
     each_element(args, cols, [&](int64_t at, double w, double pos) {
       const VD v = load_double<T, kD>(outputs + at), t = load<double, kD>(targets.dense + at);
@@ -259,6 +357,14 @@ void loss_gradient(const LossArgs& args, const Targets& targets, int64_t cols, c
 template <typename T>
 void loss_hvp(const LossArgs& args, const Targets& targets, int64_t cols, const T* outputs,
               const T* tangent, T* product) {
+  if (has_own_terms(args)) {
+    each_element(args, cols, [&](int64_t at, double w, double) {
+      const VD v = load_double<T, kD>(outputs + at), t = load<double, kD>(targets.dense + at);
+      const VD r = load_double<T, kD>(tangent + at);
+      store_narrow(product + at, w * term_curvature(args, v, t) * r);
+    });
+    return;
+  }
   if (args.kind == Loss::kMse || args.kind == Loss::kBceWithLogits) {
     each_element(args, cols, [&](int64_t at, double w, double pos) {
       const VD r = load_double<T, kD>(tangent + at);

@@ -156,6 +156,27 @@ inline Vec<T, N> log_positive(Vec<T, N> x) {
   return x == x ? result : x;
 }
 
+// log(x): -inf at 0, NaN below; subnormal numbers too.
+template <typename T, int N>
+inline Vec<T, N> log(Vec<T, N> x) {
+  using F = Float<T>;
+  using V = Vec<T, N>;
+  constexpr int kUp = F::kMantissa + 2;  // brings every subnormal number into the normal range
+  constexpr T kScale = T(int64_t{1} << kUp), kInf = T(__builtin_inf());
+  constexpr T kLeast = sizeof(T) == 4 ? T(__FLT_MIN__) : T(__DBL_MIN__);
+  const V y = log_positive<T, N>(x < kLeast ? x * kScale : x);
+  const V found = x < kLeast ? y - T(kUp * 0.693147180559945309) : y;
+  const V low = x < 0 ? splat<T, N>(T(__builtin_nan(""))) : splat<T, N>(-kInf);
+  return x <= 0 ? low : x == kInf ? x : found;
+}
+
+// log(1 + x): the rounding of 1 + x is made good by the quotient.
+template <typename T, int N>
+inline Vec<T, N> log1p(Vec<T, N> x) {
+  const Vec<T, N> u = x + T(1), y = log<T, N>(u) * (x / (u - T(1)));
+  return u == T(1) || x == T(__builtin_inf()) ? x : y;
+}
+
 // log(1 + u) for u in [0, 1].
 template <typename T, int N>
 inline Vec<T, N> log1p_unit(Vec<T, N> u) {
@@ -220,6 +241,103 @@ inline Vec<T, N> normal_cdf(Vec<T, N> x) {
   const V erfc_tail = exp_nonpositive<T, N>(-z * z) * horner<T, N>(Fit::kTail, t);
   const V upper = T(0.5) * (z < T(1) ? T(1) - erf_small : erfc_tail);  // P(X > |x|)
   return x < 0 ? upper : T(1) - upper;
+}
+
+template <typename T, int N>
+inline Vec<T, N> erf(Vec<T, N> x) {
+  using V = Vec<T, N>;
+  using Fit = ErfFit<T>;
+  const V z = vabs(x), capped = z > T(6) ? splat<T, N>(T(6)) : z;
+  const V t = (capped - T(Fit::kCentre)) / (capped + T(Fit::kCentre));
+  const V tail = T(1) - exp_nonpositive<T, N>(-capped * capped) * horner<T, N>(Fit::kTail, t);
+  const V y = z < T(1) ? z * horner<T, N>(Fit::kSmall, z * z) : tail;
+  return x != x ? x : x < 0 ? -y : y;
+}
+
+// f of every lane.
+template <typename T, int N, typename F>
+inline Vec<T, N> each_lane(Vec<T, N> x, F f) {
+  alignas(64) T lanes[N];
+  store<T, N>(lanes, x);
+  for (int l = 0; l < N; ++l) lanes[l] = f(lanes[l]);
+  return load<T, N>(lanes);
+}
+
+template <typename T, int N>
+inline Vec<T, N> root(Vec<T, N> x) {
+  return each_lane<T, N>(x, [](T v) {
+    if constexpr (sizeof(T) == sizeof(float))
+      return __builtin_sqrtf(v);
+    else
+      return __builtin_sqrt(v);
+  });
+}
+
+// x^p: products for small whole powers, else libm's in double.
+template <typename T, int N>
+inline Vec<T, N> power(Vec<T, N> x, double p) {
+  constexpr double kMostProducts = 8;
+  if (p == 0) return splat<T, N>(T(1));
+  const double size = p < 0 ? -p : p;
+  if (size > kMostProducts || size != double(int(size)))
+    return each_lane<T, N>(x, [=](T v) { return static_cast<T>(__builtin_pow(double(v), p)); });
+  Vec<T, N> square = x, y = splat<T, N>(T(1));
+  for (int rest = int(size); rest > 0; rest /= 2, square *= square)
+    if (rest % 2 == 1) y *= square;
+  return p < 0 ? T(1) / y : y;
+}
+
+// sin(x + quarter pi / 2), quarter 0 or 1. x = k pi/2 + r with pi/2 in three parts of 33 bits, so that k times the
+// first two is exact; polynomials of r on [-pi/4, pi/4] (Taylor's, truncated below 2^-57).
+template <int N>
+inline Vec<double, N> sine_of_double(Vec<double, N> x, int quarter) {
+  using V = Vec<double, N>;
+  using I = IVec<double, N>;
+  constexpr double kMost = 1e6;  // above, libm: k would have more than 20 bits
+  const V magnitude = vabs(x);
+  const V near = magnitude < kMost ? x : V{};
+  const V shifted = near * 0.63661977236758134308 + Float<double>::kMagic;
+  const V k = shifted - Float<double>::kMagic;
+  const V r = ((near - k * 1.57079632673412561417e+00) - k * 6.07710050630396597660e-11) -
+              k * 2.02226624879595063154e-21;
+  const V z = r * r;
+  constexpr double kSin[] = {-1.0 / 6, 1.0 / 120, -1.0 / 5040, 1.0 / 362880, -1.0 / 39916800,
+                             1.0 / 6227020800.0, -1.0 / 1307674368000.0,
+                             1.0 / 355687428096000.0};
+  constexpr double kCos[] = {1.0 / 24, -1.0 / 720, 1.0 / 40320, -1.0 / 3628800, 1.0 / 479001600,
+                             -1.0 / 87178291200.0, 1.0 / 20922789888000.0,
+                             -1.0 / 6402373705728000.0};
+  const V sine = r + r * (z * horner<double, N>(kSin, z));
+  const V cosine = 1.0 - (0.5 * z - z * z * horner<double, N>(kCos, z));
+  const I turns = reinterpret_cast<I>(shifted) + int64_t{quarter};
+  const V y = (turns & 1) == 0 ? sine : cosine;
+  const V found = (turns & 2) == 0 ? y : -y;
+  bool all = true;
+  for (int l = 0; l < N; ++l) all = all && magnitude[l] < kMost;
+  if (all) return found;
+  V fixed = found;
+  for (int l = 0; l < N; ++l)
+    if (!(magnitude[l] < kMost))
+      fixed[l] = quarter == 0 ? __builtin_sin(x[l]) : __builtin_cos(x[l]);
+  return fixed;
+}
+
+// sin(x) for quarter = 0, cos(x) for 1; of float32 in double.
+template <typename T, int N>
+inline Vec<T, N> sine(Vec<T, N> x, int quarter) {
+  if constexpr (sizeof(T) == sizeof(double)) {
+    return sine_of_double<N>(x, quarter);
+  } else {
+    constexpr int D = kLanes<double>;
+    static_assert(N % D == 0);
+    alignas(64) T lanes[N];
+    store<T, N>(lanes, x);
+    for (int first = 0; first < N; first += D) {
+      const Vec<double, D> y = sine_of_double<D>(load_double<T, D>(lanes + first), quarter);
+      for (int l = 0; l < D; ++l) lanes[first + l] = static_cast<T>(y[l]);
+    }
+    return load<T, N>(lanes);
+  }
 }
 
 }  // namespace

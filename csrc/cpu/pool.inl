@@ -19,7 +19,7 @@ inline void each_piece(const PoolArgs& a, int64_t cols, F f) {
   for (int64_t o = 0; o < a.outputs; ++o) {
     const int64_t* taps = a.index + a.bounds[o];
     const int64_t count = a.bounds[o + 1] - a.bounds[o];
-    const T factor = a.factor != nullptr ? static_cast<T>(a.factor[o]) : T(1);
+    const T factor = a.factor != nullptr && !a.per_tap ? static_cast<T>(a.factor[o]) : T(1);
     int64_t i = 0;
     for (; i + V * N <= run; i += V * N)
       f(std::integral_constant<int, V>{}, taps, count, factor, o * run, i);
@@ -136,8 +136,32 @@ void pool_sum(const PoolArgs& a, int64_t cols, const T* x, T* y) {
   });
 }
 
+// Every tap times a factor of its own.
+template <typename T>
+void weighted_sum(const PoolArgs& a, int64_t cols, const T* x, T* y) {
+  constexpr int N = kLanes<T>;
+  const int64_t run = a.channels * cols;
+  each_piece<T>(a, cols, [=](auto width, const int64_t* taps, int64_t count, T, int64_t to,
+                             int64_t i) {
+    constexpr int V = width;
+    const double* weights = a.factor + (taps - a.index);
+    Vec<T> sum[V] = {};
+    for (int64_t k = 0; k < count; ++k) {
+      const T* from = x + taps[k] * run + i;
+      const T weight = static_cast<T>(weights[k]);
+#pragma GCC unroll 8
+      for (int v = 0; v < V; ++v) sum[v] += load<T, N>(from + v * N) * weight;
+    }
+#pragma GCC unroll 8
+    for (int v = 0; v < V; ++v) store<T, N>(y + to + i + v * N, sum[v]);
+  });
+}
+
+inline bool weighted(const PoolArgs& a) { return a.factor != nullptr && a.per_tap; }
+
 template <typename T>
 void pool(const PoolArgs& a, int64_t cols, const T* x, T* y) {
+  if (weighted(a)) return weighted_sum(a, cols, x, y);
   if (a.mode == Pool::kSum) return pool_sum(a, cols, x, y);
   pool_max(a, cols, x, y);
 }
@@ -145,6 +169,7 @@ void pool(const PoolArgs& a, int64_t cols, const T* x, T* y) {
 template <typename T>
 void pool_tangent(const PoolArgs& a, int64_t cols, const T* x, const T* rx, T* ry) {
   constexpr int N = kLanes<T>;
+  if (weighted(a)) return weighted_sum(a, cols, rx, ry);
   if (a.mode == Pool::kSum) return pool_sum(a, cols, rx, ry);
   const int64_t run = a.channels * cols;
   const bool even = a.mode == Pool::kMaxEven;
@@ -183,8 +208,27 @@ void sum_reverse(const PoolArgs& a, int64_t cols, const T* dy, T* dx) {
 }
 
 template <typename T>
+void weighted_reverse(const PoolArgs& a, int64_t cols, const T* dy, T* dx) {
+  constexpr int N = kLanes<T>;
+  const int64_t run = a.channels * cols;
+  each_piece<T>(a, cols, [=](auto width, const int64_t* taps, int64_t count, T, int64_t at,
+                             int64_t i) {
+    constexpr int V = width;
+    const double* weights = a.factor + (taps - a.index);
+    for (int64_t k = 0; k < count; ++k) {
+      T* to = dx + taps[k] * run + i;
+      const T weight = static_cast<T>(weights[k]);
+#pragma GCC unroll 8
+      for (int v = 0; v < V; ++v)
+        store<T, N>(to + v * N, load<T, N>(to + v * N) + load<T, N>(dy + at + i + v * N) * weight);
+    }
+  });
+}
+
+template <typename T>
 void pool_reverse(const PoolArgs& a, int64_t cols, const T* x, const T* dy, T* dx) {
   constexpr int N = kLanes<T>;
+  if (weighted(a)) return weighted_reverse(a, cols, dy, dx);
   if (a.mode == Pool::kSum) return sum_reverse(a, cols, dy, dx);
   const int64_t run = a.channels * cols;
   const bool even = a.mode == Pool::kMaxEven;

@@ -31,6 +31,17 @@ __device__ T relu(T x) {
   return x < T(0) ? T(0) : x;  // NaN stays
 }
 
+// t = tanh(log(1 + exp(x))) and 1 - t^2 (cpu/elementwise.inl).
+template <typename T>
+struct TanhSoftplus {
+  T value, rest;
+};
+template <typename T>
+__device__ TanhSoftplus<T> tanh_softplus(T x) {
+  const T e = exp(x > T(20) ? T(20) : x), n = e * (e + T(2));
+  return {n / (n + T(2)), T(4) * (n + T(1)) / ((n + T(2)) * (n + T(2)))};
+}
+
 // f(function of one element): the choice is made once, outside of the loop that f holds.
 template <typename T, typename F>
 __device__ void with_unary(cpu::Unary function, double a, double b, F f) {
@@ -60,6 +71,23 @@ __device__ void with_unary(cpu::Unary function, double a, double b, F f) {
     case Unary::kSquare: return f([](T v) { return v * v; });
     case Unary::kAbs: return f([](T v) { return fabs(v); });
     case Unary::kExp: return f([](T v) { return exp(v); });
+    case Unary::kHardswish:
+      return f([](T v) {
+        const T low = v + T(3) < T(0) ? T(0) : v + T(3);
+        return v * (low > T(6) ? T(6) : low) / T(6);
+      });
+    case Unary::kMish: return f([](T v) { return v * tanh_softplus(v).value; });
+    case Unary::kSoftsign: return f([](T v) { return v / (fabs(v) + T(1)); });
+    case Unary::kThreshold: return f([=](T v) { return v <= ta ? tb : v; });
+    case Unary::kLog: return f([](T v) { return log(v); });
+    case Unary::kLog1p: return f([](T v) { return log1p(v); });
+    case Unary::kSqrt: return f([](T v) { return sqrt(v); });
+    case Unary::kRsqrt: return f([](T v) { return T(1) / sqrt(v); });
+    case Unary::kReciprocal: return f([=](T v) { return ta / v; });
+    case Unary::kPower: return f([=](T v) { return static_cast<T>(pow(double(v), a)); });
+    case Unary::kSin: return f([](T v) { return sin(v); });
+    case Unary::kCos: return f([](T v) { return cos(v); });
+    case Unary::kErf: return f([](T v) { return erf(v); });
   }
 }
 
@@ -112,6 +140,56 @@ __device__ void with_unary_derivatives(cpu::Unary function, double a, double b, 
         const T density = T(0.3989422804014327) * exp(v * v * T(-0.5));
         first = T(0.5) * erfc(v * T(-0.70710678118654752)) + v * density;
         second = density * (T(2) - v * v);
+      });
+    case Unary::kHardswish:
+      return f([](T v, T& first, T& second) {
+        first = v <= T(-3) ? T(0) : v < T(3) ? v / T(3) + T(0.5) : T(1);
+        second = v > T(-3) && v < T(3) ? T(1.0 / 3.0) : T(0);
+      });
+    case Unary::kMish:  // x t(x): t' = (1 - t^2) s, s the sigmoid
+      return f([](T v, T& first, T& second) {
+        const TanhSoftplus<T> t = tanh_softplus(v);
+        const T s = sigmoid(v), slope = t.rest * s;
+        first = t.value + v * slope;
+        second = slope * (T(2) + v * ((T(1) - s) - T(2) * t.value * s));
+      });
+    case Unary::kSoftsign:
+      return f([](T v, T& first, T& second) {
+        const T share = T(1) / (fabs(v) + T(1));
+        first = share * share;
+        second = (v > T(0) ? T(-2) : v < T(0) ? T(2) : T(0)) * first * share;
+      });
+    case Unary::kThreshold: return f(straight([=](T v) { return v <= ta ? T(0) : T(1); }));
+    case Unary::kLog:
+      return f([](T v, T& first, T& second) { first = T(1) / v, second = -first * first; });
+    case Unary::kLog1p:
+      return f([](T v, T& first, T& second) {
+        first = T(1) / (v + T(1)), second = -first * first;
+      });
+    case Unary::kSqrt:
+      return f([](T v, T& first, T& second) {
+        first = T(0.5) / sqrt(v), second = T(-0.5) * first / v;
+      });
+    case Unary::kRsqrt:
+      return f([](T v, T& first, T& second) {
+        first = T(-0.5) / (sqrt(v) * v), second = T(-1.5) * first / v;
+      });
+    case Unary::kReciprocal:
+      return f([=](T v, T& first, T& second) {
+        first = -ta / (v * v), second = T(-2) * first / v;
+      });
+    case Unary::kPower:
+      return f([=](T v, T& first, T& second) {
+        first = static_cast<T>(a * pow(double(v), a - 1));
+        second = a == 1 ? T(0) : static_cast<T>(a * (a - 1) * pow(double(v), a - 2));
+      });
+    case Unary::kSin:
+      return f([](T v, T& first, T& second) { first = cos(v), second = -sin(v); });
+    case Unary::kCos:
+      return f([](T v, T& first, T& second) { first = -sin(v), second = -cos(v); });
+    case Unary::kErf:  // f' = 2 / sqrt(pi) exp(-x^2)
+      return f([](T v, T& first, T& second) {
+        first = T(1.1283791670955126) * exp(-v * v), second = T(-2) * v * first;
       });
     case Unary::kGeluTanh:  // v s(u), s the sigmoid, u = 2 sqrt(2/pi) (v + c v^3)
       return f([](T v, T& first, T& second) {

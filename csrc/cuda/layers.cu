@@ -68,6 +68,14 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
 }
 
 template <typename T>
+__device__ T weighted_sum(const WindowArgs<T>& a, const T* x, int64_t first, int64_t last) {
+  T sum = T(0);
+  for (int64_t i = first; i < last; ++i)
+    sum += x[a.index[i] * a.channels] * static_cast<T>(a.factor[i]);
+  return sum;
+}
+
+template <typename T>
 __device__ T window_sum(const WindowArgs<T>& a, const T* x, int64_t first, int64_t last) {
   T total = T(0);
   for (int64_t from = first; from < last; from += kSumBlock) {
@@ -93,8 +101,9 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   const int64_t first = a.bounds[output], last = a.bounds[output + 1];
   T found;
   if (a.mode == cpu::Pool::kSum) {
-    found = window_sum(a, x, first, last);
-    if (a.factor != nullptr) found *= static_cast<T>(a.factor[output]);
+    const bool weighted = a.factor != nullptr && a.per_tap;
+    found = weighted ? weighted_sum(a, x, first, last) : window_sum(a, x, first, last);
+    if (a.factor != nullptr && !weighted) found *= static_cast<T>(a.factor[output]);
   } else {
     found = x[a.index[first] * a.channels];
     for (int64_t i = first + 1; i < last; ++i) {

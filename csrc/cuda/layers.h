@@ -58,7 +58,8 @@ struct WindowArgs {
   int64_t rows, pixels, outputs, channels;
   cpu::Pool mode;
   const int64_t *bounds, *index;
-  const double* factor;  // or null
+  const double* factor;  // (outputs,), or (taps,) where per_tap; or null
+  bool per_tap;
   const T* x;
   T* y;
 };

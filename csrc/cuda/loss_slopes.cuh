@@ -5,10 +5,6 @@
 
 namespace pylandscape::cuda {
 
-__device__ inline bool elementwise(const cpu::LossArgs& a) {
-  return a.kind == cpu::Loss::kMse || a.kind == cpu::Loss::kBceWithLogits;
-}
-
 // Cross-entropy and nll are sum_c a_c (-l_c) with constant coefficients a (cpu/losses.inl).
 __device__ inline double coefficient(const cpu::LossArgs& a, const DeviceTargets& targets, int64_t s,
                                      int64_t j, int64_t first, int64_t c) {
@@ -23,7 +19,8 @@ __device__ inline double coefficient(const cpu::LossArgs& a, const DeviceTargets
 }
 
 // Of sample s with outputs x(f): gradient(f, d loss / d x_f), and keep(i, what column_product needs):
-// of cross-entropy the probabilities, then each target's sum of coefficients; of bce the curvatures.
+// of cross-entropy the probabilities, then each target's sum of coefficients; of elementwise losses
+// but mse the curvatures.
 template <typename X, typename G, typename K>
 __device__ void column_slopes(const cpu::LossArgs& a, const DeviceTargets& targets, int64_t s, X x,
                             G gradient, K keep) {
@@ -34,6 +31,11 @@ __device__ void column_slopes(const cpu::LossArgs& a, const DeviceTargets& targe
       const double v = x(f), t = targets.dense[f * targets.samples + s];
       if (a.kind == cpu::Loss::kMse) {
         gradient(f, w * (2.0 * (v - t)));
+        continue;
+      }
+      if (a.kind != cpu::Loss::kBceWithLogits) {
+        gradient(f, w * term_slope(a, v, t));
+        keep(f, w * term_curvature(a, v, t));
         continue;
       }
       const double pos = a.pos_weight != nullptr ? a.pos_weight[f] : 1.0;

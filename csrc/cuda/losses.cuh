@@ -78,19 +78,79 @@ __device__ Terms soft_terms(const cpu::LossArgs& a, bool hits, X x, Wanted wante
   return found;
 }
 
+// Whether there is one term for each output.
+__device__ inline bool elementwise(const cpu::LossArgs& a) { return a.kind >= cpu::Loss::kMse; }
+
+__device__ inline double stirling(double t) {
+  return t > 1.0 ? t * log(t) - t + 0.5 * log(6.283185307179586 * t) : 0.0;
+}
+
+// Of an output v and a target t: the term, its first and its second derivative in v. Of mse and bce
+// with logits see below (cpu/losses.inl).
+__device__ inline double term(const cpu::LossArgs& a, double v, double t) {
+  const double d = v - t, size = fabs(d);
+  switch (a.kind) {
+    case cpu::Loss::kHuber: return size < a.a ? 0.5 * d * d : a.a * (size - 0.5 * a.a);
+    case cpu::Loss::kSmoothL1: return size < a.a ? 0.5 * d * d / a.a : size - 0.5 * a.a;
+    case cpu::Loss::kBce: {
+      const double on = log(v), off = log(1.0 - v);
+      return -t * (on < -100.0 ? -100.0 : on) - (1.0 - t) * (off < -100.0 ? -100.0 : off);
+    }
+    case cpu::Loss::kKlDiv: return (t == 0.0 ? 0.0 : t * log(t)) - t * v;
+    case cpu::Loss::kPoissonLog: return exp(v) - t * v + (a.b != 0.0 ? stirling(t) : 0.0);
+    case cpu::Loss::kPoisson:
+      return v - t * log(v + a.a) + (a.b != 0.0 ? stirling(t) : 0.0);
+    default: return 0.0;
+  }
+}
+
+__device__ inline double term_slope(const cpu::LossArgs& a, double v, double t) {
+  const double d = v - t, size = fabs(d), sign = d > 0.0 ? 1.0 : d < 0.0 ? -1.0 : d;
+  switch (a.kind) {
+    case cpu::Loss::kHuber: return size < a.a ? d : a.a * sign;
+    case cpu::Loss::kSmoothL1: return size < a.a ? d / a.a : sign;
+    case cpu::Loss::kBce: {
+      const double spread = v * (1.0 - v);
+      return d / (spread < 1e-12 ? 1e-12 : spread);
+    }
+    case cpu::Loss::kKlDiv: return -t;
+    case cpu::Loss::kPoissonLog: return exp(v) - t;
+    case cpu::Loss::kPoisson: return 1.0 - t / (v + a.a);
+    default: return 0.0;
+  }
+}
+
+__device__ inline double term_curvature(const cpu::LossArgs& a, double v, double t) {
+  const double size = fabs(v - t);
+  switch (a.kind) {
+    case cpu::Loss::kHuber: return size < a.a ? 1.0 : 0.0;
+    case cpu::Loss::kSmoothL1: return size < a.a ? 1.0 / a.a : 0.0;
+    case cpu::Loss::kBce: {
+      const double spread = (v + 1e-12) * (1.0 - v + 1e-12);
+      return ((v - t) * (v - t) + t * (1.0 - t)) / (spread * spread);
+    }
+    case cpu::Loss::kPoissonLog: return exp(v);
+    case cpu::Loss::kPoisson: return t / ((v + a.a) * (v + a.a));
+    default: return 0.0;
+  }
+}
+
 // All terms of sample s; x(f) is output f of its (outer, classes, inner).
 template <typename X>
 __device__ Terms column_terms(const cpu::LossArgs& a, const DeviceTargets& targets, int64_t s,
                               bool hits, X x) {
   Terms sum;
   const int64_t samples = targets.samples;
-  if (a.kind == cpu::Loss::kMse || a.kind == cpu::Loss::kBceWithLogits) {
+  if (elementwise(a)) {
     const int64_t features = a.outer * a.classes * a.inner;
     for (int64_t f = 0; f < features; ++f) {
       const double v = x(f), t = targets.dense[f * samples + s];
       double value;
       if (a.kind == cpu::Loss::kMse) {
         value = (v - t) * (v - t);
+      } else if (a.kind != cpu::Loss::kBceWithLogits) {
+        value = term(a, v, t);
+        if (hits && a.kind == cpu::Loss::kBce) sum.hits += (v > 0.5) == (t > 0.5);
       } else {  // (1 - t) v + p log(1 + exp(-v)), p = 1 + (pos_weight - 1) t
         const double pos = a.pos_weight != nullptr ? a.pos_weight[f] : 1.0;
         value = (1.0 - t) * v + (1.0 + (pos - 1.0) * t) * softplus(-v);

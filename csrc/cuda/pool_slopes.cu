@@ -83,7 +83,7 @@ __global__ void __launch_bounds__(kThreads, 2)
       const int64_t q = a.list[i], o = a.window[q];
       const T d = in[o * a.channels];
       if (a.mode == cpu::Pool::kSum)
-        sum += a.factor != nullptr ? d * static_cast<T>(a.factor[o]) : d;
+        sum += a.factor != nullptr ? d * static_cast<T>(a.factor[a.per_tap ? q : o]) : d;
       else
         sum += weight_of(a, x, q, (own * a.outputs + o) * a.channels + c) * d;
     }

@@ -182,7 +182,8 @@ struct PoolSlopeArgs {
   int64_t g, rows, pixels, outputs, channels;
   cpu::Pool mode;
   const int64_t *bounds, *index;
-  const double* factor;                  // (outputs,) of a sum, or null
+  const double* factor;                  // (outputs,) of a sum, or (taps,) where per_tap; or null
+  bool per_tap;
   const int32_t *start, *list, *window;  // of a reverse pass
   const T* x;                            // of a maximum: (rows, pixels, channels) at theta
   int32_t* win;

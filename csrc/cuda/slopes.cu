@@ -154,6 +154,8 @@ __device__ inline double element_slope(const cpu::LossArgs& loss, int64_t f, dou
                                        bool along, double r) {
   const double w = loss.weight != nullptr ? loss.weight[f] : 1.0;
   if (loss.kind == cpu::Loss::kMse) return 2.0 * w * (along ? r : v - t);
+  if (loss.kind != cpu::Loss::kBceWithLogits)
+    return w * (along ? term_curvature(loss, v, t) * r : term_slope(loss, v, t));
   const double pos = loss.pos_weight != nullptr ? loss.pos_weight[f] : 1.0;
   const double q = 1.0 + (pos - 1.0) * t;
   if (along) return w * q * sigmoid(v) * sigmoid(-v) * r;
@@ -183,7 +185,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
     return;
   }
   const cpu::LossArgs& loss = a.loss;
-  if (loss.kind == cpu::Loss::kMse || loss.kind == cpu::Loss::kBceWithLogits) {
+  if (elementwise(loss)) {
     for (int64_t f = 0; f < a.features; ++f)
       out[f] = static_cast<T>(element_slope(loss, f, a.dense[f * a.samples + s], double(x[f]),
                                             r != nullptr, r != nullptr ? double(r[f]) : 0.0));

@@ -193,6 +193,7 @@ class HessianPlanner {
   void pool(const Points::Step& from, int32_t out) {
     const cpu::PoolArgs args = from.op->pool_args();
     if (args.mode != cpu::Pool::kSum) throw Refusal{"maxima over several rows"};
+    if (args.factor != nullptr && args.per_tap) throw Refusal{"weighted sums over rows"};
     std::vector<int64_t> list(args.bounds, args.bounds + args.outputs + 1);
     for (int64_t i = 0; i < args.bounds[args.outputs]; ++i)
       list.push_back(row(from.inputs[0]) + args.index[i] * args.channels);
@@ -219,7 +220,7 @@ class HessianPlanner {
     out.pos_weights = narrow(static_cast<int64_t>(p.pos_weight_.size()));
     out.class_targets = p.index_.size() > 0;
     out.loss.weight = out.loss.pos_weight = nullptr;
-    if (out.loss.kind == cpu::Loss::kBceWithLogits) out.kept_rows = out.outputs;
+    if (out.loss.kind > cpu::Loss::kMse) out.kept_rows = out.outputs;  // curvatures
     if (out.loss.kind == cpu::Loss::kCrossEntropy)
       out.kept_rows = narrow(out.outputs + out.loss.outer * out.loss.inner);
   }

@@ -93,14 +93,15 @@ void Program<T>::set_data(int64_t samples, const T* x) {
 template <typename T>
 void Program<T>::set_loss(cpu::Loss kind, int64_t classes, int64_t inner, double label_smoothing,
                           std::vector<double> weight, std::vector<double> pos_weight,
-                          const int64_t* index, const double* dense, int64_t outer) {
+                          const int64_t* index, const double* dense, int64_t outer, double a,
+                          double b) {
   require(samples_ > 0, "set_data() comes before the loss");
   require((index != nullptr) != (dense != nullptr), "exactly one of index and dense targets");
   require(classes > 0 && outer * classes * inner == slots_[output_],
           "the loss's features are not the output's");
   weight_ = std::move(weight), pos_weight_ = std::move(pos_weight);
   loss_ = {kind, classes, inner, label_smoothing, weight_.empty() ? nullptr : weight_.data(),
-           pos_weight_.empty() ? nullptr : pos_weight_.data(), outer};
+           pos_weight_.empty() ? nullptr : pos_weight_.data(), outer, a, b};
   target_rows_ = outer * (index != nullptr ? inner : classes * inner);
   if (index != nullptr) {
     index_ = Buffer<int32_t>(tiles_ * target_rows_ * tile_);

@@ -33,7 +33,7 @@ class Program : public OpList {
   // features); the outputs' features are (outer, classes, inner). weight and pos_weight may be empty.
   void set_loss(cpu::Loss kind, int64_t classes, int64_t inner, double label_smoothing,
                 std::vector<double> weight, std::vector<double> pos_weight, const int64_t* index,
-                const double* dense, int64_t outer = 1);
+                const double* dense, int64_t outer = 1, double a = 0, double b = 0);
 
   int64_t samples() const { return samples_; }
   int64_t tile() const { return tile_; }
@@ -55,6 +55,8 @@ class Program : public OpList {
   friend class Batches;
   template <typename>
   friend class Training;
+  template <typename>
+  friend class BatchPasses;
   friend class LaneTraining;
   template <typename>
   friend class ResidentPlanner;

@@ -34,7 +34,7 @@ void Question<T>::expand_lanes() {
 // vector_length points at once: every parameter is a vector over the points.
 template <typename T>
 void Question<T>::run_block(int64_t first, int64_t count, const T* coordinates, Worker& worker,
-                            double* loss, double* correct) const {
+                            double* loss, double* correct, const SampleLosses* asked) const {
   const Program<T>& p = program_;
   const auto& kernels = p.kernels_;
   const int64_t lanes = kernels.vector_length, cols = p.samples_ * lanes;
@@ -69,6 +69,7 @@ void Question<T>::run_block(int64_t first, int64_t count, const T* coordinates, 
   if (lane_dense_.size() > 0) targets.dense = lane_dense_.data();
   double* hits = correct != nullptr ? scratch + cols : nullptr;
   kernels.loss(p.loss_, targets, cols, read(p.output_), scratch, hits);
+  if (asked != nullptr) tally_block(first, count, scratch, *asked);
   const auto sum_samples = [&](double* terms, double* result) {
     for (int64_t s = 1; s < p.samples_; ++s)
       for (int64_t l = 0; l < lanes; ++l) terms[l] += terms[s * lanes + l];
@@ -78,9 +79,33 @@ void Question<T>::run_block(int64_t first, int64_t count, const T* coordinates, 
   if (hits != nullptr) sum_samples(hits, correct);
 }
 
+// losses (samples, lanes), of which the first `count` lanes are points.
+template <typename T>
+void Question<T>::tally_block(int64_t first, int64_t count, const double* losses,
+                              const SampleLosses& asked) const {
+  const int64_t samples = program_.samples_, lanes = program_.kernels_.vector_length;
+  const std::vector<Shares> shares{share_sums(asked.shares, samples)};
+  std::vector<double> own(2 * samples);
+  double* d = own.data() + samples;
+  for (int64_t l = 0; l < count; ++l) {
+    const int64_t point = first + l;
+    for (int64_t s = 0; s < samples; ++s) own[s] = losses[s * lanes + l];
+    if (asked.own != nullptr) std::copy_n(own.data(), samples, asked.own + point * samples);
+    const Tally about = tally(own.data(), asked.shares, samples, shares[0].sum,
+                              sum_columns(own.data(), samples));
+    asked.squares[point] = spread(&about, 1, shares);
+    if (asked.references == 0) continue;
+    const double sum = subtract_references(asked, asked.weights + point * asked.references, 0,
+                                           samples, samples, own.data(), d);
+    const Tally apart = tally(d, asked.shares, samples, shares[0].sum, sum);
+    asked.differences[point] = spread(&apart, 1, shares);
+  }
+}
+
 template <typename T>
 bool Question<T>::run_lanes(int64_t g, const T* coordinates, double* loss, double* correct,
-                            const Parallel& parallel, const ShouldStop& stop) const {
+                            const SampleLosses* asked, const Parallel& parallel,
+                            const ShouldStop& stop) const {
   const Program<T>& p = program_;
   const int64_t lanes = p.kernels_.vector_length, cols = p.samples_ * lanes;
   const int64_t per_item = 8 * lanes;
@@ -98,7 +123,8 @@ bool Question<T>::run_lanes(int64_t g, const T* coordinates, double* loss, doubl
     }
     const int64_t end = std::min(g, (item + 1) * per_item);
     for (int64_t first = item * per_item; first < end; first += lanes)
-      run_block(first, std::min(lanes, end - first), coordinates, worker, loss, correct);
+      run_block(first, std::min(lanes, end - first), coordinates, worker, loss, correct,
+                asked);
   });
 }
 

@@ -1,6 +1,7 @@
 #include "question/question.h"
 
 #include <algorithm>
+#include <stdexcept>
 
 #include "program/items.h"
 #include "program/ops/entry.h"
@@ -12,16 +13,6 @@ constexpr int64_t kGroupBytes = 32 << 20;      // weights of the points in fligh
 constexpr int64_t kMaxGroup = 1024;            // points in flight
 constexpr int64_t kWeightChunk = 1 << 16;      // elements of a point's weights per work item
 constexpr int64_t kCombineBytes = int64_t(1) << 30;  // pre-activations kept per layer at most
-
-// Sum in eight fixed chains: the order does not depend on the instruction set or the tile.
-double sum_columns(const double* x, int64_t count) {
-  double acc[8] = {};
-  int64_t i = 0;
-  for (; i + 8 <= count; i += 8)
-    for (int j = 0; j < 8; ++j) acc[j] += x[i + j];
-  for (; i < count; ++i) acc[i % 8] += x[i];
-  return ((acc[0] + acc[1]) + (acc[2] + acc[3])) + ((acc[4] + acc[5]) + (acc[6] + acc[7]));
-}
 
 template <typename T>
 bool any_nonzero(const T* x, int64_t count) {
@@ -238,17 +229,22 @@ void Question<T>::fill_weights(int64_t point, int64_t part, const T* coordinates
   const int64_t first = part * kWeightChunk;
   const int64_t count = std::min(kWeightChunk, perturbed_size_ - first);
   std::vector<const T*> d;
-  for (const auto& direction : moved_directions_) d.push_back(direction.data() + first);
-  p.kernels_.perturb(count, k_, moved_base_.data() + first, d.data(), coordinates + point * k_,
-                     weights + first);
+  std::vector<T> c;  // that are not 0, as in `combine`
+  for (int64_t j = 0; j < k_; ++j) {
+    if (coordinates[point * k_ + j] == T(0)) continue;
+    d.push_back(moved_directions_[j].data() + first);
+    c.push_back(coordinates[point * k_ + j]);
+  }
+  p.kernels_.perturb(count, static_cast<int64_t>(c.size()), moved_base_.data() + first, d.data(),
+                     c.data(), weights + first);
 }
 
 template <typename T>
 void Question<T>::run_tile(int64_t t, const T* c, const T* weights, Worker& worker, double* loss,
-                           double* correct, T* outputs) const {
+                           double* correct, T* outputs, const Asked& asked) const {
   find_slots(t, worker.arena.data(), worker);
   run_ops(0, program_.fused_.size(), t, c, weights, worker.arena.data(), worker);
-  finish_tile(t, worker, loss, correct, outputs);
+  finish_tile(t, worker, loss, correct, outputs, asked);
 }
 
 template <typename T>
@@ -280,7 +276,8 @@ void Question<T>::run_ops(size_t first, size_t last, int64_t t, const T* c, cons
   }
 }
 
-// A linear op as theta's products plus the coefficients' sum of those of the directions.
+// A linear op as theta's products plus the coefficients' sum of those of the directions; of a line
+// between two of many models only these two have coefficients that are not 0.
 template <typename T>
 void Question<T>::combine(const Op& op, const Step& step, int64_t t, const T* c, const T* weights,
                           Worker& worker, T* out) const {
@@ -290,20 +287,24 @@ void Question<T>::combine(const Op& op, const Step& step, int64_t t, const T* c,
   auto& z = worker.z;
   auto& own = worker.own;
   z.clear(), own.clear();
-  for (int64_t j = 0; j <= count; ++j)
-    z.push_back(step.z.data() + (t * (count + 1) + j) * rows * p.tile_);
-  for (const int j : step.moves) own.push_back(c[j]);
+  const T* of_theta = step.z.data() + t * (count + 1) * rows * p.tile_;
+  z.push_back(of_theta);
+  for (int64_t j = 0; j < count; ++j) {
+    if (c[step.moves[j]] == T(0)) continue;
+    z.push_back(of_theta + (j + 1) * rows * p.tile_);
+    own.push_back(c[step.moves[j]]);
+  }
   const T* bias = op.bias >= 0 && moved_[op.bias] ? use_data(op.bias, weights) : nullptr;
   for (int64_t o = 0; o < op.outer; ++o) {
-    p.kernels_.combine(op.m, cols, count, z.data(), own.data(), bias, op.relu,
-                       out + o * op.m * cols);
+    p.kernels_.combine(op.m, cols, static_cast<int64_t>(own.size()), z.data(), own.data(), bias,
+                       op.relu, out + o * op.m * cols);
     for (auto& pointer : z) pointer += op.m * cols;
   }
 }
 
 template <typename T>
 void Question<T>::finish_tile(int64_t t, Worker& worker, double* loss, double* correct,
-                              T* outputs) const {
+                              T* outputs, const Asked& asked) const {
   const Program<T>& p = program_;
   const int64_t cols = p.padded_columns(t), samples = p.tile_columns(t);
   double* scratch = worker.scratch.data();
@@ -318,6 +319,18 @@ void Question<T>::finish_tile(int64_t t, Worker& worker, double* loss, double* c
   p.kernels_.loss(p.loss_, p.targets(t), cols, result, scratch, hits);
   *loss = sum_columns(scratch, samples);
   if (correct != nullptr) *correct = sum_columns(hits, samples);
+  if (asked.of == nullptr) return;
+  const SampleLosses& of = *asked.of;
+  const int64_t first = p.tile_first_[t];
+  const double* shares = of.shares == nullptr ? nullptr : of.shares + first;
+  asked.to[0] = tally(scratch, shares, samples, asked.share, *loss);
+  if (of.own != nullptr)
+    std::copy_n(scratch, samples, of.own + asked.point * p.samples_ + first);
+  if (of.references == 0) return;
+  double* d = scratch + 2 * p.tile_;
+  const double sum = subtract_references(of, of.weights + asked.point * of.references, first,
+                                         samples, p.samples_, scratch, d);
+  asked.to[1] = tally(d, shares, samples, asked.share, sum);
 }
 
 template <typename T>
@@ -351,7 +364,8 @@ bool Question<T>::run_groups(int64_t g, const T* coordinates, const Parallel& pa
 
 template <typename T>
 bool Question<T>::run_tiles(int64_t g, const T* coordinates, double* loss, double* correct,
-                            T* outputs, const Parallel& parallel, const ShouldStop& stop) const {
+                            T* outputs, const SampleLosses* asked, const Parallel& parallel,
+                            const ShouldStop& stop) const {
   const Program<T>& p = program_;
   int64_t tile_bytes = 0;  // constants that one tile of a point reads
   for (const Step& step : steps_) tile_bytes += step.z.size() * static_cast<int64_t>(sizeof(T));
@@ -360,17 +374,25 @@ bool Question<T>::run_tiles(int64_t g, const T* coordinates, double* loss, doubl
   const bool point_major = bytes > tile_bytes / p.tiles_;
 
   std::vector<double> partial;
+  std::vector<Shares> shares;
+  std::vector<Tally> tallies;
+  for (int64_t t = 0; asked != nullptr && t < p.tiles_; ++t)
+    {
+    const double* own = asked->shares == nullptr ? nullptr : asked->shares + p.tile_first_[t];
+    shares.push_back(share_sums(own, p.tile_columns(t)));
+  }
   std::vector<Worker> workers(parallel.workers);
   const int64_t width = points_ ? p.n_ : k_;
   return run_groups(g, coordinates, parallel, stop, [&](int64_t first, int64_t count,
                                                         const T* weights) {
     const T* c = coordinates + first * width;
     partial.resize(2 * count * p.tiles_);
+    if (asked != nullptr) tallies.resize(2 * count * p.tiles_);
     const bool done = Items(count * p.tiles_, parallel, stop).run([&](int id, int64_t item) {
       Worker& worker = workers[id];
       if (worker.scratch.size() == 0) {
         worker.arena = Buffer<T>(p.arena_rows_ * p.tile_);
-        worker.scratch = Buffer<double>(2 * p.tile_);
+        worker.scratch = Buffer<double>(3 * p.tile_);
       }
       const int64_t point = point_major ? item / p.tiles_ : item % count;
       const int64_t tile = point_major ? item % p.tiles_ : item / count;
@@ -379,7 +401,9 @@ bool Question<T>::run_tiles(int64_t g, const T* coordinates, double* loss, doubl
                    ? outputs + (first + point) * p.samples_ * p.slots_[p.output_]
                    : nullptr;
       run_tile(tile, c + point * width, weights + point * weights_size_, worker, sums,
-               correct != nullptr ? sums + 1 : nullptr, out);
+               correct != nullptr ? sums + 1 : nullptr, out,
+               {asked, first + point, asked != nullptr ? shares[tile].sum : 0,
+                tallies.data() + 2 * (point * p.tiles_ + tile)});
     });
     if (!done) return false;
     for (int64_t point = 0; point < count; ++point) {
@@ -390,6 +414,10 @@ bool Question<T>::run_tiles(int64_t g, const T* coordinates, double* loss, doubl
       }
       loss[first + point] = total;
       if (correct != nullptr) correct[first + point] = hits;
+      if (asked == nullptr) continue;
+      const Tally* own = tallies.data() + 2 * point * p.tiles_;
+      asked->squares[first + point] = spread(own, 2, shares);
+      if (asked->references > 0) asked->differences[first + point] = spread(own + 1, 2, shares);
     }
     return true;
   });
@@ -397,13 +425,16 @@ bool Question<T>::run_tiles(int64_t g, const T* coordinates, double* loss, doubl
 
 template <typename T>
 bool Question<T>::run(int64_t g, const T* coordinates, double* loss, double* correct, T* outputs,
-                      const Parallel& parallel, const ShouldStop& stop) const {
+                      const SampleLosses* asked, const Parallel& parallel,
+                      const ShouldStop& stop) const {
+  if (asked != nullptr && !own_.empty())
+    throw std::invalid_argument("Question: samples that depend on their batch have no own losses");
   if (g == 0) return true;
   if (program_.lanes_ && outputs == nullptr)
-    return run_lanes(g, coordinates, loss, correct, parallel, stop);
+    return run_lanes(g, coordinates, loss, correct, asked, parallel, stop);
   if (!own_.empty())
     return run_batches(g, coordinates, loss, correct, outputs, nullptr, parallel, stop);
-  return run_tiles(g, coordinates, loss, correct, outputs, parallel, stop);
+  return run_tiles(g, coordinates, loss, correct, outputs, asked, parallel, stop);
 }
 
 template <typename T>

@@ -12,6 +12,7 @@
 #include "program/plan.h"
 #include "program/program.h"
 #include "question/call.h"
+#include "question/spread.h"
 
 namespace pylandscape {
 
@@ -26,9 +27,10 @@ class Question {
   Question(const Program<T>& program, const Parallel& parallel, const ShouldStop& stop);
 
   // coordinates (g, k) coefficients, or (g, n) points. loss, correct (g,): sums over the samples;
-  // correct may be null. outputs (g, samples, features) may be null. False when stopped.
+  // correct may be null. outputs (g, samples, features) may be null, and so may `asked`, which no
+  // batch norm of a batch's own statistics allows. False when stopped.
   bool run(int64_t g, const T* coordinates, double* loss, double* correct, T* outputs,
-           const Parallel& parallel, const ShouldStop& stop) const;
+           const SampleLosses* asked, const Parallel& parallel, const ShouldStop& stop) const;
 
   // points (g, n): the thetas, in which the kept statistics are those of the point: of the mean and
   // of the unbiased variance, the averages over the batches (as running averages start anew with
@@ -69,21 +71,29 @@ class Question {
   int64_t table_size(const Op& op) const;
   void fill_table(const Op& op, T* weights, T* table) const;
   void fill_weights(int64_t point, int64_t part, const T* coordinates, T* weights) const;
+  // What a tile of a point gives besides its sums: where the point's tallies (2,) go.
+  struct Asked {
+    const SampleLosses* of;  // null: nothing
+    int64_t point;
+    double share;  // the tile's denominators, summed
+    Tally* to;     // of the losses, of the differences
+  };
   void run_tile(int64_t tile, const T* c, const T* weights, Worker& worker, double* loss,
-                double* correct, T* outputs) const;
+                double* correct, T* outputs, const Asked& asked) const;
   // The slots of a tile, then its ops first .. last - 1, then its loss.
   void find_slots(int64_t tile, T* arena, Worker& worker) const;
   void run_ops(size_t first, size_t last, int64_t tile, const T* c, const T* weights, T* arena,
                Worker& worker) const;
-  void finish_tile(int64_t tile, Worker& worker, double* loss, double* correct, T* outputs) const;
+  void finish_tile(int64_t tile, Worker& worker, double* loss, double* correct, T* outputs,
+                   const Asked& asked) const;
   void call(const Op& op, int64_t cols, const T* const* slots, const T* weights, T* out) const;
   void combine(const Op& op, const Step& step, int64_t tile, const T* c, const T* weights,
                Worker& worker, T* out) const;
   const T* use_data(int use, const T* weights) const;
   bool run_tiles(int64_t g, const T* coordinates, double* loss, double* correct, T* outputs,
-                 const Parallel& parallel, const ShouldStop& stop) const;
+                 const SampleLosses* asked, const Parallel& parallel, const ShouldStop& stop) const;
   bool run_lanes(int64_t g, const T* coordinates, double* loss, double* correct,
-                 const Parallel& parallel, const ShouldStop& stop) const;
+                 const SampleLosses* asked, const Parallel& parallel, const ShouldStop& stop) const;
   // Points in groups whose weights fit: body(first, count, weights), after they are filled.
   bool run_groups(int64_t g, const T* coordinates, const Parallel& parallel,
                   const ShouldStop& stop,
@@ -98,7 +108,9 @@ class Question {
                             double count) const;
   void average(const double* kept, T* point) const;
   void run_block(int64_t first, int64_t count, const T* coordinates, Worker& worker, double* loss,
-                 double* correct) const;
+                 double* correct, const SampleLosses* asked) const;
+  void tally_block(int64_t first, int64_t count, const double* losses,
+                   const SampleLosses& asked) const;
 
   const Program<T>& program_;
   int64_t k_;

@@ -1,5 +1,5 @@
 """The command line: `pylandscape demo | line | plane | interpolate | spectrum | eigen | convexity |
-trajectory | track | barriers | plot | info | ...`.
+trajectory | track | barriers | plot | report | info | ...`.
 
 The parser, and the commands that read files, do without torch, which takes seconds to import.
 
@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InvalidArgument, PylandscapeError
-from .common import KINDS, NORMALIZATIONS, _picture_options, model_options
+from .common import KINDS, NORMALIZATIONS, _picture_options, model_options, scale_options
 from .examples import TOP, complete
 from .info import _info
 from .pictures import SPECTRAL_KINDS, _compare, _plot
@@ -32,7 +32,14 @@ if TYPE_CHECKING:
 
 
 BAD_INPUT, INTERRUPTED = 2, 130
-RESTARTED = ("demo", "plot", "compare", "align", "flatness")  # commands that keep no unfinished run
+RESTARTED = (
+    "demo",
+    "plot",
+    "compare",
+    "report",
+    "align",
+    "flatness",
+)  # commands that keep no unfinished run
 RANGES = ("--x", "--y", "--xlim", "--ylim", "--zlim", "--box")  # options whose value is min:max
 
 
@@ -132,15 +139,16 @@ def parser() -> argparse.ArgumentParser:
             "--out", required=True, action="append", help=".png, .pdf, .svg; may be repeated"
         )
         _picture_options(sub, (*KINDS, *SPECTRAL_KINDS))
-        sub.add_argument(
-            "--symlog", action="store_true", help="eigenvalues linear near 0, logarithmic beyond"
-        )
+        scale_options(sub)
         sub.add_argument("--metric", default="loss")
         sub.add_argument("--levels", help="how many contour levels, or their values: 0.1,0.2,0.5")
         sub.add_argument("--title")
     plot.add_argument("--trajectory", metavar="FILE", help="(T, 2) path to overlay, .npy or text")
+    plot.add_argument(
+        "--band", action="store_true", help="shade 2 standard errors of the loss from the data"
+    )
     compare.add_argument("--labels", metavar="A,B", help="default: the files' names")
-    compare.set_defaults(trajectory=None)
+    compare.set_defaults(trajectory=None, band=False)
 
     info = command(
         "info", _info, "what a saved result or a model is: provenance, verdict, layout, engine"

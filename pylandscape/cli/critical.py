@@ -1,4 +1,4 @@
-"""The commands `pylandscape classify` and `pylandscape reproduce`."""
+"""The command `pylandscape classify`."""
 
 from __future__ import annotations
 
@@ -16,11 +16,9 @@ if TYPE_CHECKING:
     from ..landscape import Landscape
     from ..results.critical_points import CriticalPoints
 
-TABLES = ("table1",)
-
 
 def add_commands(command: AddCommand) -> None:
-    """Give the parser the two commands; `command` makes one."""
+    """Give the parser the command; `command` makes it."""
     from .common import model_options
 
     classify = command(
@@ -53,29 +51,6 @@ def add_commands(command: AddCommand) -> None:
         "--out", metavar="FILE.h5", help="the result; the same command resumes it"
     )
     classify.add_argument("--no-progress", action="store_true")
-
-    again = command("reproduce", _reproduce, "a published table, computed anew beside its numbers")
-    again.add_argument("table", choices=TABLES)
-    again.add_argument(
-        "--b", type=float, action="append", metavar="B",
-        help="starts are uniform on [-b, b]; may be repeated (default: 1)",
-    )  # fmt: skip
-    again.add_argument("--points", type=int, metavar="P", help="of each row, for a quick look")
-    again.add_argument(
-        "--datasets", action="append", metavar="NAMES", help="xor,iris,diabetes (default: all)"
-    )
-    again.add_argument("--depths", action="append", metavar="N", help="2,3,4 (default: all)")
-    again.add_argument("--rtol", type=float, default=1e-6, help="default: %(default)s")
-    again.add_argument(
-        "--blocks", action="store_true", help="blocks of parameter tensors, zeros only exact"
-    )
-    again.add_argument("--seed", type=int, default=0, help="default: 0")
-    again.add_argument("--threads", type=int, help="default: torch's")
-    again.add_argument(
-        "--out", default="pylandscape-table1", metavar="FOLDER",
-        help="the same command goes on there (default: %(default)s)",
-    )  # fmt: skip
-    again.add_argument("--no-progress", action="store_true")
 
 
 def about(found: CriticalPoints) -> list[str]:
@@ -155,25 +130,3 @@ def _points(options: argparse.Namespace, land: Landscape) -> Any:
             f"--points: expected a .npy file or walks, got a {type(found).__name__}"
         )
     return found.flat()
-
-
-def _reproduce(options: argparse.Namespace) -> None:
-    from ..experiments.table1 import table1
-    from ..experiments.table1_cases import DATASETS, DEPTHS
-    from . import common
-    from .inputs import parse_names
-
-    common.set_threads(options)
-    depths: tuple[int, ...] = DEPTHS
-    if options.depths:
-        try:
-            depths = tuple(int(text) for text in parse_names(options.depths))
-        except ValueError as error:
-            raise InvalidArgument(f"--depths: expected 2, 3 or 4: {error}") from error
-    start = time.perf_counter()
-    table1(
-        options.out, bounds=tuple(options.b or (1.0,)), points=options.points,
-        datasets=parse_names(options.datasets) or DATASETS, depths=depths, rtol=options.rtol,
-        blocks=options.blocks, seed=options.seed, progress=not options.no_progress,
-    )  # fmt: skip
-    print(f"time       {time.perf_counter() - start:.1f} s")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InvalidArgument
-from .common import AddCommand, written
+from .common import AddCommand, scale_options, written
 from .several import each_checkpoint
 from .words import about_layers, about_pairs, about_spectrum
 
@@ -64,9 +64,7 @@ def add_commands(command: AddCommand) -> None:
     spectrum.add_argument(
         "--layers", action="store_true", help="one spectrum, and one file, for each layer"
     )
-    spectrum.add_argument(
-        "--symlog", action="store_true", help="eigenvalues linear near 0, logarithmic beyond"
-    )
+    scale_options(spectrum)
 
     eigen.add_argument("-k", type=int, default=1, help="how many (default: %(default)s)")
     eigen.add_argument(
@@ -161,13 +159,15 @@ def draw(results: Sequence[Any], options: argparse.Namespace, labels: Sequence[s
     Raises:
         InvalidArgument: several eigenpairs, or spectra beside something else.
     """
-    from ..plots.spectra import plot_pairs, plot_spectra
+    from ..plots.spectra import KINDS, plot_pairs, plot_spectra
     from ..results.eigen_pairs import EigenPairs
     from ..results.spectra import Spectrum
 
     title, kind = {"title": getattr(options, "title", None)}, getattr(options, "kind", None)
-    if kind not in (None, "lines", "evolution"):
-        raise InvalidArgument(f"--kind: expected lines or evolution for spectra, got {kind!r}")
+    if kind not in (None, *KINDS):
+        raise InvalidArgument(
+            f"--kind: expected one of {', '.join(KINDS)} for spectra, got {kind!r}"
+        )
     if len(results) == 1 and isinstance(results[0], EigenPairs):
         return plot_pairs(results[0], log=getattr(options, "log", False), **title)
     if not all(isinstance(r, Spectrum) for r in results):
@@ -178,10 +178,10 @@ def draw(results: Sequence[Any], options: argparse.Namespace, labels: Sequence[s
     chosen: dict[str, Any] = {
         "vmin": getattr(options, "vmin", None),
         "vmax": getattr(options, "vmax", None),
-        "xscale": "symlog" if options.symlog else "linear",
+        "xscale": "symlog" if options.symlog else "linear" if options.linear else None,
         **title,
     }
-    if len(results) == 1 and not labels and kind != "evolution":
+    if len(results) == 1 and not labels and kind is None:
         return results[0].plot(**chosen)
     return plot_spectra(results, labels=labels or None, kind=kind, **chosen)
 

@@ -79,7 +79,8 @@ def connect(
         NotDifferentiable: a loss without derivatives.
         ResumeMismatch: `path` belongs to another call.
 
-    Warns where a and b are equal: there is nothing to train and both barriers are 0.
+    Warns where a and b are equal (there is nothing to train and both barriers are 0), and where
+    bn="recompute" finds no batch norm.
     """
     check_landscape(land, "connect")
     if kind not in KINDS:
@@ -93,10 +94,12 @@ def connect(
         running_statistics.point(land, model, name, needed=True)
         for model, name in ((a, "a"), (b, "b"))
     )
-    notes = []
-    if torch.equal(first, last):
+    equal = torch.equal(first, last)
+    notes = running_statistics.nothing_recomputed(land)
+    if equal:
         notes.append("a and b are equal: the barrier is 0 and there is nothing to train")
-        warnings.warn(notes[0], stacklevel=callers_level())
+    for note in notes:
+        warnings.warn(note, stacklevel=callers_level())
     request = build(
         land, "connect", path is not None, a=digest(first), b=digest(last), curve=kind,
         bends=bends, steps=steps, lr=float(lr), samples=samples, points=points, seed=seed,
@@ -105,7 +108,7 @@ def connect(
     def run(kept: Checkpoint) -> ModeConnection:
         started = time.perf_counter()
         training = _Training(land, first, last, kind, bends)
-        history = training.run(0 if notes else steps, lr, samples, seed, kept, progress)
+        history = training.run(0 if equal else steps, lr, samples, seed, kept, progress)
         t = np.linspace(0.0, 1.0, points)
         vertices = torch.stack([first, *training.free.to(first), last])
         zero = torch.zeros_like(first)
@@ -136,7 +139,7 @@ class _Training:
         self.stepper: Stepper | None = None  # gives the losses and gradients of all t at once
         if land.moved.n == land.n_params:
             with suppress(NotLowered):
-                self.stepper = training.build(land, _GRADIENT)
+                self.stepper = training.build(land, _GRADIENT, evaluated=True)
 
     def run(
         self, steps: int, lr: float, samples: int, seed: int, kept: Checkpoint, progress: bool

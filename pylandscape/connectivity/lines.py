@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..arguments import check_landscape, integer
+from ..arguments import callers_level, check_landscape, integer
 from ..arrays import Array, digest
 from ..errors import InvalidArgument
 from ..files.hdf5 import JOURNAL_SUFFIX
@@ -27,7 +27,7 @@ from ..runs.journal import Journal
 from ..runs.request import build
 from ..runs.resume import answered
 from ..theta import running_statistics
-from ..trajectories.similarity import compare, outputs_at
+from ..trajectories.similarity import compare_all, outputs_at
 
 if TYPE_CHECKING:
     from ..landscape import Landscape
@@ -59,7 +59,8 @@ def barriers(
             other running statistics where they stay.
         ResumeMismatch: `path` belongs to another call.
 
-    Warns where two of the models are equal: their barrier is 0.
+    Warns where two of the models are equal (their barrier is 0), and where bn="recompute" finds no
+    batch norm.
     """
     check_landscape(land, "barriers")
     points = integer(points, "points", 3)
@@ -79,8 +80,9 @@ def barriers(
         (i, j) for i in range(count) for j in range(i) if torch.equal(vertices[i], vertices[j])
     ]
     notes = [f"models {names[j]} and {names[i]} are equal: their barrier is 0" for i, j in equal]
+    notes += running_statistics.nothing_recomputed(land)
     for note in notes:
-        warnings.warn(note, stacklevel=2)
+        warnings.warn(note, stacklevel=callers_level())
     alpha = np.linspace(0.0, 1.0, points)
     pairs = [(i, j) for i in range(count) for j in range(i + 1, count)]
     weights = _weights(alpha, pairs, count)
@@ -135,14 +137,8 @@ def _square(found: Array, pairs: list[tuple[int, int]], count: int, points: int)
 
 def _functions(land: Landscape, vertices: torch.Tensor) -> tuple[Array, Array]:
     """Functional distances and disagreement (P, P); NaN for an objective, which has no outputs."""
-    count = len(vertices)
-    functional, disagreement = np.full((count, count), np.nan), np.full((count, count), np.nan)
     kept = outputs_at(land, vertices)
     if kept is None:
-        return functional, disagreement
-    for i in range(count):
-        for j in range(i + 1):
-            found = compare(land, kept[i][0], kept[j][0], *kept[j][1:])
-            functional[i, j] = functional[j, i] = found.distance
-            disagreement[i, j] = disagreement[j, i] = found.disagreement
-    return functional, disagreement
+        unknown = np.full((len(vertices), len(vertices)), np.nan)
+        return unknown, unknown.copy()
+    return compare_all(land, [outputs for outputs, _ in kept], kept[0][1])

@@ -7,6 +7,7 @@ Task vectors: Ilharco et al. 2023 ("Editing models with task arithmetic"); soups
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..arguments import check_landscape
+from ..arguments import callers_level, check_landscape
 from ..errors import InvalidArgument
 from ..results.surface import Surface
 from ..surfaces.grids import Axis, plane
@@ -60,6 +61,8 @@ def merge_plane(
     for name, other in (("a", a), ("b", b)):
         if torch.equal(base, other):
             raise InvalidArgument(f"models: expected {name} to differ from the base, got it equal")
+    for note in running_statistics.nothing_recomputed(land):
+        warnings.warn(note, stacklevel=callers_level())
     places = {}
     for name, place in merges.items():
         pair = np.asarray(place, dtype=np.float64)

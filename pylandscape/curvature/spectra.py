@@ -69,7 +69,8 @@ def spectrum(
         probes, steps: random vectors k, Lanczos steps m of each; k m products. Defaults: Ghorbani
             et al., section 3. Steps beyond n are not made.
         sigma2: variance of the kernel of densities; times max(1, width of the spectrum) with
-            `relative_sigma2`. Both can be chosen again later: `density(sigma2=...)`.
+            `relative_sigma2`. Both can be chosen again later: `density(sigma2=...)`. Pictures have
+            a kernel relative to what they show unless another sigma2 than the default is chosen.
         matrix, theta, params: see `as_operator`.
         vectors: also the largest `vectors` eigenpairs that the first probe found, with residuals
             (one product); as `spectrum.pairs`.

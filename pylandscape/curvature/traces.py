@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,6 +25,7 @@ from tqdm import tqdm
 from ..arguments import integer
 from ..arrays import progress_bar
 from ..errors import InvalidArgument
+from ..results.estimates import Estimate
 from ..theta import random_source
 from .operators import Balanced, as_operator
 from .tall import combine, dots, inner, matmul, orthonormal
@@ -35,35 +35,6 @@ DIAGONAL_METHODS = {"xdiag": 4, "hutchinson": 2}
 BLOCK = 16  # vectors multiplied at once
 SHIFTS = 4  # pairs (i, i + shift) of XDiag's test vectors that give its covariance
 LEAST_ROOM = 1e-10  # of 1 - cos^2 of two directions, for what is built on their difference
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Estimate:
-    """A value and its standard error.
-
-    Attributes:
-        value: a number; of a diagonal (n,) float64.
-        standard_error: of the same shape; 0 where the value is exact up to rounding.
-        products: vectors multiplied for it.
-        method: "xtrace", "xdiag", "hutch++", "hutchinson", or "exact" where `products` allowed it.
-    """
-
-    value: Any
-    standard_error: Any
-    products: int
-    method: str
-
-    def __float__(self) -> float:
-        if isinstance(self.value, np.ndarray):
-            raise TypeError(f"float: expected one number, got {self.value.size} of them")
-        return float(self.value)
-
-    def __repr__(self) -> str:
-        how = f"({self.products} products, {self.method})"
-        if isinstance(self.value, np.ndarray):
-            worst = f"{np.max(self.standard_error):.1g}"
-            return f"{self.value.size} values +- at most {worst} {how}"
-        return f"{_rounded(self.value, self.standard_error)} {how}"
 
 
 def trace(
@@ -457,12 +428,3 @@ def _checked(
             f"products: expected at least {fewest} for {method!r} and n = {op.n}, got {count}"
         )
     return op, count
-
-
-def _rounded(value: float, error: float) -> str:
-    """ "12.3 +- 0.4": the value as far as its error leaves it known."""
-    if not (np.isfinite(value) and np.isfinite(error)) or error == 0.0:
-        return f"{value:.6g} +- {error:.1g}"
-    first = int(np.floor(np.log10(error)))
-    leading = int(np.floor(np.log10(abs(value)))) if value else first
-    return f"{value:.{max(leading - first, 0) + 1}g} +- {error:.1g}"

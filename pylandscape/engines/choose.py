@@ -32,8 +32,9 @@ class EngineReport:
     ``seconds``: what capture, lowering and the comparison with the module took. ``derivatives``: of
     the native engine, why gradients and products run in torch nevertheless; None where they are
     compiled too. ``arithmetic``: how a model of half precision is computed. ``note``: where
-    derivatives are not the slope of the losses (`Landscape.slope_mismatch`). ``computed``: what
-    numbers they are: mode, frozen parameters that move, how the data were read (`Landscape.repr`).
+    derivatives are not the slope of the losses (`Landscape.slope_mismatch`). ``data``: which
+    subset of the data is taken; None for all. ``computed``: what numbers they are: mode, frozen
+    parameters that move, how the data were read (`Landscape.repr`).
     """
 
     engine: str
@@ -45,11 +46,13 @@ class EngineReport:
     derivatives: str | None = None
     arithmetic: str | None = None
     note: str | None = None
+    data: str | None = None
     computed: str | None = None
 
     def __str__(self) -> str:
         more = "" if self.arithmetic is None else f"; {self.arithmetic}"
-        end = "".join(f"; {each}" for each in (self.computed, self.note) if each is not None)
+        parts = (self.data, self.computed, self.note)
+        end = "".join(f"; {each}" for each in parts if each is not None)
         if self.reason is not None:
             return f"torch ({self.reason}{more}){end}"
         ops = ", ".join(dict.fromkeys(self.ops))

@@ -53,17 +53,21 @@ class Engine(Protocol):
     def name(self) -> str:
         """ "native" or "torch", as `Landscape.engine` shows it."""
 
-    def prepare(self, theta: Tensor, directions: Tensor, metrics: Sequence[Any]) -> Evaluate:
+    def prepare(
+        self, theta: Tensor, directions: Tensor, metrics: Sequence[Any], between: bool = False
+    ) -> Evaluate:
         """A function of coefficients C (g, k) to the metrics at theta + C D.
 
-        theta (n,), directions D (k, n). ``metrics``: "loss", "accuracy", or callables of the whole
+        theta (n,), directions D (k, n). ``metrics``: "loss", "accuracy", "standard_error",
+        "difference_standard_error" (theta/sampling.py; ``between``: to a mixture of the losses at
+        theta + D instead of that at theta), or callables of the whole
         data's outputs and targets, giving one number. What is the same at all points is computed
         here, once; how coefficients are cut into calls changes no value. The function raises
         InvalidArgument for coefficients of another shape.
         """
 
     def prepare_points(self, metrics: Sequence[Any]) -> EvaluatePoints:
-        """The same for points (p, n)."""
+        """The same for points (p, n), which have no differences."""
 
     def gradient(self, theta: Tensor) -> Tensor:
         """dL/dtheta (n,) float64 at theta (n,). Raises NotLowered."""

@@ -36,6 +36,7 @@ from torch.utils._pytree import tree_leaves
 from ..arrays import digest_of_all
 from ..errors import InvalidArgument, NotLowered, PylandscapeError, out_of_memory, wrapping
 from ..lowering.capture import restored_attributes
+from ..theta import sampling
 from ..theta.checks import as_coefficients
 from ..theta.data import Batch
 from ..theta.layout import ParameterLayout
@@ -216,24 +217,37 @@ class TorchEngine:
         self.keeps_state = False  # anywhere
         self._draws: list[str] = []  # generators other than torch's: "random", "numpy"
         self._derivatives = Derivatives(self, memory)
+        self._shares: np.ndarray | None = None
 
     def prepare(
-        self, theta: Tensor, directions: Tensor, metrics: Sequence[Any]
+        self, theta: Tensor, directions: Tensor, metrics: Sequence[Any], between: bool = False
     ) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
         """A function of coefficients (g, k) to {metric: (g,)} along directions (k, n)."""
         direct = self._flat is not None and self._flat.dtype == theta.dtype
         work = self._flat if direct and self._flat is not None else torch.empty_like(theta)
         transposed = directions.to(theta).T
+        k = len(directions)
 
-        def evaluate(coefficients: np.ndarray) -> dict[str, np.ndarray]:
-            c = torch.as_tensor(as_coefficients(coefficients, len(directions))).to(theta)
-
+        def writer(c: Tensor) -> Callable[[int], None]:
             def write(index: int) -> None:
                 torch.addmv(theta, transposed, c[index], out=work)
                 if not direct:
                     self.place(work)
 
-            return self._evaluate(len(c), write, metrics)
+            return write
+
+        against: np.ndarray | None = None
+        if sampling.DIFFERENCE in metrics:
+            at = torch.as_tensor(sampling.references(k, between)).to(theta)
+            kept: list[np.ndarray] = []
+            self._evaluate(len(at), writer(at), (sampling.STANDARD,), kept=kept)
+            against = np.stack(kept)
+
+        def evaluate(coefficients: np.ndarray) -> dict[str, np.ndarray]:
+            given = as_coefficients(coefficients, k)
+            off = None if against is None else sampling.mixture(given, between) @ against
+            c = torch.as_tensor(given).to(theta)
+            return self._evaluate(len(c), writer(c), metrics, off)
 
         return evaluate
 
@@ -390,6 +404,12 @@ class TorchEngine:
         batch = self.batch(index)
         output = self.outputs(batch)
         return *self.weighed(output, batch, index), output
+
+    @property
+    def mixes(self) -> bool:
+        """Whether batch norm makes a sample's output depend on its batch."""
+        norms = [m for m in self.model.modules() if isinstance(m, _BatchNorm)]
+        return bool(norms) and (self.bn == "batch" or any(m.running_mean is None for m in norms))
 
     def obstacle(self) -> str | None:
         """Why no captured graph could stand for the model, from what its first run did."""
@@ -757,8 +777,15 @@ class TorchEngine:
         return None
 
     def _evaluate(
-        self, count: int, write: Callable[[int], None], metrics: Sequence[Any]
+        self,
+        count: int,
+        write: Callable[[int], None],
+        metrics: Sequence[Any],
+        off: np.ndarray | None = None,
+        kept: list[np.ndarray] | None = None,
     ) -> dict[str, np.ndarray]:
+        """off: (count, N) what is taken off the samples' losses for differences; kept: gets these
+        losses (N,) of every point."""
         results = {_name(metric): np.empty(count) for metric in metrics}
         with self.session(), self.grad_mode():
             for i in range(count):
@@ -766,7 +793,7 @@ class TorchEngine:
                 write(i)
                 try:
                     self._begin()
-                    found = self._at(metrics)
+                    found = self._at(metrics, None if off is None else off[i], kept)
                 except PylandscapeError:
                     raise
                 except Exception as error:
@@ -775,7 +802,14 @@ class TorchEngine:
                     results[name][i] = value
         return results
 
-    def _at(self, metrics: Sequence[Any]) -> dict[str, float]:
+    def _at(
+        self,
+        metrics: Sequence[Any],
+        off: np.ndarray | None = None,
+        kept: list[np.ndarray] | None = None,
+    ) -> dict[str, float]:
+        errors = sampling.asked(metrics)
+        own: list[np.ndarray] = []
         callables = [metric for metric in metrics if callable(metric)]
         total = denominator = 0.0
         hits = counted = 0
@@ -789,9 +823,23 @@ class TorchEngine:
                 hits, counted = hits + right, counted + of
             if callables:
                 outputs.append(output.detach() if isinstance(output, Tensor) else output)
+            if errors:
+                assert isinstance(self.loss, KnownLoss)
+                batch = self.batches[index]
+                losses = self.loss.sample_totals(output.detach(), batch.target, batch.size)
+                own.append(losses.cpu().numpy())
         values: dict[str, float] = {"loss": total / denominator if denominator else np.nan}
         if "accuracy" in metrics:
             values["accuracy"] = hits / counted if counted else np.nan
+        if errors:
+            found = np.concatenate(own)
+            if kept is not None:
+                kept.append(found)
+            shares = self._sample_shares()
+            for name in errors:
+                apart = found - off if name == sampling.DIFFERENCE else found
+                squares = sampling.squares_of(apart, shares)
+                values[name] = float(sampling.errors(squares, len(found), shares.sum()))
         if callables:
             if isinstance(self.loss, Objective):
                 raise InvalidArgument(
@@ -803,6 +851,16 @@ class TorchEngine:
                 for metric in callables:
                     values[_name(metric)] = float(metric(torch.cat(outputs), torch.cat(targets)))
         return {_name(metric): values[_name(metric)] for metric in metrics}
+
+    def _sample_shares(self) -> np.ndarray:
+        """(N,) what each sample adds to the denominator."""
+        if self._shares is None:
+            assert isinstance(self.loss, KnownLoss)
+            parts = [self.loss.sample_shares(b.target, b.size).cpu() for b in self.batches]
+            self._shares = torch.cat(parts).numpy()
+            if self.loss.reduction == "sum":  # of each batch's own samples
+                self._shares = np.full(len(self._shares), 1 / len(self._shares))
+        return self._shares
 
     def _begin(self) -> None:
         """After theta is in place: statistics and random numbers of this point."""

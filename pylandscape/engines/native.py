@@ -40,6 +40,7 @@ from ..lowering.capture import (
 )
 from ..lowering.interpreter import Lowering
 from ..lowering.loss import Output, counted_targets, set_loss
+from ..theta import sampling
 from ..theta.checks import as_coefficients
 from ..theta.losses import metric_name
 from .capture_check import CHECKED_BATCHES, CHECKED_SAMPLES, MIXED, check_capture
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
     from .contract import CoreProducts, Evaluate, EvaluatePoints
 
 
-_SEVERAL = "several targets per sample where samples depend on their batch"
+SEVERAL = "several targets per sample where samples depend on their batch"
 
 
 class NativeEngine:
@@ -85,24 +86,38 @@ class NativeEngine:
         self.how = how
         self.ops = tuple(ops)
         outputs_shape = output.module_shape(program.samples)
-        mean = loss.reduction == "mean"
+        mean = loss.reduction != "sum"
         self.mixes: bool = program.mixes  # whether samples depend on their batch
         self.no_derivatives: str | None = MIXED if self.mixes else None  # why there are none
         self.denominator = loss.denominator(targets, outputs_shape) if mean else 1.0
         self.counted = counted_targets(loss, targets, outputs_shape)
+        self._shares_of = lambda: loss.sample_shares(targets, program.samples)
+        self._shares: np.ndarray | None = None
 
-    def prepare(self, theta: Tensor, directions: Tensor, metrics: Sequence[Any]) -> Evaluate:
+    def prepare(
+        self, theta: Tensor, directions: Tensor, metrics: Sequence[Any], between: bool = False
+    ) -> Evaluate:
         """A function of coefficients (g, k) to {metric: (g,)} along directions (k, n)."""
         theta = theta.detach().to("cpu", self._dtype).contiguous()
         directions = directions.detach().to("cpu", self._dtype).contiguous()
         count = directions.shape[0]
         question = self._question(self.program, theta.data_ptr(), directions.data_ptr(), count)
-        evaluate = self._evaluator(question, metrics, count)
-        return lambda coefficients: evaluate(as_coefficients(coefficients, count))
+        evaluate = self._evaluator(question, metrics, count, sampling.references(count, between))
+
+        def at(coefficients: np.ndarray) -> dict[str, np.ndarray]:
+            c = as_coefficients(coefficients, count)
+            return evaluate(c, sampling.mixture(c, between))
+
+        return at
 
     def prepare_points(self, metrics: Sequence[Any]) -> EvaluatePoints:
         """The same for arbitrary points (p, n)."""
-        return self._evaluator(self._question(self.program), metrics, self.program.n)
+        return self.points_evaluator(metrics, None)
+
+    def points_evaluator(self, metrics: Sequence[Any], references: Tensor | None) -> Any:
+        """A function of points (p, n), and of weights (p, v) where differences are asked for, to
+        {metric: (p,)}; differences are to the weighted losses at the references (v, n)."""
+        return self._evaluator(self._question(self.program), metrics, self.program.n, references)
 
     def collector(self, theta: Tensor | None, directions: Tensor | None) -> Callable[..., Tensor]:
         """A function of coefficients (g, k), or without theta of points (g, n), to points (g, n)
@@ -188,30 +203,69 @@ class NativeEngine:
                 self._kept = (point.clone(), derivatives)
             return self._kept[1]
 
-    def _evaluator(self, question: Any, metrics: Sequence[Any], width: int) -> Any:
+    def _evaluator(
+        self, question: Any, metrics: Sequence[Any], width: int, references: Any = None
+    ) -> Any:
         wants_accuracy = "accuracy" in metrics
         callables = [metric for metric in metrics if callable(metric)]
+        errors = sampling.asked(metrics)
+        against: np.ndarray | None = None  # (v, samples): losses that differences are to
+        if sampling.DIFFERENCE in errors:
+            against = self._losses_of_samples(question, _rows(references, width, self._dtype))
 
-        def evaluate(coordinates: Any) -> dict[str, np.ndarray]:
+        def evaluate(coordinates: Any, weights: Any = None) -> dict[str, np.ndarray]:
             c = _rows(coordinates, width, self._dtype)
             g = c.shape[0]
             total, correct = np.empty(g), np.empty(g)
-            question.run(
-                g,
-                c.data_ptr(),
-                total.ctypes.data,
-                correct.ctypes.data if wants_accuracy else 0,
-                0,
-            )
+            to = total.ctypes.data, correct.ctypes.data if wants_accuracy else 0
+            if errors:
+                found = self._run_samples(question, c, to, against, weights)
+            else:
+                question.run(g, c.data_ptr(), *to, 0)
             with np.errstate(divide="ignore", invalid="ignore"):
                 values = {"loss": total / self.denominator}
                 if wants_accuracy:
                     values["accuracy"] = correct / self.counted
+            for name in errors:
+                count = self.program.samples
+                values[name] = sampling.errors(found[name], count, self.denominator)
             if callables:
                 values |= self._call_metrics(question, c, callables)
             return {metric_name(m): values[metric_name(m)] for m in metrics}
 
         return evaluate
+
+    def _run_samples(
+        self, question: Any, c: Tensor, to: tuple[int, int], against: Any, weights: Any
+    ) -> dict[str, np.ndarray]:
+        """Runs the question, also for {metric: (g,)} the sums that `sampling.errors` takes."""
+        g, shares = len(c), self._shares_at()
+        squares, differences = np.empty(g), np.empty(g)
+        compared = against is not None
+        w = np.ascontiguousarray(weights, dtype=np.float64) if compared else np.empty(0)
+        question.run_samples(
+            g, c.data_ptr(), *to, shares, len(against) if compared else 0,
+            against.ctypes.data if compared else 0, w.ctypes.data, squares.ctypes.data,
+            differences.ctypes.data, 0,
+        )  # fmt: skip
+        return {sampling.STANDARD: squares, sampling.DIFFERENCE: differences}
+
+    def _losses_of_samples(self, question: Any, c: Tensor) -> np.ndarray:
+        """(g, samples): each sample's sum of loss terms at coordinates (g, width)."""
+        g, shares = len(c), self._shares_at()
+        total, squares, own = np.empty(g), np.empty(g), np.empty((g, self.program.samples))
+        question.run_samples(
+            g, c.data_ptr(), total.ctypes.data, 0, shares, 0, 0, 0,
+            squares.ctypes.data, 0, own.ctypes.data,
+        )  # fmt: skip
+        return own
+
+    def _shares_at(self) -> int:
+        """The address of what each sample adds to the denominator; 0 where all add the same."""
+        if self._shares is None:
+            found = np.ascontiguousarray(self._shares_of().cpu().numpy())
+            self._shares = found if np.ptp(found) else np.empty(0)
+        return self._shares.ctypes.data if self._shares.size else 0
 
     def _call_metrics(
         self, question: Any, coordinates: Tensor, metrics: Sequence[Callable[..., Any]]
@@ -275,7 +329,7 @@ def build(
                 ) -> NativeEngine:
                     engine = lower(graph, example, model, loss, layout, of, how, memory)
                     if engine.mixes and len(of.targets) != len(of.inputs):
-                        raise NotLowered(_SEVERAL)
+                        raise NotLowered(SEVERAL)
                     return engine
 
                 problem = check_capture(engine_of, model, loss, layout, theta, few, bn)
@@ -321,13 +375,15 @@ def lower(
     how: str,
     memory: int,
     collect: bool = False,
+    trains: bool = False,
 ) -> NativeEngine:
     """The graph as a program over the data; with ``collect``, one that finds the running
-    statistics of its batch norm and keeps them where the layout has them."""
+    statistics of its batch norm and keeps them where the layout has them; with ``trains``, one that
+    may be trained as the model would be in train mode, and moves them there."""
     dtype = data.dtype
     constants, sources = sources_of(model, layout, dtype)
     program = PROGRAMS[dtype][0](layout.n, constants.data_ptr(), constants.numel())
-    lowering = Lowering(graph, program, sources, collect)
+    lowering = Lowering(graph, program, sources, collect, trains)
     with restored_attributes(model), torch.no_grad():
         lowering.run(example)
     output = lowering.result

@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..lowering.build import Data, check_tensors, example_of
 from ..lowering.capture import check_traceable, refused, trace
+from ..theta import sampling
 from ..theta.checks import as_coefficients
 from ..theta.running_statistics import with_statistics
 from .capture_check import CHECKED_BATCHES, CHECKED_SAMPLES, check_capture
@@ -57,11 +58,20 @@ class RecomputeEngine:
         """As `NativeEngine`."""
         return self.no_derivatives
 
-    def prepare(self, theta: Tensor, directions: Tensor, metrics: Sequence[Any]) -> Evaluate:
+    def prepare(
+        self, theta: Tensor, directions: Tensor, metrics: Sequence[Any], between: bool = False
+    ) -> Evaluate:
         """A function of coefficients (g, k) to {metric: (g,)} along directions (k, n)."""
         collect = self._collector.collector(self._padded(theta), self._padded(directions))
-        evaluate, k = self._evaluator(collect, metrics), len(directions)
-        return lambda coefficients: evaluate(as_coefficients(coefficients, k))
+        k = len(directions)
+        against = sampling.references(k, between)
+        evaluate = self._evaluator(collect, metrics, against)
+
+        def at(coefficients: np.ndarray) -> dict[str, np.ndarray]:
+            c = as_coefficients(coefficients, k)
+            return evaluate(c, sampling.mixture(c, between))
+
+        return at
 
     def prepare_points(self, metrics: Sequence[Any]) -> EvaluatePoints:
         """The same for arbitrary points (p, n)."""
@@ -96,14 +106,23 @@ class RecomputeEngine:
     def _padded(self, vectors: Tensor) -> Tensor:
         return torch.nn.functional.pad(torch.as_tensor(vectors), (0, self._more))
 
-    def _evaluator(self, collect: Callable[[Any], Tensor], metrics: Sequence[Any]) -> Any:
-        answer = self._fixed.prepare_points(metrics)
+    def _evaluator(
+        self, collect: Callable[[Any], Tensor], metrics: Sequence[Any], references: Any = None
+    ) -> Any:
+        compared = sampling.DIFFERENCE in metrics
+        answer = self._fixed.points_evaluator(metrics, collect(references) if compared else None)
         size = (self._n + self._more) * torch.finfo(torch.float64).bits // 8
         most = max(1, _POINTS_BYTES // size)
 
-        def evaluate(coordinates: Any) -> dict[str, np.ndarray]:
+        def evaluate(coordinates: Any, weights: Any = None) -> dict[str, np.ndarray]:
             starts = range(0, max(1, len(coordinates)), most)
-            parts = [answer(collect(coordinates[i : i + most])) for i in starts]
+            parts = [
+                answer(
+                    collect(coordinates[i : i + most]),
+                    weights[i : i + most] if compared else None,
+                )
+                for i in starts
+            ]
             return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
         return evaluate

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from .interpreter import Call, op
@@ -84,29 +85,178 @@ def _clamp(call: Call, input: Any, min: Any = None, max: Any = None) -> Slot:
     return call.unary(input, "clamp", low, float("inf") if max is None else max)
 
 
+@op("clamp_min", "clamp_min_")
+def _clamp_min(call: Call, input: Any, min: Any) -> Slot:
+    return _clamp(call, input, min)
+
+
+@op("clamp_max", "clamp_max_")
+def _clamp_max(call: Call, input: Any, max: Any) -> Slot:
+    return _clamp(call, input, None, max)
+
+
+@op("hardswish", "hardswish_")
+def _hardswish(call: Call, input: Any, inplace: bool = False) -> Slot:
+    return call.unary(input, "hardswish")
+
+
+@op("hardsigmoid", "hardsigmoid_")
+def _hardsigmoid(call: Call, input: Any, inplace: bool = False) -> Slot:
+    return call.unary(call.unary(input, "affine", 1.0 / 6.0, 0.5), "clamp", 0.0, 1.0)
+
+
+@op("mish", "mish_")
+def _mish(call: Call, input: Any, inplace: bool = False) -> Slot:
+    return call.unary(input, "mish")
+
+
+@op("softsign")
+def _softsign(call: Call, input: Any) -> Slot:
+    return call.unary(input, "softsign")
+
+
+@op("logsigmoid", "log_sigmoid")
+def _log_sigmoid(call: Call, input: Any) -> Slot:
+    """-log(1 + exp(-x))."""
+    return _neg(call, call.unary(_neg(call, input), "softplus", 1.0, math.inf))
+
+
+@op("tanhshrink")
+def _tanhshrink(call: Call, input: Any) -> Slot:
+    return call.binary("sub", input, call.unary(input, "tanh"))
+
+
+@op("celu", "celu_")
+def _celu(call: Call, input: Any, alpha: float = 1.0, inplace: bool = False) -> Slot:
+    return call.unary(call.unary(input, "affine", 1.0 / alpha), "elu", 1.0, alpha)
+
+
+@op("threshold", "threshold_", "_threshold")
+def _threshold(
+    call: Call, input: Any, threshold: float, value: float, inplace: bool = False
+) -> Slot:
+    return call.unary(input, "threshold", threshold, value)
+
+
+@op("rrelu")
+def _rrelu(
+    call: Call,
+    input: Any,
+    lower: float = 1.0 / 8.0,
+    upper: float = 1.0 / 3.0,
+    training: bool = False,
+    inplace: bool = False,
+) -> Slot:
+    if training:
+        raise call.refuse("random slopes in eval mode")
+    return call.unary(input, "leaky_relu", (lower + upper) / 2)
+
+
+@op("prelu", "_prelu_kernel")
+def _prelu(call: Call, input: Any, weight: Any) -> Slot:
+    """max(x, 0) + w (x - max(x, 0)): at zero, the slope is w, as torch has it."""
+    if not isinstance(weight, Fixed):
+        raise call.refuse("slopes that are no parameter")
+    elements = weight.elements().reshape(-1)
+    if elements.numel() > 1:  # one for each channel, the traced dimension 1
+        elements = elements.view(-1, *[1] * (call.value.dim() - 2))
+    slope = Fixed(weight.source, tuple(elements.shape), weight.size, elements)
+    positive = call.unary(input, "relu")
+    return call.binary(
+        "add", positive, call.binary("mul", call.binary("sub", input, positive), slope)
+    )
+
+
+@op("glu")
+def _glu(call: Call, input: Any, dim: int = -1) -> Slot:
+    x = call.view(input)
+    call.dim(x, dim)
+    kept, gate = (call.lowering.from_full(x, part) for part in call.lowering.full(x).chunk(2, dim))
+    return call.binary("mul", kept, call.unary(gate, "sigmoid"))
+
+
 @op("square")
 def _square(call: Call, input: Any) -> Slot:
     return call.unary(input, "square")
 
 
-@op("pow")
+_POWERS = {2.0: "square", 0.5: "sqrt", -0.5: "rsqrt"}
+
+
+@op("pow", "float_power")
 def _pow(call: Call, input: Any, exponent: Any) -> Slot:
-    if exponent == 2 and isinstance(exponent, int | float):
-        return call.unary(input, "square")
-    raise call.refuse(f"exponent {exponent!r}")
+    if not is_number(exponent) or not is_number(float(exponent)) or exponent == 0:
+        raise call.refuse(f"exponent {exponent!r}")
+    p = float(exponent)
+    if p == 1.0:
+        return call.view(input)
+    if p == -1.0:
+        return call.unary(input, "reciprocal", 1.0)
+    return call.unary(input, _POWERS.get(p, "power"), p)
 
 
-@op("abs")
+@op("abs", "absolute")
 def _abs(call: Call, input: Any) -> Slot:
     return call.unary(input, "abs")
 
 
-@op("exp")
+@op("exp", "exp_")
 def _exp(call: Call, input: Any) -> Slot:
     return call.unary(input, "exp")
 
 
-@op("neg")
+@op("exp2", "special_exp2")
+def _exp2(call: Call, input: Any) -> Slot:
+    return call.unary(call.unary(input, "affine", math.log(2.0)), "exp")
+
+
+@op("log")
+def _log(call: Call, input: Any) -> Slot:
+    return call.unary(input, "log")
+
+
+@op("log2", "log10")
+def _log_of_base(call: Call, input: Any) -> Slot:
+    base = 2.0 if call.name == "log2" else 10.0
+    return call.unary(call.unary(input, "log"), "affine", 1.0 / math.log(base))
+
+
+@op("log1p", "special_log1p")
+def _log1p(call: Call, input: Any) -> Slot:
+    return call.unary(input, "log1p")
+
+
+@op("sqrt")
+def _sqrt(call: Call, input: Any) -> Slot:
+    return call.unary(input, "sqrt")
+
+
+@op("rsqrt")
+def _rsqrt(call: Call, input: Any) -> Slot:
+    return call.unary(input, "rsqrt")
+
+
+@op("reciprocal")
+def _reciprocal(call: Call, input: Any) -> Slot:
+    return call.unary(input, "reciprocal", 1.0)
+
+
+@op("sin")
+def _sin(call: Call, input: Any) -> Slot:
+    return call.unary(input, "sin")
+
+
+@op("cos")
+def _cos(call: Call, input: Any) -> Slot:
+    return call.unary(input, "cos")
+
+
+@op("erf", "special_erf")
+def _erf(call: Call, input: Any) -> Slot:
+    return call.unary(input, "erf")
+
+
+@op("neg", "negative")
 def _neg(call: Call, input: Any) -> Slot:
     return call.unary(input, "affine", -1.0, 0.0)
 
@@ -147,8 +297,10 @@ def _mul(call: Call, input: Any, other: Any) -> Slot:
 
 @op("div", "div_", "truediv", "itruediv", "true_divide")
 def _div(call: Call, input: Any, other: Any, rounding_mode: str | None = None) -> Slot:
-    if rounding_mode is not None or is_number(input):
-        raise call.refuse("a rounding mode or a number divided by a tensor")
+    if rounding_mode is not None:
+        raise call.refuse("a rounding mode")
+    if is_number(input):
+        return call.unary(other, "reciprocal", float(input))
     if is_number(other) and float(other) != 0.0:
         return call.unary(input, "affine", 1.0 / float(other), 0.0)
     return call.binary("div", input, other)

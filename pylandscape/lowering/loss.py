@@ -65,6 +65,7 @@ class LossTensors:
     pos_weight: list[float]
     index: Tensor
     dense: Tensor
+    numbers: tuple[float, float]  # of csrc/cpu/kernels.h
 
 
 def loss_tensors(loss: KnownLoss, targets: Tensor, output: Output, samples: int) -> LossTensors:
@@ -102,13 +103,35 @@ def loss_tensors(loss: KnownLoss, targets: Tensor, output: Output, samples: int)
             raise NotLowered(
                 f"{loss.kind} targets of shape {tuple(targets.shape)} for outputs {expected}"
             )
-        dense = output.as_rows(targets.double(), samples)
+        dense = output.as_rows(_dense(loss, targets.double()), samples)
         weight = _per_feature(loss.weight, output, f"{loss.kind} weight")
         pos_weight = _per_feature(loss.pos_weight, output, "pos_weight")
     smoothing = float(loss.label_smoothing)
+    kind, numbers = _kind(loss)
     return LossTensors(
-        loss.kind, classes, inner, outer, smoothing, weight, pos_weight, index, dense
+        kind, classes, inner, outer, smoothing, weight, pos_weight, index, dense, numbers
     )
+
+
+def _kind(loss: KnownLoss) -> tuple[str, tuple[float, float]]:
+    """The core's name of a loss, and its numbers."""
+    if loss.kind in ("huber", "smooth_l1"):
+        if loss.delta < 0 or (loss.delta == 0 and loss.kind == "huber"):
+            raise NotLowered(f"{loss.kind} with delta={loss.delta}, which torch refuses")
+        return loss.kind, (loss.delta, 0.0)
+    if loss.kind == "l1":
+        return "smooth_l1", (0.0, 0.0)
+    if loss.kind == "poisson_nll":
+        return "poisson_log" if loss.log_input else "poisson", (loss.eps, float(loss.full))
+    return loss.kind, (0.0, 0.0)
+
+
+def _dense(loss: KnownLoss, targets: Tensor) -> Tensor:
+    if loss.kind != "kl_div" or not loss.log_target:
+        return targets
+    if not bool(torch.isfinite(targets).all()):
+        raise NotLowered("kl_div of log-probabilities that are not finite")
+    return targets.exp()
 
 
 def set_loss(program: Any, loss: KnownLoss, targets: Tensor, output: Output) -> None:
@@ -123,6 +146,8 @@ def set_loss(program: Any, loss: KnownLoss, targets: Tensor, output: Output) -> 
         found.index.data_ptr() if found.index.numel() else 0,
         found.dense.data_ptr() if found.dense.numel() else 0,
         outer=found.outer,
+        a=found.numbers[0],
+        b=found.numbers[1],
     )
 
 

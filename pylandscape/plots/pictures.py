@@ -21,6 +21,9 @@ from .paths import (
     plot_projection,
     plot_track,
 )
+from .patterns import plot_constructed, plot_pattern
+from .points_apart import plot_fitness, plot_ultrametricity
+from .simple_models import plot_interpolator, plot_search, plot_volumes
 from .spectra import plot_pairs, plot_spectrum
 from .surface import plot
 
@@ -31,16 +34,23 @@ DRAWN_BY: dict[str, Callable[..., Any]] = {
     "Asymmetry": plot_asymmetry,
     "Barriers": plot_barriers,
     "Cloud": plot_cloud,
+    "ConstructedPattern": plot_constructed,
     "EigenPairs": plot_pairs,
     "Flatness": plot_flatness,
+    "FitnessDistance": plot_fitness,
+    "GlobalSearch": plot_search,
     "Grid": plot_grid,
     "Embedding": plot_embedding,
+    "Interpolator": plot_interpolator,
     "ModeConnection": plot_connection,
     "ModelAlignment": plot_alignment,
+    "Pattern": plot_pattern,
     "PrincipalComponents": plot_components,
     "Projection": plot_projection,
     "Runs": plot_runs,
     "Spectrum": plot_spectrum,
     "Topology": plot_topology,
     "Track": plot_track,
+    "Ultrametricity": plot_ultrametricity,
+    "VolumeLaw": plot_volumes,
 }

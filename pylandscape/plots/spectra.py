@@ -1,39 +1,33 @@
 """Pictures of spectra: log densities, one or several, and eigenvalues with their residuals.
 
 Densities are drawn on a logarithmic axis that ends a little below the peak of one eigenvalue among
-n. With `xscale="symlog"` a bulk and its outliers fit into one picture: linear near 0, logarithmic
-beyond `linthresh`; the density stays one per unit of the eigenvalue.
+n. On a symlog axis a bulk and its outliers fit into one picture: linear near 0, logarithmic beyond
+`linthresh`; the density stays one per unit of the eigenvalue. The kernel is that of
+spectral_axis.py, series of spectra are drawn in spectra_evolution.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ..arrays import edges
 from ..errors import InvalidArgument
 from ..results.eigen_pairs import EigenPairs
 from ..results.spectra import Density, Spectrum
-from .scale import Array, symlog_ticks
+from . import spectra_evolution as evolution
+from .scale import Array
+from .spectral_axis import HEADROOM, Axis
 from .style import LINE_COLOURS, LINE_DASHES, legend_above, new_axes, own_style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-SCALES = ("linear", "symlog")
-KINDS = ("lines", "evolution")
-POINTS, COLUMNS, BINS = 10_000, 800, 80  # of a line, a heat map, a histogram
-FLOOR = 0.1  # the axis ends at this share of the peak of one eigenvalue among n
-HEADROOM = 2.0  # and at this multiple of the highest value
-DECADES = 8.0  # of a heat map's colours, at most
-LINEAR_SHARE = 0.5  # of the spectrum lies in the linear part of a symlog axis
-LINEAR_SIGMAS = 10.0  # and the linear part reaches at least this far
-MARGIN = 0.02  # of the picture's width, beyond the outermost kernels
-TICK_SPACE = 0.11  # of the picture's width, between the ticks of a symlog axis
+KINDS = ("lines", "evolution", "ridges", "top")
+POINTS, COLUMNS, BINS = 4_000, 800, 80  # of a line, a heat map, a histogram
+LISTED = 4  # outliers in the legend
 MAX_LINES = 7  # more spectra than that become a heat map
 HISTOGRAM, MARKED = "#c4c4c4", "#D55E00"
 XLABEL = r"eigenvalue $\lambda$"
@@ -44,28 +38,37 @@ def plot_spectrum(
     exact: ArrayLike | None = None,
     ax: Axes | None = None,
     *,
+    width: float | None = None,
     sigma2: float | None = None,
+    outliers: bool = True,
     band: bool = True,
     bins: int = BINS,
-    xscale: str = "linear",
+    xscale: str | None = None,
     linthresh: float | None = None,
     xlim: tuple[float, float] | None = None,
     vmin: float | None = None,
     vmax: float | None = None,
     title: str | None = None,
+    figsize: tuple[float, float] | None = None,
 ) -> Axes:
     """Draw the log density of a spectrum, and the exact one if its eigenvalues are given.
 
     Args:
         exact: (n,) all eigenvalues: drawn as their histogram (grey) and as their density under the
             same kernel (black, thin).
-        sigma2: variance of the kernel, instead of the spectrum's.
+        width: of the kernel, its standard deviation as a share of the picture's width; default
+            0.5 %. On the logarithmic part of a symlog axis it is thus relative to the eigenvalue.
+        sigma2: variance of the kernel in units of the eigenvalues instead. A sigma2 (or
+            relative_sigma2) that the spectrum was computed with is taken without this.
+        outliers: mark those of `spectrum.outliers()` on the lower edge, and list the largest.
         band: shade one standard error over probes.
         bins: of the histogram.
-        xscale: "linear" or "symlog".
+        xscale: "linear" or "symlog"; default symlog where the ends are more than 30 times farther
+            out than 90 % of the spectrum.
         linthresh: end of the linear part of a symlog axis; default: half of the spectrum is in it.
         xlim: drawn eigenvalues; default all.
         vmin, vmax: drawn densities.
+        figsize: (width, height) of a figure of its own, in inches.
 
     Eigenvalues of `spectrum.pairs` are marked on the lower edge.
 
@@ -74,20 +77,22 @@ def plot_spectrum(
     """
     if exact is not None and (not isinstance(bins, int) or bins < 1):
         raise InvalidArgument(f"bins: expected at least 1, got {bins!r}")
-    axis = _Axis.of([spectrum], xscale, linthresh, xlim, sigma2, exact)
+    axis = Axis.of([spectrum], xscale, linthresh, xlim, sigma2, exact, width=width)
     grid = axis.points(POINTS)
-    density = spectrum.density(grid, sigma2)
-    low, high = _limits([spectrum], [density], sigma2, vmin, vmax)
+    density = axis.density(spectrum, grid, sigma2)
+    low, high = axis.limits([spectrum], [density], sigma2, vmin, vmax)
     with own_style(ax is None):
-        axes = new_axes(height=0.72) if ax is None else ax
+        axes = new_axes(height=0.72, figsize=figsize) if ax is None else ax
         handles = [_line(axes, density, _probes(spectrum), 0, band)]
         if exact is not None:
-            smooth = spectrum.exact_density(exact, grid, sigma2)
+            smooth = axis.density(spectrum, grid, sigma2, exact=exact)
             tallest, more = _exact(axes, np.asarray(exact), smooth, axis.points(bins + 1), low)
             handles += more
             high = max(high, HEADROOM * tallest) if vmax is None else high
-        if spectrum.pairs is not None and spectrum.pairs.values.size:
-            handles.append(_marks(axes, spectrum.pairs, low))
+        if spectrum.pairs is not None:
+            handles += _marks(axes, spectrum.pairs, axis, low)
+        if outliers:
+            handles += _outliers(axes, spectrum, axis, low)
         _finish(axes, axis, (low, high), handles, title)
     return axes
 
@@ -100,9 +105,12 @@ def plot_spectra(
     kind: str | None = None,
     at: ArrayLike | None = None,
     divide: ArrayLike | None = None,
+    width: float | None = None,
     sigma2: float | None = None,
+    outliers: bool = True,
+    most: int = evolution.TOP,
     band: bool = False,
-    xscale: str = "linear",
+    xscale: str | None = None,
     linthresh: float | None = None,
     xlim: tuple[float, float] | None = None,
     vmin: float | None = None,
@@ -110,20 +118,26 @@ def plot_spectra(
     cmap: str = "viridis",
     ylabel: str = "checkpoint",
     title: str | None = None,
+    figsize: tuple[float, float] | None = None,
 ) -> Axes:
     """Draw several spectra: of layers, of models, or along training.
 
     Args:
         spectra: in order; of a mapping (`layer_spectra`) the keys are the labels.
         labels: one text per spectrum.
-        kind: "lines", or "evolution": a heat map of the log density over eigenvalue and
-            checkpoint; default: lines for up to 7.
-        at: (number of spectra,) increasing positions on the y axis of an evolution (steps of
+        kind: "lines"; "evolution": a heat map of the log density over eigenvalue and checkpoint;
+            "ridges": densities one above the other; "top": the largest eigenvalues, and the
+            smallest where it is negative, against the checkpoint; default: lines for up to 7,
+            else evolution.
+        at: (number of spectra,) increasing positions on the axis of checkpoints (steps of
             training), where no labels are given; default 0, 1, ...
         divide: a positive number for each spectrum, such as its tenth eigenvalue: eigenvalues are
             drawn in units of it.
+        outliers: mark them on an evolution, where one eigenvalue among n is hard to see.
+        most: how many eigenvalues of each spectrum, of "top".
         band: shade one standard error around lines.
-        cmap, ylabel: of an evolution.
+        cmap: of an evolution and of ridges.
+        ylabel: what the checkpoints are counted by ("step").
 
     The other arguments are those of `plot_spectrum`.
 
@@ -143,18 +157,32 @@ def plot_spectra(
     kind = kind or ("lines" if len(spectra) <= MAX_LINES else "evolution")
     units = _per_spectrum(np.ones(len(spectra)) if divide is None else divide, len(spectra))
     rows = _rows(at if labels is None else None, len(spectra))
-    axis = _Axis.of(spectra, xscale, linthresh, xlim, sigma2, units=units)
-    grid = axis.points(POINTS if kind == "lines" else COLUMNS)
-    densities = [_divided(s, grid, u, sigma2) for s, u in zip(spectra, units, strict=True)]
-    limits = _limits(spectra, densities, sigma2, vmin, vmax, units)
     with own_style(ax is None):
-        axes = new_axes(height=0.72) if ax is None else ax
+        if kind == "top":
+            axes = new_axes(height=0.72, figsize=figsize) if ax is None else ax
+            handles = evolution.tops(axes, spectra, units, rows, most, labels, ylabel)
+            _headed(axes, handles, title)
+            return axes
+        axis = Axis.of(spectra, xscale, linthresh, xlim, sigma2, units=units, width=width)
+        grid = axis.points(COLUMNS if kind == "evolution" else POINTS)
+        densities = [
+            axis.density(s, grid, sigma2, float(u)) for s, u in zip(spectra, units, strict=True)
+        ]
+        limits = axis.limits(spectra, densities, sigma2, vmin, vmax, units)
+        height = 1.0 if kind == "ridges" and len(spectra) > MAX_LINES else 0.72
+        axes = new_axes(height=height, figsize=figsize) if ax is None else ax
         handles = []
         if kind == "lines":
             for i, density in enumerate(densities):
                 handles.append(_line(axes, density, labels[i] if labels else None, i, band))
+        elif kind == "evolution":
+            evolution.heat(axes, densities, limits, vmin, rows, cmap)
+            if outliers:
+                evolution.marks(axes, spectra, units, rows, axis)
         else:
-            _evolution(axes, densities, limits, vmin, labels, rows, cmap, ylabel)
+            evolution.ridges(axes, densities, limits, rows, cmap)
+        if kind != "lines":
+            evolution.row_names(axes, labels, rows, ylabel)
         shown = handles if labels and kind == "lines" else []
         _finish(axes, axis, limits if kind == "lines" else None, shown, title)
         if divide is not None:
@@ -163,12 +191,18 @@ def plot_spectra(
 
 
 def plot_pairs(
-    pairs: EigenPairs, ax: Axes | None = None, *, log: bool = False, title: str | None = None
+    pairs: EigenPairs,
+    ax: Axes | None = None,
+    *,
+    log: bool = False,
+    title: str | None = None,
+    figsize: tuple[float, float] | None = None,
 ) -> Axes:
     """Draw eigenvalues in order, with bars of their residuals: an eigenvalue lies within them.
 
     Args:
         log: symlog axis, linear up to a thousandth of the largest magnitude.
+        figsize: (width, height) of a figure of its own, in inches.
 
     Values that did not converge are hollow and counted in the legend.
 
@@ -179,7 +213,7 @@ def plot_pairs(
         raise InvalidArgument("pairs: expected at least one eigenvalue, got none")
     index = np.arange(1, pairs.values.size + 1)
     with own_style(ax is None):
-        axes = new_axes(height=0.72) if ax is None else ax
+        axes = new_axes(height=0.72, figsize=figsize) if ax is None else ax
         from matplotlib.ticker import MaxNLocator
 
         handles = []
@@ -210,108 +244,6 @@ def plot_pairs(
     return axes
 
 
-@dataclass(frozen=True)
-class _Axis:
-    """The eigenvalue axis: drawn range, and how far it is linear (inf: everywhere)."""
-
-    low: float
-    high: float
-    linthresh: float
-
-    @classmethod
-    def of(
-        cls,
-        spectra: Sequence[Spectrum],
-        xscale: str,
-        linthresh: float | None,
-        xlim: tuple[float, float] | None,
-        sigma2: float | None,
-        exact: ArrayLike | None = None,
-        units: Array | None = None,
-    ) -> _Axis:
-        units = np.ones(len(spectra)) if units is None else units
-        if xscale not in SCALES:
-            raise InvalidArgument(f"xscale: expected one of {', '.join(SCALES)}, got {xscale!r}")
-        if linthresh is not None and not (xscale == "symlog" and linthresh > 0):
-            raise InvalidArgument(
-                f"linthresh: expected a positive number with xscale='symlog', got {linthresh!r} "
-                f"with {xscale!r}"
-            )
-        ends = [s.grid(2, sigma2) / u for s, u in zip(spectra, units, strict=True)]
-        if exact is not None:
-            ends.append(np.asarray(exact, dtype=np.float64))
-        every = np.concatenate(ends)
-        low, high = (every.min(), every.max()) if xlim is None else map(float, xlim)
-        if not (np.isfinite([low, high]).all() and low < high):
-            raise InvalidArgument(f"xlim: expected two increasing numbers, got {xlim!r}")
-        if linthresh is None and xscale == "symlog":
-            linthresh = max(
-                max(_middle(s), LINEAR_SIGMAS * s.kernel_width(sigma2)) / u
-                for s, u in zip(spectra, units, strict=True)
-            )
-        found = cls(float(low), float(high), np.inf if linthresh is None else float(linthresh))
-        if xlim is not None:
-            return found
-        first, last = found.forward([low, high])
-        room = MARGIN * (last - first)
-        low, high = found.inverse([first - room, last + room])
-        return cls(float(low), float(high), found.linthresh)
-
-    def forward(self, values: ArrayLike) -> Array:
-        """Places in the picture, up to a shift and a factor."""
-        given = np.asarray(values, dtype=np.float64)
-        return given if np.isinf(self.linthresh) else self._transform().transform(given)
-
-    def inverse(self, places: ArrayLike) -> Array:
-        given = np.asarray(places, dtype=np.float64)
-        return given if np.isinf(self.linthresh) else self._transform().inverted().transform(given)
-
-    def _transform(self) -> Any:
-        from matplotlib.scale import SymmetricalLogTransform
-
-        return SymmetricalLogTransform(10.0, self.linthresh, 1.0)
-
-    def points(self, count: int) -> Array:
-        """(count,) eigenvalues, evenly spaced in the picture."""
-        first, last = self.forward([self.low, self.high])
-        return self.inverse(np.linspace(first, last, count))
-
-    def ticks(self) -> tuple[list[float], list[str]]:
-        """0 and powers of ten that leave room for their texts, and the texts."""
-        first, last = self.forward([self.low, self.high])
-        smallest = int(np.ceil(np.log10(self.linthresh)))
-        found = symlog_ticks(
-            self.low, self.high, smallest, lambda v: float(self.forward([v])[0]),
-            TICK_SPACE * float(last - first),
-        )  # fmt: skip
-        return list(found), list(found.values())
-
-    def minor_ticks(self) -> Array:
-        """Multiples of powers of ten beyond the linear part."""
-        powers = np.arange(
-            np.floor(np.log10(self.linthresh)), np.ceil(np.log10(max(-self.low, self.high)))
-        )
-        sizes = np.outer(10.0**powers, np.arange(1, 10)).ravel()
-        every = np.concatenate([-sizes, sizes])
-        inside = (every > self.low) & (every < self.high) & (np.abs(every) >= self.linthresh)
-        return every[inside]
-
-
-def _middle(spectrum: Spectrum) -> float:
-    """|lambda| below which LINEAR_SHARE of the spectrum lies."""
-    probes = list(spectrum._probes())
-    sizes = np.abs(np.concatenate([nodes for nodes, _ in probes]))
-    order = np.argsort(sizes)
-    share = np.cumsum(np.concatenate([weights for _, weights in probes])[order]) / len(probes)
-    return float(sizes[order][min(np.searchsorted(share, LINEAR_SHARE), sizes.size - 1)])
-
-
-def _divided(spectrum: Spectrum, grid: Array, unit: float, sigma2: float | None) -> Density:
-    """The density of lambda / unit."""
-    found = spectrum.density(grid * unit, sigma2)
-    return Density(grid, found.values * unit, found.standard_error * unit)
-
-
 def _per_spectrum(numbers: ArrayLike, count: int) -> Array:
     found = np.asarray(numbers, dtype=np.float64)
     if found.shape != (count,) or not (np.isfinite(found) & (found > 0)).all():
@@ -324,32 +256,6 @@ def _rows(at: ArrayLike | None, count: int) -> Array:
     if rows.shape != (count,) or not (np.diff(rows) > 0).all():
         raise InvalidArgument(f"at: expected {count} increasing numbers, got {rows.tolist()}")
     return rows
-
-
-def _limits(
-    spectra: Sequence[Spectrum],
-    densities: Sequence[Density],
-    sigma2: float | None,
-    vmin: float | None,
-    vmax: float | None,
-    units: Array | None = None,
-) -> tuple[float, float]:
-    """Drawn densities: from below the peak of one eigenvalue to above the highest value."""
-    units = np.ones(len(spectra)) if units is None else units
-    high = HEADROOM * max(float(d.values.max()) for d in densities) if vmax is None else vmax
-    low = vmin
-    if low is None:
-        peaks = [
-            1.0
-            / (s.n * max(np.sqrt(2 * np.pi) * s.kernel_width(sigma2) / u, float(d.widths.max())))
-            for s, d, u in zip(spectra, densities, units, strict=True)
-        ]
-        low = FLOOR * min(peaks)
-    if not (high > 0.0):
-        raise InvalidArgument("xlim: expected a range with eigenvalues in it, got an empty one")
-    if not 0.0 < low < high:
-        raise InvalidArgument(f"vmin, vmax: expected 0 < vmin < vmax, got {low:g}, {high:g}")
-    return float(low), float(high)
 
 
 def _positive(values: Array) -> Array:
@@ -389,12 +295,34 @@ def _exact(
     return float(max(heights.max(), smooth.values.max())), [line, bars]
 
 
-def _marks(axes: Any, pairs: EigenPairs, bottom: float) -> Any:
-    (marks,) = axes.plot(
-        pairs.values, np.full(pairs.values.size, bottom), linestyle="none", marker="^",
-        markersize=4, color=MARKED, clip_on=False, zorder=4, label="eigenpairs", gid="pairs",
+def _marks(axes: Any, pairs: EigenPairs, axis: Axis, bottom: float) -> list[Any]:
+    values = axis.inside(pairs.values)
+    if not values.size:
+        return []
+    return list(
+        axes.plot(
+            values, np.full(values.size, bottom), linestyle="none", marker="^", markersize=4,
+            color=MARKED, clip_on=False, zorder=4, label="eigenpairs", gid="pairs",
+        )
     )  # fmt: skip
-    return marks
+
+
+def _outliers(axes: Any, spectrum: Spectrum, axis: Axis, bottom: float) -> list[Any]:
+    """Marks at the drawn outliers, the largest ones listed; [] where there are none."""
+    values = axis.inside(spectrum.outliers()[0])
+    if not values.size:
+        return []
+    largest = values[np.argsort(-np.abs(values), kind="stable")][:LISTED]
+    more = ", ..." if values.size > LISTED else ""
+    some = ", ".join(f"{v:.3g}" for v in np.sort(largest)[::-1]) + more
+    name = f"{values.size} outliers: {some}" if values.size > 1 else f"outlier: {some}"
+    return list(
+        axes.plot(
+            values, np.full(values.size, bottom), linestyle="none", marker="^", markersize=5.5,
+            markerfacecolor="none", markeredgecolor="black", markeredgewidth=0.7, clip_on=False,
+            zorder=4.5, label=name, gid="outliers",
+        )
+    )  # fmt: skip
 
 
 def _probes(spectrum: Spectrum) -> str:
@@ -402,41 +330,9 @@ def _probes(spectrum: Spectrum) -> str:
     return f"{count} probe{'s' if count > 1 else ''} of {spectrum.nodes.shape[1]} steps"
 
 
-def _evolution(
-    axes: Any,
-    densities: Sequence[Density],
-    limits: tuple[float, float],
-    vmin: float | None,
-    labels: Sequence[str] | None,
-    rows: Array,
-    cmap: str,
-    ylabel: str,
-) -> None:
-    """Rows of log density; what is below the colours has the lowest one."""
-    from matplotlib.colors import LogNorm
-    from matplotlib.ticker import MaxNLocator
-
-    values = np.stack([d.values for d in densities])
-    high = limits[1] / HEADROOM
-    low = limits[0] if vmin is not None else max(limits[0], high * 10.0**-DECADES)
-    drawn = axes.pcolormesh(
-        edges(densities[0].grid), edges(rows), np.maximum(values, low), cmap=cmap,
-        norm=LogNorm(low, high), rasterized=True, gid="evolution",
-    )  # fmt: skip
-    bar = axes.figure.colorbar(drawn, ax=axes, pad=0.02, aspect=25, extend="min")
-    bar.set_label("density", size=axes.xaxis.label.get_fontsize())
-    bar.ax.tick_params(labelsize=axes.yaxis.get_ticklabels()[0].get_fontsize(), width=0.6, length=2)
-    bar.outline.set_linewidth(0.5)
-    if labels is not None:
-        axes.set_yticks(rows, labels)
-    elif (rows == np.arange(rows.size)).all():
-        axes.yaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
-    axes.set_ylabel("" if labels is not None and ylabel == "checkpoint" else ylabel)
-
-
 def _finish(
     axes: Any,
-    axis: _Axis,
+    axis: Axis,
     limits: tuple[float, float] | None,
     handles: Sequence[Any],
     title: str | None,
@@ -451,7 +347,18 @@ def _finish(
         axes.set_yscale("log")
         axes.set_ylim(*limits)
         axes.set_ylabel("density")
+    _headed(axes, handles, title)
+
+
+def _headed(axes: Any, handles: Sequence[Any], title: str | None) -> None:
+    """Legend and title above the axes."""
     if handles:
-        legend_above(axes, list(handles))
+        legend_above(axes, list(handles), columns=2 if _short(handles) else 1)
     if title is not None:
-        axes.set_title(title, pad=(16 if len(handles) < 3 else 28) if handles else 6)
+        lines = 0 if not handles else -(-len(handles) // (2 if _short(handles) else 1))
+        axes.set_title(title, pad=6 + 11 * lines)
+
+
+def _short(handles: Sequence[Any]) -> bool:
+    """Whether the texts of a legend fit beside each other in a column-wide picture."""
+    return max(len(h.get_label()) for h in handles) <= 26

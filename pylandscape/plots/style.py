@@ -75,13 +75,17 @@ def own_style(own: bool) -> Iterator[None]:
         yield
 
 
-def new_axes(*, projection: str | None = None, height: float = 0.8) -> Axes:
-    """Axes of a fresh column-wide figure, `height` as a share of the width."""
+def new_axes(
+    *, projection: str | None = None, height: float = 0.8,
+    figsize: tuple[float, float] | None = None,
+) -> Axes:  # fmt: skip
+    """Axes of a fresh figure: column-wide, `height` as a share of the width, or of `figsize`."""
     import matplotlib.pyplot as plt
 
     # "compressed" gives colour bars the height of axes of a fixed aspect; it does not know 3-D.
     layout = "compressed" if projection is None else None
-    figure = plt.figure(figsize=(COLUMN_WIDTH, COLUMN_WIDTH * height), layout=layout)
+    size = (COLUMN_WIDTH, COLUMN_WIDTH * height) if figsize is None else check_figsize(figsize)
+    figure = plt.figure(figsize=size, layout=layout)
     axes = figure.add_subplot(projection=projection)
     if projection is None:
         layout_engine: Any = figure.get_layout_engine()
@@ -92,6 +96,17 @@ def new_axes(*, projection: str | None = None, height: float = 0.8) -> Axes:
     axes.tick_params(labelsize=STYLE["xtick.labelsize"], width=0.6, length=2.5)
     axes.locator_params(nbins=5)
     return axes
+
+
+def check_figsize(figsize: Any) -> tuple[float, float]:
+    """Two positive numbers, inches, or InvalidArgument."""
+    try:
+        width, height = (float(v) for v in figsize)
+    except (TypeError, ValueError):
+        width = height = 0.0
+    if not (0.0 < width < np.inf and 0.0 < height < np.inf):
+        raise InvalidArgument(f"figsize: expected (width, height) in inches, got {figsize!r}")
+    return width, height
 
 
 def save(axes: Axes, path: str | Path, *, dpi: int = 300) -> Path:
@@ -168,6 +183,13 @@ def nonfinite_handle(text: str) -> Any:
     return Patch(label=text, **{**_mark_style(), "linewidth": 0.4})
 
 
+def words_handle(text: str) -> Any:
+    """The legend's entry for words alone."""
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], linestyle="none", label=text)
+
+
 def nonfinite_text(values: NDArray[np.float64]) -> str:
     count = int((~np.isfinite(values)).sum())
     return f"not finite ({count} of {values.size} points)"
@@ -197,12 +219,13 @@ def legend_on_top(axes: Any, handles: list[Any]) -> None:
     )  # fmt: skip
 
 
-def keep_inside(axes: Any, title: str | None = None) -> None:
+def keep_inside(axes: Any, title: str | None = None, *, fixed: bool = False) -> None:
     """Bring every label of a figure of our own inside it: a layout knows the room that labels
     take beside the axes, but not that they can be longer than the axes.
 
     Long labels are broken before their units, then set smaller, down to 5.5 points; at last the
-    figure grows. The box of a 3-D picture is made smaller and moved, below its title.
+    figure grows, unless its size is `fixed`. The box of a 3-D picture is made smaller and moved,
+    below its title.
     """
     hidden = [a for a in axes.collections if a.get_visible()]
     for artist in hidden:  # what is slow to draw has no words
@@ -210,7 +233,7 @@ def keep_inside(axes: Any, title: str | None = None) -> None:
     try:
         if title is not None:
             _title_on_top(axes, title)
-        for remedy in (_broken, _smaller, _smaller, _taller):
+        for remedy in (_broken, _smaller, _smaller, *([] if fixed else [_taller])):
             over = _labels_outside(axes)
             for label, share in over:
                 remedy(label, share)

@@ -17,15 +17,20 @@ from . import (
     critical_set,
     curve,
     eigen_pairs,
+    fitness,
     flatness_table,
     foreign,
     grid_values,
     merge_trees,
     mode_connection,
     model_alignment,
+    patterns,
+    searches,
+    simple_models,
     spectra,
     surface,
     tracks,
+    ultrametric,
 )
 from . import walks as _walks
 
@@ -46,6 +51,13 @@ Result = (
     | model_alignment.ModelAlignment
     | flatness_table.Flatness
     | asymmetry_profiles.Asymmetry
+    | ultrametric.Ultrametricity
+    | fitness.FitnessDistance
+    | patterns.Pattern
+    | patterns.ConstructedPattern
+    | searches.GlobalSearch
+    | simple_models.VolumeLaw
+    | simple_models.Interpolator
 )
 
 

@@ -20,7 +20,9 @@ from ..arrays import edges as cell_edges
 from ..errors import InvalidArgument
 from ..files import store
 from .base import check_axis, draw
-from .eigen_pairs import EPS, EigenPairs, StoredRows, _numbers, _span, _SpectralResult
+from .eigen_pairs import EPS, SHOWN, EigenPairs, StoredRows, _numbers, _span, _SpectralResult
+from .estimates import Estimate
+from .sanity import EPS as EPSILONS
 from .smoothing import fine_edges, masses
 
 if TYPE_CHECKING:
@@ -28,9 +30,14 @@ if TYPE_CHECKING:
 
 
 MATRICES = ("hessian", "gauss_newton", "covariance")
+SIGMA2 = 1e-5  # of the kernel, Ghorbani et al.'s
 OUTCOMES = ("complete", "breakdown", "exhausted", "not finite", "stopped")
 GRID_POINTS, GRID_PAD = 10_000, 5.0  # padding in sigmas
 WEIGHT_TOLERANCE = 1e-8  # of the sum of a probe's weights
+BULK_SHARE, BULK_REACH = 0.9, 3.0  # the bulk reaches that many times as far as this share
+GAP = 1.5  # between the bulk and outliers: ratio of their distances from the median
+RESOLVED = 1e-2  # bound of a node over its magnitude, at most, that counts as an eigenvalue
+SAME = 1e-6  # of the largest magnitude: nodes of two probes that are one eigenvalue
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -81,8 +88,11 @@ class Spectrum(_SpectralResult):
         bounds: (k, m) float64: an eigenvalue lies within bounds[i, j] of nodes[i, j]; NaN where
             nodes are.
         n: order of the matrix.
-        sigma2: variance of the kernel of densities; see `variance`.
-        relative_sigma2: sigma2 is relative to the spectrum's width.
+        sigma2: variance of the kernel of densities; see `variance`. Pictures have a kernel of
+            their own unless one is chosen (`plot`).
+        relative_sigma2: sigma2 is multiplied by the spectrum's width, as in the code of Ghorbani
+            et al. and in PyHessian. (That scales the variance by the width, not by its square: a
+            matrix in other units has another density.)
         outcomes: k of "complete", "breakdown" (an invariant subspace: the quadrature is exact for
             this probe), "exhausted" (as many nodes as the matrix has dimensions), "not finite",
             "stopped".
@@ -99,7 +109,7 @@ class Spectrum(_SpectralResult):
     weights: Array
     bounds: Array
     n: int
-    sigma2: float = 1e-5
+    sigma2: float = SIGMA2
     relative_sigma2: bool = False
     outcomes: tuple[str, ...] = ()
     info: dict[str, Any] = None  # type: ignore[assignment]
@@ -175,10 +185,64 @@ class Spectrum(_SpectralResult):
         return self._variance(self.sigma2)
 
     @property
-    def trace(self) -> tuple[float, float]:
-        """tr A and its standard error over probes (NaN for one probe)."""
+    def trace(self) -> Estimate:
+        """tr A and its standard error over probes (NaN for one probe), as of `pylandscape.trace`;
+        unpacks into the two."""
         value, error = self.mean(lambda t: t)
-        return self.n * value, self.n * error
+        return Estimate(self.n * value, self.n * error, self.products, "lanczos")
+
+    def size(self, share: float) -> float:
+        """The size below which this share of the eigenvalues lies: |node|, or its bound where that
+        is larger, since nothing smaller is known of it."""
+        there = ~np.isnan(self.nodes)
+        sizes = np.maximum(np.abs(self.nodes[there]), self.bounds[there])
+        return _weighted_quantile(sizes, self.weights[there], share)
+
+    def resolved(self) -> tuple[Array, Array]:
+        """Eigenvalues that the probes found one by one, descending, and their bounds: (r,), (r,).
+
+        Nodes whose bound is at most 1 % of their magnitude, those of several probes merged where
+        they are one within their bounds. A multiple eigenvalue appears once. Bounds are not below
+        the rounding of the Lanczos basis.
+        """
+        there = ~np.isnan(self.nodes)
+        basis = (self.info.get("request") or {}).get("basis")
+        rounding = EPSILONS.get(str(basis), EPS) * float(np.abs(self.nodes[there]).max(initial=0.0))
+        values, bounds = self.nodes[there], np.maximum(self.bounds[there], rounding)
+        good = bounds <= RESOLVED * np.abs(values)
+        values, bounds = values[good], bounds[good]
+        order = np.argsort(-values, kind="stable")
+        same = SAME * float(np.abs(values).max(initial=0.0))
+        found: list[tuple[float, float]] = []
+        for value, bound in zip(values[order].tolist(), bounds[order].tolist(), strict=True):
+            if found and found[-1][0] - value <= found[-1][1] + bound + same:
+                found[-1] = min(found[-1], (value, bound), key=lambda pair: pair[1])
+            else:
+                found.append((value, bound))
+        pairs = np.array(found).reshape(-1, 2)
+        return pairs[:, 0], pairs[:, 1]
+
+    def outliers(self) -> tuple[Array, Array]:
+        """The `resolved` eigenvalues outside of the bulk, descending, and their bounds.
+
+        The bulk is around the median eigenvalue, 3 times as wide as what holds 90 % of the
+        spectrum, and goes on, on either side, as long as the next node is not more than 1.5 times
+        as far from the median as the one before: a tail without a gap belongs to it.
+        """
+        there = ~np.isnan(self.nodes)
+        nodes, weights = self.nodes[there], self.weights[there]
+        middle = _weighted_quantile(nodes, weights, 0.5)
+        width = _weighted_quantile(np.abs(nodes - middle), weights, BULK_SHARE)
+        edge = max(BULK_REACH * width, EPS * self.n * float(np.abs(nodes).max()))
+        values, bounds = self.resolved()
+        outside = np.zeros(values.size, dtype=bool)
+        for side in (-1.0, 1.0):
+            away = np.sort(side * (nodes - middle))
+            away = np.concatenate([[edge], away[away > edge]])
+            gaps = np.flatnonzero(away[1:] > GAP * away[:-1])
+            if gaps.size:
+                outside |= side * (values - middle) - bounds > away[gaps[0]]
+        return values[outside], bounds[outside]
 
     def mean(self, f: Callable[[Array], ArrayLike]) -> tuple[float, float]:
         """(1/n) tr f(A) and its standard error over probes (NaN for one probe).
@@ -249,6 +313,34 @@ class Spectrum(_SpectralResult):
         inside = masses(values, np.full(self.n, 1.0 / self.n), self.kernel_width(sigma2), edges)
         return Density(at, inside / np.diff(edges), np.zeros(at.size))
 
+    def picture_density(
+        self,
+        grid: ArrayLike,
+        width: float,
+        place: Callable[[Array], Array],
+        exact: ArrayLike | None = None,
+    ) -> Density:
+        """The density under a kernel that is equally wide everywhere in a picture.
+
+        phi(t) = place'(t) mean over probes of sum_j w_j N(place(t); place(l_j), width^2), as means
+        over cells: still one per unit of the eigenvalue, its integral 1.
+
+        Args:
+            grid: (q,) increasing.
+            width: of the kernel, a standard deviation in units of `place`.
+            place: increasing, from eigenvalues to places in the picture.
+            exact: (n,) all eigenvalues: their density, without errors.
+        """
+        at = check_axis(grid, "grid")
+        edges = cell_edges(at)
+        sizes, places = np.diff(edges), place(edges)
+        if exact is None:
+            inside, error = self._masses(places, width, place)
+            return Density(at, inside / sizes, error / sizes)
+        share = np.full(self.n, 1.0 / self.n)
+        inside = masses(place(self._exact(exact)), share, width, places)
+        return Density(at, inside / sizes, np.zeros(at.size))
+
     def compare(self, exact: ArrayLike, sigma2: float | None = None) -> float:
         """L1 distance, in [0, 2], to the exact spectrum smoothed by the same kernel.
 
@@ -274,8 +366,45 @@ class Spectrum(_SpectralResult):
         errors = [float(error.sum()) for _, _, error in self._fine(self.kernel_width(sigma2))]
         return float(np.sqrt(2.0 / np.pi) * sum(errors))
 
+    def table_columns(self) -> dict[str, Any]:
+        probe, at = np.nonzero(~np.isnan(self.nodes))
+        columns = {"node": self.nodes, "weight": self.weights, "bound": self.bounds}
+        return {"probe": probe, **{name: c[probe, at] for name, c in columns.items()}}
+
+    def facts(self) -> list[tuple[str, str]]:
+        """Order, probes, range, trace and outliers."""
+        k, m = self.nodes.shape
+        found = [("Spectrum", f"n = {self.n:,}, {k} probes of {m} steps")]
+        if np.isnan(self.nodes).all():
+            return found
+        found += [("range", _span(*self.extremes)), ("trace", repr(self.trace))]
+        values, _ = self.outliers()
+        few = [f"{v:.4g}" for v in values[:SHOWN]]
+        return [*found, ("outliers", ", ".join(few) + ", ..." * (values.size > SHOWN) or "none")]
+
     def plot(self, exact: ArrayLike | None = None, ax: Axes | None = None, **options: Any) -> Axes:
-        """Draw the density; `pylandscape.plots.spectra.plot_spectrum` lists the options."""
+        """Draw the log density with its outliers, and return the Axes.
+
+        Args:
+            exact: (n,) all eigenvalues: drawn as a histogram and under the same kernel.
+            ax: where; default a figure of its own.
+
+        Options:
+            width: of the kernel, its standard deviation as a share of the picture's width. By
+                default 0.5 %, so that a spectrum can be read whatever its scale.
+            sigma2: variance of the kernel in units of the eigenvalues instead (the paper's: 1e-5).
+                A sigma2 that was chosen with the spectrum is taken without this.
+            xscale: "linear" or "symlog" (linear near 0, logarithmic beyond); default "symlog"
+                where the ends are more than 30 times farther out than 90 % of the spectrum.
+            linthresh: end of the linear part of a symlog axis; default: half of the spectrum.
+            outliers: mark and list them (`outliers()`); default True.
+            band: shade one standard error over probes; default True.
+            bins: of the exact histogram; default 80.
+            xlim: the drawn eigenvalues; default all.
+            vmin, vmax: the drawn densities.
+            title: above the picture.
+            figsize: (width, height) of a figure of its own, in inches.
+        """
         axes: Axes = draw(self, exact, ax, **options)
         return axes
 
@@ -316,13 +445,18 @@ class Spectrum(_SpectralResult):
         chosen = self.sigma2 if sigma2 is None else check_sigma2(sigma2)
         return float(np.sqrt(self._variance(chosen)))
 
-    def _masses(self, edges: Array, sigma: float) -> tuple[Array, Array]:
-        """Masses in the cells: mean over probes, and its standard error (Welford's update)."""
+    def _masses(
+        self, edges: Array, sigma: float, place: Callable[[Array], Array] | None = None
+    ) -> tuple[Array, Array]:
+        """Masses in the cells: mean over probes, and its standard error (Welford's update).
+
+        place: from eigenvalues to the coordinate of edges and sigma; default the same.
+        """
         count = 0
         mean, squares = np.zeros(edges.size - 1), np.zeros(edges.size - 1)
         for nodes, weights in self._probes():
             count += 1
-            found = masses(nodes, weights, sigma, edges)
+            found = masses(nodes if place is None else place(nodes), weights, sigma, edges)
             delta = found - mean
             mean += delta / count
             squares += delta * (found - mean)
@@ -335,6 +469,12 @@ class Spectrum(_SpectralResult):
         nodes = [nodes for nodes, _ in self._probes()]
         for edges in fine_edges(np.concatenate([*nodes, *others]), sigma):
             yield edges, *self._masses(edges, sigma)
+
+
+def _weighted_quantile(values: Array, weights: Array, share: float) -> float:
+    order = np.argsort(values)
+    reached = np.cumsum(weights[order]) / weights.sum()
+    return float(values[order[min(int(np.searchsorted(reached, share)), values.size - 1)]])
 
 
 def check_sigma2(sigma2: Any) -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +36,9 @@ BATCHNORM_NOTE = (
     "BatchNorm statistics were not recomputed between the solutions (bn='eval'): the loss between "
     "them can look far higher than it is; bn='recompute' recomputes them at every point"
 )
+
+
+SLICES = ("line", "plane", "grid")  # kinds that have a centre; the others lie between solutions
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,8 @@ def evaluate_grid(
     def prepare() -> Evaluate:
         if measure is not None:
             return measure.prepare()
-        return land.prepare(asked.vectors, metrics=chosen, theta=asked.base)
+        between = asked.kind not in SLICES
+        return land.prepare(asked.vectors, metrics=chosen, theta=asked.base, between=between)
 
     def run(journal: Journal | None) -> Curve | Surface | Grid:
         started = time.perf_counter()
@@ -187,15 +191,18 @@ def _info(
         "has_batchnorm": land.has_batchnorm,
         "dtype": str(asked.base.dtype).removeprefix("torch."),
         "n_params": land.n_params,
+        "samples": land.dataset.size,
         "notes": [],
     }
+    if land.dataset.subset is not None:
+        info["subset"] = asdict(land.dataset.subset)
     mismatch = land.slope_note()
     if mismatch is not None:
         info["slope_mismatch"] = mismatch
     negative = running_statistics.negative(land.moved, asked.base, asked.vectors)
     if negative is not None:
         info["negative_variance"] = int(negative(asked.coefficients).sum())
-    if asked.kind not in ("line", "plane", "grid"):
+    if asked.kind not in SLICES:
         distances = _distances(vectors)
         info["vertex_losses"] = land.losses(points=asked.vectors)
         info["vertex_norms"] = norms

@@ -23,7 +23,8 @@ from ..errors import InvalidArgument
 from ..results.base import check_axis
 from ..results.curve import Curve
 from ..results.grid_values import Grid
-from ..results.surface import Surface, barycentric_weights, bilinear_weights
+from ..results.mixtures import barycentric_weights, bilinear_weights
+from ..results.surface import Surface
 from ..runs.request import Metric
 from ..theta import running_statistics
 from ..theta.checkpoints import MODELS
@@ -63,7 +64,9 @@ def line(
         path: HDF5 file to write. A run that was killed goes on where it stopped when the same call
             is made again; a finished file of the same call is loaded. While it runs, `path +
             ".journal"` holds what is done.
-        metrics: "loss", "accuracy" or callables metric(outputs, targets) over the whole data; the
+        metrics: "loss", "accuracy", errors from the data ("standard_error" of L,
+            "difference_standard_error" of L minus the centre's, "subset_error" of a subset against
+            all: theta/sampling.py), or callables metric(outputs, targets) over the whole data; the
             loss is always among them.
         progress: show a bar on stderr.
         theta: centre: (n,), a module, a state dict, or the path of a checkpoint; default the
@@ -220,7 +223,8 @@ def interpolate(
             array (n,); with bn="interpolate", of what has running statistics: the first three.
         x: alpha; y: beta, for three and four vertices: (min, max, n) or increasing arrays, by
             default (0, 1, 25) each.
-        The others are those of `line`.
+        The others are those of `line`; "difference_standard_error" is that of L minus the same
+            mixture of the vertices' losses, which a barrier is the largest of.
 
     Returns:
         A Curve of kind "interpolation", or a Surface of kind "barycentric" or "bilinear". `info`

@@ -9,6 +9,7 @@ snapshot        the copy of the module that an engine moves, and `State`, which 
                 forward pass changed; checkpoints: files of state dicts
 naming, source_code, identity   whose numbers these are: what a request records of L
 random_source   every draw of the spectral path
+sampling        errors of L from the data: what they are, and of what there are none
 
 The way goes on in lowering/ (the module becomes a program) and engines/ (who answers).
 """

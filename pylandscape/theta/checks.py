@@ -11,15 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InvalidArgument, out_of_memory
+from . import sampling
 from .checkpoints import without_wrappers
 from .data import Batch, Dataset
 from .layout import ParameterLayout
+from .losses import WITH_ACCURACY
 
 Metric = str | Callable[[Tensor, Tensor], Any]
 
 _BN_MODES = ("eval", "recompute", "batch", "interpolate")
 _ENGINES = ("auto", "native", "torch")
-_WITH_ACCURACY = ("cross_entropy", "nll", "bce_with_logits")
 
 
 def check_choices(
@@ -135,6 +136,18 @@ def batch_weights(weight: Any, dataset: Dataset) -> tuple[float, ...]:
     return tuple(values)
 
 
+def check_subset(samples: Any, seed: Any, weight: Any) -> None:
+    """Whether ``samples``, ``seed`` and ``weight`` go together; their values: `Dataset`."""
+    if samples is None:
+        if seed != 0:
+            raise InvalidArgument(f"seed: expected only together with samples=, got {seed!r}")
+    elif weight is not None and not callable(weight):
+        raise InvalidArgument(
+            "weight: expected a function of the batch together with samples=, whose batches are "
+            f"others, got {type(weight).__name__}"
+        )
+
+
 def own_names(params: Sequence[str] | None) -> Sequence[str] | None:
     """Name patterns without what DataParallel and torch.compile put in front."""
     if params is None or isinstance(params, str):
@@ -152,16 +165,17 @@ def chosen_metrics(metrics: Metric | Sequence[Metric], loss: Any) -> tuple[Metri
     """The metrics, each of which this loss can give."""
     chosen = (metrics,) if isinstance(metrics, str) or callable(metrics) else tuple(metrics)
     for metric in chosen:
-        if not (callable(metric) or metric in ("loss", "accuracy")):
+        if not (callable(metric) or metric in ("loss", "accuracy", *sampling.METRICS)):
             raise InvalidArgument(
-                f"metrics: expected 'loss', 'accuracy' or a callable, got {metric!r}"
+                f"metrics: expected 'loss', 'accuracy', {', '.join(map(repr, sampling.METRICS))} "
+                f"or a callable, got {metric!r}"
             )
         if callable(metric) and not hasattr(metric, "__name__"):
             raise InvalidArgument(
                 "metrics: expected a callable with a __name__ (its key in the result), got "
                 f"{type(metric).__name__}"
             )
-    if "accuracy" in chosen and getattr(loss, "kind", None) not in _WITH_ACCURACY:
+    if "accuracy" in chosen and getattr(loss, "kind", None) not in WITH_ACCURACY:
         raise InvalidArgument(
             "metrics: 'accuracy' needs one of the losses cross_entropy, nll and "
             f"bce_with_logits, got {loss.name!r}; pass a callable metric instead"

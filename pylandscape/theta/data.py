@@ -22,8 +22,10 @@ from torch.utils.data import (
 )
 from torch.utils.data import Dataset as TorchDataset
 
+from ..arguments import integer
 from ..arrays import digest_of_all
 from ..errors import InvalidArgument, out_of_memory, wrapping
+from .random_source import SUBSET, fill
 
 _ROWS = 1_000  # of a Dataset, in a batch
 _MOST_BATCHES = 1_000_000  # of an iterable that does not tell its length
@@ -77,6 +79,25 @@ class Batch:
         return list(found.values())
 
 
+@dataclass(frozen=True)
+class Subset:
+    """A random subset of the data without replacement: ``samples`` of ``of``, drawn with
+    ``seed``."""
+
+    samples: int
+    of: int
+    seed: int
+
+    def rows(self) -> Tensor:
+        """(samples,) which ones, ascending."""
+        drawn = torch.empty(self.of)
+        fill(drawn, self.seed, SUBSET)
+        return torch.argsort(drawn, stable=True)[: self.samples].sort().values
+
+    def __str__(self) -> str:
+        return f"{self.samples:,} of {self.of:,} samples, drawn with seed {self.seed}"
+
+
 @contextmanager
 def untouched_random_state(device: torch.device | None = None) -> Iterator[None]:
     """Runs user code without moving torch's global generators."""
@@ -96,6 +117,9 @@ class Dataset:
         device, move: tensors must be on this device, unless they may be moved there.
         max_batches: the first so many are read, and no more.
 
+        samples, seed: how many rows are kept, a random subset in the order of the data; batches
+            stay apart, those without a row are left out. ``subset`` says so, None for all.
+
     Attributes:
         notes: what a user may not expect of how the data were read, as parts of a sentence.
 
@@ -114,6 +138,8 @@ class Dataset:
         device: torch.device,
         move: bool,
         max_batches: int | None = None,
+        samples: int | None = None,
+        seed: int = 0,
     ) -> None:
         pairs = targets is not None
         with untouched_random_state():
@@ -129,10 +155,30 @@ class Dataset:
         self.size = sum(batch.size for batch in self.batches)
         if self.size == 0:
             raise InvalidArgument("data: expected at least one sample, got none")
-        self.digest = digest_of_all(batch.raw for batch in self.batches)
         self.notes = () if whole else _notes(data, len(raw))
         if pairs and any(b.inputs is b.target for b in self.batches):
             self.notes += ("the inputs are their own targets",)
+        self.subset: Subset | None = None
+        if samples is not None:
+            self.subset = Subset(integer(samples, "samples", 1), self.size, integer(seed, "seed"))
+            if self.subset.samples > self.size:
+                raise InvalidArgument(
+                    f"samples: expected at most the {self.size} of the data, got {samples}"
+                )
+            self.batches = self._drawn(self.subset, targets)
+            self.size = self.subset.samples
+        self.digest = digest_of_all(batch.raw for batch in self.batches)
+
+    def _drawn(self, subset: Subset, targets: str | None) -> list[Batch]:
+        rows, start = subset.rows(), 0
+        found: list[Batch] = []
+        for index, batch in enumerate(self.batches):
+            own = rows[(rows >= start) & (rows < start + batch.size)] - start
+            start += batch.size
+            if len(own):
+                raw = _rows_of(batch.raw, own, batch.size, index)
+                found.append(_batch(raw, len(found), targets))
+        return found
 
     def tensors(self) -> tuple[Tensor, Tensor] | None:
         """All inputs and targets, concatenated; None where batches are not plain tensor pairs."""
@@ -403,6 +449,38 @@ def _instead(item: Any) -> str:
     if isinstance(item, tuple | list) and all(isinstance(v, int | float) for v in item):
         return "; pass torch.tensor(...) of it"
     return ""
+
+
+def _rows_of(item: Any, rows: Tensor, size: int, index: int, each: bool = False) -> Any:
+    """Some of the rows of a batch of ``size`` samples; ``each``: several rows may belong to one
+    sample (targets of tokens). What is no tensor and no list of one thing per sample stays."""
+    if len(rows) == size:
+        return item
+    if isinstance(item, Tensor):
+        if item.dim() == 0:
+            return item
+        count = len(item) if item.layout == torch.strided else -1
+        if count != size and not (each and count > 0 and count % size == 0):
+            raise InvalidArgument(
+                f"samples: expected data with a row for each sample, but batch {index} has "
+                f"{size} samples and a tensor of shape {tuple(item.shape)}"
+            )
+        grouped = item.detach().view(size, count // size, *item.shape[1:])
+        taken = grouped.index_select(0, rows.to(item.device)).flatten(0, 1)
+        return taken.requires_grad_(item.requires_grad)
+    if isinstance(item, Mapping):
+        return {key: _rows_of(value, rows, size, index) for key, value in item.items()}
+    if isinstance(item, tuple | list):
+        if leading_size(item) is None and len(item) == size:
+            taken_parts = [item[i] for i in rows.tolist()]
+        else:
+            last = len(item) - 1 if len(item) == 2 else None  # the target of a pair
+            taken_parts = [
+                _rows_of(value, rows, size, index, i == last) for i, value in enumerate(item)
+            ]
+        named = hasattr(item, "_fields")
+        return type(item)(*taken_parts) if named else type(item)(taken_parts)
+    return item
 
 
 def leading_size(item: Any) -> int | None:

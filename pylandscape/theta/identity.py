@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Protocol
 
@@ -56,7 +57,7 @@ def of_landscape(land: Asked, state: str) -> dict[str, Any]:
         about |= {
             "reduction": spec.reduction, "ignore_index": spec.ignore_index,
             "label_smoothing": spec.label_smoothing,
-        }  # fmt: skip
+        } | spec.numbers  # fmt: skip
         for name, weight in (("weight", spec.weight), ("pos_weight", spec.pos_weight)):
             about[name] = None if weight is None else digest(weight)
     else:
@@ -79,6 +80,8 @@ def of_landscape(land: Asked, state: str) -> dict[str, Any]:
         "has_batchnorm": land.has_batchnorm,
         "loss": about | loss.parts,
     }
+    if land.dataset.subset is not None:
+        found["subset"] = asdict(land.dataset.subset)
     hidden = [f"model: {each}" for each in model.opaque]
     hidden += [f"loss: {each}" for each in loss.opaque]
     if not all(is_plain(batch.raw) for batch in land.dataset.batches):

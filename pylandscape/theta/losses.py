@@ -120,7 +120,7 @@ def metric_name(metric: Any) -> str:
 
 @dataclass(frozen=True)
 class KnownLoss:
-    """kind: "cross_entropy", "nll", "mse" or "bce_with_logits"; the rest as in torch.nn."""
+    """kind: one of `NAMES`; the rest as in torch.nn. ``delta`` is smooth_l1's beta too."""
 
     kind: str
     reduction: str = "mean"
@@ -128,6 +128,11 @@ class KnownLoss:
     ignore_index: int = -100
     label_smoothing: float = 0.0
     pos_weight: Tensor | None = None
+    delta: float = 1.0  # huber, smooth_l1
+    log_target: bool = False  # kl_div
+    log_input: bool = True  # poisson_nll, and the next two
+    full: bool = False
+    eps: float = 1e-8
 
     @property
     def name(self) -> str:
@@ -138,8 +143,23 @@ class KnownLoss:
         """What its targets are: "classes" or "values" of the outputs' shape."""
         return "classes" if self.kind in ("cross_entropy", "nll") else "values"
 
-    def total(self, outputs: Tensor, target: Tensor) -> Tensor:
-        """The sum of the terms: a float64 scalar, differentiable in ``outputs``."""
+    @property
+    def classifies(self) -> bool:
+        """Whether its outputs choose classes: there is an accuracy."""
+        return self.kind in WITH_ACCURACY
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """The numbers of the kind's own that its value depends on."""
+        own = {
+            "huber": ("delta",), "smooth_l1": ("delta",), "kl_div": ("log_target",),
+            "poisson_nll": ("log_input", "full", "eps"),
+        }  # fmt: skip
+        return {name: float(getattr(self, name)) for name in own.get(self.kind, ())}
+
+    def total(self, outputs: Tensor, target: Tensor, reduction: str = "sum") -> Tensor:
+        """The sum of the terms: a float64 scalar, differentiable in ``outputs``; with "none", the
+        terms, as torch shapes them."""
         x = outputs.double()
         weight = None if self.weight is None else self.weight.to(x)
         if self.kind == "cross_entropy":
@@ -149,12 +169,12 @@ class KnownLoss:
                 y,
                 weight=weight,
                 ignore_index=self.ignore_index,
-                reduction="sum",
+                reduction=reduction,
                 label_smoothing=self.label_smoothing,
             )
         if self.kind == "nll":
             return F.nll_loss(
-                x, target, weight=weight, ignore_index=self.ignore_index, reduction="sum"
+                x, target, weight=weight, ignore_index=self.ignore_index, reduction=reduction
             )
         if outputs.shape != target.shape:
             raise InvalidArgument(
@@ -162,11 +182,51 @@ class KnownLoss:
                 f"{tuple(outputs.shape)}, got {tuple(target.shape)}{_reshaped(outputs, target)}"
             )
         if self.kind == "mse":
-            return F.mse_loss(x, target.double(), reduction="sum")
+            return F.mse_loss(x, target.double(), reduction=reduction)
+        if self.kind in _OF_PAIRS:
+            return self._of_pairs(x, target.double(), weight, reduction)
         pos_weight = None if self.pos_weight is None else self.pos_weight.to(x)
         return F.binary_cross_entropy_with_logits(
-            x, target.double(), weight=weight, pos_weight=pos_weight, reduction="sum"
+            x, target.double(), weight=weight, pos_weight=pos_weight, reduction=reduction
         )
+
+    def _of_pairs(self, x: Tensor, y: Tensor, weight: Tensor | None, reduction: str) -> Tensor:
+        if self.kind == "l1":
+            return F.l1_loss(x, y, reduction=reduction)
+        if self.kind == "smooth_l1":
+            return F.smooth_l1_loss(x, y, reduction=reduction, beta=self.delta)
+        if self.kind == "huber":
+            return F.huber_loss(x, y, reduction=reduction, delta=self.delta)
+        if self.kind == "bce":
+            return F.binary_cross_entropy(x, y, weight=weight, reduction=reduction)
+        if self.kind == "kl_div":
+            return F.kl_div(x, y, reduction=reduction, log_target=self.log_target)
+        return F.poisson_nll_loss(
+            x, y, log_input=self.log_input, full=self.full, eps=self.eps, reduction=reduction
+        )
+
+    def sample_totals(self, outputs: Tensor, target: Tensor, samples: int) -> Tensor:
+        """(samples,) float64: each one's sum of terms; they add up to `total`."""
+        terms = self.total(outputs, target, "none")
+        if terms.dim() == 0 or len(terms) % samples:
+            raise InvalidArgument(
+                f"metrics: errors from the data need outputs with rows for each of the {samples} "
+                f"samples, got losses of shape {tuple(terms.shape)}"
+            )
+        return terms.reshape(samples, -1).sum(1)
+
+    def sample_shares(self, target: Tensor, samples: int) -> Tensor:
+        """(samples,) float64: each one's part of `denominator`; under "sum", 1 / samples."""
+        even = torch.ones(samples, dtype=torch.float64, device=target.device)
+        if self.kind in ("cross_entropy", "nll") and self.reduction != "sum":
+            if target.is_floating_point():
+                return even * (target.numel() // target.shape[1] / samples)
+            counted = (target != self.ignore_index).double()
+            if self.weight is not None:
+                own = self.weight.double().to(target.device)
+                counted = counted * own[target.clamp(0, len(own) - 1)]
+            return counted.reshape(samples, -1).sum(1)
+        return even * (self.denominator(target, tuple(target.shape)) / samples)
 
     def denominator(self, target: Tensor, outputs_shape: tuple[int, ...]) -> float:
         """What the sum is divided by under "mean"; 1 under "sum"."""
@@ -179,14 +239,17 @@ class KnownLoss:
             if self.weight is None:
                 return float(counted.numel())
             return float(self.weight.double().to(target.device)[counted].sum())
-        return float(target.numel())
+        return float(len(target) if self.reduction == "batchmean" else target.numel())
 
     def correct(self, outputs: Tensor, target: Tensor) -> tuple[int, int]:
         """How many targets the outputs hit, and of how many."""
-        if self.kind == "mse":
-            raise InvalidArgument("metrics: 'accuracy' needs a classification loss, got mse")
-        if self.kind == "bce_with_logits":
-            return int(((outputs > 0) == (target > 0.5)).sum()), target.numel()
+        if not self.classifies:
+            raise InvalidArgument(
+                f"metrics: 'accuracy' needs a classification loss, got {self.kind}"
+            )
+        if self.kind in ("bce_with_logits", "bce"):
+            above = outputs > (0.5 if self.kind == "bce" else 0)
+            return int((above == (target > 0.5)).sum()), target.numel()
         best = outputs.argmax(dim=1)
         if target.is_floating_point():
             return int((best == target.argmax(dim=1)).sum()), best.numel()
@@ -218,29 +281,38 @@ _FUNCTIONS: dict[Any, str] = {
     F.nll_loss: "nll",
     F.mse_loss: "mse",
     F.binary_cross_entropy_with_logits: "bce_with_logits",
+    F.l1_loss: "l1",
+    F.smooth_l1_loss: "smooth_l1",
+    F.huber_loss: "huber",
+    F.binary_cross_entropy: "bce",
+    F.kl_div: "kl_div",
+    F.poisson_nll_loss: "poisson_nll",
 }
-_NAMES = ("cross_entropy", "nll", "mse", "bce_with_logits")
+_OF_PAIRS = ("l1", "smooth_l1", "huber", "bce", "kl_div", "poisson_nll")
+NAMES = ("cross_entropy", "nll", "mse", "bce_with_logits", *_OF_PAIRS)
+WITH_ACCURACY = ("cross_entropy", "nll", "bce_with_logits", "bce")
 
 
 def resolve_loss(loss: Any) -> KnownLoss | FreeLoss:
     """The loss as one that both engines know, or as a free function. A class of torch.nn stands
     for its instance with default options.
 
-    Accepts the names "cross_entropy", "nll", "mse", "bce_with_logits"; the functions of
-    torch.nn.functional; instances of nn.CrossEntropyLoss, NLLLoss, MSELoss, BCEWithLogitsLoss; any
-    other callable of (outputs, target).
+    Accepts the names "cross_entropy", "nll", "mse", "bce_with_logits", "l1", "smooth_l1", "huber",
+    "bce", "kl_div", "poisson_nll"; the functions of torch.nn.functional; instances of the classes
+    of torch.nn with these losses; any other callable of (outputs, target).
     """
     if isinstance(loss, KnownLoss | FreeLoss):
         return loss
     if isinstance(loss, str):
-        if loss not in _NAMES:
-            raise InvalidArgument(f"loss: expected one of {', '.join(_NAMES)}, got {loss!r}")
+        if loss not in NAMES:
+            raise InvalidArgument(f"loss: expected one of {', '.join(NAMES)}, got {loss!r}")
         return KnownLoss(loss)
     if isinstance(loss, type) and issubclass(loss, nn.Module):
         loss = _instance(loss)
     known = _from_module(loss)
     if known is not None:
-        if known.reduction not in ("mean", "sum"):
+        means = ("mean", "batchmean") if known.kind == "kl_div" else ("mean",)
+        if known.reduction not in (*means, "sum"):
             raise InvalidArgument(
                 f"loss: expected reduction 'mean' or 'sum', got {known.reduction!r}"
             )
@@ -258,18 +330,6 @@ def resolve_loss(loss: Any) -> KnownLoss | FreeLoss:
 
 # torch.nn losses that run as they are, by how near they are to one that is compiled.
 _NEAR: dict[str, str] = {
-    "HuberLoss": "not compiled; of smooth losses of a residual, only MSELoss is",
-    "SmoothL1Loss": "not compiled; of smooth losses of a residual, only MSELoss is",
-    "L1Loss": "not compiled; of losses of a residual, only MSELoss is",
-    "BCELoss": (
-        "not compiled: drop the model's last sigmoid and use BCEWithLogitsLoss, which is the same "
-        "function and compiled"
-    ),
-    "KLDivLoss": (
-        "not compiled: CrossEntropyLoss of the logits, with the same probabilities as targets, "
-        "differs from its 'batchmean' by a constant and is compiled"
-    ),
-    "PoissonNLLLoss": "not compiled; no compiled loss is near it",
     "GaussianNLLLoss": "not compiled; no compiled loss is near it",
     "MultiLabelSoftMarginLoss": (
         "not compiled: BCEWithLogitsLoss with the same targets is the same function and compiled"
@@ -281,18 +341,15 @@ _NEAR: dict[str, str] = {
     "MultiMarginLoss": "not compiled; CrossEntropyLoss takes the same targets and is",
 }
 _NEAR_FUNCTIONS = {
-    "huber_loss": "HuberLoss",
-    "smooth_l1_loss": "SmoothL1Loss",
-    "l1_loss": "L1Loss",
-    "binary_cross_entropy": "BCELoss",
-    "kl_div": "KLDivLoss",
-    "poisson_nll_loss": "PoissonNLLLoss",
     "gaussian_nll_loss": "GaussianNLLLoss",
     "multilabel_soft_margin_loss": "MultiLabelSoftMarginLoss",
     "soft_margin_loss": "SoftMarginLoss",
     "multi_margin_loss": "MultiMarginLoss",
 }
-_KNOWN_MODULES = (nn.CrossEntropyLoss, nn.NLLLoss, nn.MSELoss, nn.BCEWithLogitsLoss)
+_KNOWN_MODULES = (
+    nn.CrossEntropyLoss, nn.NLLLoss, nn.MSELoss, nn.BCEWithLogitsLoss, nn.L1Loss, nn.SmoothL1Loss,
+    nn.HuberLoss, nn.BCELoss, nn.KLDivLoss, nn.PoissonNLLLoss,
+)  # fmt: skip
 
 
 def why_free(loss: Any) -> str:
@@ -353,6 +410,24 @@ def _from_module(loss: Any) -> KnownLoss | None:
             loss.reduction,
             _copy(loss.weight),
             pos_weight=_copy(loss.pos_weight),
+        )
+    if type(loss) is nn.L1Loss:
+        return KnownLoss("l1", loss.reduction)
+    if type(loss) is nn.SmoothL1Loss:
+        return KnownLoss("smooth_l1", loss.reduction, delta=float(loss.beta))
+    if type(loss) is nn.HuberLoss:
+        return KnownLoss("huber", loss.reduction, delta=float(loss.delta))
+    if type(loss) is nn.BCELoss:
+        return KnownLoss("bce", loss.reduction, _copy(loss.weight))
+    if type(loss) is nn.KLDivLoss:
+        return KnownLoss("kl_div", loss.reduction, log_target=bool(loss.log_target))
+    if type(loss) is nn.PoissonNLLLoss:
+        return KnownLoss(
+            "poisson_nll",
+            loss.reduction,
+            log_input=bool(loss.log_input),
+            full=bool(loss.full),
+            eps=float(loss.eps),
         )
     return None
 

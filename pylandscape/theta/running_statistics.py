@@ -30,7 +30,7 @@ from .checkpoints import MODELS, fitted, tensors_of
 from .layout import ParameterEntry, ParameterLayout
 
 if TYPE_CHECKING:
-    from .space import Space
+    from .space import Problem, Space
 
 KIND = "statistic"
 _BUFFERS = ("running_mean", "running_var")
@@ -168,6 +168,13 @@ def foreign_buffers(land: Space, value: Any, name: str) -> dict[str, Tensor]:
                 "landscape of that model"
             )
     return foreign
+
+
+def nothing_recomputed(land: Problem) -> list[str]:
+    """A sentence where bn="recompute" was asked for and the model has no batch norm; else none."""
+    if land.bn != "recompute" or land.has_batchnorm:
+        return []
+    return ["bn='recompute' was asked for, but the model has no batch norm: nothing is recomputed"]
 
 
 def _like(own: Tensor, other: Any, key: str, name: str) -> Tensor:

@@ -384,7 +384,7 @@ def _clip(clip: Any) -> float | None:
 
 def _metrics(land: Landscape, metrics: Any) -> tuple[Any, ...]:
     if metrics is None:
-        with_accuracy = getattr(land.loss_spec, "kind", "mse") != "mse"
+        with_accuracy = getattr(land.loss_spec, "classifies", False)
         return ("loss", "accuracy") if with_accuracy else ("loss",)
     given = (metrics,) if isinstance(metrics, str) or callable(metrics) else tuple(metrics)
     if not given:

@@ -18,6 +18,8 @@ from .sources import Array
 if TYPE_CHECKING:
     from ..landscape import Landscape
 
+BLOCK_BYTES = 64 << 20  # of all models' answers that are compared at once
+
 
 def functional_distance(land: Landscape, a: Any, b: Any) -> FunctionalDistance:
     """The functional distance of two points (models, state dicts, paths of checkpoints, vectors),
@@ -33,18 +35,41 @@ def functional_distance(land: Landscape, a: Any, b: Any) -> FunctionalDistance:
 
 def compare(land: Landscape, first: Tensor, second: Tensor, target: Tensor) -> FunctionalDistance:
     """The same from the outputs of both over all data, and the targets."""
-    p, q = _answers(land, first), _answers(land, second)
-    apart = (p - q).reshape(len(p), -1)
-    labels = float("nan")
-    differ = _labels(land, first) != _labels(land, second) if _classes(land) else None
-    counts = torch.ones(len(apart), dtype=torch.bool)
-    if differ is not None and not target.is_floating_point():  # ignored tokens do not count
-        counts = target.reshape(-1) != getattr(land.loss_spec, "ignore_index", -100)
-        differ = differ.reshape(-1)[counts]
-    if differ is not None:
-        labels = float(differ.double().mean())
-    square = float((apart[counts] ** 2).sum(dim=1).mean())
-    return FunctionalDistance(square**0.5, square, labels)
+    distances, disagreements = compare_all(land, [first, second], target)
+    distance = float(distances[0, 1])
+    return FunctionalDistance(distance, distance**2, float(disagreements[0, 1]))
+
+
+def compare_all(land: Landscape, outputs: Sequence[Tensor], target: Tensor) -> tuple[Array, Array]:
+    """Functional distances and shares of disagreement (P, P) of all pairs of outputs over all data;
+    the answers of each are made once, block of samples by block."""
+    count = len(outputs)
+    squares, differ = np.zeros((2, count, count))
+    seen, compared = 0, 0
+    width = 8 * count * max(1, outputs[0][:1].numel())
+    rows = max(1, BLOCK_BYTES // width)
+    for first in range(0, len(outputs[0]), rows):
+        block = [x[first : first + rows] for x in outputs]
+        wanted = target[first : first + rows]
+        answers = [_answers(land, x) for x in block]
+        flat = torch.stack([p.reshape(len(p), -1) for p in answers])
+        counts = None
+        if _classes(land) and not wanted.is_floating_point():  # ignored tokens do not count
+            counts = wanted.reshape(-1) != getattr(land.loss_spec, "ignore_index", -100)
+            flat = flat[:, counts]
+        seen += flat.shape[1]
+        for i in range(1, count):
+            squares[i, :i] += ((flat[:i] - flat[i]) ** 2).sum(dim=(1, 2)).numpy()
+        if _classes(land):
+            labels = torch.stack([_labels(land, x).reshape(-1) for x in block])
+            labels = labels if counts is None else labels[:, counts]
+            compared += labels.shape[1]
+            for i in range(1, count):
+                differ[i, :i] += (labels[:i] != labels[i]).sum(dim=1).numpy()
+    with np.errstate(invalid="ignore", divide="ignore"):
+        distances = np.sqrt((squares + squares.T) / np.float64(seen))
+        disagreements = (differ + differ.T) / np.float64(compared)
+    return distances, disagreements if _classes(land) else np.full((count, count), np.nan)
 
 
 def agreement(land: Landscape, models: Sequence[Any]) -> Agreement:

@@ -15,8 +15,9 @@ int OpList::pool(int x, cpu::Pool mode, int64_t channels, std::vector<int64_t> b
     require(bounds[o] - bounds[o - 1] >= (sum ? 0 : 1), "pool: an empty window");
   for (const int64_t i : index)
     require(i >= 0 && i < in_features(x) / channels, "pool: index out of range");
-  require(factor.empty() || (sum && factor.size() + 1 == bounds.size()),
-          "pool: factors are for sums, one per output");
+  require(factor.empty() ||
+              (sum && (factor.size() + 1 == bounds.size() || factor.size() == index.size())),
+          "pool: factors are for sums, one per output or one per tap");
   Op op(OpKind::kPool, {x});
   op.pool = mode, op.k = channels;
   const int64_t outputs = static_cast<int64_t>(bounds.size()) - 1;

@@ -19,7 +19,7 @@ def accuracy(outputs: Tensor, target: Tensor) -> float:
 
 def correct(spec: KnownLoss | FreeLoss, outputs: Any, target: Any) -> tuple[float, float]:
     """How many targets the outputs hit, and of how many; (0, 0) where these are no classes."""
-    if isinstance(spec, KnownLoss) and spec.kind != "mse":
+    if isinstance(spec, KnownLoss) and spec.classifies:
         hit, of = spec.correct(outputs, target)
         return float(hit), float(of)
     rows = isinstance(outputs, Tensor) and isinstance(target, Tensor) and outputs.dim() == 2

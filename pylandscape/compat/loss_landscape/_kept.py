@@ -69,7 +69,9 @@ def compiled(net: nn.Module, criterion: Any, loader: Any) -> tuple[Point | None,
     spec = resolve_loss(criterion)
     if not isinstance(spec, KnownLoss):
         return None, f"the loss {spec.name!r} is Python code"
-    scalars = (spec.kind, spec.reduction, spec.ignore_index, spec.label_smoothing)
+    scalars = (
+        spec.kind, spec.reduction, spec.ignore_index, spec.label_smoothing, spec.numbers,
+    )  # fmt: skip
     weights = [w for w in (spec.weight, spec.pos_weight) if w is not None]
     now = _Kept(
         f"{net!r} {scalars} {[p.dtype for p in net.parameters()]}",

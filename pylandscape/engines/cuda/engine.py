@@ -27,6 +27,7 @@ from ...errors import NotLowered
 from ...lowering.build import Data
 from ...lowering.capture import check_traceable
 from ...lowering.loss import loss_tensors
+from ...theta import sampling
 from ...theta.checks import as_coefficients
 from ...theta.losses import metric_name
 from .. import native as engine_native
@@ -74,6 +75,7 @@ class CudaEngine:
     ) -> None:
         self.how, self.ops, self.instruction_set = native.how, native.ops, instruction_set
         self.program, self.dtype, self.device = native.program, data.dtype, device
+        self.loss = loss
         self.kernels, self.shared_limit, self.recorder = kernels, shared_limit, recorder
         self.wide_bytes = _WIDE_BYTES
         self.mixes: bool = self.program.mixes  # whether samples depend on their batch
@@ -95,10 +97,22 @@ class CudaEngine:
         self.loss_plan = torch.frombuffer(bytearray(plan), dtype=torch.uint8)
         self.derivatives = AtTheta(self, memory)
 
-    def prepare(self, theta: Tensor, directions: Tensor, metrics: Sequence[Any]) -> Evaluate:
-        """A function of coefficients (g, k) to {metric: (g,)} along directions (k, n)."""
-        evaluate, k = self._evaluator(self.ask(theta, directions), metrics), len(directions)
-        return lambda coefficients: evaluate(as_coefficients(coefficients, k))
+    def prepare(
+        self, theta: Tensor, directions: Tensor, metrics: Sequence[Any], between: bool = False
+    ) -> Evaluate:
+        """A function of coefficients (g, k) to {metric: (g,)} along directions (k, n).
+
+        The samples' own losses are torch's, of the program's outputs, point by point.
+        """
+        k = len(directions)
+        against = sampling.references(k, between)
+        evaluate = self._evaluator(self.ask(theta, directions), metrics, against)
+
+        def at(coefficients: np.ndarray) -> dict[str, np.ndarray]:
+            c = as_coefficients(coefficients, k)
+            return evaluate(c, sampling.mixture(c, between))
+
+        return at
 
     def prepare_points(self, metrics: Sequence[Any]) -> EvaluatePoints:
         """The same for arbitrary points (p, n)."""
@@ -152,22 +166,46 @@ class CudaEngine:
         derivatives.sample_gradients(result)
         return result.mul_(self.program.samples / self.denominator)
 
-    def _evaluator(self, question: Question, metrics: Sequence[Any]) -> Any:
+    def _evaluator(self, question: Question, metrics: Sequence[Any], references: Any = None) -> Any:
         wants_accuracy = "accuracy" in metrics
         callables = [metric for metric in metrics if callable(metric)]
+        errors = sampling.asked(metrics)
+        count = self.program.samples
+        shares = np.empty(0)
+        if errors:
+            shares = self.loss.sample_shares(self.data_targets, count).cpu().numpy()
 
-        def evaluate(coordinates: Any) -> dict[str, np.ndarray]:
+        def own_losses(outputs: Tensor) -> np.ndarray:
+            found = self.loss.sample_totals(outputs, self.data_targets, count)
+            return np.asarray(found.cpu().numpy())
+
+        def outputs_at(coordinates: Any) -> Tensor:
+            return self.output.as_module(question.outputs(coordinates)[0])
+
+        against = None
+        if sampling.DIFFERENCE in errors:
+            against = np.stack([own_losses(outputs_at(c[None])) for c in references])
+
+        def evaluate(coordinates: Any, weights: Any = None) -> dict[str, np.ndarray]:
             sums = question.sums(coordinates, hits=wants_accuracy).cpu().numpy()
             with np.errstate(divide="ignore", invalid="ignore"):
                 values = {"loss": sums[0] / self.denominator}
                 if wants_accuracy:
                     values["accuracy"] = sums[1] / self.counted
-            for metric in callables:
+            for metric in (*callables, *errors):
                 values[metric_name(metric)] = np.empty(len(coordinates))
-            for i in range(len(coordinates) if callables else 0):
-                outputs = self.output.as_module(question.outputs(coordinates[i : i + 1])[0])
+            for i in range(len(coordinates) if callables or errors else 0):
+                outputs = outputs_at(coordinates[i : i + 1])
                 for metric in callables:
                     values[metric_name(metric)][i] = float(metric(outputs, self.data_targets))
+                own = own_losses(outputs) if errors else np.empty(0)
+                for name in errors:
+                    apart = own
+                    if against is not None and name == sampling.DIFFERENCE:
+                        apart = own - weights[i] @ against
+                    values[name][i] = sampling.squares_of(apart, shares)
+            for name in errors:
+                values[name] = sampling.errors(values[name], count, self.denominator)
             return {metric_name(m): values[metric_name(m)] for m in metrics}
 
         return evaluate
