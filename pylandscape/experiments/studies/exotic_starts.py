@@ -72,7 +72,7 @@ def run(lab: Lab) -> None:
     )  # fmt: skip
     page.claim(
         "around them the surface is a plateau, not a bad local minimum",
-        f"range of the loss on a plane around the end, over its mean: {min(flat):.2g} to {max(flat):.2g}",
+        f"range of the loss around the end, over its mean: {min(flat):.2g} to {max(flat):.2g}",
         bool(max(flat) < 0.05),
     )  # fmt: skip
     page.claim(
