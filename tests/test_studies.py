@@ -25,7 +25,8 @@ from pylandscape.experiments.perturbations import average, perturbed
 # Studies that take more than a second at toy size: left to CI.
 SLOW = {
     "batch-norm", "descent-branches", "exotic-starts", "four-corners", "hessian-clouds",
-    "optimiser-pairs-text", "perturb-retrain", "restarts", "runge-kutta", "second-basin", "sgd-stages", "switching",
+    "optimiser-pairs-text", "perturb-retrain", "restarts", "runge-kutta", "second-basin",
+    "sgd-stages", "switching",
 }  # fmt: skip
 
 
