@@ -16,6 +16,7 @@ from . import (
     connectivity,
     dropin,
     eigen,
+    errors,
     harness,
     headline,
     hessians,
@@ -54,15 +55,18 @@ _TIMED = {
     "trajectories": trajectories.trajectories,
     "training": training.training,
     "topology": topology.topology,
+    "errors": errors.errors,
 }
 
 
 def main(arguments: list[str] | None = None) -> int:
     default = [*_TIMED, "memory", "kernels"]
-    known = [*default, "headline", "eigen-resnet"]  # which take ten minutes and more
+    known = [*default, "landscaper", "headline", "eigen-resnet"]  # which take many minutes
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument(
-        "--only", default=",".join(default), help="of: %(default)s; headline, eigen-resnet (long)"
+        "--only",
+        default=",".join(default),
+        help="of: %(default)s; landscaper, headline, eigen-resnet (long)",
     )
     parser.add_argument("--quick", action="store_true", help="toy sizes: does it run?")
     parser.add_argument("--repetitions", type=int, default=9, help="at least 7 (%(default)s)")
@@ -93,6 +97,9 @@ def main(arguments: list[str] | None = None) -> int:
         table: list[Row]
         if name in _TIMED:
             table = _TIMED[name](options.quick, repetitions)
+            text = harness.as_markdown(table)
+        elif name == "landscaper":
+            table = topology.landscaper(options.quick, repetitions)
             text = harness.as_markdown(table)
         elif name == "memory":
             table = memory.memory(options.quick)

@@ -4,6 +4,9 @@ Barriers: all 45 lines of 25 points; loss-landscapes' `linear_interpolation` sam
 each line in the same number of points. Flatness: 1,000 draws of the element-wise adaptive average
 case; independent draws lose the first layer's identity, so that a draw costs a whole forward pass.
 Curve: steps of Adam on the bend of a Bezier curve, 4 points of it and all data a step.
+Recomputed: lines between ResNets whose running statistics are found anew at every point, against
+torch.optim.swa_utils.update_bn and a forward pass. Alignment: weight matching of two networks, of
+which one is the other with small noise and its units shuffled, so that the true order is known.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from torch.nn import functional as F
 import pylandscape as pl
 
 from .harness import Arm, Row, absent, interleave, rows
+from .networks import ResNet, settle
 from .workloads import digits, mlp, reference, split, spread
 
 POINTS, RTOL = 25, 1e-4  # float32 outputs
@@ -35,6 +39,9 @@ def connectivity(quick: bool, repetitions: int) -> list[Row]:
         *_barriers(land, models, x, y, repetitions),
         *_flatness(land, x, y, draws, repetitions),
         *_curve(land, models[:2], x, y, 3 if quick else 50, repetitions),
+        *_recomputed(quick, repetitions),
+        *_alignment("MLP 784-512-512-10", _mlp(quick), repetitions),
+        *_alignment("VGG-16", _vgg(quick), repetitions),
     ]
 
 
@@ -169,3 +176,138 @@ def _curve(
         assert each.error < 1e-2, (each.name, each.error)  # Adam's first steps have the sign of g
     interleave([mine, arm], repetitions)
     return rows(name, mine, [arm], "step")
+
+
+def _recomputed(quick: bool, repetitions: int) -> list[Row]:
+    depth, count, points = (8, 2, 3) if quick else (20, 4, 5)
+    samples, size = (8, 8) if quick else (128, 32)
+    x, y = torch.randn(samples, 3, size, size), torch.randint(0, 10, (samples,))
+    batches = [(x[i : i + 64], y[i : i + 64]) for i in range(0, samples, 64)]
+    models = [settle(ResNet(depth), x) for _ in range(count)]
+    land = pl.Landscape(models[0], "cross_entropy", batches, bn="recompute", engine="native")
+    pairs = list(combinations(range(count), 2))
+    alpha = np.linspace(0, 1, points)
+    units = count + len(pairs) * (points - 2)
+    name = f"barriers, {count} ResNet-{depth}, bn='recompute', {points} points a pair"
+
+    def ours() -> np.ndarray:
+        found = pl.barriers(land, models, points=points, progress=False)
+        return np.concatenate([found.values[i, j] for i, j in pairs])
+
+    probe = copy.deepcopy(models[0])
+    own = list(probe.parameters())
+    thetas = [[p.detach() for p in m.parameters()] for m in models]
+
+    def at(parts: list[Tensor]) -> float:
+        with torch.no_grad():
+            torch._foreach_copy_(own, parts)
+            torch.optim.swa_utils.update_bn(batches, probe)
+            probe.eval()
+            return sum(float(F.cross_entropy(probe(a), b, reduction="sum")) for a, b in batches)
+
+    def loop() -> np.ndarray:
+        ends = [at(parts) / samples for parts in thetas]
+        out = []
+        for i, j in pairs:
+            inner = [
+                at(torch._foreach_lerp(thetas[i], thetas[j], float(a))) / samples  # type: ignore[arg-type]
+                for a in alpha[1:-1]
+            ]
+            out += [ends[i], *inner, ends[j]]
+        return np.array(out)
+
+    mine, arm = Arm("pylandscape barriers()", ours, units), Arm("torch loop", loop, units, 2)
+    arm.note = "update_bn, then a forward pass"
+    mine.check(ours(), loop(), 1e-3)  # float32 both
+    interleave([mine, arm], repetitions)
+    return rows(name, mine, [arm], "point")
+
+
+def _mlp(quick: bool) -> tuple[nn.Module, Tensor]:
+    return (
+        (mlp(8, 6, 6, 3), torch.randn(4, 8))
+        if quick
+        else (mlp(784, 512, 512, 10), torch.randn(16, 784))
+    )
+
+
+def _vgg(quick: bool) -> tuple[nn.Module, Tensor]:
+    """VGG-16's convolutions with batch norm, its widths a quarter of the paper's."""
+    widths = (
+        [4, "M", 6, "M"]
+        if quick
+        else [16, 16, "M", 32, 32, "M", 64, 64, 64, "M", 128, 128, 128, "M", 128, 128, 128, "M"]
+    )
+    layers: list[nn.Module] = []
+    before = 3
+    for width in widths:
+        if isinstance(width, str):
+            layers.append(nn.MaxPool2d(2))
+            continue
+        layers += [nn.Conv2d(before, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU()]
+        before = width
+    size = 4 if quick else 32
+    layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, 10)]
+    x = torch.randn(4, 3, size, size)
+    return settle(nn.Sequential(*layers), x), x
+
+
+def _alignment(name: str, made: tuple[nn.Module, Tensor], repetitions: int) -> list[Row]:
+    """Both get the model and a noisy copy of it in another order of its units."""
+    model, x = made
+    model = model.eval()
+    y = torch.zeros(len(x), dtype=torch.int64)
+    land = pl.Landscape(model, "cross_entropy", (x, y))
+    other = _shuffled(model)
+    noise = [0.1 * p.std() * torch.randn_like(p) for p in other.parameters() if p.dim() > 1]
+    with torch.no_grad():
+        torch._foreach_add_([p for p in other.parameters() if p.dim() > 1], noise)
+    workload = f"weight matching, {name}"
+    want = float(torch.sqrt(sum((n.double() ** 2).sum() for n in noise)))  # type: ignore[arg-type]
+
+    def ours() -> float:
+        return pl.align(land, model, other, points=0, progress=False).distance[1]
+
+    mine = Arm("pylandscape align()", ours, note="with the proof on the data")
+    mine.check(ours(), want, 1e-4)
+    try:
+        from rebasin import PermutationCoordinateDescent
+    except ImportError:
+        return [
+            *rows(workload, mine, [], "run"),
+            absent(workload, "rebasin 0.0.47", "not installed"),
+        ]
+
+    def peer() -> float:
+        moved = copy.deepcopy(other)
+        PermutationCoordinateDescent(model, moved, x[:1]).rebasin()
+        pairs = zip(model.parameters(), moved.parameters(), strict=True)
+        return float(torch.sqrt(sum(((a - b).detach().double() ** 2).sum() for a, b in pairs)))  # type: ignore[arg-type]
+
+    arm = Arm("rebasin 0.0.47", peer, 1, 1)
+    found = peer()
+    arm.error = abs(found - want) / want
+    assert want <= found * (1 + 1e-4), (want, found)  # ours is the true order
+    interleave([mine, arm], repetitions)
+    return rows(workload, mine, [arm], "run")
+
+
+def _shuffled(model: nn.Module) -> nn.Module:
+    """The same function with the units of each hidden layer of a chain at random places."""
+    other = copy.deepcopy(model)
+    order: Tensor | None = None
+    layers = [m for m in other if any(True for _ in m.parameters())]  # type: ignore[attr-defined]
+    last = [m for m in layers if not isinstance(m, nn.BatchNorm2d)][-1]
+    with torch.no_grad():
+        for layer in layers:
+            if isinstance(layer, nn.BatchNorm2d):
+                for t in (layer.weight, layer.bias, layer.running_mean, layer.running_var):
+                    t.copy_(t[order])  # type: ignore[union-attr,index]
+                continue
+            if order is not None:
+                layer.weight.copy_(layer.weight[:, order])
+            if layer is not last:
+                order = torch.randperm(len(layer.weight))
+                layer.weight.copy_(layer.weight[order])
+                layer.bias.copy_(layer.bias[order])
+    return other

@@ -63,6 +63,7 @@ _HOMES = {
     "plots.clouds": "plot_clouds",
     "plots.side_by_side": "compare",
     "plots.spectra": "plot_spectra",
+    "reports.writing": "report",
     "results.asymmetry_profiles": "Asymmetry",
     "results.barrier_matrix": "Barriers",
     "results.cloud": "Cloud",
@@ -211,6 +212,7 @@ else:
     from .plots.clouds import plot_clouds as plot_clouds
     from .plots.side_by_side import compare as compare
     from .plots.spectra import plot_spectra as plot_spectra
+    from .reports.writing import report as report
     from .results.asymmetry_profiles import Asymmetry as Asymmetry
     from .results.barrier_matrix import Barriers as Barriers
     from .results.cloud import Cloud as Cloud

@@ -173,3 +173,13 @@ def test_recomputing_without_batch_norm_is_said_and_the_numbers_are_those_withou
         found = pl.barriers(land, models, progress=False)
     assert np.array_equal(found.values, want.values)
     assert "recompute" in found.info["notes"][0]
+
+
+def test_the_models_beside_a_line_change_no_bit_of_it():
+    models = [nn.Sequential(nn.Linear(64, 20), nn.ReLU(), nn.Linear(20, 3)) for _ in range(5)]
+    given = torch.randn(300, 64), torch.randint(0, 3, (300,))
+    land = pl.Landscape(models[0], "cross_entropy", given, engine="native")
+    found = pl.barriers(land, models, points=7, progress=False)
+    for i, j in ((0, 1), (1, 4), (2, 3)):
+        alone = pl.barriers(land, [models[i], models[j]], points=7, progress=False)
+        assert np.array_equal(alone.values[0, 1], found.values[i, j])

@@ -55,6 +55,7 @@ ARMS = {
     "trajectories": {"pylandscape", "read", "torch svd", "peak memory"},
     "training": {"pylandscape", "torch loop", "torch.func.vmap"},
     "topology": {"pylandscape", "gudhi"},
+    "errors": {"pylandscape plane() with", "pylandscape plane() without"},
     "headline": {"pylandscape", "torch Lanczos"},
     "memory": set(),
     "kernels": {"sgemm", "linear", "tanh", "cross_entropy", "gaussian", "normalize_direction"},

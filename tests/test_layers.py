@@ -39,6 +39,7 @@ FLOORS = (
     ("clouds",),
     ("experiments",),
     ("interop", "plotting"),
+    ("reports",),
     ("cli",),
     ("compat",),
     ("", "__main__"),  # "" is the facade, __init__.py
@@ -68,8 +69,8 @@ EXAMPLES = "experiments.studies."
 FRAME = {
     "", "lab", "networks", "datasets", "page", "measured", "methods", "perturbations", "table1",
     "table1_cases", "table1_report", "basins", "global_search", "patterns", "polynomial",
-    "theorems",
-}  # fmt: skip  # fmt: skip
+    "residual", "theorems",
+}  # fmt: skip
 
 
 @cache

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import pylandscape as pl
-from pylandscape.results.surface import barycentric_weights, bilinear_weights
+from pylandscape.results.mixtures import barycentric_weights, bilinear_weights
 from pylandscape.theta.directions import as_steps
 
 EPS = torch.finfo(torch.float64).eps

@@ -122,8 +122,7 @@ def test_log_labels_stay_in_units_of_the_loss():
     bar = ax.figure.axes[-1]
     assert bar.get_ylabel() == "loss (log scale)"
     ticks = [float(t.get_text()) for t in bar.get_yticklabels()]
-    assert min(ticks) > 0.1
-    assert max(ticks) < 4.1
+    assert (ticks[0], ticks[-1]) == (0.1, 4.1)  # the ends of the range
     assert np.allclose(np.log10(ticks), bar.get_yticks(), atol=1e-9)
 
 
@@ -203,6 +202,97 @@ def test_default_levels_are_round_increasing_and_inside(log):
         texts = format_levels(levels)
         assert len(set(texts)) == levels.size
         assert max(map(len, texts)) <= 8
+
+
+def is_round(number: float, digits: int = 2) -> bool:
+    return float(f"{number:.{digits - 1}e}") == pytest.approx(number, rel=1e-12)
+
+
+def test_default_linear_levels_are_round_and_closer_where_most_values_are():
+    x = np.linspace(-1, 1, 41)
+    flat = 0.1 + 3 * x[:, None] ** 2 + x**2
+    assert Scale.of(flat).levels(flat, None).tolist() == [0.5, 1, 1.5, 2, 2.5, 3, 3.5]
+    steep = 0.1 + 20 * (x[:, None] ** 2 + x**2) ** 2
+    levels = Scale.of(steep).levels(steep, None)
+    assert levels.tolist() == [5, 10, 15, 20, 40, 60]
+    for values in (steep, 1e5 * steep, steep - 30, -steep, np.exp(steep / 20), 1 / (0.02 + flat)):
+        scale = Scale.of(values)
+        levels = scale.levels(values, None)
+        assert all(is_round(v, 3) for v in levels)
+        borders = np.concatenate([[scale.vmin], levels, [scale.vmax]])
+        counts, _ = np.histogram(np.clip(values, scale.vmin, scale.vmax), borders)
+        assert counts.max() < 0.6 * values.size
+
+
+@pytest.mark.parametrize("kind", ["filled", "heat"])
+@pytest.mark.parametrize("log", [False, True])
+def test_a_colour_bar_has_its_end_values(kind, log):
+    bar = bowl().plot(kind, log=log).figure.axes[-1]
+    texts = [t.get_text() for t in bar.get_yticklabels()]
+    assert (texts[0], texts[-1]) == ("0.1", "4.1")
+    assert 4 <= len(set(texts)) == len(texts)
+    assert np.allclose(sorted(bar.get_yticks()), bar.get_yticks())
+
+
+def test_a_band_that_holds_what_is_beyond_the_range_says_so():
+    bar = bowl().plot("filled", vmin=0.5, vmax=2.0).figure.axes[-1]
+    texts = [t.get_text() for t in bar.get_yticklabels()]
+    assert texts[0] == r"$\leq$ 0.5"
+    assert texts[-1] == r"$\geq$ 2"
+
+
+def test_levels_outside_of_the_values_are_said():
+    with pytest.warns(UserWarning, match=r"levels: 2 of 2 lie outside .* 0.1 to 4.1: 100, 200"):
+        ax = bowl().plot("contour", levels=[100, 200])
+    assert ax.get_legend().get_texts()[0].get_text() == "no level within the values, 0.1 to 4.1"
+    with pytest.warns(UserWarning, match="levels: 1 of 2 lie outside"):
+        ax = bowl().plot("filled", levels=[1, 200])
+    assert ax.get_legend() is None
+
+
+@pytest.mark.parametrize("shape", [(4, 1), (1, 4), (20, 1)])
+@pytest.mark.parametrize("kind", ["contour", "filled"])
+def test_no_label_of_an_elongated_plane_is_cut(kind, shape):
+    one = bowl(9, 7)
+    ax = Surface(one.x * shape[0], one.y * shape[1], one.values, info=FILTER).plot(kind, title="t")
+    assert not cut_words(ax)
+
+
+@pytest.mark.parametrize(("elevation", "azimuth"), [(60, -58), (60, 30), (5, -120), (85, 100)])
+def test_no_label_of_a_3d_view_is_cut(elevation, azimuth):
+    ax = bowl(5, 5).plot(
+        "surface", elevation=elevation, azimuth=azimuth, title="a title", colorbar=azimuth > 0
+    )
+    assert not cut_words(ax)
+
+
+def cut_words(ax) -> list[str]:
+    """Texts that are partly outside of the figure. (Ticks beyond the axes' range are not drawn.)"""
+    ax.figure.canvas.draw()
+    width, height = ax.figure.bbox.size
+    found = []
+    for each in ax.figure.axes:
+        words = [each.xaxis.label, each.yaxis.label, each.title, each._left_title]
+        if each.name == "3d":
+            words.append(each.zaxis.label)
+        boxes = [w.get_window_extent() for w in words if w.get_text()]
+        boxes.append(each.get_tightbbox())
+        found += [
+            str(b) for b in boxes
+            if b.x0 < -1 or b.y0 < -1 or b.x1 > width + 1 or b.y1 > height + 1
+        ]  # fmt: skip
+    return found
+
+
+def test_a_figure_has_the_size_that_was_asked_for():
+    for ax in (
+        bowl(9, 7).plot(figsize=(5, 2)),
+        bowl(9, 7).plot("surface", figsize=(5, 2), title="t"),
+        curve().plot(figsize=(5, 2)),
+    ):
+        assert ax.figure.get_size_inches().tolist() == [5, 2]
+    with pytest.raises(InvalidArgument, match=r"figsize: expected \(width, height\) in inches"):
+        bowl().plot(figsize=3)
 
 
 def test_offset_of_a_log_scale_is_only_used_when_needed():

@@ -8,12 +8,8 @@ import torch
 
 from pylandscape.errors import InvalidArgument
 from pylandscape.results.curve import Curve
-from pylandscape.results.surface import (
-    Surface,
-    barycentric_weights,
-    bilinear_weights,
-    triangle_layout,
-)
+from pylandscape.results.mixtures import barycentric_weights, bilinear_weights
+from pylandscape.results.surface import Surface, triangle_layout
 
 EPS = np.finfo(np.float64).eps
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 import pylandscape as pl
 from pylandscape.errors import InvalidArgument
 from pylandscape.theta import sampling
-from pylandscape.theta.data import Dataset
+from pylandscape.theta.data import Dataset, Subset
 
 BOTH = ("standard_error", "difference_standard_error")
 QUIET = {"progress": False}
@@ -400,12 +400,9 @@ def test_two_errors_of_a_subset_cover_the_loss_of_all():
     x, y = draw(count, 5), labels(count)
     model = network()
     own = F.cross_entropy(model(x), y, reduction="none").detach()
-    seen = torch.arange(count)
     estimates, errors = np.empty(SEEDS), np.empty(SEEDS)
     for seed in range(SEEDS):
-        data = Dataset([(seen, seen)], pairs=True, device=torch.device("cpu"), move=False,
-                       samples=some, seed=seed)  # fmt: skip
-        part = own[data.batches[0].inputs].numpy()
+        part = own[Subset(some, count, seed).rows()].numpy()
         estimates[seed] = part.mean()
         squares = sampling.squares_of(part, np.ones(some))
         errors[seed] = sampling.errors(squares, some, some) * sampling.remaining(some, count)

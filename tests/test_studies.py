@@ -24,9 +24,12 @@ from pylandscape.experiments.perturbations import average, perturbed
 
 # Studies that take more than a second at toy size: left to CI.
 SLOW = {
-    "batch-norm", "descent-branches", "exotic-starts", "four-corners", "hessian-clouds",
-    "optimiser-pairs-text", "perturb-retrain", "restarts", "runge-kutta", "second-basin",
-    "sgd-stages", "switching",
+    "asymmetric-valleys", "basin-models", "batch-norm", "batch-norm-spectra", "convexity-maps",
+    "depth-and-shortcuts", "descent-branches", "end-points", "exact-density", "exotic-starts",
+    "four-corners", "gradient-covariance", "hessian-clouds", "learning-trajectories",
+    "linear-surfaces", "loss-patterns", "optimiser-pairs-text", "over-parametrisation",
+    "perturb-retrain", "polynomial-networks", "restarts", "runge-kutta", "second-basin",
+    "sgd-stages", "spectra-in-training", "switching", "wide-networks", "xor-surface",
 }  # fmt: skip
 
 

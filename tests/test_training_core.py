@@ -361,17 +361,15 @@ class _Counter(nn.Module):
 
 class _Noise(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
-        return F.dropout(x, 0.001, self.training)
+        return x + 1e-3 * torch.randn_like(x) if self.training else x
 
 
 @pytest.mark.parametrize(
     ("layer", "reason"),
     [
-        (nn.Dropout(0.5), "random numbers"),
         (_Noise(), "random numbers"),
         (_Counter(), "buffer '1.seen'"),
-        (_Switch(), "something else than eval mode"),
-        (nn.BatchNorm1d(9), "batch norm"),
+        (_Switch(), "something else than the program"),
     ],
 )
 def test_models_that_train_differently_are_refused(layer: nn.Module, reason: str) -> None:

@@ -109,13 +109,22 @@ void bind_ops(py::module_& m) {
            py::arg("per_tap") = false)
       .def("batch_norm_own",
            [=](P& p, int x, int64_t outer, int64_t channels, double eps, Source gain, Source shift,
-               Source keep_mean, Source keep_variance) {
+               Source keep_mean, Source keep_variance, double momentum) {
              return p.batch_norm_own(x, outer, channels, eps, address(gain), address(shift),
-                                     address(keep_mean), address(keep_variance));
+                                     address(keep_mean), address(keep_variance), momentum);
+           },
+           py::arg(), py::arg(), py::arg(), py::arg(), py::arg(), py::arg(), py::arg(), py::arg(),
+           py::arg("momentum") = 0.1)
+      .def("dropout",  // index: which number of its sample decides over each row
+           [](P& p, int x, double rate, double below, int64_t number, int64_t count,
+              Address index) {
+             const int64_t* from = in<int64_t>(index);
+             return p.dropout(x, rate, below, number, count, {from, from + p.features(x)});
            })
       .def("finish", &P::finish)
       .def_property_readonly("n", &P::n)
       .def_property_readonly("mixes", &P::mixes)
+      .def_property_readonly("draws", &P::draws)
       .def_property_readonly("ops", [](const P& p) { return p.ops().size(); })
       .def("features", &P::features)
       .def_property_readonly("output", &P::output)

@@ -44,17 +44,23 @@ template <typename T, typename Trainer>
 void bind(py::module_& m, const char* name) {
   py::class_<Trainer>(m, name)
       .def(py::init([](const Program<T>& program, const std::string& kind,
-                       const std::map<std::string, double>& values, Address counts) {
-             return std::make_unique<Trainer>(program, rule_of(kind, values), in<double>(counts));
+                       const std::map<std::string, double>& values, Address counts,
+                       int64_t statistics) {
+             const Rule rule = rule_of(kind, values);
+             if constexpr (std::is_same_v<Trainer, LaneTraining>)
+               return std::make_unique<Trainer>(program, rule, in<double>(counts));
+             else
+               return std::make_unique<Trainer>(program, rule, in<double>(counts), statistics);
            }),
+           py::arg(), py::arg(), py::arg(), py::arg(), py::arg("statistics") = 0,
            py::keep_alive<1, 2>())
       .def_property_readonly("slots", &Trainer::slots)
       // batches: (size, address, whether every run has its own) of each step.
       .def("advance", [](Trainer& t, int64_t count, Address theta,
                          const std::vector<Address>& slots, int64_t done,
                          const std::vector<std::tuple<int64_t, Address, bool>>& batches,
-                         Address rates, Address losses) {
-        Runs<T> runs{count, out<T>(theta), {}, done};
+                         Address rates, Address losses, Address statistics, Address seeds) {
+        Runs<T> runs{count, out<T>(theta), {}, done, out<T>(statistics), in<int64_t>(seeds)};
         for (const Address a : slots) runs.slots.push_back(out<T>(a));
         std::vector<Indices> steps;
         steps.reserve(batches.size());
@@ -63,7 +69,9 @@ void bind(py::module_& m, const char* name) {
         finish([&](const Parallel& pool) {
           return t.advance(runs, steps, in<double>(rates), out<double>(losses), pool, interrupted);
         });
-      });
+      },
+      py::arg(), py::arg(), py::arg(), py::arg(), py::arg(), py::arg(), py::arg(),
+      py::arg("statistics") = 0, py::arg("seeds") = 0);
 }
 
 }  // namespace

@@ -139,6 +139,14 @@ struct Epilogue {
   bool relu;
 };
 
+// Batch norm by the batch's own statistics, (channels,) each: y = x scale + shift, then max(., 0)
+// when relu; normalised z = x inverse + centre. Backward, dx = dy scale + x slope + offset.
+template <typename T>
+struct OwnNorm {
+  const T *scale, *shift, *inverse, *centre, *slope, *offset;
+  bool relu;
+};
+
 // One step of an optimiser, as torch.optim takes it. All decay rates are those of torch's
 // hyperparameters but for Adam, whose decay is 1 - beta1 and decay2 is beta2. Roots are
 // sqrt(. + inside) + eps.
@@ -313,6 +321,17 @@ struct Kernels {
   // Then max(., 0) when relu; gain and shift (channels,) or null. Not in place.
   void (*group_norm)(const NormArgs& a, int64_t cols, const T* gain, const T* shift, bool relu,
                      const T* x, T* y);
+
+  // As channel_moments, in one pass over x.
+  void (*batch_moments)(int64_t pixels, int64_t channels, int64_t cols, int64_t samples, const T* x,
+                        double* mean, double* squares);
+  // sums (2, channels) += the sums of dy and of dy z; dy is zero in padding columns, and taken as
+  // zero where relu let nothing through.
+  void (*own_norm_sums)(int64_t pixels, int64_t channels, int64_t cols, const OwnNorm<T>& a,
+                        const T* x, const T* dy, double* sums);
+  // dx = (see OwnNorm), or += where `add`; zero beyond the first `samples` columns.
+  void (*own_norm_reverse)(int64_t pixels, int64_t channels, int64_t cols, int64_t samples,
+                           const OwnNorm<T>& a, const T* x, const T* dy, bool add, T* dx);
 
   // theta (n,) and the optimiser's slots (n,) each by one step with the gradient scale * g (n,), in
   // one pass. No alignment is asked for, and n may be anything (optimiser.inl).

@@ -41,7 +41,8 @@ namespace pylandscape::cpu::PL_ISA_NS {
         &cell_tangent<T>, &cell_reverse<T>, &cell_reverse_tangent<T>, &basis_dots<T>,          \
         &basis_subtract<T>, &basis_subtract_from<T>, &scale<T>, &dot_double<T>,                \
         &linear_lanes<T>, &perturb_lanes<T>, &pool<T>, &pool_tangent<T>, &pool_reverse<T>,     \
-        &matmul<T>, &group_norm<T>, &optimise<T>                                               \
+        &matmul<T>, &group_norm<T>, &batch_moments<T>, &own_norm_sums<T>,                      \
+        &own_norm_reverse<T>, &optimise<T>                                                     \
   }
 
 #ifdef PL_KERNELS_F32

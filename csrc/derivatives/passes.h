@@ -25,6 +25,12 @@ struct Tangents {  // of one vector, (rows, tile) each
   Buffer<T> values, adjoints;
 };
 
+// What decides over the dropouts of a tile: of a run, at a step; its first sample in the mini-batch.
+struct Draw {
+  uint64_t seed, step;
+  int64_t first;
+};
+
 // One tile at theta, and op `number` of it.
 template <typename T>
 struct Pass {
@@ -40,6 +46,9 @@ struct Pass {
   const Op& op;
   // Of the ops that multiply by the data: their columns, where these are packed already.
   const T* data_columns = nullptr;
+  const Draw* draw = nullptr;  // null: nothing is dropped
+  // Where a reverse pass packs columns, as much as one op may want; null: forward does.
+  T* late_columns = nullptr;
 
   int64_t rows() const { return program.features(op.output); }
   int64_t size() const { return rows() * cols; }
@@ -68,7 +77,10 @@ struct Pass {
   // The op's inputs as it multiplies by them, kept at theta (Columns); its adjoints as panels.
   bool multiplies() const { return layout.columns_at[number] >= 0; }
   bool given() const { return data_columns != nullptr && op.inputs[0] == 0; }
+  bool packs_forward() const { return multiplies() && !given() && late_columns == nullptr; }
+  bool packs_late() const { return multiplies() && !given() && late_columns != nullptr; }
   const T* columns() const {
+    if (packs_late()) return late_columns;
     return (given() ? data_columns : primal.columns.data()) + layout.columns_at[number];
   }
 

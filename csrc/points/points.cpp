@@ -131,6 +131,7 @@ void Points::lower() {
       case OpKind::kConv: throw std::invalid_argument("convolutions");
       case OpKind::kEmbedding: case OpKind::kLookup: throw std::invalid_argument("embeddings");
       case OpKind::kCell: throw std::invalid_argument("recurrent cells");
+      case OpKind::kDropout: throw std::invalid_argument("dropout");
     }
     step.binary = op.binary;
     steps_.push_back(step);

@@ -27,7 +27,8 @@ namespace pylandscape {
   X(GroupNorm, group_norm)     \
   X(Embedding, embedding)      \
   X(Cell, cell)                \
-  X(Lookup, lookup)
+  X(Lookup, lookup)            \
+  X(Dropout, dropout)
 
 enum class OpKind : int {
 #define PYLANDSCAPE_KIND(Kind, name) k##Kind,
@@ -45,6 +46,7 @@ struct Norm {
   double eps = 0;
   bool own = false;
   int64_t keep_mean = -1, keep_variance = -1;
+  double momentum = 0.1;  // of the kept ones in training; negative: cumulative averages
   bool on() const { return mean >= 0; }
 };
 
@@ -75,7 +77,9 @@ struct Op {
   int64_t outer = 1, k = 0, m = 0, inner = 1;
   // expand: feature f is element index[f] of the weight use. gather: feature index[f] of the input,
   // or the constant `a` where that is -1. pool: see cpu::PoolArgs; k channels.
-  // embedding: the rows of the data that hold its ids.
+  // embedding: the rows of the data that hold its ids. dropout: which of a sample's k numbers decides
+  // over each row; a = the rate, b = its
+  // quantile, inner = which of the network's dropouts it is.
   std::vector<int64_t> index, bounds;
   std::vector<double> factor;
   cpu::Pool pool{};

@@ -66,6 +66,11 @@ bool OpList::mixes() const {
   return std::any_of(ops_.begin(), ops_.end(), [](const Op& op) { return op.norm.own; });
 }
 
+bool OpList::draws() const {
+  return std::any_of(ops_.begin(), ops_.end(),
+                     [](const Op& op) { return op.kind == OpKind::kDropout; });
+}
+
 void OpList::place_slots() {
   const std::vector<bool> all(fused_.size(), true);
   Arena arena = plan_arena(*this, fused_, all, all);

@@ -44,8 +44,15 @@ class OpList {
   int batch_norm(int x, int64_t outer, int64_t channels, double eps, int64_t mean, int64_t variance,
                  const int64_t* gain, const int64_t* shift);
   // The same with the statistics of the batch, kept where both sources are given.
+  // momentum: of the kept ones in training, see Norm.
   int batch_norm_own(int x, int64_t outer, int64_t channels, double eps, const int64_t* gain,
-                     const int64_t* shift, const int64_t* keep_mean, const int64_t* keep_variance);
+                     const int64_t* shift, const int64_t* keep_mean, const int64_t* keep_variance,
+                     double momentum);
+  // Training alone drops: elsewhere this is the identity. Row f is dropped where number index[f] of
+  // the `count` standard normal ones of its sample is less than `below`, which has probability
+  // `rate`; the others are divided by 1 - rate. number: which of the network's dropouts this is.
+  int dropout(int x, double rate, double below, int64_t number, int64_t count,
+              std::vector<int64_t> index);
   // Over pixels of `channels` rows. bounds (outputs + 1,) into index; factor (outputs,), or one for
   // each element of index, or empty.
   int pool(int x, cpu::Pool mode, int64_t channels, std::vector<int64_t> bounds,
@@ -72,6 +79,7 @@ class OpList {
   const std::vector<Use>& uses() const { return uses_; }
   bool in_theta(int use) const { return use >= 0 && uses_[use].source >= 0; }
   bool mixes() const;  // whether a sample's outputs depend on its batch
+  bool draws() const;  // whether it has dropouts
 
   // Throws std::invalid_argument("Program: " + message) where it is not ok.
   static void require(bool ok, const char* message);

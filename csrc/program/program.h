@@ -55,6 +55,8 @@ class Program : public OpList {
   friend class Batches;
   template <typename>
   friend class Training;
+  template <typename>
+  friend class BatchPasses;
   friend class LaneTraining;
   template <typename>
   friend class ResidentPlanner;

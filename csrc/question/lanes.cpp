@@ -91,12 +91,13 @@ void Question<T>::tally_block(int64_t first, int64_t count, const double* losses
     const int64_t point = first + l;
     for (int64_t s = 0; s < samples; ++s) own[s] = losses[s * lanes + l];
     if (asked.own != nullptr) std::copy_n(own.data(), samples, asked.own + point * samples);
-    const Tally about = tally(own.data(), asked.shares, samples, shares[0].sum);
+    const Tally about = tally(own.data(), asked.shares, samples, shares[0].sum,
+                              sum_columns(own.data(), samples));
     asked.squares[point] = spread(&about, 1, shares);
     if (asked.references == 0) continue;
-    subtract_references(asked, asked.weights + point * asked.references, 0, samples, samples,
-                        own.data(), d);
-    const Tally apart = tally(d, asked.shares, samples, shares[0].sum);
+    const double sum = subtract_references(asked, asked.weights + point * asked.references, 0,
+                                           samples, samples, own.data(), d);
+    const Tally apart = tally(d, asked.shares, samples, shares[0].sum, sum);
     asked.differences[point] = spread(&apart, 1, shares);
   }
 }

@@ -229,9 +229,14 @@ void Question<T>::fill_weights(int64_t point, int64_t part, const T* coordinates
   const int64_t first = part * kWeightChunk;
   const int64_t count = std::min(kWeightChunk, perturbed_size_ - first);
   std::vector<const T*> d;
-  for (const auto& direction : moved_directions_) d.push_back(direction.data() + first);
-  p.kernels_.perturb(count, k_, moved_base_.data() + first, d.data(), coordinates + point * k_,
-                     weights + first);
+  std::vector<T> c;  // that are not 0, as in `combine`
+  for (int64_t j = 0; j < k_; ++j) {
+    if (coordinates[point * k_ + j] == T(0)) continue;
+    d.push_back(moved_directions_[j].data() + first);
+    c.push_back(coordinates[point * k_ + j]);
+  }
+  p.kernels_.perturb(count, static_cast<int64_t>(c.size()), moved_base_.data() + first, d.data(),
+                     c.data(), weights + first);
 }
 
 template <typename T>
@@ -271,7 +276,8 @@ void Question<T>::run_ops(size_t first, size_t last, int64_t t, const T* c, cons
   }
 }
 
-// A linear op as theta's products plus the coefficients' sum of those of the directions.
+// A linear op as theta's products plus the coefficients' sum of those of the directions; of a line
+// between two of many models only these two have coefficients that are not 0.
 template <typename T>
 void Question<T>::combine(const Op& op, const Step& step, int64_t t, const T* c, const T* weights,
                           Worker& worker, T* out) const {
@@ -281,13 +287,17 @@ void Question<T>::combine(const Op& op, const Step& step, int64_t t, const T* c,
   auto& z = worker.z;
   auto& own = worker.own;
   z.clear(), own.clear();
-  for (int64_t j = 0; j <= count; ++j)
-    z.push_back(step.z.data() + (t * (count + 1) + j) * rows * p.tile_);
-  for (const int j : step.moves) own.push_back(c[j]);
+  const T* of_theta = step.z.data() + t * (count + 1) * rows * p.tile_;
+  z.push_back(of_theta);
+  for (int64_t j = 0; j < count; ++j) {
+    if (c[step.moves[j]] == T(0)) continue;
+    z.push_back(of_theta + (j + 1) * rows * p.tile_);
+    own.push_back(c[step.moves[j]]);
+  }
   const T* bias = op.bias >= 0 && moved_[op.bias] ? use_data(op.bias, weights) : nullptr;
   for (int64_t o = 0; o < op.outer; ++o) {
-    p.kernels_.combine(op.m, cols, count, z.data(), own.data(), bias, op.relu,
-                       out + o * op.m * cols);
+    p.kernels_.combine(op.m, cols, static_cast<int64_t>(own.size()), z.data(), own.data(), bias,
+                       op.relu, out + o * op.m * cols);
     for (auto& pointer : z) pointer += op.m * cols;
   }
 }
@@ -312,15 +322,15 @@ void Question<T>::finish_tile(int64_t t, Worker& worker, double* loss, double* c
   if (asked.of == nullptr) return;
   const SampleLosses& of = *asked.of;
   const int64_t first = p.tile_first_[t];
-  const double* shares = of.shares + first;
-  asked.to[0] = tally(scratch, shares, samples, asked.share);
+  const double* shares = of.shares == nullptr ? nullptr : of.shares + first;
+  asked.to[0] = tally(scratch, shares, samples, asked.share, *loss);
   if (of.own != nullptr)
     std::copy_n(scratch, samples, of.own + asked.point * p.samples_ + first);
   if (of.references == 0) return;
   double* d = scratch + 2 * p.tile_;
-  subtract_references(of, of.weights + asked.point * of.references, first, samples, p.samples_,
-                      scratch, d);
-  asked.to[1] = tally(d, shares, samples, asked.share);
+  const double sum = subtract_references(of, of.weights + asked.point * of.references, first,
+                                         samples, p.samples_, scratch, d);
+  asked.to[1] = tally(d, shares, samples, asked.share, sum);
 }
 
 template <typename T>
@@ -367,7 +377,10 @@ bool Question<T>::run_tiles(int64_t g, const T* coordinates, double* loss, doubl
   std::vector<Shares> shares;
   std::vector<Tally> tallies;
   for (int64_t t = 0; asked != nullptr && t < p.tiles_; ++t)
-    shares.push_back(share_sums(asked->shares + p.tile_first_[t], p.tile_columns(t)));
+    {
+    const double* own = asked->shares == nullptr ? nullptr : asked->shares + p.tile_first_[t];
+    shares.push_back(share_sums(own, p.tile_columns(t)));
+  }
   std::vector<Worker> workers(parallel.workers);
   const int64_t width = points_ ? p.n_ : k_;
   return run_groups(g, coordinates, parallel, stop, [&](int64_t first, int64_t count,

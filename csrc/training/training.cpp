@@ -12,6 +12,7 @@ namespace pylandscape {
 namespace {
 
 constexpr int64_t kGroups = 4;                 // independent sums over tiles of a step
+constexpr int64_t kWholeBytes = 1 << 30;       // of mini-batches that stay in memory as a whole
 constexpr int64_t kMaxTile = 256;
 constexpr int64_t kTileBytes = 256 << 10;      // of a tile's values and adjoints
 constexpr int64_t kGatheredBytes = 4 << 20;    // of mini-batches gathered ahead
@@ -44,21 +45,30 @@ DataColumns data_columns(const OpList& ops, const TileLayout& layout, int64_t wi
 }  // namespace
 
 template <typename T>
-Training<T>::Training(const Program<T>& program, const Rule& rule, const double* counts)
+Training<T>::Training(const Program<T>& program, const Rule& rule, const double* counts,
+                      int64_t statistics)
     : program_(program),
       kernels_(program.kernels_),
       rule_(rule),
+      n_(program.n_ - statistics),
+      statistics_(statistics),
       widest_(widest_tile(program, kernels_.vector_length, sizeof(T))),
       layout_(program, widest_, kernels_.vector_length),
       batches_(program, counts, widest_,
-               data_columns(program, layout_, widest_, kernels_.vector_length)) {
-  if (program.mixes()) throw std::invalid_argument("Training: statistics of the batch");
+               data_columns(program, layout_, widest_, kernels_.vector_length)),
+      passes_(program, layout_, widest_),
+      mixes_(program.mixes()) {
+  for (const size_t i : passes_.own()) {
+    const Norm& norm = program.ops_[i].norm;
+    const bool kept = norm.keep_mean < 0 || std::min(norm.keep_mean, norm.keep_variance) >= n_;
+    if (!kept) throw std::invalid_argument("Training: kept statistics that are no statistics");
+  }
 }
 
 // The sum of the tile's loss terms; sums (n,) += its gradient.
 template <typename T>
-double Training<T>::tile(const Gathered<T>& batch, int64_t number, const Vector<T>& theta, Tile& to,
-                         double* sums) const {
+double Training<T>::tile(const Gathered<T>& batch, int64_t number, const Vector<T>& theta,
+                         const Draw& draw, Tile& to, double* sums) const {
   const Program<T>& p = program_;
   Primal<T>& primal = to.primal;
   if (primal.values.size() == 0) {
@@ -68,9 +78,10 @@ double Training<T>::tile(const Gathered<T>& batch, int64_t number, const Vector<
     to.terms.resize(widest_);
   }
   const int64_t cols = batches_.padded(batch, number), samples = batches_.columns(batch, number);
+  const Draw own{draw.seed, draw.step, number * batch.tile};
   const auto pass = [&](size_t i) -> Pass<T> {
     return {p, layout_, kernels_, theta, primal, batches_.data(batch, number), widest_, cols,
-            samples, i, p.ops_[i], batches_.columns_of(batch, number)};
+            samples, i, p.ops_[i], batches_.columns_of(batch, number), &own};
   };
   walk_forward(p, batches_.data(batch, number), pass, primal, to.slots);
   const T* output = p.output_ == 0 ? batches_.data(batch, number)
@@ -90,24 +101,80 @@ double Training<T>::tile(const Gathered<T>& batch, int64_t number, const Vector<
   return loss;
 }
 
-// Sums of the loss terms and of their gradients over the batch.
 template <typename T>
-double Training<T>::gradient(const Gathered<T>& batch, const T* theta, Work& work,
+double Training<T>::whole_batch(const Gathered<T>& batch, const Draw& draw, Work& work,
+                                const Groups& groups, double* const* sums) const {
+  std::vector<BatchTile<T>> tiles;
+  for (int64_t t = 0; t < batch.tiles; ++t)
+    tiles.push_back({batches_.data(batch, t), batches_.columns_of(batch, t),
+                     batches_.padded(batch, t), batches_.columns(batch, t), t * batch.tile,
+                     batches_.targets(batch, t)});
+  return passes_.gradient(tiles, work.theta, &draw, static_cast<int>(works_.size()), groups,
+                          work.memory, sums);
+}
+
+// As torch does: with the unbiased variance; a norm that runs several times moves as often. before:
+// passes of the run.
+template <typename T>
+void Training<T>::move_statistics(const BatchMemory<T>& memory, int64_t size, int64_t before,
+                                  T* statistics) const {
+  const auto norm_of = [&](size_t own) -> const Norm& {
+    return program_.ops_[passes_.own()[own]].norm;
+  };
+  const size_t count = passes_.own().size();
+  for (size_t i = 0; i < count; ++i) {
+    const Op& op = program_.ops_[passes_.own()[i]];
+    if (op.norm.keep_mean < 0) continue;
+    int64_t calls = 0, earlier = 0;  // of the same layer in a pass
+    for (size_t j = 0; j < count; ++j) {
+      const bool same = norm_of(j).keep_mean == op.norm.keep_mean;
+      calls += same, earlier += same && j < i;
+    }
+    const double share = op.norm.momentum >= 0
+                             ? op.norm.momentum
+                             : 1 / static_cast<double>(before * calls + earlier + 1);
+    const auto elements = static_cast<double>(size * op.outer);
+    const auto& found = memory.norms[i];
+    T *mean = statistics + op.norm.keep_mean - n_, *variance = statistics + op.norm.keep_variance - n_;
+    for (int64_t c = 0; c < op.k; ++c) {
+      const double unbiased = found.variance[c] * (elements / (elements - 1));
+      mean[c] = static_cast<T>(share * found.mean[c] + (1 - share) * mean[c]);
+      variance[c] = static_cast<T>(share * unbiased + (1 - share) * variance[c]);
+    }
+  }
+}
+
+// Sums of the loss terms and of their gradients over the batch; moves statistics.
+template <typename T>
+double Training<T>::gradient(const Gathered<T>& batch, const T* theta, T* statistics,
+                             int64_t before, const Draw& draw, Work& work,
                              const Groups& run_groups, double* sums) {
   const int64_t n = program_.n_, groups = std::min(kGroups, batch.tiles);
   const bool first = work.theta.packed.size() == 0;
+  if (statistics_ > 0) {
+    work.whole.resize(n);
+    std::copy_n(statistics, statistics_, std::copy_n(theta, n_, work.whole.data()));
+    theta = work.whole.data();
+  }
   pack_parameters<T>(program_, layout_, theta, first ? program_.constants_.data() : nullptr,
                      work.theta);
   std::fill_n(sums, n, 0.0);
   if (static_cast<int64_t>(work.partial.size()) < (groups - 1) * n)
     work.partial.resize((groups - 1) * n);
   double losses[kGroups] = {};
-  run_groups(groups, [&](int worker, int64_t group) {
+  if (mixes_) {
+    double* parts[kGroups] = {sums};
+    for (int64_t g = 1; g < groups; ++g) parts[g] = work.partial.data() + (g - 1) * n;
+    std::fill_n(work.partial.data(), (groups - 1) * n, 0.0);
+    losses[0] = whole_batch(batch, draw, work, run_groups, parts);
+    if (statistics_ > 0) move_statistics(work.memory, batch.samples, before, statistics);
+  }
+  if (!mixes_) run_groups(groups, [&](int worker, int64_t group) {
     double* to = group == 0 ? sums : work.partial.data() + (group - 1) * n;
     if (group > 0) std::fill_n(to, n, 0.0);
     Tile& scratch = worker < 0 ? work.tile : works_[worker].tile;
     for (int64_t t = group * batch.tiles / groups; t < (group + 1) * batch.tiles / groups; ++t)
-      losses[group] += tile(batch, t, work.theta, scratch, to);
+      losses[group] += tile(batch, t, work.theta, draw, scratch, to);
   });
   for (int64_t g = 1; g < groups; ++g) {
     const double* from = work.partial.data() + (g - 1) * n;
@@ -120,18 +187,22 @@ double Training<T>::gradient(const Gathered<T>& batch, const T* theta, Work& wor
 template <typename T>
 void Training<T>::step(const Runs<T>& runs, int64_t run, int64_t number, double rate,
                        const Gathered<T>& batch, Work& work, const Groups& groups, double* loss) {
-  const int64_t n = program_.n_;
-  T* theta = runs.theta + run * n;
-  if (static_cast<int64_t>(work.sums.size()) < n) work.sums.resize(n);
+  const int64_t n = n_, done = runs.done + number, passes = rule_.two_stages ? 2 : 1;
+  T *theta = runs.theta + run * n, *statistics = runs.statistics + run * statistics_;
+  const Draw draw{runs.seeds != nullptr ? static_cast<uint64_t>(runs.seeds[run]) : 0,
+                  static_cast<uint64_t>(done), 0};
+  if (static_cast<int64_t>(work.sums.size()) < program_.n_) work.sums.resize(program_.n_);
   double* sums = work.sums.data();
-  *loss = gradient(batch, theta, work, groups, sums) / batch.denominator;
+  const double sum =
+      gradient(batch, theta, statistics, done * passes, draw, work, groups, sums);
+  *loss = sum / batch.denominator;
   // Without a target that counts the loss is 0 / 0, as torch's, and its gradient 0.
   double scale = batch.denominator != 0 ? 1 / batch.denominator : 0.0;
   if (rule_.two_stages) {
     work.moved.resize(n), work.stage.assign(sums, sums + n);
     for (int64_t i = 0; i < n; ++i)
       work.moved[i] = static_cast<T>(theta[i] - rule_.q1 * rate * scale * sums[i]);
-    gradient(batch, work.moved.data(), work, groups, sums);
+    gradient(batch, work.moved.data(), statistics, done * passes + 1, draw, work, groups, sums);
     for (int64_t i = 0; i < n; ++i) sums[i] = rule_.a1 * work.stage[i] + rule_.a2 * sums[i];
   }
   if (rule_.clip >= 0) {
@@ -142,7 +213,7 @@ void Training<T>::step(const Runs<T>& runs, int64_t run, int64_t number, double 
   }
   T* slots[2] = {};
   for (size_t i = 0; i < runs.slots.size(); ++i) slots[i] = runs.slots[i] + run * n;
-  kernels_.optimise(rule_.at(runs.done + number, rate), n, scale, sums, theta, slots);
+  kernels_.optimise(rule_.at(done, rate), n, scale, sums, theta, slots);
 }
 
 template <typename T>
@@ -159,8 +230,10 @@ bool Training<T>::advance(const Runs<T>& runs, const std::vector<Indices>& steps
   for (int64_t first = 0, last = 0; first < count; first = last) {
     int64_t bytes = 0, shared = 0;
     bool several = false;
+    int64_t whole = 0;  // of the largest mini-batch, where it stays in memory
     do {
       const Indices& s = steps[last++];
+      if (mixes_) whole = std::max(whole, batches_.tiles(s.size) * passes_.tile_bytes());
       bytes += s.own ? 0 : batches_.bytes(s.size), shared += !s.own;
       several = several || batches_.tiles(s.size) > 1;
     } while (last < count && bytes + batches_.bytes(steps[last].size) <= kGatheredBytes);
@@ -183,7 +256,8 @@ bool Training<T>::advance(const Runs<T>& runs, const std::vector<Indices>& steps
       while (same(s)) --s;
       return gathered_[s - first];
     };
-    if (several && runs.count < parallel.workers) {
+    const int64_t at_once = std::min<int64_t>(runs.count, parallel.workers);
+    if (several && (runs.count < parallel.workers || at_once * whole > kWholeBytes)) {
       bool stopped = false;
       const Groups spread = [&](int64_t groups, const std::function<void(int, int64_t)>& body) {
         stopped = stopped || !Items(groups, parallel, stop).run(body);

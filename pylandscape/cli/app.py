@@ -1,5 +1,5 @@
 """The command line: `pylandscape demo | line | plane | interpolate | spectrum | eigen | convexity |
-trajectory | track | barriers | plot | info | ...`.
+trajectory | track | barriers | plot | report | info | ...`.
 
 The parser, and the commands that read files, do without torch, which takes seconds to import.
 
@@ -32,7 +32,14 @@ if TYPE_CHECKING:
 
 
 BAD_INPUT, INTERRUPTED = 2, 130
-RESTARTED = ("demo", "plot", "compare", "align", "flatness")  # commands that keep no unfinished run
+RESTARTED = (
+    "demo",
+    "plot",
+    "compare",
+    "report",
+    "align",
+    "flatness",
+)  # commands that keep no unfinished run
 RANGES = ("--x", "--y", "--xlim", "--ylim", "--zlim", "--box")  # options whose value is min:max
 
 
@@ -137,8 +144,11 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument("--levels", help="how many contour levels, or their values: 0.1,0.2,0.5")
         sub.add_argument("--title")
     plot.add_argument("--trajectory", metavar="FILE", help="(T, 2) path to overlay, .npy or text")
+    plot.add_argument(
+        "--band", action="store_true", help="shade 2 standard errors of the loss from the data"
+    )
     compare.add_argument("--labels", metavar="A,B", help="default: the files' names")
-    compare.set_defaults(trajectory=None)
+    compare.set_defaults(trajectory=None, band=False)
 
     info = command(
         "info", _info, "what a saved result or a model is: provenance, verdict, layout, engine"

@@ -42,6 +42,9 @@ def model_options(sub: argparse.ArgumentParser, required: bool) -> None:
     sub.add_argument("--bn", default="eval", help="eval (default), recompute, batch or interpolate")
     sub.add_argument("--max-batches", type=int, metavar="N", help="of the data; default: all")
     sub.add_argument("--engine", choices=("auto", "native", "torch"), default="auto")
+    sub.add_argument(
+        "--subset", type=int, metavar="N", help="a random subset of N samples of the data (seed 0)"
+    )
     sub.add_argument("--dtype", choices=("float32", "float64"), help="default: the model's")
     sub.add_argument("--device", help="default: the model's")
     sub.add_argument("--threads", type=int, help="default: torch's")
@@ -71,7 +74,7 @@ def _landscape(options: argparse.Namespace) -> Landscape:
     return Landscape(
         model, data=data, params=parse_names(options.params) or None, bn=options.bn,
         device=options.device, dtype=getattr(torch, options.dtype) if options.dtype else None,
-        engine=options.engine, max_batches=options.max_batches, **what,
+        engine=options.engine, max_batches=options.max_batches, samples=options.subset, **what,
     )  # fmt: skip
 
 

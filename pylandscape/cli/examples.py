@@ -51,6 +51,7 @@ EXAMPLES = {
     "track": f"pylandscape track {MODEL} --trajectory 'runs/*.pt' --lr 0.1 --plot track.png",
     "topology": "pylandscape topology s.h5 --plot tree.png",
     "plot": "pylandscape plot s.h5 --kind filled --log --levels 12 --out s.pdf",
+    "report": "pylandscape report s.h5 spectrum.h5 --out report.html",
     "compare": "pylandscape compare a.h5 b.h5 --labels 'with skips,without' --out both.png",
     "info": f"pylandscape info s.h5\nof a model: pylandscape info {MODEL}",
 }

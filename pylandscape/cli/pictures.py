@@ -78,7 +78,16 @@ def _compare(options: argparse.Namespace) -> None:
 
 
 def add_commands(command: AddCommand) -> None:
-    """Give the parser the command topology; `command` makes one."""
+    """Give the parser the commands report and topology; `command` makes one."""
+    report = command(
+        "report", _report, "saved results as one HTML file: pictures, checks, provenance"
+    )
+    report.add_argument("files", nargs="+", metavar="FILE")
+    report.add_argument("--out", required=True, metavar="FILE.html")
+    report.add_argument("--title", default="Loss landscape", help="default: %(default)s")
+    report.add_argument(
+        "--static", action="store_true", help="a small file without plotly's script"
+    )
     topology = command(
         "topology", _topology, "basins, saddles and their persistence of a saved line, plane, grid"
     )
@@ -92,6 +101,13 @@ def add_commands(command: AddCommand) -> None:
     topology.add_argument(
         "--kind", choices=("tree", "barcode", "diagram"), default="tree", help="default: tree"
     )
+
+
+def _report(options: argparse.Namespace) -> None:
+    from ..reports.writing import report
+
+    made = report(options.files, options.out, title=options.title, interactive=not options.static)
+    print(f"written    {made}")
 
 
 def _topology(options: argparse.Namespace) -> None:
@@ -147,6 +163,10 @@ def _landscape_picture(results: list[Any], options: argparse.Namespace, labels: 
     if len(results) > 1:
         from ..plots.side_by_side import compare
 
+        if options.band:
+            raise InvalidArgument("--band: expected one file with it, got several")
+        if any(hasattr(result, "axes") for result in results):
+            raise InvalidArgument("FILE: expected one grid, or several curves or surfaces")
         if options.trajectory:
             raise InvalidArgument("--trajectory: expected one surface with it, got several files")
         if hasattr(results[0], "y"):
@@ -160,6 +180,11 @@ def _landscape_picture(results: list[Any], options: argparse.Namespace, labels: 
         from .inputs import read_points
 
         chosen["trajectory"] = read_points(options.trajectory, "--trajectory")
+    if options.band:
+        chosen["band"] = True
+    if hasattr(results[0], "axes"):  # a grid; of its numbers of dimensions its own function decides
+        found: Axes = results[0].plot(options.kind, **chosen)
+        return found
     return surface.plot(results[0], options.kind, **chosen)
 
 

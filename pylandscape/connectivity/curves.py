@@ -139,7 +139,7 @@ class _Training:
         self.stepper: Stepper | None = None  # gives the losses and gradients of all t at once
         if land.moved.n == land.n_params:
             with suppress(NotLowered):
-                self.stepper = training.build(land, _GRADIENT)
+                self.stepper = training.build(land, _GRADIENT, evaluated=True)
 
     def run(
         self, steps: int, lr: float, samples: int, seed: int, kept: Checkpoint, progress: bool

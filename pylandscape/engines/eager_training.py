@@ -1,8 +1,9 @@
 """Training steps by torch: the `Stepper` for every model, one run after the other.
 
 The model is a copy of the landscape's, in train mode: batch norm normalises by the mini-batch and
-moves its running statistics as torch does, dropout draws from a generator that is seeded for each
-(run's seed, step), the same in both stages of Runge-Kutta. What else the copy keeps between calls
+moves its running statistics as torch does, dropout draws by counter as in the compiled core
+(engines/dropout.py), other random numbers come from generators that are seeded for each (run's
+seed, step), the same in both stages of Runge-Kutta. What else the copy keeps between calls
 starts anew at every step; a buffer that changes and is no running statistic is refused, since a run
 does not carry it.
 """
@@ -25,6 +26,7 @@ from ..theta.running_statistics import KIND, with_statistics
 from ..theta.samples import Samples
 from ..theta.space import Problem
 from .contract import Rule, RunState
+from .dropout import CountedDropout
 from .eager import TorchEngine, call_model, failed
 from .update_rules import apply
 
@@ -65,6 +67,7 @@ class TorchStepper:
             and m.momentum is None
             and m.num_batches_tracked is not None
         ]
+        self._calls: list[int] | None = None  # of them, in a pass
         self._engine.train()
         self._checked = False
 
@@ -112,13 +115,17 @@ class TorchStepper:
     ) -> tuple[float, Tensor]:
         """Loss and gradient (n,) of the mini-batch at theta (n,); ``before``: passes of the run."""
         engine = self._engine
-        engine.move(torch.cat([theta, state.buffers[p].to(theta)]))
-        for counter in self._counters:
-            counter.fill_(before)
-        _seed(int(state.seeds[p]), step, engine.device)
+        point, seed = torch.cat([theta, state.buffers[p].to(theta)]), int(state.seeds[p])
+        if self._counters and self._calls is None:
+            engine.move(point)
+            self._calls = self._counted(batch, seed, step)
+        engine.move(point)
+        for counter, calls in zip(self._counters, self._calls or (), strict=True):
+            counter.fill_(before * calls)
+        start = _seed(seed, step, engine.device)
         kept = None if self._checked else self._other_buffers()
         try:
-            with torch.enable_grad():
+            with torch.enable_grad(), CountedDropout(seed, step, start):
                 loss = self._loss(batch)
                 parts = torch.autograd.grad(loss, engine.leaves, allow_unused=True)
         except PylandscapeError:
@@ -136,6 +143,14 @@ class TorchStepper:
             for part, leaf in zip(parts, engine.leaves, strict=True)
         ]
         return float(loss.detach()), torch.cat(flat)
+
+    def _counted(self, batch: Batch, seed: int, step: int) -> list[int]:
+        """How often a pass runs each of the norms that average over all of their batches."""
+        for counter in self._counters:
+            counter.zero_()
+        with CountedDropout(seed, step, _seed(seed, step, self._engine.device)):
+            self._loss(batch)
+        return [int(counter) for counter in self._counters]
 
     def _loss(self, batch: Batch) -> Tensor:
         """The mini-batch's loss by its own denominator, a scalar."""
@@ -172,8 +187,9 @@ class TorchStepper:
         self._checked = True
 
 
-def _seed(seed: int, step: int, device: torch.device) -> None:
-    """All global generators, for one pass of a run; their states are put back by the session."""
+def _seed(seed: int, step: int, device: torch.device) -> int:
+    """All global generators, for one pass of a run; their states are put back by the session.
+    Gives the seed of torch's."""
     mixed = _mixed(seed, step)
     torch.default_generator.manual_seed(mixed)
     if device.type == "cuda":
@@ -181,6 +197,7 @@ def _seed(seed: int, step: int, device: torch.device) -> None:
             torch.cuda.manual_seed(mixed)
     random.seed(mixed)
     np.random.seed(mixed % 2**32)  # noqa: NPY002
+    return mixed
 
 
 def _mixed(seed: int, step: int) -> int:

@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from .contract import CoreProducts, Evaluate, EvaluatePoints
 
 
-_SEVERAL = "several targets per sample where samples depend on their batch"
+SEVERAL = "several targets per sample where samples depend on their batch"
 
 
 class NativeEngine:
@@ -239,12 +239,12 @@ class NativeEngine:
         self, question: Any, c: Tensor, to: tuple[int, int], against: Any, weights: Any
     ) -> dict[str, np.ndarray]:
         """Runs the question, also for {metric: (g,)} the sums that `sampling.errors` takes."""
-        g, shares = len(c), self._sample_shares()
+        g, shares = len(c), self._shares_at()
         squares, differences = np.empty(g), np.empty(g)
         compared = against is not None
         w = np.ascontiguousarray(weights, dtype=np.float64) if compared else np.empty(0)
         question.run_samples(
-            g, c.data_ptr(), *to, shares.ctypes.data, len(against) if compared else 0,
+            g, c.data_ptr(), *to, shares, len(against) if compared else 0,
             against.ctypes.data if compared else 0, w.ctypes.data, squares.ctypes.data,
             differences.ctypes.data, 0,
         )  # fmt: skip
@@ -252,18 +252,20 @@ class NativeEngine:
 
     def _losses_of_samples(self, question: Any, c: Tensor) -> np.ndarray:
         """(g, samples): each sample's sum of loss terms at coordinates (g, width)."""
-        g, shares = len(c), self._sample_shares()
+        g, shares = len(c), self._shares_at()
         total, squares, own = np.empty(g), np.empty(g), np.empty((g, self.program.samples))
         question.run_samples(
-            g, c.data_ptr(), total.ctypes.data, 0, shares.ctypes.data, 0, 0, 0,
+            g, c.data_ptr(), total.ctypes.data, 0, shares, 0, 0, 0,
             squares.ctypes.data, 0, own.ctypes.data,
         )  # fmt: skip
         return own
 
-    def _sample_shares(self) -> np.ndarray:
+    def _shares_at(self) -> int:
+        """The address of what each sample adds to the denominator; 0 where all add the same."""
         if self._shares is None:
-            self._shares = np.ascontiguousarray(self._shares_of().cpu().numpy())
-        return self._shares
+            found = np.ascontiguousarray(self._shares_of().cpu().numpy())
+            self._shares = found if np.ptp(found) else np.empty(0)
+        return self._shares.ctypes.data if self._shares.size else 0
 
     def _call_metrics(
         self, question: Any, coordinates: Tensor, metrics: Sequence[Callable[..., Any]]
@@ -327,7 +329,7 @@ def build(
                 ) -> NativeEngine:
                     engine = lower(graph, example, model, loss, layout, of, how, memory)
                     if engine.mixes and len(of.targets) != len(of.inputs):
-                        raise NotLowered(_SEVERAL)
+                        raise NotLowered(SEVERAL)
                     return engine
 
                 problem = check_capture(engine_of, model, loss, layout, theta, few, bn)
@@ -373,13 +375,15 @@ def lower(
     how: str,
     memory: int,
     collect: bool = False,
+    trains: bool = False,
 ) -> NativeEngine:
     """The graph as a program over the data; with ``collect``, one that finds the running
-    statistics of its batch norm and keeps them where the layout has them."""
+    statistics of its batch norm and keeps them where the layout has them; with ``trains``, one that
+    may be trained as the model would be in train mode, and moves them there."""
     dtype = data.dtype
     constants, sources = sources_of(model, layout, dtype)
     program = PROGRAMS[dtype][0](layout.n, constants.data_ptr(), constants.numel())
-    lowering = Lowering(graph, program, sources, collect)
+    lowering = Lowering(graph, program, sources, collect, trains)
     with restored_attributes(model), torch.no_grad():
         lowering.run(example)
     output = lowering.result

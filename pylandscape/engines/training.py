@@ -1,14 +1,17 @@
 """Training by the compiled core: P runs advance by T steps over mini-batches of a landscape's data.
 
-The program is the landscape's own, captured in eval mode. So a model is trained here only where
-train mode computes the same: `_check_train_mode` runs the module in train mode on a few samples and
-compares loss and gradient; a model that draws random numbers or changes its buffers there is
-refused. The way goes on in csrc/training.
+Where train mode computes what eval mode does, the program is the landscape's own. Else the model is
+captured again in train mode (a copy): batch norm takes the mini-batch's statistics and moves its
+running ones, dropout draws by counter (engines/dropout.py). Either way `_check_train_mode` runs the
+module in train mode on a few samples and compares loss, gradient and running statistics; a model
+that draws other random numbers there or changes other buffers is refused. The way goes on in
+csrc/training.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,14 +19,16 @@ from torch import Tensor, nn
 
 from .._native import core
 from ..errors import InvalidArgument, NotLowered, out_of_memory
-from ..lowering.build import Data
-from ..lowering.capture import first_line, restored_attributes
+from ..lowering.build import Data, check_tensors, example_of
+from ..lowering.capture import check_traceable, first_line, refused, restored_attributes, trace
 from ..theta.data import untouched_random_state
 from ..theta.losses import KnownLoss, why_free
+from ..theta.running_statistics import KIND, with_statistics
 from ..theta.snapshot import Snapshot
 from .capture_check import checked_points
 from .contract import RunState
-from .native import NativeEngine
+from .dropout import CountedDropout
+from .native import SEVERAL, NativeEngine, lower
 
 if TYPE_CHECKING:
     from ..theta.layout import ParameterLayout
@@ -43,8 +48,10 @@ _NAMES: dict[str, dict[str, str]] = {
 }
 
 
-def build(land: Answered, rule: Rule) -> Stepper:
+def build(land: Answered, rule: Rule, *, evaluated: bool = False) -> Stepper:
     """The compiled stepper of a landscape's model, loss and data.
+
+    ``evaluated``: steps along the gradient of L itself, whatever the model does in train mode.
 
     Raises:
         NotLowered: with the reason, where torch must train.
@@ -55,17 +62,71 @@ def build(land: Answered, rule: Rule) -> Stepper:
         raise NotLowered(f"the landscape is on {land.device}: torch trains there")
     if not isinstance(land.loss_spec, KnownLoss):
         raise NotLowered(why_free(land.loss_spec))
-    if land.has_batchnorm:
-        raise NotLowered("batch norm trains by the statistics of each mini-batch")
+    if land.native is None:
+        raise NotLowered(land.engine_report().reason or "the values are not compiled")
+    data = Data.of(land.dataset, land.dtype)
+    if evaluated:
+        return _CoreStepper(land, _as_evaluated(land), data, kind, values)
+    model, layout = _in_train_mode(land)
+    few, rows = _few(land, data)
+    points = checked_points(layout, layout.flatten(_tensors(model), land.dtype, land.device))[1:]
+    first = _reference(model, land, layout, few, points[0])
+    changes = land.has_batchnorm or first.dropouts
+    engine = _captured(model, land, layout, data) if changes else _as_evaluated(land)
+    statistics = layout.n - land.n_params if changes else 0
+    check = _CoreStepper(land, engine, data, "sgd", {"momentum": 0.5}, statistics)
+    _compare_step(check, land, first, points[0], rows, len(engine.ops))
+    if changes:
+        second = _reference(model, land, layout, few, points[1])
+        _compare_step(check, land, second, points[1], rows, len(engine.ops))
+    return _CoreStepper(land, engine, data, kind, values, statistics)
+
+
+def _as_evaluated(land: Answered) -> NativeEngine:
+    """The landscape's own program. Raises NotLowered where its derivatives are not compiled."""
     engine = land.native
     if not isinstance(engine, NativeEngine):
-        raise NotLowered(land.engine_report().reason or "the values are not compiled")
-    refused = engine.derivatives_refused()
-    if refused is not None:
-        raise NotLowered(refused)
-    data = Data.of(land.dataset, land.dtype)
-    _check_train_mode(land, engine, data)
-    return _CoreStepper(land, engine, data, kind, values)
+        raise NotLowered("running statistics that are found anew at every point")
+    refusal = engine.derivatives_refused()
+    if refusal is not None:
+        raise NotLowered(refusal)
+    if engine.mixes:
+        raise NotLowered("samples that depend on their batch")
+    return engine
+
+
+def _in_train_mode(land: Answered) -> tuple[nn.Module, ParameterLayout]:
+    """A copy of the model, and its parameters followed by its running statistics."""
+    floating = {t.dtype for t in land.model.parameters() if t.is_floating_point()}
+    model = Snapshot(land.model, None if floating == {land.dtype} else land.dtype).model
+    model.train()
+    return model, with_statistics(land.layout, model)
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def _captured(
+    model: nn.Module, land: Answered, layout: ParameterLayout, data: Data
+) -> NativeEngine:
+    """The model as it computes in train mode. Raises NotLowered."""
+    assert isinstance(land.loss_spec, KnownLoss)
+    check_tensors(model, land.dtype)
+    check_traceable(model)
+    example = example_of(model, data)
+    kept = {name: b.detach().clone() for name, b in model.named_buffers()}
+    with untouched_random_state(), refused("train mode"):
+        graph = trace(model, example, "fx")
+        engine = lower(
+            graph, example, model, land.loss_spec, layout, data, "fx", memory=0, trains=True
+        )
+    with torch.no_grad():  # what the trace moved
+        for name, buffer in model.named_buffers():
+            buffer.copy_(kept[name])
+    if engine.mixes and len(data.targets) != len(data.inputs):
+        raise NotLowered(SEVERAL)
+    return engine
 
 
 def _core_rule(rule: Rule) -> tuple[str, dict[str, float]]:
@@ -101,17 +162,20 @@ class _CoreStepper:
         data: Data,
         kind: str,
         values: Mapping[str, float],
+        statistics: int = 0,
     ) -> None:
         assert isinstance(land.loss_spec, KnownLoss)
-        self._dtype, self._n = land.dtype, land.n_params
+        self._dtype, self._n, self._statistics = land.dtype, land.n_params, statistics
         self._samples = len(data.inputs)
-        program, _ = engine.sums()
+        program = engine.program
+        self._least = _least_batch(program)
         counts = _counts(land.loss_spec, data.targets, engine)
         address = 0 if counts is None else counts.data_ptr()
         arguments = (program, kind, dict(values), address)
         self._core: Any = None
         self.lanes = False  # whether runs are the lanes of a vector
-        if self._dtype == torch.float64 and self._n <= _LANES:
+        alone = not (statistics or program.mixes or program.draws)
+        if self._dtype == torch.float64 and self._n <= _LANES and alone:
             try:
                 self._core = core.LaneTraining(*arguments)
                 self.lanes = True
@@ -119,22 +183,24 @@ class _CoreStepper:
                 pass
         if self._core is None:
             kinds = {torch.float32: core.TrainingF32, torch.float64: core.TrainingF64}
-            self._core = kinds[self._dtype](*arguments)
-
+            self._core = kinds[self._dtype](*arguments, statistics)
         self._slots: int = self._core.slots
 
     def advance(self, state: RunState, batches: Sequence[Tensor], rates: Tensor) -> Tensor:
         runs = len(state.theta)
         kept = [state.theta, *state.moments]
+        if self._statistics:
+            kept.append(state.buffers)
         for tensor in kept:
             if tensor.dtype != self._dtype or tensor.device.type != "cpu":
                 raise InvalidArgument(
                     f"state: expected {self._dtype} on the CPU, got {tensor.dtype} on "
                     f"{tensor.device}"
                 )
-            if tuple(tensor.shape) != (runs, self._n) or not tensor.is_contiguous():
+            width = self._statistics if tensor is state.buffers else self._n
+            if tuple(tensor.shape) != (runs, width) or not tensor.is_contiguous():
                 raise InvalidArgument(
-                    f"state: expected contiguous ({runs}, {self._n}), got {tuple(tensor.shape)}"
+                    f"state: expected contiguous ({runs}, {width}), got {tuple(tensor.shape)}"
                 )
         steps = [self._indices(batch, runs, t) for t, batch in enumerate(batches)]
         rates = rates.detach().to("cpu", torch.float64).contiguous()
@@ -146,6 +212,9 @@ class _CoreStepper:
             raise InvalidArgument(
                 f"state.moments: expected {self._slots} of this rule, got {len(state.moments)}"
             )
+        seeds = state.seeds.detach().to("cpu", torch.int64).contiguous()
+        if tuple(seeds.shape) != (runs,):
+            raise InvalidArgument(f"state.seeds: expected ({runs},), got {tuple(seeds.shape)}")
         losses = torch.empty(runs, len(steps), dtype=torch.float64)
         before = [tensor.clone() for tensor in kept]
         try:
@@ -157,6 +226,8 @@ class _CoreStepper:
                 [(b.shape[-1], b.data_ptr(), b.dim() == 2) for b in steps],
                 rates.data_ptr(),
                 losses.data_ptr(),
+                state.buffers.data_ptr() if self._statistics else 0,
+                seeds.data_ptr(),
             )
         except BaseException:  # Ctrl-C: some runs are further than others
             for tensor, old in zip(kept, before, strict=True):
@@ -177,6 +248,12 @@ class _CoreStepper:
             raise InvalidArgument(
                 f"batches[{step}]: expected samples 0 .. {self._samples - 1}, got {low} .. {high}"
             )
+        if batch.shape[-1] < self._least:
+            raise InvalidArgument(
+                f"batches[{step}]: expected at least {self._least} samples, as batch norm in train "
+                f"mode needs more than one value in each channel, got {batch.shape[-1]}; "
+                "drop_last=True leaves an epoch's last, smaller batch out"
+            )
         return batch.detach().cpu().contiguous()
 
 
@@ -194,72 +271,111 @@ def _counts(loss: KnownLoss, targets: Tensor, engine: NativeEngine) -> Tensor | 
     return torch.full((samples,), engine.denominator / samples, dtype=torch.float64)
 
 
-def _check_train_mode(land: Answered, engine: NativeEngine, data: Data) -> None:
-    """Train mode must compute what the program does; raises NotLowered where it does not."""
+def _least_batch(program: Any) -> int:
+    norms = [op for op in program.op_list(False) if op["norm"] is not None and op["norm"]["own"]]
+    return 2 if any(op["outer"] == 1 for op in norms) else 1
+
+
+def _few(land: Answered, data: Data) -> tuple[Data, Tensor]:
+    """The mini-batch of the comparison, and which samples it has."""
     assert isinstance(land.loss_spec, KnownLoss)
-    counts = _counts(land.loss_spec, data.targets, engine)
     rows = torch.arange(len(data.inputs))
-    if counts is not None and bool((counts > 0).any()):
-        rows = rows[counts > 0]  # a mini-batch without a target that counts has no loss
+    targets = data.targets.unflatten(0, (len(data.inputs), -1))
+    loss = land.loss_spec
+    if loss.kind in ("cross_entropy", "nll") and not targets.is_floating_point():
+        counted = (targets != loss.ignore_index).flatten(1).any(1)
+        # A mini-batch without a target that counts has no loss.
+        rows = rows[counted] if bool(counted.any()) else rows
     rows = rows[:_CHECKED_SAMPLES]
-    targets = data.targets.unflatten(0, (len(data.inputs), -1))[rows].flatten(0, 1)
-    few = Data(data.inputs[rows], targets, (len(rows),), data.dtype)
-    floating = {t.dtype for t in land.model.parameters() if t.is_floating_point()}
-    model = Snapshot(land.model, None if floating == {land.dtype} else land.dtype).model
-    model.train()
-    point = checked_points(land.layout, land.theta.detach().to("cpu", land.dtype))[1]
+    chosen = targets[rows].flatten(0, 1)
+    return Data(data.inputs[rows], chosen, (len(rows),), data.dtype), rows
+
+
+def _counts_batches(name: str) -> bool:
+    return name.rpartition(".")[2] == "num_batches_tracked"
+
+
+@dataclass(frozen=True)
+class _Reference:
+    """What a mini-batch gives in train mode at a point (n + m,)."""
+
+    loss: Tensor
+    gradient: Tensor  # (n,)
+    statistics: Tensor  # (m,) after it
+    dropouts: int
+
+
+def _reference(
+    model: nn.Module, land: Answered, layout: ParameterLayout, few: Data, point: Tensor
+) -> _Reference:
+    """The module's own; raises NotLowered where train mode is more than a run can carry."""
+    assert isinstance(land.loss_spec, KnownLoss)
+    n = land.n_params
+    buffers = {
+        name: torch.zeros_like(b) if _counts_batches(name) else b.detach().clone()
+        for name, b in model.named_buffers()
+    }
+    theta = point[:n].clone().requires_grad_()
+    own = layout.unflatten(torch.cat([theta.detach(), point[n:]]))
+    state = {
+        **{name: p.detach() for name, p in model.named_parameters()},
+        **buffers,
+        **{name: value.clone() for name, value in own.items()},
+        **land.layout.unflatten(theta),
+    }
     with untouched_random_state(), restored_attributes(model):
+        torch.manual_seed(0)
+        drop = CountedDropout(0, 0, 0)
         try:
-            loss, gradient, why = _train_step(model, land, few, point)
+            with torch.enable_grad(), drop:
+                outputs = torch.func.functional_call(model, state, (few.inputs,), tie_weights=True)
+                if not isinstance(outputs, Tensor):
+                    raise NotLowered(
+                        f"train mode gives {type(outputs).__name__} instead of a tensor"
+                    )
+                denominator = land.loss_spec.denominator(few.targets, tuple(outputs.shape))
+                loss = land.loss_spec.total(outputs, few.targets) / (denominator or 1.0)
+                (gradient,) = torch.autograd.grad(loss, theta)
+        except NotLowered:
+            raise
         except Exception as error:
             if out_of_memory(error):
                 raise
             raise NotLowered(f"train mode fails: {first_line(error)}") from error
-    if why is not None:
-        raise NotLowered(why)
-    stepper = _CoreStepper(land, engine, data, "sgd", {"momentum": 0.5})
-    own_loss, own = _step_of(stepper, point, rows)
-    eps = torch.finfo(land.dtype).eps
-    _compare("loss", own_loss, loss, 500 * eps * (2 + len(engine.ops)))
-    _compare("gradient", own, gradient, 30 * eps**0.5)
+        dropouts = drop.count
+        expected = torch.Generator().manual_seed(dropouts)
+        if not torch.equal(torch.get_rng_state(), expected.get_state()):
+            raise NotLowered("train mode draws random numbers other than dropout's")
+    known = {e.name for e in layout.entries if e.kind == KIND}
+    known |= {k for k, name in layout.aliases.items() if name in known}
+    for name, old in dict(model.named_buffers()).items():
+        if name in known or _counts_batches(name):
+            continue
+        if not torch.equal(state[name], old):
+            raise NotLowered(f"train mode changes the buffer {name!r}")
+    moved = layout.flatten({e.name: state[e.name] for e in layout.entries}, land.dtype, land.device)
+    return _Reference(loss.detach(), gradient, moved[n:], dropouts)
 
 
-def _step_of(stepper: _CoreStepper, point: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """A mini-batch's loss and gradient: the momentum after a first step."""
-    theta, momentum = point[None].clone(), torch.zeros(1, len(point), dtype=point.dtype)
-    seeds = torch.zeros(1, dtype=torch.int64)
-    state = RunState(theta, [momentum], theta[:, :0], 0, seeds)
+def _compare_step(
+    stepper: _CoreStepper,
+    land: Answered,
+    want: _Reference,
+    point: Tensor,
+    rows: Tensor,
+    ops: int,
+) -> None:
+    """A step's loss, gradient (the momentum after it) and statistics must be the module's."""
+    n = land.n_params
+    theta = point[None, :n].clone()
+    momentum, buffers = torch.zeros_like(theta), point[None, n:].clone()
+    state = RunState(theta, [momentum], buffers, 0, torch.zeros(1, dtype=torch.int64))
     losses = stepper.advance(state, [rows], torch.ones(1, dtype=torch.float64))
-    return losses[0, 0], momentum[0]
-
-
-def _train_step(
-    model: nn.Module, land: Answered, few: Data, point: Tensor
-) -> tuple[Tensor, Tensor, str | None]:
-    """Loss and gradient of a mini-batch in train mode, or why train mode differs from eval."""
-    assert isinstance(land.loss_spec, KnownLoss)
-    layout: ParameterLayout = land.layout
-    buffers = {name: b.detach().clone() for name, b in model.named_buffers()}
-    theta = point.clone().requires_grad_()
-    state = {
-        **{name: p.detach() for name, p in model.named_parameters()},
-        **{name: b.clone() for name, b in buffers.items()},
-        **layout.unflatten(theta),
-    }
-    before = torch.get_rng_state()
-    with torch.enable_grad():
-        outputs = torch.func.functional_call(model, state, (few.inputs,), tie_weights=True)
-        if not isinstance(outputs, Tensor):
-            return theta, theta, f"train mode gives {type(outputs).__name__} instead of a tensor"
-        if not torch.equal(before, torch.get_rng_state()):
-            return theta, theta, "train mode draws random numbers (dropout)"
-        for name, old in buffers.items():
-            if not torch.equal(state[name], old):
-                return theta, theta, f"train mode changes the buffer {name!r}"
-        denominator = land.loss_spec.denominator(few.targets, tuple(outputs.shape))
-        loss = land.loss_spec.total(outputs, few.targets) / (denominator or 1.0)
-    (gradient,) = torch.autograd.grad(loss, theta)
-    return loss.detach(), gradient, None
+    eps = torch.finfo(land.dtype).eps
+    _compare("loss", losses[0, 0], want.loss, 500 * eps * (2 + ops))
+    _compare("gradient", momentum[0], want.gradient, 30 * eps**0.5)
+    if len(want.statistics):
+        _compare("running statistics", buffers[0], want.statistics, 500 * eps * (2 + ops))
 
 
 def _compare(what: str, got: Tensor, want: Tensor, tolerance: float) -> None:
@@ -269,6 +385,6 @@ def _compare(what: str, got: Tensor, want: Tensor, tolerance: float) -> None:
     gap = float((got - want)[finite].abs().max()) if bool(finite.any()) else 0.0
     if not gap <= tolerance * scale or not bool((torch.isfinite(got) == finite).all()):
         raise NotLowered(
-            f"train mode computes something else than eval mode: its {what} differ by {gap:.3g} "
+            f"train mode computes something else than the program: its {what} differ by {gap:.3g} "
             f"(scale {scale:.3g})"
         )

@@ -7,6 +7,7 @@ studies/        one file for each study
 table1, table1_cases, table1_report   the table of `pylandscape reproduce table1`
 theorems        `pylandscape theory`: what theorems say beside what is found
 demo            `pylandscape demo`
+residual        deep fully connected networks with and without shortcuts
 patterns        masks carved into a loss surface, surfaces constructed over bias directions
 global_search   PBIL over the weights, beside random search and gradient descent
 polynomial      networks with a polynomial for ReLU: counts of solutions, interpolators

@@ -42,7 +42,7 @@ class BasinModel:
         InvalidArgument: numbers out of their range.
     """  # noqa: E501
 
-    centres: Array
+    centres: Any
     width: float = 1.0
     ripples: float = 0.0
     decay: float = 0.5
@@ -81,9 +81,9 @@ class BasinModel:
             found = found + self.ripples * self.decay**k * wave.mean(axis=1)
         return found
 
-    def grid(self, *axes: Any) -> Curve | Surface | Grid:
-        """The loss over the first one, two or three parameters, the others at 0; ``axes`` are
-        (first, last, how many)."""
+    def grid(self, *axes: Any) -> Any:
+        """The loss over the first one, two or three parameters, the others at 0: a Curve, Surface
+        or Grid. ``axes`` are (first, last, how many)."""
         if not 1 <= len(axes) <= min(3, self.n):
             raise InvalidArgument(f"axes: expected 1 to {min(3, self.n)}, got {len(axes)}")
         ticks = [np.linspace(*axis) for axis in axes]

@@ -9,6 +9,7 @@ thesis, University of Queensland 2000) proposes such models of error surfaces fo
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -186,10 +187,12 @@ def _followed(stream: Iterator[tuple[Array, Array]], told: Any) -> tuple[Array, 
 def _descent(land: Landscape, start: Array, lr: float, told: Any) -> tuple[Array, Array]:
     """Full-batch gradient descent; the loss of the start is told from the first moment on."""
     steps = np.unique(told // GRADIENT_PRICE)
-    done = train(
-        land, start, SGD(lr=lr), steps=int(max(1, steps[-1])), record=steps[steps > 0].tolist(),
-        metrics=("loss",), progress=False,
-    )  # fmt: skip
+    with warnings.catch_warnings():  # one that diverges has found what it found before
+        warnings.filterwarnings("ignore", message=".*diverged")
+        done = train(
+            land, start, SGD(lr=lr), steps=int(max(1, steps[-1])),
+            record=steps[steps > 0].tolist(), metrics=("loss",), progress=False,
+        )  # fmt: skip
     losses = np.where(np.isfinite(done.metrics["loss"][0]), done.metrics["loss"][0], np.inf)
     lowest = np.minimum.accumulate(losses)
     rows = np.searchsorted(done.steps, told // GRADIENT_PRICE, side="right") - 1

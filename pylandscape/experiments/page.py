@@ -69,13 +69,17 @@ class Page:
         from ..plots.surface import close, save
 
         one = np.ravel(np.asarray(axes, dtype=object))[0]
+        for each in one.figure.axes:  # titles and legends that came after the panels' style
+            words = each.get_legend().get_texts() if each.get_legend() else []
+            for text, most in ((each.title, 8), *((word, 6.5) for word in words)):
+                text.set_fontsize(min(text.get_fontsize(), most))
         self.pictures_folder.mkdir(parents=True, exist_ok=True)
         file = f"{self.name}-{len(self.pictures) + 1}.png"
         save(one, self.pictures_folder / file, dpi=DPI)
         close(one)
         self.pictures.append(file)
-        text = " ".join(caption.split())
-        self.shown.append(f"![{text}]({PICTURES}/{file})\n\n*{text}*")
+        said = " ".join(caption.split())
+        self.shown.append(f"![{said}]({PICTURES}/{file})\n\n*{said}*")
 
     def table(self, head: Sequence[str], rows: Sequence[Sequence[Any]], caption: str = "") -> None:
         """A table; numbers are written with three digits."""

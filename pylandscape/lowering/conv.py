@@ -69,9 +69,11 @@ def _pair(sizes: Sequence[int], first: int) -> tuple[int, int]:
 def _batch_norm_module(call: Call, input: Any) -> Slot:
     m: nn.modules.batchnorm._BatchNorm = call.function
     if m.training or m.running_mean is None or call.lowering.collect:
-        keep = call.lowering.collect and m.running_mean is not None
+        moves = call.lowering.trains and m.training and m.track_running_stats
+        keep = (call.lowering.collect or moves) and m.running_mean is not None
         kept = (m.running_mean, m.running_var) if keep else (None, None)
-        return _batch_norm(call, input, m.weight, m.bias, None, None, m.eps, kept)
+        momentum = -1.0 if m.momentum is None else float(m.momentum)
+        return _batch_norm(call, input, m.weight, m.bias, None, None, m.eps, kept, momentum)
     return _batch_norm(call, input, m.weight, m.bias, m.running_mean, m.running_var, m.eps)
 
 
@@ -98,8 +100,10 @@ def _batch_norm(
     variance: Any,
     eps: float,
     kept: tuple[Any, Any] = (None, None),
+    momentum: float = 0.1,
 ) -> Slot:
-    """With the batch's own statistics where there is no mean; they are kept in ``kept``."""
+    """With the batch's own statistics where there is no mean; they are kept in ``kept``, in
+    training with torch's momentum, negative for cumulative averages."""
     x = call.view(input)
     c = call.dim(x, 1)
     order = call.lowering.order(x)
@@ -109,7 +113,8 @@ def _batch_norm(
     of = (x.id, prod(x.shape) // x.shape[c], x.shape[c], float(eps))
     affine = [_source(call, t) for t in (weight, bias)]
     if mean is None:
-        found = call.program.batch_norm_own(*of, *affine, *(_source(call, t) for t in kept))
+        where = [_source(call, t) for t in kept]
+        found = call.program.batch_norm_own(*of, *affine, *where, momentum)
     else:
         given = [_source(call, t) for t in (mean, variance)]
         found = call.program.batch_norm(*of, *given, *affine)

@@ -32,6 +32,8 @@ def _instance_norm_module(call: Call, input: Any) -> Slot:
     x = call.view(input)
     if len(x.shape) != int(call.name[-2]) + 1:
         raise call.refuse("an image without a batch dimension")
+    if m.track_running_stats and m.training and call.lowering.trains:
+        raise call.refuse("running statistics that change")
     if m.track_running_stats:
         return _batch_norm(call, x, m.weight, m.bias, m.running_mean, m.running_var, m.eps)
     return _normed(call, x, x.shape[0], m.weight, m.bias, m.eps)

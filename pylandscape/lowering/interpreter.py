@@ -32,10 +32,13 @@ class Lowering(torch.fx.Interpreter):
         program: Any,
         sources: Mapping[int, int],
         collect: bool = False,
+        trains: bool = False,
     ) -> None:
         super().__init__(graph, garbage_collect_values=False)
         self.program = program
         self.collect = collect  # batch norm computes its running statistics
+        self.trains = trains  # as in train mode: it moves them, and dropout drops
+        self.dropouts = 0  # so far
         self.sources = sources  # id(tensor) -> source
         self.lowered: dict[torch.fx.Node, Any] = {}
         self.samples = 0
@@ -105,7 +108,8 @@ class Lowering(torch.fx.Interpreter):
                 raise NotLowered(f"op {name!r} reads the integer input, as only embedding may")
         self._check(name, value, result)
         self.names.append(name)
-        return self._rebind(node, result) if _in_place(node, name) else result
+        in_place = _in_place(node, name) or (self.trains and _drops_in_place(node, name))
+        return self._rebind(node, result) if in_place else result
 
     def _is_known(self, args: Any) -> bool:
         """Whether a call with these arguments gives the same tensor at every point."""
@@ -485,6 +489,10 @@ def _in_place(node: torch.fx.Node, name: str) -> bool:
     return (
         name.endswith("_") or bool(node.kwargs.get("inplace")) or node.target in _IN_PLACE_OPERATORS
     )
+
+
+def _drops_in_place(node: torch.fx.Node, name: str) -> bool:
+    return name.startswith("dropout") and len(node.args) > 3 and bool(node.args[3])
 
 
 OPS: dict[str, Handler] = {}

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..theta import random_source
 from .interpreter import Call, op
-from .values import FILL, Fixed, Known, Merged, Slot, is_number
+from .values import FILL, Fixed, Known, Merged, Slot, counting, is_number
 
 
 def _call_on(call: Call, index: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
@@ -141,9 +142,34 @@ def _dropout(
     training: bool = True,
     inplace: bool = False,
 ) -> Slot:
-    if training and p != 0.0:
+    if not training or p == 0.0:
+        return call.view(input)
+    if not call.lowering.trains:
         raise call.refuse("dropout that is active in eval mode")
-    return call.view(input)
+    return _dropped(call, call.view(input), float(p))
+
+
+def _dropped(call: Call, x: Slot, rate: float) -> Slot:
+    """Active dropout: a number decides over each element of a sample, or over each channel."""
+    dims = {"dropout": None, "dropout1d": 2, "dropout2d": 3, "dropout3d": 4}
+    if call.name not in dims or x.axis != 0 or not x.shape:
+        raise call.refuse("active in train mode")
+    if not call.lowering.covers(x):
+        x = call.slot(x)
+    size, wanted = prod(x.shape), dims[call.name]
+    numbers, count = counting(size).view(x.shape), size
+    if wanted is not None:
+        if len(x.shape) != wanted:
+            raise call.refuse("an image without a batch dimension")
+        count = x.shape[0]
+        numbers = counting(count).view(-1, *[1] * (wanted - 1)).expand(x.shape)
+    index = torch.empty(size, dtype=torch.int64)
+    index[call.lowering.rows(x).reshape(-1)] = numbers.reshape(-1)
+    found = call.program.dropout(
+        x.id, rate, random_source.quantile(rate), call.lowering.dropouts, count, index.data_ptr()
+    )
+    call.lowering.dropouts += 1
+    return Slot(found, x.shape, x.axis, x.index)
 
 
 @op("cat", "concat", "concatenate")

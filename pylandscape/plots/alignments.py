@@ -14,7 +14,12 @@ if TYPE_CHECKING:
 
 
 def plot_alignment(
-    found: ModelAlignment, ax: Axes | None = None, *, log: bool = False, title: str | None = None
+    found: ModelAlignment,
+    ax: Axes | None = None,
+    *,
+    log: bool = False,
+    title: str | None = None,
+    figsize: tuple[float, float] | None = None,
 ) -> Axes:
     """Draw L on the lines from a to b and from a to the permuted b; returns the Axes.
 
@@ -31,7 +36,7 @@ def plot_alignment(
         (found.line, found.barrier, "after"),
     )
     with own_style(ax is None):
-        axes: Any = new_axes(height=0.72) if ax is None else ax
+        axes: Any = new_axes(height=0.72, figsize=figsize) if ax is None else ax
         for k, (values, barrier, name) in enumerate(lines):
             axes.plot(
                 found.alpha, values, color=LINE_COLOURS[1 - k], linestyle=LINE_DASHES[1 - k],

@@ -15,7 +15,12 @@ if TYPE_CHECKING:
 
 
 def plot_asymmetry(
-    found: Asymmetry, ax: Axes | None = None, *, log: bool = False, title: str | None = None
+    found: Asymmetry,
+    ax: Axes | None = None,
+    *,
+    log: bool = False,
+    title: str | None = None,
+    figsize: tuple[float, float] | None = None,
 ) -> Axes:
     """Draw phi along every direction, the test losses dashed; returns the Axes.
 
@@ -24,7 +29,7 @@ def plot_asymmetry(
     alike = bool(np.ptp(found.r) <= 1e-9 * found.r.max())
     places = found.s if alike else np.broadcast_to(found.share, found.values.shape)
     with own_style(ax is None):
-        axes: Any = new_axes(height=0.75) if ax is None else ax
+        axes: Any = new_axes(height=0.75, figsize=figsize) if ax is None else ax
         axes.axvline(0.0, color="0.75", linewidth=0.6, zorder=0)
         for k, name in enumerate(found.labels):
             colour = LINE_COLOURS[k % len(LINE_COLOURS)]

@@ -31,13 +31,16 @@ def plot_barriers(
     cmap: str = "cividis",
     vmax: float | None = None,
     title: str | None = None,
+    figsize: tuple[float, float] | None = None,
 ) -> Axes:
     """Draw one of the matrices with its numbers; returns the Axes.
 
     Args:
         what: "barrier", "functional" or "disagreement".
         labels: P names; default those of the result.
+        cmap: a colour map of matplotlib's.
         vmax: end of the colours, for pictures side by side.
+        figsize: (width, height) of a figure of its own, in inches.
 
     Raises:
         InvalidArgument: an unknown matrix, another number of labels.
@@ -50,7 +53,7 @@ def plot_barriers(
         raise InvalidArgument(f"labels: expected {len(table)}, got {len(names)}")
     top = float(np.nanmax(table)) if vmax is None and np.isfinite(table).any() else vmax
     with own_style(ax is None):
-        axes: Any = new_axes(height=0.85) if ax is None else ax
+        axes: Any = new_axes(height=0.85, figsize=figsize) if ax is None else ax
         image = axes.imshow(table, cmap=cmap, vmin=0.0, vmax=max(top or 0.0, 1e-12))
         size = min(7.0, 60.0 / len(table))
         for (i, j), value in np.ndenumerate(table):

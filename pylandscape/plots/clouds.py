@@ -40,6 +40,7 @@ def plot_cloud(
     title: str | None = None,
     elevation: float = 22.0,
     azimuth: float = -58.0,
+    figsize: tuple[float, float] | None = None,
 ) -> Axes:
     """Draw one cloud: flat, or in 3-D if it has a height.
 
@@ -56,6 +57,7 @@ def plot_cloud(
         vmin, vmax, cmap: of colours that stand for numbers.
         size: of a dot in points^2; default by how many there are.
         elevation, azimuth: of the 3-D view, in degrees.
+        figsize: (width, height) of a figure of its own, in inches.
 
     Returns:
         The main Axes; insets are its children, panels its figure's other Axes.
@@ -76,10 +78,12 @@ def plot_cloud(
         )
     with own_style(ax is None):
         if chosen == "panels":
-            return _with_panels(cloud, look, frame, windows, view, title)
+            return _with_panels(cloud, look, frame, windows, view, title, figsize)
         axes: Any = ax
         if axes is None:
-            axes = new_axes(projection="3d" if solid else None, height=0.85 if solid else 0.78)
+            axes = new_axes(
+                projection="3d" if solid else None, height=0.85 if solid else 0.78, figsize=figsize
+            )
         artist, notes = draw.dots(axes, cloud, look, frame)
         draw.finish(axes, frame, view)
         for k, window in enumerate(windows):
@@ -119,6 +123,7 @@ def plot_clouds(
     title: str | None = None,
     elevation: float = 22.0,
     azimuth: float = -58.0,
+    figsize: tuple[float, float] | None = None,
 ) -> list[Axes]:
     """Draw clouds side by side, with the same axes and the same colours.
 
@@ -160,7 +165,7 @@ def plot_clouds(
     rows = -(-len(clouds) // wide)
     whole = draw.Frame.of(clouds, logged, limits, size)
     with own_style(True):
-        figure, panels = draw.grid(rows, wide, solid, len(clouds), share, PAGE_WIDTH)
+        figure, panels = draw.grid(rows, wide, solid, len(clouds), share, PAGE_WIDTH, figsize)
         artist, handles = None, _handles(look, clouds)
         for k, (axes, cloud) in enumerate(zip(panels, clouds, strict=True)):
             frame = whole if share else draw.Frame.of([cloud], logged, limits, size)
@@ -197,13 +202,14 @@ def _with_panels(
     windows: list[dict[str, Range]],
     view: tuple[float, float],
     title: str | None,
+    figsize: tuple[float, float] | None,
 ) -> Axes:
     """The cloud, and beside it a panel for each window."""
     solid, count = cloud.height is not None, 1 + len(windows)
     wide = count if count <= (2 if solid else 3) else 2
     rows = -(-count // wide)
     width = COLUMN_WIDTH if wide == 1 else PAGE_WIDTH
-    figure, panels = draw.grid(rows, wide, solid, count, False, width)
+    figure, panels = draw.grid(rows, wide, solid, count, False, width, figsize)
     artist, notes = draw.dots(panels[0], cloud, look, frame)
     draw.finish(panels[0], frame, view)
     for k, window in enumerate(windows):

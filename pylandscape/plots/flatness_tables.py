@@ -26,6 +26,7 @@ def plot_flatness(
     beside: Sequence[Flatness] = (),
     labels: Sequence[str] | None = None,
     title: str | None = None,
+    figsize: tuple[float, float] | None = None,
 ) -> Axes:
     """Draw the values with their standard errors, one row each, on a logarithmic axis.
 
@@ -46,7 +47,7 @@ def plot_flatness(
     keys = list(dict.fromkeys((r.name, r.rho) for table in tables for r in table))
     with own_style(ax is None):
         height = 0.22 + ROW * len(keys) * max(1.0, 0.6 * len(tables))
-        axes: Any = new_axes(height=height) if ax is None else ax
+        axes: Any = new_axes(height=height, figsize=figsize) if ax is None else ax
         axes.set_xscale("log")
         drawn = False
         for k, table in enumerate(tables):

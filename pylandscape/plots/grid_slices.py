@@ -10,7 +10,7 @@ import numpy as np
 from ..arguments import integer
 from ..errors import InvalidArgument
 from .scale import Scale
-from .style import COLUMN_WIDTH, own_style
+from .style import COLUMN_WIDTH, check_figsize, own_style
 from .surface import plot, plot_surface
 
 if TYPE_CHECKING:
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from ..results.grid_values import Grid
 
 PANELS = 5
-LEVELS = 11
 
 
 def plot_grid(
@@ -33,6 +32,7 @@ def plot_grid(
     log: bool = False,
     vmin: float | None = None,
     vmax: float | None = None,
+    figsize: tuple[float, float] | None = None,
     **options: Any,
 ) -> Axes:
     """Draw a grid: a line, a surface, or slices of a volume.
@@ -42,6 +42,7 @@ def plot_grid(
         ax: of one or two dimensions only.
         axis: which one the slices cross.
         indices: of the slices along it; default five, evenly spaced, with both ends.
+        figsize: (width, height) of the figure, in inches.
         The others are those of `plot_surface`.
 
     Returns:
@@ -56,7 +57,7 @@ def plot_grid(
     shown: dict[str, Any] = {"metric": metric, "log": log, "vmin": vmin, "vmax": vmax, **options}
     count = len(grid.axes)
     if count < 3:
-        return plot(grid.flat(), kind, ax, **shown)
+        return plot(grid.flat(), kind, ax, figsize=figsize, **shown)
     if count > 3:
         raise InvalidArgument(
             f"grid: expected at most three dimensions to draw, got {count}; draw a slice(axis, "
@@ -82,11 +83,13 @@ def plot_grid(
         high = float(np.quantile(finite, 0.95)) if vmax is None else vmax
         shown |= {"vmin": low, "vmax": high} if low < high else {}
         if low < high and not log and kind != "heat":  # the same lines in all slices
-            shown.setdefault("levels", np.linspace(low, high, LEVELS))
+            common = Scale.of(values, vmin=low, vmax=high)
+            shown.setdefault("levels", common.levels(values, None))
     import matplotlib.pyplot as plt
 
     with own_style(True):
         size = (COLUMN_WIDTH * 0.62 * len(slices), COLUMN_WIDTH * 0.72)
+        size = size if figsize is None else check_figsize(figsize)
         _, panels = plt.subplots(
             1, len(slices), figsize=size, squeeze=False, sharey=True, layout="compressed"
         )

@@ -25,6 +25,7 @@ def plot_runs(
     labels: Sequence[str] | None = None,
     log: bool = False,
     title: str | None = None,
+    figsize: tuple[float, float] | None = None,
 ) -> Axes:
     """A metric of each run against the step; returns the Axes.
 
@@ -33,6 +34,7 @@ def plot_runs(
         metric: one of its ``metrics``; default the loss over the data, else of mini-batches.
         labels: P names; default their numbers.
         log: a logarithmic axis.
+        figsize: (width, height) of a figure of its own, in inches.
 
     A run that is not finite from a point on ends there with a cross.
 
@@ -47,7 +49,7 @@ def plot_runs(
         raise InvalidArgument(f"labels: expected {len(values)}, got {len(labels)}")
     many = len(values) > NAMED and labels is None
     with own_style(ax is None):
-        axes: Any = new_axes(height=0.75) if ax is None else ax
+        axes: Any = new_axes(height=0.75, figsize=figsize) if ax is None else ax
         for p, row in enumerate(values):
             good = np.isfinite(row)
             colour = LINE_COLOURS[0] if many else LINE_COLOURS[p % len(LINE_COLOURS)]

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..arrays import edges
 from ..errors import InvalidArgument
+from ..theta.sampling import STANDARD
 from .scale import Array, Scale
 from .style import (
     HATCH,
@@ -84,8 +85,10 @@ def plot_lines(
     vmin: float | None = None,
     vmax: float | None = None,
     distance: bool = False,
+    band: bool | float = False,
     xlabel: str | None = None,
     title: str | None = None,
+    figsize: tuple[float, float] | None = None,
 ) -> Axes:
     """Draw curves over a shared axis.
 
@@ -98,6 +101,10 @@ def plot_lines(
         offset: default 0 if all finite values are positive, otherwise -min + 1e-3 (median - min).
         vmin, vmax: limits of the left axis, in the metric's units.
         distance: x is `curve.distance`, the absolute distance of an interpolation.
+        band: shade 2 standard errors from the data to both sides of each curve, or that many; the
+            curves must have the metric "standard_error".
+        xlabel, title: texts, instead of the default and of none.
+        figsize: (width, height) of a figure of its own, in inches.
 
     Returns:
         The left Axes.
@@ -119,10 +126,11 @@ def plot_lines(
     scale = Scale.of(
         np.concatenate(values), log=log, offset=offset, vmin=vmin, vmax=vmax, robust=False
     )
+    count = band_width(band, [c.metrics for c in curves], metric)
     xs = [np.asarray(c.distance if distance else c.x, dtype=np.float64) for c in curves]
     own = ax is None
     with own_style(own):
-        axes = new_axes(height=0.72) if ax is None else ax
+        axes = new_axes(height=0.72, figsize=figsize) if ax is None else ax
         handles: list[Any] = []
         for k, (x, v) in enumerate(zip(xs, values, strict=True)):
             shown = np.where(np.isfinite(v), v + scale.offset, np.nan)
@@ -130,6 +138,16 @@ def plot_lines(
             if labels is not None:
                 line.set_label(labels[k])
                 handles.append(line)
+            if count:
+                noise = count * np.asarray(curves[k].metrics[STANDARD], dtype=np.float64)
+                shade = axes.fill_between(
+                    x, shown - noise, shown + noise, color=line.get_color(), alpha=0.25,
+                    linewidth=0, gid="band", label=band_text(count),
+                )  # fmt: skip
+                if k == 0:
+                    shades = [shade]
+        if count:
+            handles += shades
         if log:
             axes.set_yscale("log")
         if vmin is not None:
@@ -148,6 +166,31 @@ def plot_lines(
         if title is not None:
             axes.set_title(title, pad=(16 if len(handles) < 3 else 28) if handles else 6)
     return axes
+
+
+def band_width(band: bool | float, metrics: Sequence[dict[str, Array]], metric: str) -> float:
+    """How many standard errors a band is to each side; 0 for none.
+
+    Raises:
+        InvalidArgument: what is no such number, another metric than the loss, no standard errors.
+    """
+    if band is False or band is None:
+        return 0.0
+    count = 2.0 if band is True else band
+    if not isinstance(count, int | float) or not (np.isfinite(count) and count > 0):
+        raise InvalidArgument(f"band: expected True or a positive number, got {band!r}")
+    if metric != "loss":
+        raise InvalidArgument(f"band: expected with metric 'loss', got {metric!r}")
+    if not all(STANDARD in each for each in metrics):
+        raise InvalidArgument(
+            f"band: expected {STANDARD!r} among the metrics; compute it with "
+            f"metrics=({STANDARD!r},)"
+        )
+    return float(count)
+
+
+def band_text(count: float) -> str:
+    return f"$\\pm${count:g} standard errors"
 
 
 def _style(k: int, points: int) -> dict[str, Any]:

@@ -25,6 +25,7 @@ def plot_topology(
     of: str = "minima",
     most: int = MOST,
     title: str | None = None,
+    figsize: tuple[float, float] | None = None,
 ) -> Axes:
     """Draw features above the noise; those that touch the border are hollow (dashed as bars).
 
@@ -33,6 +34,7 @@ def plot_topology(
             elder one; "barcode": the same as bars; "diagram": deaths over births.
         of: "minima" or "maxima".
         most: only so many, the longest.
+        figsize: (width, height) of a figure of its own, in inches.
 
     Raises:
         InvalidArgument: names the argument.
@@ -53,7 +55,7 @@ def plot_topology(
     kept = order[length[order] > found.noise][:most]
     hollow = tree.borders.astype(bool)
     with own_style(ax is None):
-        axes: Any = new_axes(height=0.8) if ax is None else ax
+        axes: Any = new_axes(height=0.8, figsize=figsize) if ax is None else ax
         name = found.info.get("metric", "loss")
         colour = LINE_COLOURS[0 if of == "minima" else 1]
         dots: dict[str, Any] = {"s": 14, "edgecolors": colour, "linewidths": 0.9, "zorder": 3}

@@ -13,11 +13,16 @@ if TYPE_CHECKING:
 
 
 def plot_connection(
-    found: ModeConnection, ax: Axes | None = None, *, log: bool = False, title: str | None = None
+    found: ModeConnection,
+    ax: Axes | None = None,
+    *,
+    log: bool = False,
+    title: str | None = None,
+    figsize: tuple[float, float] | None = None,
 ) -> Axes:
     """Draw L along the curve and along the line over t; returns the Axes."""
     with own_style(ax is None):
-        axes: Any = new_axes(height=0.72) if ax is None else ax
+        axes: Any = new_axes(height=0.72, figsize=figsize) if ax is None else ax
         for k, (values, barrier, name) in enumerate(
             ((found.values, found.barrier, "curve"), (found.line, found.line_barrier, "line"))
         ):

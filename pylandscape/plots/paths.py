@@ -12,7 +12,16 @@ import numpy as np
 
 from ..errors import InvalidArgument
 from ..files.atomic import write_bytes
-from .style import COLUMN_WIDTH, LINE_COLOURS, LINE_DASHES, STYLE, legend_above, new_axes, own_style
+from .style import (
+    COLUMN_WIDTH,
+    LINE_COLOURS,
+    LINE_DASHES,
+    STYLE,
+    check_figsize,
+    legend_above,
+    new_axes,
+    own_style,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,7 +40,10 @@ PIECES, SHADES = 32, 8  # of a line from light to dark; of dots in 3-D
 _SCREE = 8  # components drawn
 
 
-def two_axes(ax: Any, *, height: float, ratios: tuple[float, float] = (1.0, 1.0)) -> Any:
+def two_axes(
+    ax: Any, *, height: float, ratios: tuple[float, float] = (1.0, 1.0),
+    figsize: tuple[float, float] | None = None,
+) -> Any:  # fmt: skip
     """Two Axes side by side, two columns wide, or the caller's pair."""
     if ax is not None:
         pair = tuple(np.ravel(np.asarray(ax, dtype=object)))
@@ -40,8 +52,9 @@ def two_axes(ax: Any, *, height: float, ratios: tuple[float, float] = (1.0, 1.0)
         return pair
     import matplotlib.pyplot as plt
 
+    size = (2 * COLUMN_WIDTH, COLUMN_WIDTH * height) if figsize is None else check_figsize(figsize)
     _, pair = plt.subplots(
-        1, 2, figsize=(2 * COLUMN_WIDTH, COLUMN_WIDTH * height), layout="compressed",
+        1, 2, figsize=size, layout="compressed",
         gridspec_kw={"width_ratios": ratios},
     )  # fmt: skip
     for axes in pair:
@@ -50,8 +63,9 @@ def two_axes(ax: Any, *, height: float, ratios: tuple[float, float] = (1.0, 1.0)
 
 
 def plot_components(
-    found: PrincipalComponents, axes: Any = None, *, title: str | None = None
-) -> Any:
+    found: PrincipalComponents, axes: Any = None, *, cmap: str = "viridis",
+    title: str | None = None, figsize: tuple[float, float] | None = None,
+) -> Any:  # fmt: skip
     """The path along the first two components, coloured by step, and the scree.
 
     The scree has each component's share of the variance beside that of a high-dimensional random
@@ -61,8 +75,8 @@ def plot_components(
     if len(found.directions) < 2:
         raise InvalidArgument("components: expected at least 2 to draw, got 1")
     with own_style(axes is None):
-        left, right = two_axes(axes, height=0.8, ratios=(1.25, 1.0))
-        _steps_as_colour(left, found.coordinates[:, :2], found.steps)
+        left, right = two_axes(axes, height=0.8, ratios=(1.25, 1.0), figsize=figsize)
+        _steps_as_colour(left, found.coordinates[:, :2], found.steps, cmap)
         shares = [f"{100 * r:.1f} %" for r in found.ratios[:2]]
         left.set_xlabel(f"component 1 ({shares[0]} of the variance)")
         left.set_ylabel(f"component 2 ({shares[1]})")
@@ -79,13 +93,16 @@ def plot_components(
     return left, right
 
 
-def plot_projection(found: Projection, axes: Any = None, *, title: str | None = None) -> Any:
+def plot_projection(
+    found: Projection, axes: Any = None, *, title: str | None = None,
+    figsize: tuple[float, float] | None = None,
+) -> Any:  # fmt: skip
     """The path in its plane, dots coloured by their distance off it, and that distance by step.
 
     Returns the two Axes.
     """
     with own_style(axes is None):
-        left, right = two_axes(axes, height=0.8, ratios=(1.25, 1.0))
+        left, right = two_axes(axes, height=0.8, ratios=(1.25, 1.0), figsize=figsize)
         draw_path(left, found.coordinates, found.off_share, bar=True)
         left.set_xlabel("step along $d_1$")
         left.set_ylabel("step along $d_2$")
@@ -189,6 +206,7 @@ def _dots_over(ax: Any, columns: Any, colour: str, options: dict[str, Any]) -> N
 def plot_embedding(
     found: Embedding, ax: Axes | None = None, *, labels: Any = None,
     names: Sequence[str] | None = None, title: str | None = None,
+    figsize: tuple[float, float] | None = None,
 ) -> Axes:  # fmt: skip
     """Models as points of the plane, runs as lines of one colour each; returns the Axes.
 
@@ -202,7 +220,7 @@ def plot_embedding(
     if names is not None and len(names) != len(runs):
         raise InvalidArgument(f"names: expected {len(runs)}, got {len(names)}")
     with own_style(ax is None):
-        axes: Any = new_axes(height=0.85) if ax is None else ax
+        axes: Any = new_axes(height=0.85, figsize=figsize) if ax is None else ax
         handles = []
         for k, run in enumerate(runs):
             points = found.points[found.run == run]
@@ -229,7 +247,8 @@ def plot_embedding(
 
 def plot_agreement(
     found: Agreement, axes: Any = None, *, names: Sequence[str] | None = None,
-    title: str | None = None,
+    cmap: str = "cividis", title: str | None = None,
+    figsize: tuple[float, float] | None = None,
 ) -> Any:  # fmt: skip
     """P(j right | i right) and P(j wrong | i wrong) as two tables; returns the two Axes."""
     count = len(found.accuracy)
@@ -237,11 +256,11 @@ def plot_agreement(
     if len(shown) != count:
         raise InvalidArgument(f"names: expected {count}, got {len(shown)}")
     with own_style(axes is None):
-        pair = two_axes(axes, height=0.95)
+        pair = two_axes(axes, height=0.95, figsize=figsize)
         for ax, table, word in zip(
             pair, (found.right, found.wrong), ("right", "wrong"), strict=True
         ):
-            ax.imshow(table, vmin=0.0, vmax=1.0, cmap="cividis")
+            ax.imshow(table, vmin=0.0, vmax=1.0, cmap=cmap)
             for i in range(count):
                 for j in range(count):
                     value = table[i, j]
@@ -261,13 +280,16 @@ def plot_agreement(
     return pair
 
 
-def plot_track(found: Track, ax: Axes | None = None, *, title: str | None = None) -> Axes:
+def plot_track(
+    found: Track, ax: Axes | None = None, *, title: str | None = None,
+    figsize: tuple[float, float] | None = None,
+) -> Axes:  # fmt: skip
     """Top eigenvalues against the training step, with the stability threshold of the rule.
 
     Returns the Axes.
     """
     with own_style(ax is None):
-        axes: Any = new_axes(height=0.75) if ax is None else ax
+        axes: Any = new_axes(height=0.75, figsize=figsize) if ax is None else ax
         for k in range(found.values.shape[1]):
             axes.plot(
                 found.steps, found.values[:, k], marker="o", markersize=2,
@@ -369,9 +391,9 @@ def _write_gif(film: Path, axes: Any, made: Sequence[Callable[[], list[Any]]], f
     )
 
 
-def _steps_as_colour(ax: Any, points: Any, steps: Any) -> None:
+def _steps_as_colour(ax: Any, points: Any, steps: Any, cmap: str) -> None:
     ax.plot(*points.T, color="0.7", linewidth=0.7, zorder=1)
-    dots = ax.scatter(*points.T, c=steps, s=8, cmap="viridis", zorder=2)
+    dots = ax.scatter(*points.T, c=steps, s=8, cmap=cmap, zorder=2)
     ax.plot(*points[0], "o", markerfacecolor="none", markeredgecolor=INK, markersize=6)
     ax.plot(*points[-1], "*", color=INK, markersize=8, markeredgecolor="white", zorder=3)
     made = ax.figure.colorbar(dots, ax=ax, pad=0.02, fraction=0.05)

@@ -7,14 +7,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import InvalidArgument
-from .style import COLUMN_WIDTH, STYLE, own_style
+from .style import COLUMN_WIDTH, STYLE, check_figsize, own_style
 
 if TYPE_CHECKING:
     from ..results.patterns import ConstructedPattern, Pattern
 
 
 def plot_pattern(
-    found: Pattern, axes: Any = None, *, metric: str | None = None, title: str | None = None
+    found: Pattern,
+    axes: Any = None,
+    *,
+    metric: str | None = None,
+    title: str | None = None,
+    figsize: tuple[float, float] | None = None,
 ) -> Any:
     """The mask, and the loss or accuracy in its cells, on the data and held out.
 
@@ -37,11 +42,23 @@ def plot_pattern(
     low, high = min(v.min() for v in values), max(v.max() for v in values)
     if chosen == "accuracy":
         low, high = 0.0, 1.0
-    return _rows(panels, axes, low, high, "cividis" if chosen == "accuracy" else "viridis", title)
+    return _rows(
+        panels,
+        axes,
+        low,
+        high,
+        "cividis" if chosen == "accuracy" else "viridis",
+        title,
+        figsize=figsize,
+    )
 
 
 def plot_constructed(
-    found: ConstructedPattern, axes: Any = None, *, title: str | None = None
+    found: ConstructedPattern,
+    axes: Any = None,
+    *,
+    title: str | None = None,
+    figsize: tuple[float, float] | None = None,
 ) -> Any:
     """The heights asked for, the loss there, and the loss on held-out data; of three dimensions the
     middle slice. Returns the Axes."""
@@ -53,17 +70,17 @@ def plot_constructed(
         panels = {name: panel[:, :, middle] for name, panel in panels.items()}
     low = min(panel.min() for panel in panels.values())
     high = max(panel.max() for panel in panels.values())
-    return _rows(panels, axes, low, high, "viridis", title, asked=True)
+    return _rows(panels, axes, low, high, "viridis", title, asked=True, figsize=figsize)
 
 
 def _rows(
     panels: dict[str, Any], given: Any, low: float, high: float, cmap: str, title: str | None,
-    asked: bool = False,
+    asked: bool = False, figsize: tuple[float, float] | None = None,
 ) -> Any:  # fmt: skip
     first = next(iter(panels.values()))
     slices = [None] if first.ndim == 2 else list(range(first.shape[2]))
     with own_style(given is None):
-        grid = _axes(given, len(slices), len(panels))
+        grid = _axes(given, len(slices), len(panels), figsize)
         image = None
         for row, k in zip(grid, slices, strict=True):
             for axes, (name, values) in zip(row, panels.items(), strict=True):
@@ -86,7 +103,7 @@ def _rows(
     return grid[0] if len(slices) == 1 else grid
 
 
-def _axes(given: Any, rows: int, columns: int) -> Any:
+def _axes(given: Any, rows: int, columns: int, figsize: tuple[float, float] | None) -> Any:
     if given is not None:
         found = np.asarray(given, dtype=object).ravel()
         if found.size != rows * columns:
@@ -95,8 +112,9 @@ def _axes(given: Any, rows: int, columns: int) -> Any:
     import matplotlib.pyplot as plt
 
     side = 0.62 * COLUMN_WIDTH if rows == 1 else 0.4 * COLUMN_WIDTH
+    size = (columns * side + 0.5, rows * side + 0.2)
     _, axes = plt.subplots(
         rows, columns, squeeze=False, layout="constrained",
-        figsize=(columns * side + 0.5, rows * side + 0.2),
+        figsize=size if figsize is None else check_figsize(figsize),
     )  # fmt: skip
     return axes

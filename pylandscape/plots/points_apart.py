@@ -15,12 +15,16 @@ if TYPE_CHECKING:
 
 
 def plot_ultrametricity(
-    found: Ultrametricity, axes: Any = None, *, title: str | None = None
+    found: Ultrametricity,
+    axes: Any = None,
+    *,
+    title: str | None = None,
+    figsize: tuple[float, float] | None = None,
 ) -> Any:
     """Left the triangles' histogram with the Gaussian clouds' range, right the tree of single
     linkage. In an ultrametric space all triangles are in the bar at 0. Returns the two Axes."""
     with own_style(axes is None):
-        left, right = two_axes(axes, height=0.75)
+        left, right = two_axes(axes, height=0.75, figsize=figsize)
         borders = np.linspace(0.0, 1.0, len(found.shares) + 1)
         middle = (borders[1:] + borders[:-1]) / 2
         left.bar(
@@ -30,9 +34,9 @@ def plot_ultrametricity(
         if len(found.null):
             low, high = found.null_shares.min(axis=0), found.null_shares.max(axis=0)
             mean, own = found.null_shares.mean(axis=0), found.null[:, 0]
+            reach = np.stack([mean - low, high - mean]).clip(min=0.0)
             left.errorbar(
-                middle, mean, [mean - low, high - mean], fmt="x", color=INK, markersize=3,
-                elinewidth=0.7,
+                middle, mean, reach, fmt="x", color=INK, markersize=3, elinewidth=0.7,
                 label=f"{len(own)} Gaussian clouds: {own.mean():.3f} ± {own.std():.3f}",
             )  # fmt: skip
         left.set_xlabel(r"$(d_{\max} - d_{\mathrm{mid}})\,/\,(d_{\max} - d_{\min})$")
@@ -61,11 +65,17 @@ def _tree(axes: Any, distances: Any) -> None:
     axes.set_ylabel("distance")
 
 
-def plot_fitness(found: FitnessDistance, ax: Any = None, *, title: str | None = None) -> Any:
+def plot_fitness(
+    found: FitnessDistance,
+    ax: Any = None,
+    *,
+    title: str | None = None,
+    figsize: tuple[float, float] | None = None,
+) -> Any:
     """Losses against distances, one dot a point; hollow dots against the distance to the nearest
     image where there is a group. Returns the Axes."""
     with own_style(ax is None):
-        axes: Any = new_axes(height=0.8) if ax is None else ax
+        axes: Any = new_axes(height=0.8, figsize=figsize) if ax is None else ax
         small = max(2.0, 60.0 / np.sqrt(len(found.losses)))
         if found.nearest is not None:
             axes.scatter(

@@ -19,12 +19,15 @@ from ..errors import InvalidArgument
 Array = NDArray[np.float64]
 
 DEFAULT_LEVELS = 10
+COARSE_LEVELS, FINER_LEVELS = 5, 4  # where most values are in one interval, and within that one
+CROWDED = 0.4  # share of the values in one interval, from which it is divided once more
+FINER = 2  # times
+SLIVER = 0.03  # share of the range between a level and an end, at least
+NEAR_END = 0.06  # of a colour bar: ticks nearer to its ends give way to the end values
 # Linear colours and levels stop at the 95 % quantile where the rest would take more than this many
 # times the range of the lower 90 %: otherwise the centre, which the plot is about, is one flat
 # colour.
 TAIL_RATIO = 5.0
-# Linear levels are even ones when the median lies above this share of the range.
-EVEN_MEDIAN = 0.2
 # Without positive values only: how far below the median the smallest value is put on a log scale.
 OFFSET_SHARE = 1e-3
 LOG_STEPS: tuple[tuple[float, ...], ...] = (
@@ -149,10 +152,11 @@ class Scale:
     def levels(self, values: Array, levels: int | Sequence[float] | Array | None) -> Array:
         """Increasing contour levels in metric units, strictly inside the drawn range.
 
-        None: about ten round numbers, evenly spread in z. int: that many (less where rounding
-        makes two equal). Array: as given, and what lies outside the values draws nothing. Linear
-        levels of a number, or of values of which most lie in the lowest fifth, are half-way
-        between even ones and quantiles, so that a steep rim does not take them all.
+        None: about ten round numbers. Linear ones are evenly spaced; where more than 40 % of the
+        values lie between two, that interval is divided once more, by round numbers too. int: that
+        many (less where rounding makes two equal), half-way between even ones and quantiles on a
+        linear scale, so that a steep rim does not take them all. Array: as given, and what lies
+        outside the values draws nothing.
         """
         if levels is not None and not isinstance(levels, (int, np.integer)):
             given = np.asarray(levels, dtype=np.float64)
@@ -171,8 +175,8 @@ class Scale:
         z = self.cut(values, clip=True)
         z = z[np.isfinite(z)]
         low, high = self.z_range
-        if levels is None and not self.log and np.median(z) > low + EVEN_MEDIAN * (high - low):
-            return round_steps(low, high)
+        if levels is None and not self.log:
+            return nested_steps(low, high, z)
         share = np.arange(1, count + 1) / (count + 1)
         even = low + share * (high - low)
         chosen = even if self.log else 0.5 * (even + np.quantile(z, share))
@@ -204,12 +208,68 @@ def _log_levels(vmin: float, vmax: float) -> Array:
     return best
 
 
-def round_steps(low: float, high: float) -> Array:
-    """Multiples of 1, 2, 2.5 or 5 x 10^k strictly between low and high, about ten of them."""
+def round_steps(low: float, high: float, count: int = DEFAULT_LEVELS) -> Array:
+    """Multiples of 1, 2, 2.5 or 5 x 10^k strictly between low and high, about `count` of them."""
     from matplotlib.ticker import MaxNLocator
 
-    found = MaxNLocator(DEFAULT_LEVELS + 1, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
+    found = MaxNLocator(count + 1, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
     return np.array([float(f"{v:.12g}") for v in found if low < v < high])
+
+
+def _within(levels: Array, low: float, high: float) -> Array:
+    """Without those so near to an end of the range that their band would be a sliver."""
+    room = SLIVER * (high - low)
+    kept = levels[(levels > low + room) & (levels < high - room)]
+    return kept if kept.size else levels
+
+
+def nested_steps(low: float, high: float, values: Array) -> Array:
+    """Round numbers strictly between low and high, closer together where most of the values are:
+    an interval with more than 40 % of them is divided by round numbers, twice at most."""
+    even = _within(round_steps(low, high), low, high)
+    if _fullest(low, high, even, values)[2] <= CROWDED:
+        return even
+    found = round_steps(low, high, COARSE_LEVELS)
+    for _ in range(FINER):
+        first, last, share = _fullest(low, high, found, values)
+        if share <= CROWDED:
+            break
+        found = np.union1d(found, round_steps(first, last, FINER_LEVELS))
+    return _within(found, low, high)
+
+
+def _fullest(low: float, high: float, inner: Array, values: Array) -> tuple[float, float, float]:
+    """The interval with the largest share of the values, and the share: 0 for equal values."""
+    borders = np.unique(np.concatenate([[low], inner, [high]]))
+    counts, _ = np.histogram(values, borders)
+    k = int(np.argmax(counts))
+    first, last = float(borders[k]), float(borders[k + 1])
+    within = values[(values >= first) & (values <= last)]
+    if not within.size or np.ptp(np.quantile(within, (0.1, 0.9))) <= 1e-3 * (last - first):
+        return first, last, 0.0
+    return first, last, float(counts[k] / values.size)
+
+
+def bar_ticks(
+    scale: Scale, inner: Array, ends: tuple[float, float], most: int, *, even: bool
+) -> tuple[Array, list[str]]:
+    """Ticks of a colour bar, in z, and their texts: its ends, and some of the inner ones.
+
+    Args:
+        inner: (k,) wanted, in z.
+        most: so many at most.
+        even: all intervals have one height (bands), so that no two ticks are near each other.
+    """
+    low, high = ends
+    room = 0.0 if even else NEAR_END * (high - low)
+    kept = inner[(inner > low + room) & (inner < high - room)]
+    kept = kept[:: max(1, -(-kept.size // max(most - 2, 1)))]
+    first, last = (_plain(f"{float(scale.inverse(v)):.3g}") for v in ends)
+    if even:  # bands have no arrow
+        first = f"$\\leq$ {first}" if scale.cut_low else first
+        last = f"$\\geq$ {last}" if scale.cut_high else last
+    texts = format_levels(scale.inverse(kept)) if kept.size else []
+    return np.array([low, *kept, high]), [first, *texts, last]
 
 
 def symlog_ticks(

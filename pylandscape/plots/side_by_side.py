@@ -25,6 +25,7 @@ from .surface import plot_surface
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+MOST_TICKS = 11  # of the colour bar
 FLAT_KINDS = ("contour", "filled", "heat")
 # What makes two results answers to different questions: keys of info["request"], and their names.
 ASKED = {"layout": "parameters", "loss": "loss", "data": "data", "bn": "batch norm"}
@@ -44,8 +45,8 @@ def compare(
         results: at least two, all of one kind.
         labels: one text per result.
         options: for surfaces kind ("filled", "contour" or "heat"), metric, log, offset, levels,
-            vmin, vmax, cmap, columns and title; otherwise those of `plot_lines`, `plot_spectra`
-            and `plot_clouds`.
+            vmin, vmax, cmap, columns, title and figsize; otherwise those of `plot_lines`,
+            `plot_spectra` and `plot_clouds`.
 
     Returns:
         The Axes: one for each surface or cloud, a single one for curves and spectra.
@@ -72,10 +73,10 @@ def compare(
     else:
         together: Any = plot_lines if isinstance(results[0], Curve) else plot_spectra
         found = [together(results, labels=labels, **options)]
-    unlike = _unlike(results)
-    if unlike and options.get("ax") is None:
+    differing = unlike(results)
+    if differing and options.get("ax") is None:
         # xlabel of a figure: the layout keeps room for it
-        found[0].figure.supxlabel(f"not the same {', '.join(unlike)}", fontsize=7, color="0.35")
+        found[0].figure.supxlabel(f"not the same {', '.join(differing)}", fontsize=7, color="0.35")
     return found
 
 
@@ -85,9 +86,9 @@ def _kind(result: Any) -> str:
     return f"{name} ({result.kind})" if isinstance(result, Surface | Curve) else name
 
 
-def _unlike(results: Sequence[Any]) -> list[str]:
+def unlike(results: Sequence[Any]) -> list[str]:
     """What differs between the requests; what a result does not record counts as the same."""
-    requests = [(r.info or {}).get("request") or {} for r in results]
+    requests = [(getattr(r, "info", None) or {}).get("request") or {} for r in results]
     found = []
     for key, name in ASKED.items():
         known = [r[key] for r in requests if key in r]
@@ -110,6 +111,7 @@ def _surfaces(
     cmap: str = "viridis",
     columns: int | None = None,
     title: str | None = None,
+    figsize: tuple[float, float] | None = None,
 ) -> list[Axes]:
     kind = kind or "filled"
     if kind not in FLAT_KINDS:
@@ -127,11 +129,11 @@ def _surfaces(
     wide = min(len(surfaces), columns or (2 if len(surfaces) in (2, 4) else 3))
     with own_style(True):
         figure, panels = grid(
-            -(-len(surfaces) // wide), wide, False, len(surfaces), True, PAGE_WIDTH
+            -(-len(surfaces) // wide), wide, False, len(surfaces), True, PAGE_WIDTH, figsize
         )
         for k, (axes, surface) in enumerate(zip(panels, surfaces, strict=True)):
             with warnings.catch_warnings():  # a level of the others that this one does not reach
-                warnings.filterwarnings("ignore", message="No contour levels were found")
+                warnings.filterwarnings("ignore", message="levels: ")
                 plot_surface(
                     surface, kind, axes, metric=metric, log=log,
                     offset=scale.offset if log else None, vmin=scale.vmin, vmax=scale.vmax,
@@ -160,13 +162,13 @@ def _bar(
     from matplotlib.contour import ContourSet
 
     where: dict[str, Any] = {"ax": list(panels), "pad": 0.01, "aspect": 30}
-    at = scale.forward(levels)[:: -(-levels.size // surface_strokes.MAX_TICKS)]
     if kind == "heat":
         artist: Any = ScalarMappable(Normalize(*scale.z_range), cmap)
         bar = figure.colorbar(artist, extend=scale.extend, **where)
     else:
         artist = next(c for c in panels[0].collections if isinstance(c, ContourSet))
         bar = figure.colorbar(artist, spacing="uniform", **where)
-    bar.set_ticks(at, labels=surface_strokes.format_levels(scale.inverse(at)))
-    bar.minorticks_off()
+    at = scale.forward(levels)
+    shown = None if kind == "heat" and not scale.log else at
+    surface_strokes.set_bar_ticks(bar, kind, scale, shown, MOST_TICKS)
     return bar

@@ -17,11 +17,17 @@ DEEPEST = 1e-8  # share of the highest loss below which a search has arrived
 SHOWN = 1e-17  # share of the largest eigenvalue below which nothing is told
 
 
-def plot_search(found: GlobalSearch, ax: Any = None, *, title: str | None = None) -> Any:
+def plot_search(
+    found: GlobalSearch,
+    ax: Any = None,
+    *,
+    title: str | None = None,
+    figsize: tuple[float, float] | None = None,
+) -> Any:
     """The best loss so far against the evaluations: medians, and the range of all runs. Returns the
     Axes."""
     with own_style(ax is None):
-        axes: Any = new_axes(height=0.75) if ax is None else ax
+        axes: Any = new_axes(height=0.75, figsize=figsize) if ax is None else ax
         for m, name in enumerate(found.methods):
             best = np.where(np.isfinite(found.best[m]), found.best[m], np.nan)
             there = ~np.isnan(best).any(axis=0)
@@ -46,11 +52,17 @@ def plot_search(found: GlobalSearch, ax: Any = None, *, title: str | None = None
     return axes
 
 
-def plot_volumes(found: VolumeLaw, ax: Any = None, *, title: str | None = None) -> Any:
+def plot_volumes(
+    found: VolumeLaw,
+    ax: Any = None,
+    *,
+    title: str | None = None,
+    figsize: tuple[float, float] | None = None,
+) -> Any:
     """Shares of the ball below a level (dots) and the law of a quadratic (lines), one colour for
     each number of parameters. Returns the Axes."""
     with own_style(ax is None):
-        axes: Any = new_axes(height=0.8) if ax is None else ax
+        axes: Any = new_axes(height=0.8, figsize=figsize) if ax is None else ax
         fine = np.linspace(0.0, 1.0, 201)
         for row, n in enumerate(found.dimensions):
             colour = LINE_COLOURS[row % len(LINE_COLOURS)]
@@ -67,11 +79,17 @@ def plot_volumes(found: VolumeLaw, ax: Any = None, *, title: str | None = None) 
     return axes
 
 
-def plot_interpolator(found: Interpolator, ax: Any = None, *, title: str | None = None) -> Any:
+def plot_interpolator(
+    found: Interpolator,
+    ax: Any = None,
+    *,
+    title: str | None = None,
+    figsize: tuple[float, float] | None = None,
+) -> Any:
     """|eigenvalues| as shares of the largest, descending; what is zero is hollow, and a line stands
     after as many as there are equations. Returns the Axes."""
     with own_style(ax is None):
-        axes: Any = new_axes(height=0.75) if ax is None else ax
+        axes: Any = new_axes(height=0.75, figsize=figsize) if ax is None else ax
         sizes = np.sort(np.abs(found.eigenvalues))[::-1]
         top = sizes[0] or 1.0
         k = np.arange(1, len(sizes) + 1)

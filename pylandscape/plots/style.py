@@ -183,6 +183,13 @@ def nonfinite_handle(text: str) -> Any:
     return Patch(label=text, **{**_mark_style(), "linewidth": 0.4})
 
 
+def words_handle(text: str) -> Any:
+    """The legend's entry for words alone."""
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], linestyle="none", label=text)
+
+
 def nonfinite_text(values: NDArray[np.float64]) -> str:
     count = int((~np.isfinite(values)).sum())
     return f"not finite ({count} of {values.size} points)"
@@ -212,12 +219,13 @@ def legend_on_top(axes: Any, handles: list[Any]) -> None:
     )  # fmt: skip
 
 
-def keep_inside(axes: Any, title: str | None = None) -> None:
+def keep_inside(axes: Any, title: str | None = None, *, fixed: bool = False) -> None:
     """Bring every label of a figure of our own inside it: a layout knows the room that labels
     take beside the axes, but not that they can be longer than the axes.
 
     Long labels are broken before their units, then set smaller, down to 5.5 points; at last the
-    figure grows. The box of a 3-D picture is made smaller and moved, below its title.
+    figure grows, unless its size is `fixed`. The box of a 3-D picture is made smaller and moved,
+    below its title.
     """
     hidden = [a for a in axes.collections if a.get_visible()]
     for artist in hidden:  # what is slow to draw has no words
@@ -225,7 +233,7 @@ def keep_inside(axes: Any, title: str | None = None) -> None:
     try:
         if title is not None:
             _title_on_top(axes, title)
-        for remedy in (_broken, _smaller, _smaller, _taller):
+        for remedy in (_broken, _smaller, _smaller, *([] if fixed else [_taller])):
             over = _labels_outside(axes)
             for label, share in over:
                 remedy(label, share)

@@ -9,6 +9,7 @@ counted in the legend.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import InvalidArgument
+from ..theta.sampling import STANDARD
 from . import surface_strokes as draw
-from .lines import plot_lines, slices
+from .lines import band_text, band_width, plot_lines, slices
 from .overlay import draw_runs, room_for, runs_of
 from .paths import animate
 from .scale import Array, Scale
@@ -34,6 +36,7 @@ from .style import (
     nonfinite_text,
     own_style,
     save,
+    words_handle,
 )
 from .view import View, view_of
 
@@ -86,6 +89,7 @@ def plot_surface(
     cmap: str = "viridis",
     colorbar: bool | None = None,
     labels: bool = True,
+    band: bool | float = False,
     trajectory: Any = None,
     vertices: Any = None,
     xlabel: str | None = None,
@@ -93,6 +97,7 @@ def plot_surface(
     title: str | None = None,
     elevation: float = 32.0,
     azimuth: float = -58.0,
+    figsize: tuple[float, float] | None = None,
 ) -> Axes:
     """Draw a surface as contour lines, filled contours, a heat map or in 3-D.
 
@@ -104,8 +109,8 @@ def plot_surface(
         metric: which of `surface.metrics`.
         log: draw log10(value + offset). Ticks and labels stay in the metric's units.
         offset: default 0 if all finite values are positive, otherwise -min + 1e-3 (median - min).
-        levels: contour levels: how many, or increasing values; default about ten between the
-            quantiles.
+        levels: contour levels: how many, or increasing values; default about ten round numbers,
+            closer together where most of the values are.
         vmin, vmax: drawn range, in the metric's units. Default: that of the values, but a linear
             one ends at the 95 % quantile if a steep rim would take it all (the colour bar then has
             an arrow).
@@ -114,6 +119,8 @@ def plot_surface(
         colorbar: default True for "filled" and "heat"; the others carry numbers on lines or on the
             z axis.
         labels: numbers on contour lines and names of the vertices.
+        band: of kind "contour": shade where each line may lie, 2 standard errors from the data to
+            both sides, or that many; the surface must have the metric "standard_error".
         trajectory: a path: a `Trajectory` (of a surface computed here, which knows its frame), a
             `Projection`, or numbers (T, 2) in the surface's coordinates; several as a list or as
             {label: path}; default those that the surface brings along (`connection_plane`). First
@@ -122,12 +129,21 @@ def plot_surface(
             the steps, several have a colour each.
         vertices: (V, 2) points to mark; interpolations mark their own, [] for none.
         elevation, azimuth: of the 3-D view, in degrees.
+        figsize: (width, height) of a figure of its own, in inches; default one column of a paper
+            wide.
+
+    Levels that lie outside of the values are a UserWarning, and the legend says so where none is
+    inside.
 
     Raises:
         InvalidArgument: names the argument; also fewer than 2 x 2 points for contours and 3-D.
     """
     values = _metric(surface, metric)
     _check(kind, values, ax)
+    count = band_width(band, [surface.metrics], metric)
+    if count and kind != "contour":
+        raise InvalidArgument(f"band: expected with kind 'contour', got kind {kind!r}")
+    noise = count * surface.metrics[STANDARD] if count else None
     own_paths = surface.info.get("paths") if trajectory is None else trajectory
     runs = () if own_paths is None else runs_of(surface, own_paths)
     view = view_of(surface)
@@ -140,12 +156,13 @@ def plot_surface(
     def height_at(points: Array) -> Array | None:
         return draw.heights(view, values, scale, clip, points) if solid else None
 
+    beyond = _levels_outside(kind, values, scale, levels, vmin, vmax)
     own = ax is None
     with own_style(own):
         if own:
             height = 0.85 if solid else view.height(bar)
             height += room_for(runs) / COLUMN_WIDTH
-            ax = new_axes(projection="3d" if solid else None, height=height)
+            ax = new_axes(projection="3d" if solid else None, height=height, figsize=figsize)
         at = draw.ticks(scale, values)
         if solid:
             artist = draw.draw_sheet(ax, view, values, scale, clip, cmap)
@@ -154,7 +171,7 @@ def plot_surface(
             artist = draw.draw_heat(ax, view, values, scale, clip, cmap)
         else:
             artist, at = draw.draw_contours(
-                ax, kind, view, values, scale, levels, clip, cmap, labels
+                ax, kind, view, values, scale, levels, clip, cmap, labels, noise
             )
         if own and view.equal:
             draw.few_ticks(ax, view)
@@ -170,14 +187,40 @@ def plot_surface(
             draw.finish_sheet(ax, scale, name, at)
         if bar:
             draw.draw_colorbar(ax, artist, kind, scale, name, at)
-        notes = _notes(ax, view, surface, metric, flat=not solid, paths=keys, own=own)
+        notes = _notes(ax, view, surface, metric, flat=not solid, paths=keys, own=own, more=beyond)
         if title is not None and not (own and solid):
             ax.set_title(title, pad=6 + 11 * notes)
         elif kind == "contour" and not bar:
-            ax.set_title(scale.label(name), loc="left", fontsize="medium", pad=3 + 11 * notes)
+            shown = scale.label(name) + (f", {band_text(count)}" if count else "")
+            ax.set_title(shown, loc="left", fontsize="medium", pad=3 + 11 * notes)
         if own:
-            keep_inside(ax, title if solid else None)
+            keep_inside(ax, title if solid else None, fixed=figsize is not None)
     return ax
+
+
+def _levels_outside(
+    kind: str, values: Array, scale: Scale, levels: Any, vmin: float | None, vmax: float | None
+) -> list[str]:
+    """What the legend says where no given level is among the drawn values; any that is outside of
+    them, or of a range that was asked for (that of several pictures), is a warning."""
+    if kind not in ("contour", "filled") or levels is None or np.ndim(levels) == 0:
+        return []
+    given = scale.levels(values, levels)
+    finite = values[np.isfinite(values)]
+    low, high = (scale.vmin if vmin is None else vmin), (scale.vmax if vmax is None else vmax)
+    if vmax is None:  # not the end of the colours
+        high = float(finite.max())
+    outside = given[(given < low) | (given > high)]
+    if not outside.size:
+        return []
+    few = ", ".join(f"{v:g}" for v in outside[:4]) + (", ..." if outside.size > 4 else "")
+    warnings.warn(
+        f"levels: {outside.size} of {given.size} lie outside of the drawn values, {low:.4g} to "
+        f"{high:.4g}: {few}",
+        stacklevel=3,
+    )
+    span = f"{low:.3g} to {high:.3g}"
+    return [f"no level within the values, {span}"] if outside.size == given.size else []
 
 
 def film(
@@ -223,12 +266,12 @@ def _check(kind: str, values: Array, ax: Any) -> None:
 
 def _notes(
     ax: Any, view: View, surface: Surface, metric: str, *, flat: bool, paths: Sequence[Any],
-    own: bool,
+    own: bool, more: Sequence[str] = (),
 ) -> int:  # fmt: skip
     """The legend above the picture: paths, points that are not finite, points without a ratio. How
     many lines it has."""
     values = np.asarray(surface.metrics[metric], dtype=np.float64)
-    notes = []
+    notes = [words_handle(text) for text in more]
     if not np.isfinite(values).all():
         notes.append(nonfinite_handle(nonfinite_text(values)))
     if metric == "ratio" and "lambda_max" in surface.metrics and flat:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..arrays import edges
-from .scale import Array, Scale, format_levels
+from .scale import Array, Scale, bar_ticks, format_levels, round_steps
 from .style import NONFINITE_FACE, mark_cells, nonfinite_text
 from .view import View
 
@@ -18,6 +19,10 @@ SHEET_POINTS = 151  # along each axis of a 3-D sheet: more polygons cannot be to
 LIGHT = np.array([-0.36, -0.48, 0.8])  # unit vector to the light, in the box of the 3-D sheet
 SHADE = 0.35  # how much darker than its colour a cell can get
 MAX_TICKS = 7
+LABEL_PAD = 6.0  # points, between the ticks and the labels of a 3-D picture seen from above
+LINE_SPACE = 1.25  # of a colour bar's texts, in font sizes
+BAND_ALPHA = 0.3
+BAND_REACH = 1e3  # bands from the line at most, as contours interpolate between the points
 CROWDED = 50  # points (1/72 inch) between two marks whose names would meet
 NARROW = 0.45  # of the longer side: a side that has room for three ticks
 # Of the axes' range: contour labels nearer to the frame, or to each other, are left out.
@@ -34,8 +39,13 @@ def draw_contours(
     clip: bool,
     cmap: str,
     labels: bool,
+    band: Array | None = None,
 ) -> tuple[Any, Array]:
-    """Contour lines or filled contours; returns the ContourSet and its levels as z."""
+    """Contour lines or filled contours; returns the ContourSet and its levels as z.
+
+    band: (nx, ny) how far the values may be off, in the metric's units: each line gets the band
+    where it may lie.
+    """
     import matplotlib as mpl
     from matplotlib.colors import BoundaryNorm
 
@@ -43,6 +53,7 @@ def draw_contours(
     z = np.ma.masked_invalid(scale.cut(values, clip))
     chosen = scale.levels(values, levels)
     at = scale.forward(chosen)
+    seen = (at >= z.min()) & (at <= z.max())
     texts = dict(zip(at.tolist(), format_levels(chosen), strict=True))
     if kind == "filled":
         low, high = scale.z_range
@@ -51,18 +62,40 @@ def draw_contours(
         drawn = ax.contourf(px, py, z, levels=bands, cmap=cmap, norm=norm, corner_mask=False)
         drawn.set_edgecolor("face")  # no white seams between bands in PDF viewers
         drawn.set_linewidth(0.2)
-        ax.contour(
-            px, py, z, levels=at, colors="white", linewidths=0.35, alpha=0.7,
-            linestyles="solid", corner_mask=False,
-        )  # fmt: skip
+        if seen.any():
+            ax.contour(
+                px, py, z, levels=at[seen], colors="white", linewidths=0.35, alpha=0.7,
+                linestyles="solid", corner_mask=False,
+            )  # fmt: skip
         return drawn, at
     colours = mpl.colormaps[cmap](np.linspace(*LINE_MAP_RANGE, at.size))
-    drawn = ax.contour(
-        px, py, z, levels=at, colors=colours, linewidths=1.0, linestyles="solid", corner_mask=False
-    )
+    if band is not None:
+        _draw_bands(ax, (px, py), values, chosen, band, colours)
+    with warnings.catch_warnings():  # plot_surface says it
+        warnings.filterwarnings("ignore", message="No contour levels were found")
+        drawn = ax.contour(
+            px, py, z, levels=at, colors=colours, linewidths=1.0, linestyles="solid",
+            corner_mask=False,
+        )  # fmt: skip
     if labels:
         _label_levels(ax, drawn, texts, (px, py))
     return drawn, at
+
+
+def _draw_bands(
+    ax: Any, at: tuple[Array, Array], values: Array, levels: Array, band: Array, colours: Array
+) -> None:
+    """Where |value - level| <= band, for each level in its colour."""
+    known = np.isfinite(values) & np.isfinite(band)
+    width = np.maximum(band, np.finfo(np.float64).tiny)
+    for level, colour in zip(levels, colours, strict=True):
+        with np.errstate(invalid="ignore", over="ignore"):
+            off = np.clip((values - level) / width, -BAND_REACH, BAND_REACH)
+        shown = ax.contourf(
+            *at, np.ma.masked_where(~known, off), levels=[-1.0, 1.0], colors=[colour],
+            alpha=BAND_ALPHA, corner_mask=False,
+        )  # fmt: skip
+        shown.set_gid("band")
 
 
 def _label_levels(ax: Any, drawn: Any, texts: dict[float, str], span: tuple[Array, Array]) -> None:
@@ -163,7 +196,7 @@ def finish_sheet(ax: Any, scale: Scale, name: str, at: Array | None) -> None:
     for axis in (ax.xaxis, ax.yaxis):
         text = axis.get_label_text().replace(" in parameter space", "")
         axis.set_label_text(text.replace(" (", "\n("))
-        axis.labelpad = 0
+        axis.labelpad = LABEL_PAD * abs(np.sin(np.radians(ax.elev)))  # from above, ticks lie in it
     ax.zaxis.set_rotate_label(False)
     ax.set_zlabel(scale.label(name), rotation=90)
     if at is not None:
@@ -196,21 +229,39 @@ def _shade(px: Array, py: Array, height: Array) -> Array:
 def draw_colorbar(
     ax: Any, artist: Any, kind: str, scale: Scale, name: str, at: Array | None
 ) -> None:
-    """A labelled colour bar; `at`: its ticks as z, None for matplotlib's own."""
+    """A labelled colour bar with its end values; `at`: ticks between them as z."""
     options: dict[str, Any] = {"pad": 0.02, "aspect": 25}
     if kind in ("contour", "filled"):
-        options |= {"spacing": "uniform", "ticks": at}
+        options |= {"spacing": "uniform"}
     else:
         options["extend"] = scale.extend
     if kind == "surface":
         options |= {"shrink": 0.6, "pad": 0.1}
     bar = ax.figure.colorbar(artist, ax=ax, **options)
-    if at is not None:
-        bar.ax.set_yticks(at, format_levels(scale.inverse(at)))
-        bar.ax.minorticks_off()
+    height = ax.get_window_extent().height * 72 / ax.figure.dpi
+    set_bar_ticks(bar, kind, scale, at, int(height * options.get("shrink", 1.0) / tick_size(ax)
+                                            / LINE_SPACE))  # fmt: skip
     bar.set_label(scale.label(name), size=ax.xaxis.label.get_fontsize())
     bar.ax.tick_params(labelsize=tick_size(ax), width=0.6, length=2)
     bar.outline.set_linewidth(0.5)
+
+
+def set_bar_ticks(bar: Any, kind: str, scale: Scale, at: Array | None, most: int) -> None:
+    """At most `most` ticks; of contour lines the levels, of colours also the end values."""
+    if kind == "contour":
+        assert at is not None
+        shown = at[:: max(1, -(-at.size // max(most, 1)))]
+        texts = format_levels(scale.inverse(shown))
+    elif kind == "filled":
+        bands = np.asarray(bar.mappable.levels, dtype=np.float64)
+        ends = float(bands[0]), float(bands[-1])
+        shown, texts = bar_ticks(scale, bands[1:-1], ends, most, even=True)
+    else:
+        ends = scale.z_range
+        inner = round_steps(*ends, MAX_TICKS - 2) if at is None else at
+        shown, texts = bar_ticks(scale, inner, ends, min(most, MAX_TICKS), even=False)
+    bar.ax.set_yticks(shown, texts)
+    bar.ax.minorticks_off()
 
 
 def ticks(scale: Scale, values: Array) -> Array | None:

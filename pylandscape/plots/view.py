@@ -15,7 +15,8 @@ import numpy as np
 
 from ..arrays import edges
 from ..errors import InvalidArgument
-from ..results.surface import barycentric_weights, triangle_layout
+from ..results.mixtures import barycentric_weights
+from ..results.surface import triangle_layout
 from .scale import Array
 from .style import direction_infos, step_label
 

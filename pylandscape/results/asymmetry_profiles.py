@@ -99,8 +99,18 @@ class Asymmetry(Pictured):
         found[inside] = (both[0] + both[1]) / 2
         return found
 
+    def table_columns(self) -> dict[str, Any]:
+        k, at = (i.ravel() for i in np.indices(self.values.shape))
+        names = np.array(self.labels, dtype=object)
+        found = {"direction": names[k], "s": self.share[at] * self.r[k], "loss": self.values[k, at]}
+        return found if self.test is None else found | {"test": self.test[k, at]}
+
     def plot(self, ax: Any = None, **options: Any) -> Any:
-        """phi along every direction; the test losses are dashed. Returns the Axes."""
+        """phi along every direction; the test losses are dashed. Returns the Axes.
+
+        Options: log (of the loss), title;
+        figsize (width, height) of a figure of its own, in inches.
+        """
         return draw(self, ax, **options)
 
     def save(self, path: Any) -> None:

@@ -62,9 +62,23 @@ class Barriers(Pictured):
         return Curve(self.alpha, values=self.values[i, j], kind="interpolation")
 
     def plot(self, ax: Any = None, **options: Any) -> Any:
-        """The matrix of barriers with its numbers; ``what="functional" | "disagreement"`` draws
-        another one. Returns the Axes."""
+        """The matrix of barriers with its numbers; returns the Axes.
+
+        Options:
+            what: "barrier" (default), "functional" or "disagreement".
+            labels: P names; default those of the result.
+            cmap: a colour map of matplotlib's; default "cividis".
+            vmax: end of the colours.
+            title: above the picture.
+            figsize: (width, height) of a figure of its own, in inches.
+        """
         return draw(self, ax, **options)
+
+    def table_columns(self) -> dict[str, Any]:
+        i, j = np.nonzero(~np.eye(len(self.labels), dtype=bool))
+        names = np.array(self.labels, dtype=object)
+        columns = {k: getattr(self, k)[i, j] for k in ("barrier", "functional", "disagreement")}
+        return {"a": names[i], "b": names[j], **columns}
 
     def save(self, path: Any) -> None:
         """Write an HDF5 file, atomically; `pylandscape.load` reads it back bit for bit."""

@@ -132,9 +132,29 @@ class Cloud(Pictured):
         return found
 
     def plot(self, ax: Axes | None = None, **options: Any) -> Axes:
-        """Draw it and return the Axes; see `pylandscape.plots.clouds.plot_cloud`."""
+        """Draw it and return the Axes.
+
+        Args:
+            ax: where; of 3-D for a cloud with a height; default a figure of its own.
+
+        Options:
+            color: "kind", "step", "bumpiness", "ruggedness" or "negative"; default its own.
+            log: the logarithmic axes: "x", "xy", ...
+            xlim, ylim, zlim: drawn ranges.
+            boxes: windows to zoom into: ranges of x, y and, in 3-D, z; one or several.
+            zoom: of the windows: "inset", "panels" or "outline".
+            vmin, vmax, cmap: of colours that stand for numbers.
+            size: of a dot, in points^2.
+            elevation, azimuth: of the 3-D view, in degrees.
+            title: above the picture.
+            figsize: (width, height) of a figure of its own, in inches.
+        """
         axes: Axes = draw(self, ax, **options)
         return axes
+
+    def table_columns(self) -> dict[str, Any]:
+        there = {k: getattr(self, v) for k, v in COLUMNS.items()}
+        return {k: v for k, v in there.items() if v is not None}
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write an HDF5 file, atomically; `pylandscape.load` reads it back bit for bit."""

@@ -15,6 +15,7 @@ from ..errors import FileFormatError, InvalidArgument
 from ..files import store
 from ..files.hdf5 import as_path, open_hdf5
 from . import curvature_classes
+from .base import Tabular
 from .curvature_classes import KINDS
 
 EPS = float(np.finfo(np.float64).eps)
@@ -45,7 +46,7 @@ class Sensitivity:
 
 @store.by_fields
 @dataclass(eq=False, repr=False)
-class CriticalPoints:
+class CriticalPoints(Tabular):
     """Curvature classes of P points of a landscape with n parameters.
 
     Attributes:
@@ -181,6 +182,10 @@ class CriticalPoints:
                 f"path: expected critical points in {path}, got a {type(found).__name__}"
             )
         return found
+
+    def table_columns(self) -> dict[str, Any]:
+        names = ("losses", "gradient_norms", "index", "nullity", "index_error", "nullity_error")
+        return {"kind": self.kinds, **{name: getattr(self, name) for name in names}}
 
     def __len__(self) -> int:
         return len(self.losses)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ..arrays import Array
 from ..errors import InvalidArgument
 from ..files import store
+from .base import Tabular
 
 OUTCOMES = ("running", "converged", "flat", "stalled", "exhausted", "far", "not finite")
 _PER_POINT = (
@@ -24,7 +25,7 @@ _PER_START = ("starts", "outcomes", "final_losses", "final_norms", "iterations")
 
 @store.by_fields
 @dataclass(eq=False, repr=False)
-class CriticalSet:
+class CriticalSet(Tabular):
     """K critical points, reached from P starts. Sorted by loss, then by index.
 
     H = ∇²L at a point has eigenvalues lambda; those with |lambda| <= tau count as zero, where tau
@@ -124,6 +125,10 @@ class CriticalSet:
             if part.size:
                 found.append((float(part.mean()), int(part.size)))
         return found
+
+    def table_columns(self) -> dict[str, Any]:
+        found = {name: getattr(self, name) for name in _PER_POINT if name != "extremes"}
+        return found | {"lowest": self.extremes[:, 0], "highest": self.extremes[:, 1]}
 
     def table(self, rows: int = 20) -> str:
         """The first points, a line each."""

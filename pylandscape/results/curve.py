@@ -10,10 +10,10 @@ import numpy as np
 
 from ..arrays import Array
 from ..errors import InvalidArgument
-from .base import _check_metrics, _Result, check_axis
+from .base import _check_metrics, _Result, check_axis, draw
 
 if TYPE_CHECKING:
-    pass
+    from matplotlib.axes import Axes
 
 
 BASIN_SHARE = 0.1  # eps of the basin width, as a share of L(theta0) - L(theta1)
@@ -47,6 +47,31 @@ class Curve(_Result):
         self.metrics = _check_metrics(self.values, self.metrics, (self.x.size,))
         self.values = self.metrics["loss"]
         self.info = {} if self.info is None else dict(self.info)
+
+    def plot(self, kind: str | None = None, ax: Axes | None = None, **options: Any) -> Axes:
+        """Draw it and return the Axes; ``ax.figure.savefig("c.pdf")`` writes the picture.
+
+        Args:
+            kind: "line", the only one.
+            ax: where; default a figure of its own.
+
+        Options:
+            labels: [text] for a legend.
+            metric: on the left axis; default "loss".
+            second: a metric on a right axis, dashed; default "accuracy" where it is there, None
+                for none.
+            log: a logarithmic left axis, of value + offset.
+            offset: default 0 if all values are positive, else -min + 1e-3 (median - min).
+            vmin, vmax: limits of the left axis.
+            distance: the x axis is the distance in parameter space, of an interpolation.
+            xlabel, title: texts.
+            figsize: (width, height) of a figure of its own, in inches.
+        """
+        axes: Axes = draw(self, kind, ax, **options)
+        return axes
+
+    def table_columns(self) -> dict[str, Any]:
+        return {"x": self.x, **self.metrics}
 
     @property
     def distance(self) -> Array:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 
 WHICH = ("LA", "SA", "LM", "BE")
+SHOWN = 10  # eigenvalues in a notebook
 EPS = float(np.finfo(np.float64).eps)
 
 
@@ -118,8 +119,25 @@ class EigenPairs(_SpectralResult):
         """Matrix-vector products used."""
         return self.products
 
+    def table_columns(self) -> dict[str, Any]:
+        return {"value": self.values, "residual": self.residuals, "converged": self.converged}
+
+    def facts(self) -> list[tuple[str, str]]:
+        """How many there are, and the first ones with their residuals."""
+        found = super().facts()
+        for k in range(min(SHOWN, self.values.size)):
+            bad = "" if self.converged[k] else ", not converged"
+            found.append((f"{k + 1}", f"{self.values[k]:.6g} +- {self.residuals[k]:.1g}{bad}"))
+        return found
+
     def plot(self, ax: Axes | None = None, **options: Any) -> Axes:
-        """Draw the values with their residuals (`pylandscape.plots.spectra.plot_pairs`)."""
+        """Draw the values in order, with bars of their residuals; returns the Axes.
+
+        Options:
+            log: a symlog axis.
+            title: above the picture.
+            figsize: (width, height) of a figure of its own, in inches.
+        """
         axes: Axes = draw(self, ax, **options)
         return axes
 

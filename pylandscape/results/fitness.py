@@ -56,8 +56,16 @@ class FitnessDistance(Pictured):
         """Of r_nearest."""
         return float("nan") if self.nearest is None else _spread(self.nearest, self.losses)
 
+    def table_columns(self) -> dict[str, Any]:
+        found: dict[str, Any] = {"distance": self.distances, "loss": self.losses}
+        return found if self.nearest is None else found | {"nearest": self.nearest}
+
     def plot(self, ax: Any = None, **options: Any) -> Any:
-        """Losses against distances, a dot for each point; returns the Axes."""
+        """Losses against distances, a dot for each point; returns the Axes.
+
+        Options: title;
+        figsize (width, height) of a figure of its own, in inches.
+        """
         return draw(self, ax, **options)
 
     def save(self, path: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -57,12 +57,20 @@ class Flatness(Pictured):
             raise InvalidArgument(f"measure: {key!r} {problem}; expected one of {names}")
         return found[0]
 
+    def table_columns(self) -> dict[str, Any]:
+        names = [f.name for f in fields(FlatnessRow)]
+        return {name: [getattr(row, name) for row in self.rows] for name in names}
+
     def __iter__(self) -> Iterator[FlatnessRow]:
         return iter(self.rows)
 
     def plot(self, ax: Any = None, **options: Any) -> Any:
         """The values with their errors on a logarithmic axis; ``beside=[other, ...]`` draws further
-        tables with it, named by ``labels``. Returns the Axes."""
+        tables with it, named by ``labels``. Returns the Axes.
+
+        Options: beside, labels, title;
+        figsize (width, height) of a figure of its own, in inches.
+        """
         return draw(self, ax, **options)
 
     def save(self, path: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -11,9 +11,12 @@ from ..arguments import integer
 from ..arrays import Array
 from ..errors import InvalidArgument
 from ..files import store
-from .base import _check_metrics, _Result, check_axis
+from .base import _check_metrics, _Result, check_axis, draw
 from .curve import Curve
 from .surface import Surface
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 @dataclass(eq=False, repr=False)
@@ -45,6 +48,27 @@ class Grid(_Result):
         self.metrics = _check_metrics(self.values, self.metrics, shape)
         self.values = self.metrics["loss"]
         self.info = {} if self.info is None else dict(self.info)
+
+    def plot(self, kind: str | None = None, ax: Axes | None = None, **options: Any) -> Axes:
+        """Draw a grid of up to three dimensions and return the (first) Axes.
+
+        Args:
+            kind: that of `Surface.plot`; "filled" for the slices of a volume.
+            ax: of one or two dimensions only; default a figure of its own.
+
+        Options:
+            axis: which one the slices of a volume cross; default the last.
+            indices: of the slices along it; default five, evenly spaced.
+            metric, log, vmin, vmax, figsize: as of `Surface.plot`, as all others.
+        """
+        axes: Axes = draw(self, kind, ax, **options)
+        return axes
+
+    def table_columns(self) -> dict[str, Any]:
+        meshes = np.meshgrid(*self.axes, indexing="ij")
+        names = "xyz" if len(meshes) < 4 else [f"x{k}" for k in range(len(meshes))]
+        places = {name: mesh.ravel() for name, mesh in zip(names, meshes, strict=False)}
+        return places | {name: values.ravel() for name, values in self.metrics.items()}
 
     def slice(self, axis: int, index: int) -> Grid | Surface | Curve:
         """All metrics where one coordinate stays: axes[axis][index].

@@ -167,9 +167,21 @@ class Topology(Pictured):
     def draw(self, kind: str = "tree", ax: Any = None, **options: Any) -> Any:
         """Draw the "tree", the "barcode" or the persistence "diagram"; returns the Axes.
 
-        plots/merge_trees.py lists the options.
+        Options:
+            of: "minima" (default) or "maxima".
+            most: how many features at most, the longest.
+            title: above the picture.
+            figsize: (width, height) of a figure of its own, in inches.
         """
         return draw(self, kind, ax, **options)
+
+    def table_columns(self) -> dict[str, Any]:
+        rows = [(of, *pair) for of in ("minima", "maxima") for pair in self.pairs(of).tolist()]
+        born, dies = (np.array([r[k] for r in rows], dtype=np.float64) for k in (1, 2))
+        return {
+            "of": [r[0] for r in rows], "birth": born, "death": dies,
+            "persistence": np.abs(dies - born),
+        }  # fmt: skip
 
     def persistence_diagram(self, ax: Any = None, **options: Any) -> Any:
         """Draw births against deaths; returns the Axes. The numbers are those of `pairs`."""

@@ -107,8 +107,17 @@ class ModeConnection(Pictured):
             )
         return self.planes(self, **options)
 
+    def table_columns(self) -> dict[str, Any]:
+        return {"t": self.t, "loss": self.values, "line": self.line}
+
     def plot(self, ax: Any = None, **options: Any) -> Any:
-        """L along the curve and along the line; returns the Axes."""
+        """L along the curve and along the line, over t; returns the Axes.
+
+        Options:
+            log: a logarithmic axis of the loss.
+            title: above the picture.
+            figsize: (width, height) of a figure of its own, in inches.
+        """
         return draw(self, ax, **options)
 
     def save(self, path: Any) -> None:

@@ -90,7 +90,11 @@ class ModelAlignment(Pictured):
         return dict(self.model.state_dict())
 
     def plot(self, ax: Any = None, **options: Any) -> Any:
-        """L on the lines from a to b, before and after; returns the Axes."""
+        """L on the lines from a to b, before and after; returns the Axes.
+
+        Options: log (of the loss), title;
+        figsize (width, height) of a figure of its own, in inches.
+        """
         return draw(self, ax, **options)
 
     def save(self, path: Any) -> None:

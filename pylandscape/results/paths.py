@@ -67,8 +67,17 @@ class Projection(Pictured):
         return found[0], found[1]
 
     def plot(self, axes: Any = None, **options: Any) -> Any:
-        """The path, dots coloured by their distance off the plane, and that distance by step."""
+        """The path, dots coloured by their distance off the plane, and that distance by step;
+        returns the two Axes. Options: title; figsize (width, height) of a figure of its own, in
+        inches."""
         return draw(self, axes, **options)
+
+    def table_columns(self) -> dict[str, Any]:
+        x, y = self.coordinates.T
+        return {
+            "step": self.steps, "x": x, "y": y, "off_plane": self.off_plane,
+            "distance": self.distances,
+        }  # fmt: skip
 
     def __repr__(self) -> str:
         return f"Projection({len(self.coordinates)} points, at most {self.worst:.1%} off the plane)"
@@ -103,8 +112,14 @@ class PrincipalComponents(Pictured):
     info: dict[str, Any] = field(default_factory=dict)
 
     def plot(self, axes: Any = None, **options: Any) -> Any:
-        """The path along the first two components, and the scree with the random walk's shares."""
+        """The path along the first two components, and the scree with the random walk's shares;
+        returns the two Axes. Options: cmap of the steps; title; figsize (width, height) of a
+        figure of its own, in inches."""
         return draw(self, axes, **options)
+
+    def table_columns(self) -> dict[str, Any]:
+        columns = {f"component {k + 1}": c for k, c in enumerate(self.coordinates.T)}
+        return {"step": self.steps, **columns}
 
     def __repr__(self) -> str:
         shares = ", ".join(f"{r:.1%}" for r in self.ratios[:4])

@@ -60,7 +60,11 @@ class Pattern(Pictured):
         return good - bad
 
     def plot(self, axes: Any = None, **options: Any) -> Any:
-        """The mask beside the loss or accuracy, on the data and held out; returns the Axes."""
+        """The mask beside the loss or accuracy, on the data and held out; returns the Axes.
+
+        Options: metric ("loss" or "accuracy"), title;
+        figsize (width, height) of a figure of its own, in inches.
+        """
         return draw(self, axes, **options)
 
     def save(self, path: Any) -> None:
@@ -109,7 +113,11 @@ class ConstructedPattern(Pictured):
 
     def plot(self, axes: Any = None, **options: Any) -> Any:
         """The heights asked for beside the loss (of three dimensions the middle slice); returns
-        the Axes."""
+        the Axes.
+
+        Options: title;
+        figsize (width, height) of a figure of its own, in inches.
+        """
         return draw(self, axes, **options)
 
     def save(self, path: Any) -> None:

@@ -13,7 +13,8 @@ from typing import Any, Literal, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..theta.sampling import SUBSET
+from ..errors import InvalidArgument
+from ..theta.sampling import DIFFERENCE, STANDARD, SUBSET
 
 Array = NDArray[np.float64]
 Level = Literal["ok", "note", "warning", "error"]
@@ -33,6 +34,8 @@ PLATEAU_BAND = 0.02
 TAIL_RATIO = 20.0  # full range over that of the lower 90 %
 JUMP_SHARE = 0.5  # of the robust range, between two neighbours
 COARSE = 15  # points along an axis
+MOST_FOR_TREES = 1 << 20  # values whose merge tree a check computes
+SLICES = ("line", "plane", "grid")
 NOISE = 64.0  # rounding errors of the loss that a range must exceed to be a landscape
 
 # (x, y) of the vertices of interpolations.
@@ -65,6 +68,9 @@ class Verdict:
     def __bool__(self) -> bool:
         return self.ok
 
+    def __repr__(self) -> str:
+        return str(self)
+
     def __str__(self) -> str:
         counts = [
             (sum(f.level == level for f in self.findings), level) for level in ("error", "warning")
@@ -93,7 +99,7 @@ def check(result: Checked) -> Verdict:
     axes = [np.asarray(axis, dtype=np.float64) for axis in axes_of(result)]
     info = dict(result.info or {})
     facts = {**(info.get("request") or {}), **info}
-    slice_kind = result.kind in ("line", "plane", "grid")
+    slice_kind = result.kind in SLICES
     findings: list[Finding] = []
     if slice_kind:
         findings += _centre(values, axes, facts)
@@ -107,6 +113,7 @@ def check(result: Checked) -> Verdict:
         findings += _resolution(values, axes)
     findings += _batch_norm(facts, slice_kind)
     findings += _subset(facts, result)
+    findings += _noise(result, axes)
     if facts.get("slope_mismatch"):
         findings.append(Finding("note", "slope", str(facts["slope_mismatch"])))
     return Verdict(tuple(findings))
@@ -390,6 +397,55 @@ def _subset(facts: dict[str, Any], result: Checked) -> Iterator[Finding]:
             "against all of them"
         )
     yield Finding("note", "samples", text)
+
+
+def _noise(result: Any, axes: list[Array]) -> Iterator[Finding]:
+    """Structures that other samples of the data might not show: a minimum that is not the centre, a
+    barrier, minima beside the lowest one."""
+    from .data_noise import ERRORS, reference, reference_errors, step_errors
+
+    metrics = getattr(result, "metrics", {})
+    if not {STANDARD, DIFFERENCE} & set(metrics) or not np.isfinite(result.values).any():
+        return
+    within = f"within {ERRORS:g} standard errors of the data's sampling noise"
+    try:
+        apart = result.values - reference(result)
+        noise = reference_errors(result)
+    except InvalidArgument:
+        apart = None
+    if apart is not None and np.isfinite(apart).any():
+        slices = result.kind in SLICES
+        best = int(np.nanargmin(apart) if slices else np.nanargmax(apart))
+        size, error = abs(float(apart.flat[best])), float(noise.flat[best])
+        place = np.unravel_index(best, result.values.shape)
+        where = ", ".join(
+            f"{n} = {a[k]:.3g}" for n, a, k in zip(_names(axes), axes, place, strict=False)
+        )
+        what = (
+            f"the lowest loss ({where}) is {size:.3g} below the centre's"
+            if slices
+            else f"the barrier ({where}) is {size:.3g} above the mixture of the solutions' losses"
+        )
+        told = f"its standard error is {error:.2g}"
+        if size > 0 and not size > ERRORS * error:
+            yield Finding("note", "noise", f"{what}, {within} ({told})")
+        elif size > 0:
+            yield Finding("ok", "noise", f"{what}, beyond the data's sampling noise ({told})")
+    if result.values.ndim == 0 or not 1 < result.values.size <= MOST_FOR_TREES:
+        return
+    tree = result.topology()
+    flat = result.values.ravel()
+    ends = tree.join.deaths >= 0
+    low, high = tree.join.extrema[ends], tree.join.deaths[ends]
+    length = flat[high] - flat[low]
+    seen = length > tree.noise
+    few = int((length <= ERRORS * step_errors(result, low, high))[seen].sum()) if seen.any() else 0
+    if few:
+        yield Finding(
+            "note", "noise",
+            f"{few} of {int(seen.sum())} minima beside the lowest are no deeper than {ERRORS:g} "
+            "standard errors: other samples of the data might not show them",
+        )  # fmt: skip
 
 
 def _batch_norm(facts: dict[str, Any], slice_kind: bool) -> Iterator[Finding]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import numpy as np
+
 from ..arrays import Array
 from ..files.store import by_fields, save
 from .base import Pictured, draw
@@ -37,9 +39,19 @@ class GlobalSearch(Pictured):
         found: Array = self.best[self.methods.index(method), :, -1]
         return found
 
+    def table_columns(self) -> dict[str, Any]:
+        m, run, at = (i.ravel() for i in np.indices(self.best.shape))
+        names = np.array(self.methods, dtype=object)
+        best = self.best[m, run, at]
+        return {"method": names[m], "run": run, "evaluations": self.evaluations[at], "best": best}
+
     def plot(self, ax: Any = None, **options: Any) -> Any:
         """The medians over the runs against the evaluations, with the range of all runs; returns
-        the Axes."""
+        the Axes.
+
+        Options: title;
+        figsize (width, height) of a figure of its own, in inches.
+        """
         return draw(self, ax, **options)
 
     def save(self, path: Any) -> None:

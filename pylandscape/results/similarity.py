@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from ..arrays import Array
 from .base import Pictured, draw
 
@@ -34,9 +36,18 @@ class Embedding(Pictured):
     info: dict[str, Any] = field(default_factory=dict)
 
     def plot(self, ax: Any = None, *, labels: Any = None, **options: Any) -> Any:
-        """Draw the runs, one colour each; ``labels`` (P,) are written beside the points (training
-        errors in the paper's figures)."""
+        """Draw the runs, one colour each; returns the Axes.
+
+        Options:
+            labels: (P,) written beside the points (training errors in the paper's figures).
+            names: of the runs, for the legend.
+            title: above the picture.
+            figsize: (width, height) of a figure of its own, in inches.
+        """
         return draw(self, ax, labels=labels, **options)
+
+    def table_columns(self) -> dict[str, Any]:
+        return {"run": self.run, "step": self.steps, "x": self.points[:, 0], "y": self.points[:, 1]}
 
     def __repr__(self) -> str:
         return (
@@ -80,8 +91,13 @@ class Agreement(Pictured):
     info: dict[str, Any] = field(default_factory=dict)
 
     def plot(self, axes: Any = None, **options: Any) -> Any:
-        """Both matrices with their numbers."""
+        """Both matrices with their numbers; returns the two Axes. Options: names (P) of the models;
+        cmap; title; figsize (width, height) of a figure of its own, in inches."""
         return draw(self, axes, **options)
+
+    def table_columns(self) -> dict[str, Any]:
+        i, j = (k.ravel() for k in np.indices(self.right.shape))
+        return {"i": i, "j": j, "right": self.right.ravel(), "wrong": self.wrong.ravel()}
 
     def __repr__(self) -> str:
         return f"Agreement({len(self.accuracy)} models, accuracies {self.accuracy.round(3)})"

@@ -43,7 +43,11 @@ class VolumeLaw(Pictured):
         return found
 
     def plot(self, ax: Any = None, **options: Any) -> Any:
-        """Shares and the law against the level; returns the Axes."""
+        """Shares and the law against the level; returns the Axes.
+
+        Options: title;
+        figsize (width, height) of a figure of its own, in inches.
+        """
         return draw(self, ax, **options)
 
     def save(self, path: Any) -> None:
@@ -95,7 +99,11 @@ class Interpolator(Pictured):
         return max(0, len(self.eigenvalues) - self.equations)
 
     def plot(self, ax: Any = None, **options: Any) -> Any:
-        """|eigenvalues| in descending order, with the rank; returns the Axes."""
+        """|eigenvalues| in descending order, with the rank; returns the Axes.
+
+        Options: title;
+        figsize (width, height) of a figure of its own, in inches.
+        """
         return draw(self, ax, **options)
 
     def save(self, path: Any) -> None:

@@ -20,8 +20,9 @@ from ..arrays import edges as cell_edges
 from ..errors import InvalidArgument
 from ..files import store
 from .base import check_axis, draw
-from .eigen_pairs import EPS, EigenPairs, StoredRows, _numbers, _span, _SpectralResult
+from .eigen_pairs import EPS, SHOWN, EigenPairs, StoredRows, _numbers, _span, _SpectralResult
 from .estimates import Estimate
+from .sanity import EPS as EPSILONS
 from .smoothing import fine_edges, masses
 
 if TYPE_CHECKING:
@@ -201,17 +202,20 @@ class Spectrum(_SpectralResult):
         """Eigenvalues that the probes found one by one, descending, and their bounds: (r,), (r,).
 
         Nodes whose bound is at most 1 % of their magnitude, those of several probes merged where
-        they are one within their bounds. A multiple eigenvalue appears once.
+        they are one within their bounds. A multiple eigenvalue appears once. Bounds are not below
+        the rounding of the Lanczos basis.
         """
         there = ~np.isnan(self.nodes)
-        values, bounds = self.nodes[there], self.bounds[there]
+        basis = (self.info.get("request") or {}).get("basis")
+        rounding = EPSILONS.get(str(basis), EPS) * float(np.abs(self.nodes[there]).max(initial=0.0))
+        values, bounds = self.nodes[there], np.maximum(self.bounds[there], rounding)
         good = bounds <= RESOLVED * np.abs(values)
         values, bounds = values[good], bounds[good]
         order = np.argsort(-values, kind="stable")
-        rounding = SAME * float(np.abs(values).max(initial=0.0))
+        same = SAME * float(np.abs(values).max(initial=0.0))
         found: list[tuple[float, float]] = []
         for value, bound in zip(values[order].tolist(), bounds[order].tolist(), strict=True):
-            if found and found[-1][0] - value <= found[-1][1] + bound + rounding:
+            if found and found[-1][0] - value <= found[-1][1] + bound + same:
                 found[-1] = min(found[-1], (value, bound), key=lambda pair: pair[1])
             else:
                 found.append((value, bound))
@@ -361,6 +365,22 @@ class Spectrum(_SpectralResult):
         """
         errors = [float(error.sum()) for _, _, error in self._fine(self.kernel_width(sigma2))]
         return float(np.sqrt(2.0 / np.pi) * sum(errors))
+
+    def table_columns(self) -> dict[str, Any]:
+        probe, at = np.nonzero(~np.isnan(self.nodes))
+        columns = {"node": self.nodes, "weight": self.weights, "bound": self.bounds}
+        return {"probe": probe, **{name: c[probe, at] for name, c in columns.items()}}
+
+    def facts(self) -> list[tuple[str, str]]:
+        """Order, probes, range, trace and outliers."""
+        k, m = self.nodes.shape
+        found = [("Spectrum", f"n = {self.n:,}, {k} probes of {m} steps")]
+        if np.isnan(self.nodes).all():
+            return found
+        found += [("range", _span(*self.extremes)), ("trace", repr(self.trace))]
+        values, _ = self.outliers()
+        few = [f"{v:.4g}" for v in values[:SHOWN]]
+        return [*found, ("outliers", ", ".join(few) + ", ..." * (values.size > SHOWN) or "none")]
 
     def plot(self, exact: ArrayLike | None = None, ax: Axes | None = None, **options: Any) -> Axes:
         """Draw the log density with its outliers, and return the Axes.

@@ -15,10 +15,12 @@ import numpy as np
 from ..arrays import Array
 from ..errors import InvalidArgument
 from ..files import store
-from .base import _check_metrics, _Result, check_axis
+from .base import _check_metrics, _Result, check_axis, draw
 from .curve import Curve
+from .mixtures import barycentric_weights
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from torch import Tensor
 
     from ..theta.layout import ParameterLayout
@@ -72,6 +74,39 @@ class Surface(_Result):
         self.metrics = _check_metrics(self.values, self.metrics, (self.x.size, self.y.size))
         self.values = self.metrics["loss"]
         self.info = {} if self.info is None else dict(self.info)
+
+    def plot(self, kind: str | None = None, ax: Axes | None = None, **options: Any) -> Axes:
+        """Draw it and return the Axes; ``ax.figure.savefig("s.pdf")`` writes the picture.
+
+        Args:
+            kind: "contour" (default), "filled", "heat", "surface" (3-D) or "line": the slices
+                along its axes, with the options of `Curve.plot`.
+            ax: where (of 3-D for "surface"); default a figure of its own.
+
+        Options:
+            metric: which of `metrics`; default "loss".
+            log: a logarithmic scale, of value + offset; ticks stay in the metric's units.
+            offset: default 0 if all values are positive, else -min + 1e-3 (median - min).
+            levels: contour levels, how many or which; default about ten round numbers.
+            vmin, vmax: the drawn range; a linear one ends at the 95 % quantile where a steep rim
+                would take it all.
+            clip: draw values beyond the range at its limit (default), or leave them out.
+            cmap: a colour map of matplotlib's; default "viridis".
+            colorbar: default for "filled" and "heat".
+            labels: numbers on contour lines and names of vertices; default True.
+            trajectory: one path or several: a `Trajectory`, a `Projection` or numbers (T, 2).
+            vertices: (V, 2) points to mark; default those of an interpolation.
+            xlabel, ylabel, title: texts.
+            elevation, azimuth: of the 3-D view, in degrees.
+            figsize: (width, height) of a figure of its own, in inches.
+        """
+        axes: Axes = draw(self, kind, ax, **options)
+        return axes
+
+    def table_columns(self) -> dict[str, Any]:
+        x, y = np.meshgrid(self.x, self.y, indexing="ij")
+        more = {name: values.ravel() for name, values in self.metrics.items()}
+        return {"x": x.ravel(), "y": y.ravel(), **more}
 
     def project(self, trajectory: Any) -> Projection:
         """A `Trajectory` in the coordinates of this plane, with its distances off it.
@@ -153,20 +188,6 @@ def _axes(result: Curve | Surface) -> dict[str, np.ndarray]:
 
 store.register(Curve, store.Content("curve", _apart, _together, _for_loss_landscape))
 store.register(Surface, store.Content("surface", _apart, _together, _for_loss_landscape))
-
-
-def barycentric_weights(alpha: Array, beta: Array) -> Array:
-    """(m, 3) weights (1 - alpha, alpha beta, alpha (1 - beta)) of theta0, theta1, theta2 (their sum
-    is 1)."""
-    return np.stack([1.0 - alpha, alpha * beta, alpha * (1.0 - beta)], axis=1)
-
-
-def bilinear_weights(alpha: Array, beta: Array) -> Array:
-    """(m, 4) weights of theta0..theta3, which sit at (alpha, beta) = (1,1), (0,1), (1,0), (0,0)."""
-    return np.stack(
-        [alpha * beta, (1.0 - alpha) * beta, alpha * (1.0 - beta), (1.0 - alpha) * (1.0 - beta)],
-        axis=1,
-    )
 
 
 def triangle_layout(distances: Array) -> Array:

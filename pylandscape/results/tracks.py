@@ -49,8 +49,18 @@ class Track(Pictured):
         self.products = np.asarray(self.products, dtype=np.int64)
 
     def plot(self, ax: Any = None, **options: Any) -> Any:
-        """Eigenvalues against steps, with the threshold as a dashed line; returns the Axes."""
+        """Eigenvalues against steps, with the threshold as a dashed line; returns the Axes.
+        Options: title; figsize (width, height) of a figure of its own, in inches."""
         return draw(self, ax, **options)
+
+    def table_columns(self) -> dict[str, Any]:
+        found: dict[str, Any] = {"step": self.steps}
+        for name in ("values", "residuals", "converged"):
+            for k, column in enumerate(getattr(self, name).T):
+                found[f"{name.removesuffix('s')} {k + 1}"] = column
+        if self.threshold is not None:
+            found["threshold"] = self.threshold
+        return found
 
     def save(self, path: Any) -> None:
         """Write an HDF5 file, atomically; `pylandscape.load` reads it back bit for bit."""

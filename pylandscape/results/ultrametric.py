@@ -77,7 +77,11 @@ class Ultrametricity(Pictured):
 
     def plot(self, axes: Any = None, **options: Any) -> Any:
         """The triangles' histogram beside the clouds', and the tree of single linkage; returns the
-        two Axes."""
+        two Axes.
+
+        Options: title;
+        figsize (width, height) of a figure of its own, in inches.
+        """
         return draw(self, axes, **options)
 
     def save(self, path: Any) -> None:

@@ -11,12 +11,13 @@ import numpy as np
 from ..arrays import Array, is_tensor
 from ..errors import InvalidArgument
 from ..files import store
+from .base import Tabular
 from .stagnations import Stagnation, stagnation
 
 
 @store.by_fields
 @dataclass(eq=False, repr=False)
-class Walks:
+class Walks(Tabular):
     """W walks of T points each.
 
     Attributes:
@@ -56,6 +57,11 @@ class Walks:
     def nonfinite(self) -> int:
         """Number of points where the loss or the gradient is NaN or infinite."""
         return int((~np.isfinite(self.losses) | ~np.isfinite(self.gradient_norms)).sum())
+
+    def table_columns(self) -> dict[str, Any]:
+        walk, step = (k.ravel() for k in np.indices(self.losses.shape))
+        norms = self.gradient_norms.ravel()
+        return {"walk": walk, "step": step, "loss": self.losses.ravel(), "gradient_norm": norms}
 
     def flat(self) -> Array:
         """All points (W T, n), walk after walk; a view."""

@@ -23,7 +23,8 @@ from ..errors import InvalidArgument
 from ..results.base import check_axis
 from ..results.curve import Curve
 from ..results.grid_values import Grid
-from ..results.surface import Surface, barycentric_weights, bilinear_weights
+from ..results.mixtures import barycentric_weights, bilinear_weights
+from ..results.surface import Surface
 from ..runs.request import Metric
 from ..theta import running_statistics
 from ..theta.checkpoints import MODELS

@@ -88,6 +88,12 @@ class Subset:
     of: int
     seed: int
 
+    def rows(self) -> Tensor:
+        """(samples,) which ones, ascending."""
+        drawn = torch.empty(self.of)
+        fill(drawn, self.seed, SUBSET)
+        return torch.argsort(drawn, stable=True)[: self.samples].sort().values
+
     def __str__(self) -> str:
         return f"{self.samples:,} of {self.of:,} samples, drawn with seed {self.seed}"
 
@@ -164,11 +170,8 @@ class Dataset:
         self.digest = digest_of_all(batch.raw for batch in self.batches)
 
     def _drawn(self, subset: Subset, targets: str | None) -> list[Batch]:
-        drawn = torch.empty(subset.of)
-        fill(drawn, subset.seed, SUBSET)
-        rows = torch.argsort(drawn, stable=True)[: subset.samples].sort().values
+        rows, start = subset.rows(), 0
         found: list[Batch] = []
-        start = 0
         for index, batch in enumerate(self.batches):
             own = rows[(rows >= start) & (rows < start + batch.size)] - start
             start += batch.size

@@ -49,6 +49,14 @@ class Direction:
                 + (type(self.vector).__name__ if shape is None else f"shape {tuple(shape)}")
             )
 
+    def __repr__(self) -> str:
+        names = ("normalize", "seed", "index")
+        more = [f"{k} {self.info[k]}" for k in names if self.info.get(k) is not None]
+        moved = [] if self.statistics is None else ["moves running statistics"]
+        size = [f"n = {self.vector.numel():,}", f"norm {float(self.vector.norm()):.4g}"]
+        kind = str(self.info.get("kind", "given"))
+        return f"Direction({', '.join([kind, *size, *more, *moved])})"
+
 
 def random_directions(
     land: Space,

@@ -22,8 +22,9 @@ FRESH_ROWS = 0x13  # of Lanczos after a breakdown, also in csrc/lanczos/rows.h,
 NOISE = 0x14  # what is random in a warm start (0x15: csrc/lanczos/basis.cpp),
 PERTURBATIONS = 0x16  # steps of flatness measures,
 ORDER = 0x18  # the order of the samples in an epoch of training,
-SUBSET = 0x19  # which samples of the data a landscape takes,
+DROPOUT = 0x19  # masks of training, also in csrc/program/ops/dropout.cpp
 PROFILES = 0x1C  # directions in which a valley is looked at
+SUBSET = 0x1D  # which samples of the data a landscape takes
 
 
 def fill(out: Tensor, seed: int, kind: int, index: int = 0) -> Tensor:
@@ -40,6 +41,11 @@ def fill(out: Tensor, seed: int, kind: int, index: int = 0) -> Tensor:
     drawn = out if direct else torch.empty(out.shape, dtype=torch.float32, device=place)
     ops.gaussian(_signed(seed), _signed(kind << 56 | index), 0, out=drawn)
     return out if direct else out.copy_(drawn)
+
+
+def quantile(share: float) -> float:
+    """What a standard normal number is below with this probability, as a float32 has it."""
+    return float(torch.special.ndtri(torch.tensor(share, dtype=torch.float64)).float())
 
 
 def normals(

@@ -123,8 +123,21 @@ class Runs(Pictured, Sequence[Trajectory]):
         return np.stack([run.distances(point) for run in self])
 
     def plot(self, ax: Any = None, **options: Any) -> Any:
-        """Learning curves: a metric against steps, a line for each run; returns the Axes."""
+        """Learning curves: a metric against steps, a line for each run; returns the Axes.
+
+        Options:
+            metric: one of `metrics`; default the loss over the data, else of mini-batches.
+            labels: P names; default their numbers.
+            log: a logarithmic axis.
+            title: above the picture.
+            figsize: (width, height) of a figure of its own, in inches.
+        """
         return draw(self, ax, **options)
+
+    def table_columns(self) -> dict[str, Any]:
+        run, at = (k.ravel() for k in np.indices((len(self), len(self.steps))))
+        metrics = {name: values.ravel() for name, values in self.metrics.items()}
+        return {"run": run, "step": self.steps[at], **metrics}
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write an HDF5 file, atomically; `Runs.open` reads it back bit for bit."""

@@ -21,12 +21,13 @@ int OpList::batch_norm(int x, int64_t outer, int64_t channels, double eps, int64
 
 int OpList::batch_norm_own(int x, int64_t outer, int64_t channels, double eps,
                                const int64_t* gain, const int64_t* shift,
-                               const int64_t* keep_mean, const int64_t* keep_variance) {
+                               const int64_t* keep_mean, const int64_t* keep_variance,
+                               double momentum) {
   require(in_features(x) == outer * channels, "batch_norm: features are not outer * channels");
   require((keep_mean == nullptr) == (keep_variance == nullptr), "batch_norm: keep both or neither");
   Op op(OpKind::kBatchNorm, {x});
   op.outer = outer, op.k = channels;
-  op.norm.eps = eps, op.norm.own = true;
+  op.norm.eps = eps, op.norm.own = true, op.norm.momentum = momentum;
   if (gain != nullptr) op.norm.gain = use(*gain, 1, channels);
   if (shift != nullptr) op.norm.shift = use(*shift, 1, channels);
   if (keep_mean != nullptr) {

@@ -54,13 +54,15 @@ struct Conv : Rules<Conv> {
   static void forward(const Forward<T>& p) {
     const Call<T> c = call_of(p);
     call(c);
-    if (p.multiplies() && !p.given())
+    if (p.packs_forward())
       p.kernels.pack_pixels(pixels(p.op), channels(p.op), p.cols, c.x(),
                             p.to.columns.data() + p.layout.columns_at[p.number]);
   }
 
   template <typename T>
   static void reverse(const Reverse<T>& p) {
+    if (p.dw != nullptr && p.packs_late())
+      p.kernels.pack_pixels(pixels(p.op), channels(p.op), p.cols, p.x(), p.late_columns);
     if (p.dw != nullptr) p.kernels.conv_outer_add(p.op.conv, p.cols, p.dy, p.columns(), p.dw);
     if (p.db != nullptr) pixel_sums_add(p, p.dy, p.db);
     if (p.dx != nullptr)

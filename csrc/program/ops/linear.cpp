@@ -86,7 +86,7 @@ struct Linear : Rules<Linear> {
   static void forward(const Forward<T>& p) {
     const Call<T> c = call_of(p);
     call(c);
-    for (int64_t o = 0; p.multiplies() && !p.given() && o < p.op.outer; ++o)
+    for (int64_t o = 0; p.packs_forward() && o < p.op.outer; ++o)
       p.kernels.pack_columns(p.op.k, p.cols, group(p, c.x(), o),
                              p.to.columns.data() + p.layout.columns_at[p.number] + o * block(p));
   }
@@ -100,8 +100,10 @@ struct Linear : Rules<Linear> {
       if (p.multiplies()) {
         T* to = p.panels + p.layout.panels_at[p.number] + o * op.m * p.cols;
         p.kernels.pack(op.m, p.cols, d, to);
+        const int64_t at = p.packs_late() ? 0 : o * block(p);
+        if (p.packs_late()) p.kernels.pack_columns(op.k, p.cols, group(p, p.x(), o), p.late_columns);
         if (p.dw != nullptr)
-          p.kernels.outer_add(op.m, op.k, p.cols, to, p.columns() + o * block(p), sums.data());
+          p.kernels.outer_add(op.m, op.k, p.cols, to, p.columns() + at, sums.data());
       }
       if (p.db != nullptr) p.kernels.row_sums_add(op.m, p.cols, d, p.db);
       if (p.dx != nullptr)
