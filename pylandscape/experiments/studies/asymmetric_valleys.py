@@ -88,6 +88,8 @@ def run(lab: Lab) -> None:
                  "data), from the average in the middle.")  # fmt: skip
     page.why("c* is the worst ratio of slopes on a grid, so that one rough place of a rugged line "
              "ends an asymmetry; the paper's constants are not given.")  # fmt: skip
+    page.why("On few images the loss falls all along the run: the line from the average to a later "
+             "iterate leads down, to an earlier one up, which hides the sides.")  # fmt: skip
 
 
 def _theorem(lab: Lab) -> tuple[list[float], list[float]]:
