@@ -186,6 +186,7 @@ def test_a_path_lies_a_little_above_its_surface():
     assert path["text"][1] == "step 10, 25 % off the plane"
 
 
+@pytest.mark.ci
 def test_a_path_is_drawn_on_the_plane_of_its_own_components_from_files(tmp_path):
     land, _, _, path = parts()
     directions = pl.pca_directions(path)
@@ -199,6 +200,7 @@ def test_a_path_is_drawn_on_the_plane_of_its_own_components_from_files(tmp_path)
     assert read[0].frame is None
 
 
+@pytest.mark.ci
 def test_a_path_whose_plane_is_not_known_is_said_and_shown_alone(tmp_path):
     surface, run = setting()
     surface.save(tmp_path / "s.h5")
