@@ -7,6 +7,8 @@ targets that are ignored) L is a ratio of two means, and its variance that of it
 
     s^2 = 1/(N - 1) sum u_i^2,    u_i = N (l_i - L b_i) / sum b,    error = sqrt(s^2 / N).
 
+Statistics that bn="recompute" finds in the data count as given.
+
 Two points share the samples, so the error of a difference is that of the mean of the samples' own
 differences. A random subset of m of M samples has the error sqrt(s^2 / m (1 - m/M)) against all M.
 
