@@ -126,6 +126,7 @@ def test_align_writes_the_permuted_model_and_says_what_the_barrier_became(pyland
     assert all(torch.equal(a[n], t) for n, t in torch.load("q.pt", weights_only=True).items())
 
 
+@pytest.mark.ci
 def test_connect_trains_a_curve_and_draws_it_and_its_plane(pylandscape, tmp_path):
     said = pylandscape(
         "connect", *MODEL, "a.pt", "b.pt", "--steps", "10", "--lr", "0.1", "--points", "5",
@@ -151,6 +152,7 @@ def test_flatness_has_a_table_for_each_model_and_one_picture(pylandscape, tmp_pa
     assert "worst_l2 (rho 0.1)" in pylandscape("info", "one.h5")
 
 
+@pytest.mark.ci
 def test_merge_marks_the_models_and_their_mixtures(pylandscape, tmp_path):
     said = pylandscape(
         "merge", *MODEL, "a.pt", "b.pt", "c.pt", "--x=0:1:3", "--y=0:1:3", "--out", "s.h5",

@@ -87,7 +87,7 @@ def _climbed(
             before, after = inner(a, present, names), inner(a, moved, names)
             settled.add(id(c))
             if after > before + 1e-12 * abs(before):
-                settled -= {i for i, own in touched.items() if i != id(c) and set(own) & set(names)}
+                settled -= {i for i, own in touched.items() if set(own) & set(names)}
                 present |= moved
                 element = after_step(c, element, step)
                 gained = True
