@@ -56,9 +56,7 @@ def _sentence(spec: FreeLoss | Objective, found: str, how: str) -> str:
             f"the objective {spec.name!r} has the numbers of {found}: pass that as loss= and data "
             f"{how} instead of objective= and it can be compiled"
         )
-    return (
-        f"the loss {spec.name!r} has the numbers of {found}: pass that and it can be compiled"
-    )
+    return f"the loss {spec.name!r} has the numbers of {found}: pass that and it can be compiled"
 
 
 def _pairs(batch: Batch) -> Iterator[tuple[Any, Tensor, str]]:
