@@ -60,9 +60,10 @@ class Bar(tqdm):
         self._told = True
         rest = int((self.total or 0) - self.n)
         held = f"; {_size(self._memory)} of memory" if self._memory else ""
+        about = "at most" if self.unit == "Av" else "about"  # iterations end when they converge
         what = UNITS.get(self.unit, f"{self.unit}s")
         self.write(
-            f"{self.desc.rstrip(': ')}: {rest:,} {what}, {_duration(each)} each ({how}): about "
+            f"{self.desc.rstrip(': ')}: {rest:,} {what}, {_duration(each)} each ({how}): {about} "
             f"{_duration(self._ahead(each))}{held}",
             file=sys.stderr,
         )

@@ -520,7 +520,7 @@ def test_a_picture_that_fails_its_check_exits_with_1_and_is_written(folder, monk
     )
     code, out, err = in_process(
         folder, monkeypatch, capsys, "line", "--model", "flat:net", "--data", "mine:data",
-        "--x=-1:1:5", "--out", "s.h5", "--no-progress",
+        "--x=-1:1:5", "--out", "s.h5", "--no-progress", "--engine", "torch",
     )  # fmt: skip
     assert code == 1
     assert "the loss is flat" in out

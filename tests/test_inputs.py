@@ -150,6 +150,13 @@ REFUSED: dict[str, Callable[[], Any]] = {
     r"inputs are float64 and the parameters float32: convert": lambda: pl.Landscape(
         net(), "cross_entropy", (X.numpy().astype(np.float64), Y)
     ),
+    r"target.squeeze\(1\) has classes": lambda: pl.Landscape(
+        net(), "cross_entropy", (X, Y[:, None])
+    ),
+    r"target.squeeze\(1\).long\(\) has": lambda: pl.Landscape(
+        net(), "cross_entropy", (X, Y[:, None].float())
+    ),
+    r"target.long\(\) has classes": lambda: pl.Landscape(net(), "nll", (X, Y.float())),
     r"got them the other way round": lambda: pl.Landscape(net(), (X, Y), "cross_entropy"),
     r"got str; load the parameters": lambda: pl.Landscape("a.pt", "mse", X),  # type: ignore
     r"got str; read the file first": lambda: pl.Landscape(net(), "mse", "data.pt"),
@@ -215,19 +222,20 @@ def test_an_objective_that_is_a_known_loss_is_told_how_to_be_compiled() -> None:
 
     pair, dicts = [(X, Y)], [{"label": Y, "image": X}]
     said = of(lambda m, b: F.cross_entropy(m(b[0]), b[1]), pair)
-    assert "pass loss='cross_entropy' and data of pairs (x, y) instead of objective=" in said
+    assert (
+        "of loss='cross_entropy': pass that as loss= and data of pairs (x, y) instead of obj"
+        in said
+    )
     said = of(lambda m, b: F.cross_entropy(m(b["image"]), b["label"]), dicts)
     assert "of pairs (batch['image'], batch['label'])" in said
     said = of(lambda m, b: ((m(b) - b) ** 2).mean(), X)
-    assert "pass loss='mse' and data as they are" in said
+    assert "of loss='mse': pass that as loss= and data as they are" in said
     said = of(lambda m, b: ((m(b) - b) ** 2).sum(), X)
-    assert "nn.MSELoss(reduction='sum')" in said
+    assert "the torch.nn loss of 'mse' with reduction='sum'" in said
     for other in (
         lambda m, b: F.cross_entropy(m(b[0]), b[1], label_smoothing=0.1),
         lambda m, b: F.cross_entropy(m(b[0]), b[1]) + 1e-3 * sum(p.norm() for p in m.parameters()),
     ):
         assert "is Python code of your own" in of(other, pair)
     free = pl.Landscape(net(), lambda out, y: F.cross_entropy(out, y), (X, Y))
-    assert "has the numbers of 'cross_entropy': pass loss='cross_entropy'" in str(
-        free.engine_report()
-    )
+    assert "has the numbers of loss='cross_entropy': pass that" in str(free.engine_report())

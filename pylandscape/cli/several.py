@@ -89,8 +89,8 @@ def _together(outs: Sequence[str], labels: Sequence[str], options: argparse.Name
     results: list[Any] = [load(out) for out in outs]
     chosen: dict[str, Any] = {}
     if isinstance(results[0], Spectrum):
-        if options.symlog:
-            chosen["xscale"] = "symlog"
+        if options.symlog or options.linear:
+            chosen["xscale"] = "symlog" if options.symlog else "linear"
     else:
         chosen = _picture(options)
         if hasattr(results[0], "y"):

@@ -12,12 +12,11 @@ from typing import Any
 from torch import Tensor
 
 from ..theta.data import Batch
-from ..theta.losses import FreeLoss, KnownLoss, Objective, own_loss
+from ..theta.losses import NAMES, FreeLoss, KnownLoss, Objective, own_loss
 from .eager import TorchEngine, call_model
 
 _FEW = 32  # samples
 _TOLERANCE = 1e-5  # relative; of losses computed in float32
-_KINDS = ("cross_entropy", "mse", "bce_with_logits", "nll")
 
 
 def hint(eager: TorchEngine) -> str | None:
@@ -54,13 +53,10 @@ def hint(eager: TorchEngine) -> str | None:
 def _sentence(spec: FreeLoss | Objective, found: str, how: str) -> str:
     if isinstance(spec, Objective):
         return (
-            f"the objective {spec.name!r} has the numbers of {found}: pass loss={found} and data "
+            f"the objective {spec.name!r} has the numbers of {found}: pass that as loss= and data "
             f"{how} instead of objective= and it can be compiled"
         )
-    return (
-        f"the loss {spec.name!r} has the numbers of {found}: pass loss={found} and it can be "
-        "compiled"
-    )
+    return f"the loss {spec.name!r} has the numbers of {found}: pass that and it can be compiled"
 
 
 def _pairs(batch: Batch) -> Iterator[tuple[Any, Tensor, str]]:
@@ -83,7 +79,7 @@ def _known(value: float, outputs: Any, target: Tensor, single: bool) -> str | No
     """The known loss that has this value, as it is written; sums only of a single batch."""
     if not isinstance(outputs, Tensor) or not math.isfinite(value) or value == 0:
         return None
-    for kind in _KINDS:
+    for kind in NAMES:
         loss = KnownLoss(kind)
         try:
             total = float(loss.total(outputs, target))
@@ -91,8 +87,7 @@ def _known(value: float, outputs: Any, target: Tensor, single: bool) -> str | No
         except Exception:  # targets of another kind
             continue
         if math.isclose(mean, value, rel_tol=_TOLERANCE):
-            return repr(kind)
+            return f"loss={kind!r}"
         if single and math.isclose(total, value, rel_tol=_TOLERANCE):
-            names = {"mse": "MSELoss", "cross_entropy": "CrossEntropyLoss", "nll": "NLLLoss"}
-            return f"nn.{names.get(kind, 'BCEWithLogitsLoss')}(reduction='sum')"
+            return f"the torch.nn loss of {kind!r} with reduction='sum'"
     return None

@@ -16,7 +16,7 @@ import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..errors import InvalidArgument
+from ..errors import InvalidArgument, out_of_memory, wrapping
 from .data import untouched_random_state
 from .snapshot import Snapshot
 
@@ -162,20 +162,16 @@ class KnownLoss:
         terms, as torch shapes them."""
         x = outputs.double()
         weight = None if self.weight is None else self.weight.to(x)
-        if self.kind == "cross_entropy":
-            y = target.double() if target.is_floating_point() else target
-            return F.cross_entropy(
-                x,
-                y,
-                weight=weight,
-                ignore_index=self.ignore_index,
-                reduction=reduction,
-                label_smoothing=self.label_smoothing,
-            )
-        if self.kind == "nll":
-            return F.nll_loss(
-                x, target, weight=weight, ignore_index=self.ignore_index, reduction=reduction
-            )
+        if self.targets == "classes":
+            try:
+                return self._of_classes(x, target, weight, reduction)
+            except (RuntimeError, ValueError) as error:
+                hint = _as_classes(outputs, target)
+                if not hint or out_of_memory(error):
+                    raise
+                raise wrapping(
+                    error, f"data: {self.kind} expected other targets: {error}; {hint}"
+                ) from error
         if outputs.shape != target.shape:
             raise InvalidArgument(
                 f"data: {self.kind} expected targets of the outputs' shape "
@@ -188,6 +184,20 @@ class KnownLoss:
         pos_weight = None if self.pos_weight is None else self.pos_weight.to(x)
         return F.binary_cross_entropy_with_logits(
             x, target.double(), weight=weight, pos_weight=pos_weight, reduction=reduction
+        )
+
+    def _of_classes(self, x: Tensor, y: Tensor, weight: Tensor | None, reduction: str) -> Tensor:
+        if self.kind == "nll":
+            return F.nll_loss(
+                x, y, weight=weight, ignore_index=self.ignore_index, reduction=reduction
+            )
+        return F.cross_entropy(
+            x,
+            y.double() if y.is_floating_point() else y,
+            weight=weight,
+            ignore_index=self.ignore_index,
+            reduction=reduction,
+            label_smoothing=self.label_smoothing,
         )
 
     def _of_pairs(self, x: Tensor, y: Tensor, weight: Tensor | None, reduction: str) -> Tensor:
@@ -255,6 +265,19 @@ class KnownLoss:
             return int((best == target.argmax(dim=1)).sum()), best.numel()
         counted = target != self.ignore_index
         return int((best == target)[counted].sum()), int(counted.sum())
+
+
+def _as_classes(outputs: Tensor, target: Tensor) -> str:
+    """What makes targets classes of these outputs, where something simple does; or nothing."""
+    places = (len(outputs), *outputs.shape[2:])
+    steps = ""
+    if target.dim() == len(places) + 1 and target.shape[1] == 1:
+        steps, target = ".squeeze(1)", target.squeeze(1)
+    if tuple(target.shape) != places:
+        return ""
+    if target.is_floating_point():
+        steps += ".long()"
+    return f"target{steps} has classes" if steps else ""
 
 
 def _reshaped(outputs: Tensor, target: Tensor) -> str:
