@@ -151,6 +151,17 @@ class LowRank(nn.Module):
         return torch.einsum("n...k,nmk,...m->n...", low, low.tanh(), self.mix)
 
 
+class Chosen(nn.Module):
+    """Columns by constant indices, some of them twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("columns", torch.tensor([2, 0, 2]))
+
+    def forward(self, h: Tensor) -> Tensor:
+        return h[:, :3, self.columns] * h.index_select(1, self.columns)[..., 1:]
+
+
 ROWS: dict[str, Make] = {
     "rms norm": lambda: nn.RMSNorm(4),
     "rms norm without gain": lambda: nn.RMSNorm((4, 4), eps=0.1, elementwise_affine=False),
@@ -171,6 +182,14 @@ ROWS: dict[str, Make] = {
     "logsumexp": lambda: lambda h: torch.cat([h.logsumexp(1), h.logsumexp(2)], 1),
     "running sums": lambda: lambda h: h.cumsum(1) + h.cumsum(-1),
     "softmin": lambda: nn.Softmin(-1),
+    "larger and smaller": lambda: (
+        lambda h: (
+            torch.maximum(h, h.flip(1)) * h.amin(1, keepdim=True)
+            - torch.minimum(h, h[:, :1].tanh())
+            + h.min(2, keepdim=True).values
+        )
+    ),
+    "chosen columns": Chosen,
     "einsum of a pair of parameters": LowRank,
     "einsum with an ellipsis": lambda: lambda h: torch.einsum("...ij,...kj->...ik", h, h.tanh()),
     "einsum of one": lambda: (

@@ -424,13 +424,17 @@ class Call:
 
     def binary(self, f: str, x: Any, y: Any) -> Slot:
         """x op y, broadcast to the traced shape; at least one of them a slot."""
+        a, b = self.pair(x, y)
+        found = self.program.binary(getattr(core.Binary, f), a.id, b.id)
+        return Slot(found, a.shape, a.axis, a.index)
+
+    def pair(self, x: Any, y: Any) -> tuple[Slot, Slot]:
+        """Both broadcast to the traced shape, with equal elements in equal rows."""
         x, y = self._broadcast(x), self._broadcast(y)
         like = next((s for s in (x, y) if isinstance(s, Slot) and self.lowering.covers(s)), None)
         if like is None:
             like = self.slot(x if isinstance(x, Slot) else y)
-        a, b = self.placed(x, like), self.placed(y, like)
-        found = self.program.binary(getattr(core.Binary, f), a.id, b.id)
-        return Slot(found, like.shape, like.axis, like.index)
+        return self.placed(x, like), self.placed(y, like)
 
     def _broadcast(self, x: Any) -> Slot | Fixed:
         shape = self.value.shape

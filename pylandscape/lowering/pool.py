@@ -212,6 +212,37 @@ def _amax(call: Call, input: Any, dim: Any = None, keepdim: bool = False) -> Slo
     return reduced(call, input, core.Pool.max_even, dim, keepdim)
 
 
+@op("amin")
+def _amin(call: Call, input: Any, dim: Any = None, keepdim: bool = False) -> Slot:
+    return _negative(call, _amax(call, _negative(call, input), dim, keepdim))
+
+
+def _negative(call: Call, x: Any) -> Slot:
+    return call.unary(x, "affine", -1.0)
+
+
+@op("maximum", "minimum")
+def _of_two(call: Call, input: Any, other: Any) -> Slot:
+    """The larger or smaller of two values: a window of both, whose slope goes evenly to equals."""
+    a, b = call.pair(input, other)
+    ids = [a.id, b.id]
+    if call.name == "minimum":
+        ids = [call.program.unary(i, core.Unary.affine, -1.0, 0.0) for i in ids]
+    both = call.program.concat(ids, 1)
+    size = call.program.features(a.id)
+    found = pool_of(call, both, core.Pool.max_even, size, torch.tensor([[0, 1]]))
+    result = Slot(found, a.shape, a.axis, a.index)
+    return _negative(call, result) if call.name == "minimum" else result
+
+
+@op("min")
+def _min(call: Call, input: Any, dim: Any = None, keepdim: bool = False) -> Any:
+    if not isinstance(dim, int):
+        return _max(call, input, dim, keepdim)  # refuses it
+    values = reduced(call, _negative(call, input), core.Pool.max, dim, keepdim)
+    return _negative(call, values), INDICES
+
+
 @op("max")
 def _max(call: Call, input: Any, dim: Any = None, keepdim: bool = False) -> tuple[Slot, object]:
     if not isinstance(dim, int):

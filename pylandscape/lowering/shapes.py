@@ -20,6 +20,9 @@ from .values import FILL, Fixed, Known, Merged, Slot, counting, is_number
 def _call_on(call: Call, index: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     if any(isinstance(a, Slot | Fixed) for a in (*args, *kwargs.values())):
         raise call.refuse("tensor arguments")
+    args, kwargs = torch.fx.node.map_aggregate(
+        (tuple(args), kwargs), lambda a: a.value if isinstance(a, Known) else a
+    )
     return call.function(index, *args, **kwargs)
 
 
@@ -36,7 +39,7 @@ def _shown(call: Call, x: Slot | Merged | Fixed, index: Any, fill: float = 0.0) 
     "permute", "transpose", "t", "movedim", "moveaxis", "swapaxes", "swapdims", "mT", "numpy_T",
     "getitem", "slice", "select", "narrow", "chunk", "split", "split_with_sizes", "tensor_split",
     "unbind", "flip", "roll", "expand", "broadcast_to", "repeat", "tile", "repeat_interleave",
-    "pixel_shuffle", "pixel_unshuffle", "channel_shuffle",
+    "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "index_select", "index",
 )  # fmt: skip
 def _view(call: Call, input: Any, *args: Any, **kwargs: Any) -> Any:
     if isinstance(input, Fixed):
