@@ -9,6 +9,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -66,7 +67,7 @@ class Case:
         if channels_last:
             x = x.to(memory_format=torch.channels_last)
         for start in self.starts[:runs]:
-            model = copy.deepcopy(self.model).train()
+            model: Any = copy.deepcopy(self.model).train()
             if double:
                 model, start = model.double(), start.double()
             if channels_last:
@@ -82,7 +83,8 @@ class Case:
 
     def compiled(self) -> Callable[[], Tensor]:
         """torch.compile of the loss and its gradient of one run, channels last."""
-        model = copy.deepcopy(self.model).train().to(memory_format=torch.channels_last)
+        model: Any = copy.deepcopy(self.model).train()
+        model = model.to(memory_format=torch.channels_last)
         x, like = self.x.to(memory_format=torch.channels_last), list(model.parameters())
         before = copy.deepcopy(model.state_dict())
         loss = torch.compile(lambda x, y: self.fn(model(x), y))
