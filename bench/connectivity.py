@@ -179,10 +179,10 @@ def _curve(
 
 
 def _recomputed(quick: bool, repetitions: int) -> list[Row]:
-    depth, count, points = (8, 2, 3) if quick else (20, 4, 5)
-    samples, size = (8, 8) if quick else (128, 32)
+    depth, count, points = (8, 2, 3) if quick else (20, 4, 6)
+    samples, size = (8, 8) if quick else (32, 32)
     x, y = torch.randn(samples, 3, size, size), torch.randint(0, 10, (samples,))
-    batches = [(x[i : i + 64], y[i : i + 64]) for i in range(0, samples, 64)]
+    batches = [(x[i : i + 16], y[i : i + 16]) for i in range(0, samples, 16)]
     models = [settle(ResNet(depth), x) for _ in range(count)]
     land = pl.Landscape(models[0], "cross_entropy", batches, bn="recompute", engine="native")
     pairs = list(combinations(range(count), 2))
@@ -210,7 +210,7 @@ def _recomputed(quick: bool, repetitions: int) -> list[Row]:
         out = []
         for i, j in pairs:
             inner = [
-                at(torch._foreach_lerp(thetas[i], thetas[j], float(a))) / samples  # type: ignore[arg-type]
+                at(torch._foreach_lerp(thetas[i], thetas[j], float(a))) / samples
                 for a in alpha[1:-1]
             ]
             out += [ends[i], *inner, ends[j]]
@@ -259,11 +259,11 @@ def _alignment(name: str, made: tuple[nn.Module, Tensor], repetitions: int) -> l
     y = torch.zeros(len(x), dtype=torch.int64)
     land = pl.Landscape(model, "cross_entropy", (x, y))
     other = _shuffled(model)
-    noise = [0.1 * p.std() * torch.randn_like(p) for p in other.parameters() if p.dim() > 1]
-    with torch.no_grad():
-        torch._foreach_add_([p for p in other.parameters() if p.dim() > 1], noise)
+    weights = [p.detach() for p in other.parameters() if p.dim() > 1]
+    noise = [0.1 * p.std() * torch.randn_like(p) for p in weights]
+    torch._foreach_add_(weights, noise)
     workload = f"weight matching, {name}"
-    want = float(torch.sqrt(sum((n.double() ** 2).sum() for n in noise)))  # type: ignore[arg-type]
+    want = float(torch.sqrt(sum((n.double() ** 2).sum() for n in noise)))
 
     def ours() -> float:
         return pl.align(land, model, other, points=0, progress=False).distance[1]
@@ -273,16 +273,15 @@ def _alignment(name: str, made: tuple[nn.Module, Tensor], repetitions: int) -> l
     try:
         from rebasin import PermutationCoordinateDescent
     except ImportError:
-        return [
-            *rows(workload, mine, [], "run"),
-            absent(workload, "rebasin 0.0.47", "not installed"),
-        ]
+        interleave([mine], repetitions)
+        missing = absent(workload, "rebasin 0.0.47", "not installed, or torchview")
+        return [*rows(workload, mine, [], "run"), missing]
 
     def peer() -> float:
         moved = copy.deepcopy(other)
         PermutationCoordinateDescent(model, moved, x[:1]).rebasin()
         pairs = zip(model.parameters(), moved.parameters(), strict=True)
-        return float(torch.sqrt(sum(((a - b).detach().double() ** 2).sum() for a, b in pairs)))  # type: ignore[arg-type]
+        return float(torch.sqrt(sum(((a - b).detach().double() ** 2).sum() for a, b in pairs)))
 
     arm = Arm("rebasin 0.0.47", peer, 1, 1)
     found = peer()
@@ -296,13 +295,13 @@ def _shuffled(model: nn.Module) -> nn.Module:
     """The same function with the units of each hidden layer of a chain at random places."""
     other = copy.deepcopy(model)
     order: Tensor | None = None
-    layers = [m for m in other if any(True for _ in m.parameters())]  # type: ignore[attr-defined]
+    layers = [m for m in other if any(True for _ in m.parameters())]
     last = [m for m in layers if not isinstance(m, nn.BatchNorm2d)][-1]
     with torch.no_grad():
         for layer in layers:
             if isinstance(layer, nn.BatchNorm2d):
                 for t in (layer.weight, layer.bias, layer.running_mean, layer.running_var):
-                    t.copy_(t[order])  # type: ignore[union-attr,index]
+                    t.copy_(t[order])
                 continue
             if order is not None:
                 layer.weight.copy_(layer.weight[:, order])

@@ -215,14 +215,10 @@ def test_products_run_with_points_as_lanes() -> None:
 REFUSED: dict[str, tuple[Callable[[Any, Tensor], Tensor], str]] = {
     "over the batch": (lambda m, h: (h.flatten(1) @ h.flatten(1).T) @ h.flatten(1), "batches"),
     "einsum over the batch": (lambda m, h: torch.einsum("bij,cij->bc", h, h)[:, :1], "batches"),
-    "a sum over one": (lambda m, h: torch.einsum("bij,bk->bi", h, h[:, 0]), "a sum over"),
+    "a sum over a parameter": (lambda m, h: torch.einsum("bij,jk->bi", h, m.w), "a sum over"),
     "a diagonal": (lambda m, h: torch.einsum("bii,bj->bj", h[..., :5], h[:, 0]), "a diagonal"),
-    "three operands": (lambda m, h: torch.einsum("bi,bi,bi->b", *3 * [h[:, 0]])[:, None], "plain"),
     "beta": (lambda m, h: torch.baddbmm(m.v, h, h.mT, beta=2.0), "beta"),
     "dropout": (lambda m, h: F.scaled_dot_product_attention(h, h, h, dropout_p=1e-12), "dropout_p"),
-    "grouped": (
-        lambda m, h: F.scaled_dot_product_attention(_split(h), _split(h)[:, :1], _split(h)[:, :1],
-                                                    enable_gqa=True), "grouped"),
     "a computed mask": (
         lambda m, h: F.scaled_dot_product_attention(h, h, h, attn_mask=h[..., :5]), "mask"),
     "a computed condition": (lambda m, h: h.masked_fill(h > 0, 1.0), "gt"),

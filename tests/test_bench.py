@@ -50,7 +50,7 @@ ARMS = {
     "eigen": {"pylandscape", "scipy eigsh", "PyHessian"},
     "dropin": {"pylandscape.compat", "loss-landscapes"},
     "walks": {"pylandscape", "torch.func.vmap"},
-    "connectivity": {"pylandscape", "torch loop", "loss-landscapes"},
+    "connectivity": {"pylandscape", "torch loop", "loss-landscapes", "rebasin"},
     "hessians": {"pylandscape", "torch vmap", "torch, point by point"},
     "trajectories": {"pylandscape", "read", "torch svd", "peak memory"},
     "training": {"pylandscape", "torch loop", "torch.func.vmap"},

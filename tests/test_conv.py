@@ -210,8 +210,8 @@ def test_bits_do_not_depend_on_threads_or_company(threads: int) -> None:
 @pytest.mark.parametrize(
     ("model", "reason"),
     [
-        (nn.ConvTranspose2d(3, 4, 3), "conv_transpose2d"),
-        (nn.Conv3d(1, 2, 1), "conv3d"),
+        (nn.LPPool2d(2, 2), "lp_pool2d"),
+        (nn.Conv3d(1, 2, 3, padding="same"), "conv3d"),
     ],
 )
 def test_what_is_not_there_runs_on_torch_with_the_reason(model: nn.Module, reason: str) -> None:

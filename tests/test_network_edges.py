@@ -216,14 +216,16 @@ PECULIAR: dict[str, Make] = {
     "flip of the samples": partial(Apply, lambda h: h.flip(0)),
     "active dropout": partial(Apply, lambda h: F.dropout(h, 0.0, training=True)),
 }
-COMPILED = ("in-place ops", "in-place activation", "one block thrice", "tied weights")
+COMPILED = (
+    "in-place ops", "in-place activation", "one block thrice", "tied weights",
+    "weight standardisation",
+)  # fmt: skip
 WHY_NOT = {  # what a reason must say
     "forward hook": "hooks",
     "forward pre-hook": "hooks",
     "branch on the data": "could not be captured",
     "loop on the data": "could not be captured",
     "in-place ops on a part": "could not be captured",
-    "weight standardisation": "not computed from the input",
     "weight_norm": "parametrised",
     "spectral_norm": "parametrised",
     "orthogonal": "parametrised",
@@ -309,23 +311,12 @@ def test_networks_of_tokens_get_the_right_numbers(name: str) -> None:
 # Ops that are nearly like supported ones; what is not listed here is compiled
 
 FALLS_BACK = {  # what the reason must say
-    "transposed conv": "conv_transpose2d",
-    "conv 3d": "conv3d",
     "power mean": "lp_pool2d",
-    "rms norm": "rms_norm",
-    "local response norm": "local_response_norm",
-    "bilinear": "bilinear",
-    "bilinear, corners": "bilinear",
-    "unfold": "unfold",
     "LSTM along the samples": "batch_first",
     "LSTM projected": "proj_size",
     "multi-head along the samples": "(batch, length, features)",
     "multi-head, more keys": "bias_k",
     "multi-head, zero key": "add_zero_attn",
-    "cumsum": "cumsum",
-    "spread": "std",
-    "logsumexp": "logsumexp",
-    "unit vectors": "normalize",
     "sorted": "sort",
     "max_norm": "changes tensors that it keeps",
     "EmbeddingBag": "could not be captured",

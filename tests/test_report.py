@@ -33,14 +33,19 @@ def spectrum() -> pl.Spectrum:
     return pl.spectrum(np.diag(values), probes=2, steps=40, vectors=2, progress=False)
 
 
-def setting():
-    """A plane through a run, and the run."""
+def parts():
+    """A landscape, two directions, and a run in their plane."""
     torch.manual_seed(0)
     x, y = torch.randn(20, 2), torch.randn(20, 1)
     land = pl.Landscape(torch.nn.Linear(2, 1), "mse", (x, y))
     d1, d2 = pl.random_directions(land, 2, seed=0, ignore=())
     states = [land.theta + 0.1 * t * d1.vector + 0.05 * t**2 * d2.vector for t in range(4)]
-    run = pl.trajectory([land.layout.unflatten(s) for s in states], like=land)
+    return land, d1, d2, pl.trajectory([land.layout.unflatten(s) for s in states], like=land)
+
+
+def setting():
+    """A plane through a run, and the run."""
+    land, d1, d2, run = parts()
     return pl.plane(land, d1, d2, x=(-1, 1, 7), y=(-1, 1, 7), progress=False), run
 
 
@@ -181,6 +186,21 @@ def test_a_path_lies_a_little_above_its_surface():
     assert path["text"][1] == "step 10, 25 % off the plane"
 
 
+@pytest.mark.ci
+def test_a_path_is_drawn_on_the_plane_of_its_own_components_from_files(tmp_path):
+    land, _, _, path = parts()
+    directions = pl.pca_directions(path)
+    ranges = {"x": (-1, 1, 5), "y": (-1, 1, 5), "progress": False}
+    pl.plane(land, *directions, theta=path[-1], **ranges).save(tmp_path / "s.h5")
+    path.save(tmp_path / "t.h5")
+    read = [pl.load(tmp_path / "s.h5"), pl.trajectory(tmp_path / "t.h5")]
+    section = section_of(read[0], "", read[1:], 0, True)
+    assert section.notes == []
+    assert [t["type"] for t in section.panes[0].scene["data"]] == ["contour", "scatter"]
+    assert read[0].frame is None
+
+
+@pytest.mark.ci
 def test_a_path_whose_plane_is_not_known_is_said_and_shown_alone(tmp_path):
     surface, run = setting()
     surface.save(tmp_path / "s.h5")

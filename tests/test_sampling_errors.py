@@ -3,6 +3,8 @@ draws of the data."""
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -16,6 +18,7 @@ from pylandscape.theta.data import Dataset, Subset
 
 BOTH = ("standard_error", "difference_standard_error")
 QUIET = {"progress": False}
+CPU = torch.device("cpu")
 N, TOKENS, CLASSES = 90, 3, 4
 
 
@@ -51,6 +54,9 @@ def network(*more: nn.Module, outputs: int = CLASSES, norm: bool = False) -> nn.
     return nn.Sequential(nn.Linear(5, 6), *norms, nn.Tanh(), nn.Linear(6, outputs), *more).double()
 
 
+ELEMENTWISE = (
+    nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.BCELoss, nn.KLDivLoss, nn.PoissonNLLLoss
+)  # fmt: skip
 WEIGHT = torch.tensor([0.2, 1.0, 3.0, 0.5], dtype=torch.float64)
 
 
@@ -70,6 +76,12 @@ def cases() -> dict[str, tuple[nn.Module, nn.Module, torch.Tensor, torch.Tensor]
         "nll": (network(nn.LogSoftmax(1)), nn.NLLLoss(WEIGHT), x, y),
         "mse": (network(), nn.MSELoss(), x, draw(N, CLASSES, seed=6)),
         "bce": (network(), nn.BCEWithLogitsLoss(WEIGHT, pos_weight=1 / WEIGHT), x, soft.round()),
+        "l1": (network(), nn.L1Loss(), x, draw(N, CLASSES, seed=6)),
+        "smooth l1": (network(), nn.SmoothL1Loss(beta=0.4), x, draw(N, CLASSES, seed=6)),
+        "huber": (network(), nn.HuberLoss(delta=0.7), x, draw(N, CLASSES, seed=6)),
+        "bce of shares": (network(nn.Sigmoid()), nn.BCELoss(WEIGHT), x, soft),
+        "kl": (network(nn.LogSoftmax(1)), nn.KLDivLoss(reduction="batchmean"), x, soft),
+        "poisson": (network(), nn.PoissonNLLLoss(), x, 5 * soft),
         "tokens": (long, nn.CrossEntropyLoss(WEIGHT), texts, some_ignored(many)),
         "merged tokens": (merged, nn.CrossEntropyLoss(), texts, some_ignored(many.flatten())),
         "sum": (network(), nn.CrossEntropyLoss(WEIGHT, reduction="sum"), x, y),
@@ -81,6 +93,12 @@ def terms(loss: nn.Module, out: torch.Tensor, y: torch.Tensor) -> tuple[np.ndarr
     logits = out.double()
     if isinstance(loss, nn.MSELoss):
         each, own = (logits - y) ** 2, torch.ones_like(logits)
+    elif isinstance(loss, ELEMENTWISE):
+        plain = copy.copy(loss)
+        plain.reduction = "none"
+        each, own = plain(logits, y), torch.ones_like(logits)
+        if loss.reduction == "batchmean":
+            own = own / own[0].numel()
     elif isinstance(loss, nn.BCEWithLogitsLoss):
         each = F.binary_cross_entropy_with_logits(
             logits, y, loss.weight, pos_weight=loss.pos_weight, reduction="none"
@@ -315,14 +333,16 @@ def test_a_subset_of_all_has_no_error_against_all():
 def test_rows_of_texts_dictionaries_and_nested_batches_stay_together():
     ids = torch.arange(12)[:, None].repeat(1, 4)
     data = {"input_ids": ids, "labels": ids.clone(), "names": [str(i) for i in range(12)], "k": 3}
-    found = Dataset([data], pairs=False, device=torch.device("cpu"), move=False, samples=5, seed=1)
+    found = Dataset([data], targets=None, device=CPU, move=False, samples=5, seed=1)
     raw = found.batches[0].raw
     assert raw["names"] == [str(i) for i in raw["input_ids"][:, 0].tolist()]
     assert torch.equal(raw["input_ids"], raw["labels"])
     assert raw["k"] == 3
     assert found.size == found.batches[0].size == 5
     x, y = ((ids.double(), ids), {"mask": ids > 3}), torch.arange(24)
-    pair = Dataset([(x, y)], pairs=True, device=torch.device("cpu"), move=False, samples=5, seed=1)
+    pair = Dataset(
+        [(x, y)], targets="any", device=torch.device("cpu"), move=False, samples=5, seed=1
+    )
     (a, b), mask = pair.batches[0].inputs
     assert torch.equal(a.long(), b)
     assert torch.equal(mask["mask"], b > 3)

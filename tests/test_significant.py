@@ -70,6 +70,18 @@ def test_the_paired_error_is_no_larger_than_the_bound_without_it():
     assert alone.significant().sum() < found.significant().sum()
 
 
+def test_a_slice_beside_the_centre_is_compared_with_the_centre():
+    land = landscape()
+    d = torch.eye(land.n_params, dtype=torch.float64)[:3]
+    grid = pl.grid(land, d, [(-1, 1, 3)] * 3, metrics=BOTH, **QUIET)
+    whole = grid.significant()
+    for index in range(3):
+        part = grid.slice(2, index)
+        assert np.array_equal(part.significant(), whole[..., index])
+        assert part.check()
+        assert np.array_equal(grid.slice(1, index).significant(), whole[:, index])
+
+
 def test_two_surfaces_of_one_centre_differ_by_the_smaller_bound():
     land = landscape()
     one = surface(land)

@@ -22,13 +22,14 @@ from pylandscape.experiments.methods import METHODS
 from pylandscape.experiments.page import Page, verdict_of
 from pylandscape.experiments.perturbations import average, perturbed
 
-SLOW = {  # studies that take more than a second at toy size: left to CI
+# Studies that take more than a second at toy size: left to CI.
+SLOW = {
     "asymmetric-valleys", "basin-models", "batch-norm", "batch-norm-spectra", "convexity-maps",
     "depth-and-shortcuts", "descent-branches", "end-points", "exact-density", "exotic-starts",
     "four-corners", "gradient-covariance", "hessian-clouds", "learning-trajectories",
     "linear-surfaces", "loss-patterns", "optimiser-pairs-text", "over-parametrisation",
-    "perturb-retrain", "polynomial-networks", "restarts", "runge-kutta", "sgd-stages",
-    "spectra-in-training", "switching", "wide-networks", "xor-surface",
+    "perturb-retrain", "polynomial-networks", "restarts", "runge-kutta", "second-basin",
+    "sgd-stages", "spectra-in-training", "switching", "wide-networks", "xor-surface",
 }  # fmt: skip
 
 

@@ -90,14 +90,27 @@ def test_several_runs_have_one_legend_with_their_labels(made):
 
 
 def test_a_surface_from_a_file_takes_a_projection_and_says_so(made, tmp_path):
-    _, path, (d1, d2), surface = made
+    land, path, (d1, d2), surface = made
     surface.save(tmp_path / "s.h5")
     again = pl.load(tmp_path / "s.h5")
+    other = pl.trajectory(states(4, seed=3)[2], land)
     with pytest.raises(pl.InvalidArgument, match=r"read from a file.*does not know"):
-        again.plot(trajectory=path)
-    ax = again.plot(trajectory=path.project(d1, d2))
+        again.plot(trajectory=other)
+    ax = again.plot(trajectory=other.project(d1, d2, theta=path[-1]))
     assert len(drawn(ax)) == 1
     close(ax)
+
+
+def test_a_surface_from_a_file_takes_the_path_whose_components_it_is_of(made, tmp_path):
+    land, path, _, surface = made
+    surface.save(tmp_path / "s.h5")
+    again = pl.load(tmp_path / "s.h5")
+    found = again.project(path).coordinates
+    assert found == pytest.approx(surface.project(path).coordinates, abs=1e-6)
+    random = pl.plane(land, *pl.random_directions(land, 2), x=(-1, 1, 3), y=(-1, 1, 3),
+                      theta=path[-1], progress=False)  # fmt: skip
+    assert path.frame_of(random.info) is None
+    assert path.frame_of({}) is None
 
 
 def test_what_does_not_fit_the_surface_is_refused(made):

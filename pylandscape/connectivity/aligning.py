@@ -68,7 +68,8 @@ def align(
         a, b: modules, state dicts, paths of checkpoints or vectors (n,).
         method: "weights": the distance of the parameters falls, never rises; "activations": units
             that answer alike on the data come together (the distance may rise).
-        orders: random orders of the classes that weight matching tries beside two fixed ones.
+        orders: random orders of the classes that weight matching tries beside two fixed ones,
+            until two of its starts agree.
         seed: of these.
         points: on the lines from a to b before and after, whose barriers the result has; 0 for
             none. Between models with other running statistics there are lines with

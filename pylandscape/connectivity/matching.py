@@ -35,13 +35,14 @@ def weight_matching(
     """The element g for which g b is nearest to a, as far as found; never farther than b is.
 
     a, b: float64 parameters by name. Starts: what the classes whose neighbours are known say, one
-    after the other; the order as it stands; then as many random orders of the classes. ``done`` is
-    called after each.
+    after the other; the order as it stands; then as many random orders of the classes, unless two
+    starts have ended in the same best place. ``done`` is called after each.
     """
     generator = np.random.default_rng(seed)
     classes = symmetries.classes
     best, reached = symmetries.identity(), inner(a, b)
     most = 0.5 * (inner(a, a) + inner(b, b))
+    ends: list[tuple[Element, float]] = []
     for k in range(2 + orders):
         element, order = symmetries.identity(), list(range(len(classes)))
         if k == 0:
@@ -49,12 +50,18 @@ def weight_matching(
         elif k > 1:
             order = generator.permutation(len(classes)).tolist()
         element, value = _climbed(symmetries, a, b, element, [classes[i] for i in order])
+        agreed = any(_same(element, end) for end, of_it in ends if of_it >= reached)
+        ends.append((element, value))
         if value > reached:
             best, reached = element, value
         done()
-        if most - reached <= 1e-14 * most:  # no image is nearer
+        if agreed or most - reached <= 1e-14 * most:  # no image is nearer
             break
     return best
+
+
+def _same(a: Element, b: Element) -> bool:
+    return all(np.array_equal(a[i], p) for i, p in b.items())
 
 
 def inner(a: Tensors, b: Tensors, names: Iterable[str] | None = None) -> float:
@@ -68,14 +75,19 @@ def _climbed(
 ) -> tuple[Element, float]:
     present = symmetries.apply(element, b)
     touched = {id(c): [n for n in symmetries.touched(c) if n in a] for c in order}
+    settled: set[int] = set()  # in their best order while no tensor of theirs changes
     for _ in range(ROUNDS):
         gained = False
         for c in order:
+            if id(c) in settled:
+                continue
             names = touched[id(c)]
             step = _best_step(symmetries, c, a, present, names)
             moved = symmetries.apply(step, {n: present[n] for n in names})
             before, after = inner(a, present, names), inner(a, moved, names)
+            settled.add(id(c))
             if after > before + 1e-12 * abs(before):
+                settled -= {i for i, own in touched.items() if i != id(c) and set(own) & set(names)}
                 present |= moved
                 element = after_step(c, element, step)
                 gained = True
@@ -113,9 +125,16 @@ def _best_step(
 
 def _scores(a: Tensor, b: Tensor, dim: int, places: NDArray[np.intp]) -> Array:
     """(n, n) inner products of a's units with b's."""
-    at = torch.from_numpy(places.reshape(-1)).to(a.device)
-    rows = [x.index_select(dim, at).movedim(dim, 0).reshape(len(places), -1) for x in (a, b)]
+    rows = [_in_order(x, dim, places).movedim(dim, 0).reshape(len(places), -1) for x in (a, b)]
     return np.asarray((rows[0] @ rows[1].T).cpu())
+
+
+def _in_order(x: Tensor, dim: int, places: NDArray[np.intp]) -> Tensor:
+    """x with the places (n, m) along an axis one after the other; itself where they are so."""
+    flat = places.reshape(-1)
+    if len(flat) == x.shape[dim] and np.array_equal(flat, np.arange(len(flat))):
+        return x
+    return x.index_select(dim, torch.from_numpy(flat).to(x.device))
 
 
 def assigned(c: SymmetryClass, plain: Array, inside: Mapping[str, Array]) -> Element:
@@ -234,8 +253,7 @@ class Correlations:
 
 
 def _rows(x: Tensor, dim: int, places: NDArray[np.intp]) -> Tensor:
-    at = torch.from_numpy(places.reshape(-1)).to(x.device)
-    return x.double().index_select(dim, at).movedim(dim, 0).reshape(len(places), -1)
+    return _in_order(x.double(), dim, places).movedim(dim, 0).reshape(len(places), -1)
 
 
 def _correlation(sums: Sequence[Tensor]) -> Array:

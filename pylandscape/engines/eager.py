@@ -119,7 +119,7 @@ class _Pass:
                 raise InvalidArgument(
                     f"data: {self.loss.kind} expected a model whose output is one tensor, got "
                     f"{type(output).__name__}; pass objective=f(model, batch), for example "
-                    "lambda model, batch: model(**batch).loss"
+                    f"lambda model, b: {_example(output)}"
                 )
             if self.loss.reduction == "sum":
                 return self.loss.total(output, batch.target), float(index == 0)
@@ -130,6 +130,16 @@ class _Pass:
             return as_scalar(output, "objective").double() * weight, weight
         value = as_scalar(self.loss.fn(output, batch.target), "loss")
         return value.double() * batch.size, float(batch.size)
+
+
+def _example(output: Any) -> str:
+    """How an objective takes the loss from such an output of the model."""
+    if isinstance(output, Mapping):
+        key = "logits" if "logits" in output else next(iter(output), "logits")
+        return f"loss(model(b[0])[{key!r}], b[1])"
+    if isinstance(output, tuple | list):
+        return "loss(model(b[0])[0], b[1])"
+    return "loss(model(b[0]).logits, b[1])"
 
 
 class TorchEngine:

@@ -15,7 +15,7 @@ from .._native import core
 from .interpreter import Call, op
 from .matmul import Labelled, broadcast, contract, dims, labelled, leading
 from .shapes import filled
-from .values import Fixed, Known, Slot, Unread, counting
+from .values import Fixed, Known, Slot, Unread, counting, later
 
 
 @op("scaled_dot_product_attention")
@@ -30,8 +30,12 @@ def _scaled_dot_product_attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Slot:
-    if enable_gqa or dropout_p != 0.0:
-        raise call.refuse("grouped queries" if enable_gqa else f"dropout_p={dropout_p}")
+    if dropout_p != 0.0:
+        raise call.refuse(f"dropout_p={dropout_p}")
+    if enable_gqa:  # each head of key and value serves several queries in a row
+        query, key, value = (call.view(x) for x in (query, key, value))
+        heads = call.lowering.full(query).shape[-3]
+        key, value = (_repeated(call, x, heads) for x in (key, value))
     if isinstance(attn_mask, Known) and attn_mask.value.dtype == torch.bool:
         attn_mask = Known(~attn_mask.value)  # here, true is what takes part
     operands = [
@@ -39,6 +43,11 @@ def _scaled_dot_product_attention(
         for x, names in ((query, "le"), (key, "se"), (value, "sv"))
     ]
     return attend(call, *operands, mask=attn_mask, causal=is_causal, scale=scale)
+
+
+def _repeated(call: Call, x: Slot, heads: int) -> Slot:
+    rows = call.lowering.full(x)
+    return call.lowering.from_full(x, rows.repeat_interleave(heads // rows.shape[-3], -3))
 
 
 def attend(
@@ -76,7 +85,7 @@ def _masked(call: Call, scores: Slot, mask: Any) -> Slot:
         return filled(call, scores, mask.value.broadcast_to(shape), float("-inf"))
     if not isinstance(mask, Fixed):
         raise call.refuse("a mask that is computed from the input")
-    wide = Fixed(mask.source, shape, mask.size, mask.elements().broadcast_to(shape))
+    wide = mask.view(mask.elements().broadcast_to(shape))
     return plus(call, scores, call.placed(wide, scores))
 
 
@@ -102,11 +111,6 @@ def _source(call: Call, tensor: Tensor | None) -> int | None:
     if id(tensor) not in call.lowering.sources:
         raise call.refuse("a tensor that is not a parameter or buffer")
     return call.lowering.sources[id(tensor)]
-
-
-def _later(source: int, by: int) -> int:
-    """The source of what lies `by` elements behind."""
-    return source + by if source >= 0 else source - by
 
 
 def linear_last(call: Call, x: Slot, m: int, weight: int, bias: int | None) -> Slot:
@@ -176,9 +180,9 @@ def _projections(call: Call, m: nn.MultiheadAttention, operands: Sequence[Slot])
     found = []
     separate = (m.q_proj_weight, m.k_proj_weight, m.v_proj_weight)
     for i, x in enumerate(operands):
-        weight = _source(call, separate[i]) if packed is None else _later(packed, i * e * e)
+        weight = _source(call, separate[i]) if packed is None else later(packed, i * e * e)
         assert weight is not None
-        found.append(linear_last(call, x, e, weight, None if bias is None else _later(bias, i * e)))
+        found.append(linear_last(call, x, e, weight, None if bias is None else later(bias, i * e)))
     return found
 
 

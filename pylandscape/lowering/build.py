@@ -11,7 +11,20 @@ from torch import Tensor, nn
 
 from .._native import core
 from ..errors import NotLowered
-from . import attention, conv, dense, elementwise, group_norm, matmul, pool, sequence, shapes  # noqa: F401
+from . import (  # noqa: F401
+    attention,
+    conv,
+    conv_sums,
+    dense,
+    elementwise,
+    group_norm,
+    matmul,
+    pool,
+    resample,
+    sequence,
+    shapes,
+    statistics,
+)
 
 if TYPE_CHECKING:
     from ..theta.data import Dataset

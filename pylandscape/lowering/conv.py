@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .conv_windows import conv_of_windows, sizes_of
 from .interpreter import Call, op
-from .values import FILL, Slot
+from .values import FILL, Computed, Slot
 
 
 @op("conv1d", "conv2d")
@@ -25,9 +26,12 @@ def _conv(
     groups: int = 1,
 ) -> Slot:
     dims = 1 if call.name == "conv1d" else 2
-    x, weight = _image(call, input, dims), call.fixed(weight)
+    x = image(call, input, dims)
+    if isinstance(weight, Computed) and not isinstance(padding, str):
+        return conv_of_windows(call, x, weight, bias, stride, padding, dilation, groups)
+    weight = call.fixed(weight)
     out, channels, *kernel = weight.shape
-    stride, dilation = _tuple(stride, dims), _tuple(dilation, dims)
+    stride, dilation = sizes_of(stride, dims), sizes_of(dilation, dims)
     if isinstance(padding, str):
         pads = [
             d * (k - 1) if padding == "same" else 0 for d, k in zip(dilation, kernel, strict=True)
@@ -37,7 +41,7 @@ def _conv(
             index = torch.nn.functional.pad(call.lowering.full(x).contiguous(), more, value=FILL)
             x = call.lowering.from_full(x, index)
         padding = [p // 2 for p in pads]
-    pad = _tuple(padding, dims)
+    pad = sizes_of(padding, dims)
     order = (*range(1, dims + 1), 0)
     x = call.lowering.in_dims(x, order)
     wide = [_pair(sizes, 0 if sizes is pad else 1) for sizes in (x.shape[1:], kernel, stride, pad)]
@@ -48,16 +52,11 @@ def _conv(
     return call.lowering.ordered(found, tuple(call.value.shape[1:]), 0, order)
 
 
-def _image(call: Call, input: Any, dims: int) -> Slot:
+def image(call: Call, input: Any, dims: int) -> Slot:
     x = call.view(input)
     if x.axis != 0 or len(x.shape) != dims + 1:
         raise call.refuse("an image without a leading batch dimension")
     return x
-
-
-def _tuple(value: Any, dims: int) -> tuple[int, ...]:
-    values = tuple(value) if isinstance(value, Sequence) else (value,)
-    return values * dims if len(values) == 1 else values
 
 
 def _pair(sizes: Sequence[int], first: int) -> tuple[int, int]:

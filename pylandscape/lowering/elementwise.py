@@ -160,7 +160,7 @@ def _prelu(call: Call, input: Any, weight: Any) -> Slot:
     elements = weight.elements().reshape(-1)
     if elements.numel() > 1:  # one for each channel, the traced dimension 1
         elements = elements.view(-1, *[1] * (call.value.dim() - 2))
-    slope = Fixed(weight.source, tuple(elements.shape), weight.size, elements)
+    slope = weight.view(elements)
     positive = call.unary(input, "relu")
     return call.binary(
         "add", positive, call.binary("mul", call.binary("sub", input, positive), slope)

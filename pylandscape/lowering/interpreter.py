@@ -8,6 +8,7 @@ alike), with torch's own argument names; the other files of this package fill it
 
 from __future__ import annotations
 
+import inspect
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,18 @@ from torch import Tensor
 
 from .._native import core
 from ..errors import NotLowered, UnknownOp
-from .values import TAKE_KNOWN, Fixed, Handler, Known, Merged, Shape, Slot, Unread, counting
+from .values import (
+    TAKE_KNOWN,
+    Computed,
+    Fixed,
+    Handler,
+    Known,
+    Merged,
+    Shape,
+    Slot,
+    Unread,
+    counting,
+)
 
 
 class Lowering(torch.fx.Interpreter):
@@ -99,7 +111,9 @@ class Lowering(torch.fx.Interpreter):
         except NotLowered:
             if known:  # not a view of a buffer
                 return Known(value)
-            raise
+            if not _of_parameters((args, kwargs)):
+                raise
+            result = self._computed(handler, Call(self, name, value, function), args, kwargs)
         except TypeError as error:  # an argument that the handler does not take
             raise NotLowered(f"op {name!r}: unsupported arguments ({error})") from error
         if self.ids is not None and name != "embedding":
@@ -127,6 +141,32 @@ class Lowering(torch.fx.Interpreter):
         values = known.value.detach().double().contiguous()
         source = self.program.constants(values.numel(), values.data_ptr())
         return Fixed(source, tuple(values.shape), values.numel())
+
+    def _computed(self, handler: Handler, call: Call, args: Any, kwargs: Any) -> Computed:
+        """A call with parameters alone, lowered as if each of the samples had its own."""
+        if call.name not in _OF_ELEMENTS | _OVER_DIMS | {"matmul", "mm", "__matmul__"}:
+            raise call.refuse("an operand that is not computed from the input")
+        if call.value.numel() > _MOST_COMPUTED:
+            raise call.refuse(f"{call.value.numel()} elements of a computed parameter")
+        rank = call.value.dim() if call.name in _OF_ELEMENTS else None
+
+        def with_samples(x: Any) -> Any:
+            if not isinstance(x, Fixed):
+                return x
+            if not isinstance(x, Computed):
+                index = x.elements()
+                found = self.program.expand(x.source, x.size, index.reshape(-1).tolist())
+                x = Computed(found, x.shape, index.numel())
+            return x.slot(rank)
+
+        if call.name in _OVER_DIMS:
+            args, kwargs = _dims_behind_the_batch(handler, call, args, kwargs)
+        args, kwargs = torch.fx.node.map_aggregate((args, kwargs), with_samples)
+        value = torch.empty(self.samples, *call.value.shape, device="meta")
+        result = handler(Call(self, call.name, value, call.function), *args, **kwargs)
+        if not isinstance(result, Slot) or result.axis != 0:
+            raise call.refuse("a parameter that is computed so")
+        return Computed(result.id, result.shape, self.program.features(result.id), result.index)
 
     def _lower_input(self, node: torch.fx.Node, value: Any) -> Any:
         if not isinstance(value, Tensor):
@@ -360,7 +400,7 @@ class Call:
 
     def fixed(self, x: Any) -> Fixed:
         """A parameter or buffer whose elements are all there in order."""
-        if not isinstance(x, Fixed) or x.index is not None:
+        if not isinstance(x, Fixed) or isinstance(x, Computed) or x.index is not None:
             raise self.refuse("weights that are computed, not parameters")
         return x
 
@@ -404,7 +444,7 @@ class Call:
         if isinstance(x, Known):
             x = self.lowering.constant(x)
         if isinstance(x, Fixed):
-            return Fixed(x.source, tuple(shape), x.size, x.elements().broadcast_to(shape))
+            return x.view(x.elements().broadcast_to(shape))
         raise self.refuse("an operand that is no tensor")
 
     def placed(self, x: Slot | Fixed, like: Slot) -> Slot:
@@ -416,6 +456,10 @@ class Call:
         first, *rest = x.elements().unbind(like.axis)
         if not all(torch.equal(first, r) for r in rest):
             raise self.refuse("a fixed operand with a batch dimension")
+        if isinstance(x, Computed):
+            return self.lowering.reordered(
+                Slot(x.source, tuple(first.shape), like.axis, first), like
+            )
         order = torch.argsort(self.lowering.rows(like).reshape(-1))
         index = first.reshape(-1)[order].tolist()
         found = self.program.expand(x.source, x.size, index)
@@ -431,6 +475,29 @@ def _flat(value: Any) -> Iterator[Any]:
         yield from _flat(list(value.values()))
     else:
         yield value
+
+
+def _of_parameters(values: Any) -> bool:
+    """Whether of tensors there are parameters alone."""
+    leaves = list(_flat(values))
+    return any(isinstance(v, Fixed) for v in leaves) and not any(
+        isinstance(v, Slot | Merged | Unread) for v in leaves
+    )
+
+
+def _dims_behind_the_batch(handler: Handler, call: Call, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    """The arguments with each dimension, all where none is given, as of tensors with a batch."""
+    bound = inspect.signature(handler).bind(call, *args, **kwargs)
+    bound.apply_defaults()
+    given = bound.arguments
+    rank = next(len(v.shape) for v in _flat((args, kwargs)) if isinstance(v, Fixed))
+    dim = given["dim"] if given.get("axis") is None else given["axis"]
+    over = range(rank) if dim is None else (dim,) if isinstance(dim, int) else dim
+    behind = tuple(d % rank + 1 for d in over)
+    given["dim"] = behind[0] if isinstance(dim, int) else behind
+    if "axis" in given:
+        given["axis"] = None
+    return bound.args[1:], bound.kwargs
 
 
 def _has_merged(values: Any, name: str) -> bool:
@@ -481,6 +548,18 @@ _OF_ROWS = _OF_A_DIM | {
     "threshold", "square", "pow", "abs", "exp", "log", "log1p", "sqrt", "rsqrt", "reciprocal",
     "sin", "cos", "erf", "neg", "clamp", "rms_norm",
 }  # fmt: skip
+# Calls that parameters alone may go through, elementwise or over `dim`, and what may come out.
+_OF_ELEMENTS = {
+    "relu", "leaky_relu", "tanh", "sigmoid", "gelu", "silu", "softplus", "elu", "selu", "hardswish",
+    "hardsigmoid", "hardtanh", "relu6", "mish", "softsign", "logsigmoid", "celu", "threshold",
+    "square", "pow", "abs", "exp", "log", "log1p", "sqrt", "rsqrt", "reciprocal", "sin", "cos",
+    "erf", "neg", "clamp", "add", "sub", "mul", "div", "truediv", "radd", "rsub",
+}  # fmt: skip
+_OVER_DIMS = {
+    "mean", "sum", "var", "std", "softmax", "log_softmax", "normalize", "norm",
+    "linalg_vector_norm",
+}  # fmt: skip
+_MOST_COMPUTED = 1 << 16  # elements: each tile of samples computes them anew
 _VIEWS = {"view", "reshape", "unflatten", "_unsafe_view"}
 _IN_PLACE_OPERATORS = {operator.iadd, operator.isub, operator.imul, operator.itruediv}
 

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from .._native import core
 from .interpreter import Call, op
-from .values import Fixed, Slot, counting
+from .pool import reduced
+from .values import Computed, Fixed, Slot, counting, later
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,10 @@ def contract(call: Call, x: Labelled, y: Labelled, out: Sequence[str], scale: fl
         raise call.refuse("operands with their batches in different dimensions")
     if any(isinstance(a.value, Fixed) and batch in a.labels for a in (x, y)):
         raise call.refuse("a fixed operand with a batch dimension")
+    x, y = (
+        Labelled(a.value.slot(), (batch, *a.labels)) if isinstance(a.value, Computed) else a
+        for a in (x, y)
+    )
     result = [label for label in out if label != batch]
     axis = list(out).index(batch)
     both = [label for label in x.inner if label in y.inner]
@@ -115,7 +120,7 @@ def start_of(weight: Fixed, elements: Tensor) -> int | None:
     first = int(flat[0]) if flat.numel() else 0
     if not torch.equal(flat - first, counting(flat.numel())):
         return None
-    return weight.source + first if weight.source >= 0 else weight.source - first
+    return later(weight.source, first)
 
 
 def scaled(call: Call, slot: int, scale: float) -> int:
@@ -211,14 +216,13 @@ def broadcast(call: Call, operands: Sequence[Labelled]) -> list[Labelled]:
             if x.value.shape[at] != 1:
                 raise call.refuse("a fixed operand with a batch dimension")
             index = x.value.elements().select(at, 0)
-            dropped = Fixed(x.value.source, tuple(index.shape), x.value.size, index)
-            x = Labelled(dropped, tuple(label for label in x.labels if label != batch))
+            x = Labelled(x.value.view(index), tuple(label for label in x.labels if label != batch))
         shape = tuple(sizes[label] for label in x.inner)
         if shape != x.value.shape:
             index = x.elements(call).expand(shape)
             value = x.value
             x = Labelled(
-                Fixed(value.source, shape, value.size, index)
+                value.view(index)
                 if isinstance(value, Fixed)
                 else Slot(value.id, shape, value.axis, index),
                 x.labels,
@@ -266,17 +270,61 @@ def _add_product(
 
 @op("einsum")
 def _einsum(call: Call, equation: Any, *operands: Any) -> Slot:
+    """Pairs of operands, from the first that depends on the input on; what only one operand has is
+    summed before."""
     if len(operands) == 1 and isinstance(operands[0], list | tuple):
         operands = tuple(operands[0])
-    if not isinstance(equation, str) or "." in equation or len(operands) != 2:
-        raise call.refuse("not a plain equation of two operands")
+    if not isinstance(equation, str):
+        raise call.refuse("an equation that is no string")
+    parts, out = _equation(call, equation, [dims(v) for v in operands])
+    given = broadcast(call, [labelled(call, v, p) for v, p in zip(operands, parts, strict=True)])
+    given.sort(key=lambda x: isinstance(x.value, Fixed))
+    found, rest = given[0], given[1:]
+    while rest:
+        y, rest = rest[0], rest[1:]
+        wanted = {*out, *(label for x in rest for label in x.labels)}
+        found, y = (
+            _without(call, a, {*a.inner} - wanted - {*b.labels})
+            for a, b in ((found, y), (y, found))
+        )
+        kept = tuple(a for a in dict.fromkeys((*found.labels, *y.labels)) if a in wanted)
+        kept = tuple(out) if not rest and {*kept} == {*out} else kept
+        found = Labelled(contract(call, found, y, kept), kept)
+    found = _without(call, found, {*found.inner} - {*out})
+    assert isinstance(found.value, Slot)
+    if found.labels == tuple(out):
+        return found.value
+    moved = call.lowering.full(found.value).permute([found.labels.index(a) for a in out])
+    return call.lowering.from_full(found.value, moved)
+
+
+def _equation(
+    call: Call, equation: str, ranks: Sequence[int]
+) -> tuple[list[tuple[str, ...]], tuple[str, ...]]:
+    """The labels of each operand and of the result; an ellipsis stands for dimensions counted from
+    its right."""
     inputs, arrow, out = equation.replace(" ", "").partition("->")
-    parts = inputs.split(",")
-    if not arrow:
-        letters = "".join(parts)
-        out = "".join(sorted(a for a in set(letters) if letters.count(a) == 1))
+    parts, most = [], 0
+    for part, rank in zip(inputs.split(","), ranks, strict=True):
+        before, dots, after = part.partition("...")
+        hidden = leading(rank - len(before) - len(after)) if dots else []
+        most = max(most, len(hidden))
+        parts.append((*before, *hidden, *after))
     if any(len(set(part)) != len(part) for part in parts):
         raise call.refuse("a diagonal")
-    x, y = (labelled(call, v, tuple(part)) for v, part in zip(operands, parts, strict=True))
-    x, y = broadcast(call, (x, y))
-    return contract(call, x, y, tuple(out))
+    if not arrow:
+        letters = [a for part in parts for a in part if len(a) == 1]
+        out = "..." * (most > 0) + "".join(sorted(a for a in {*letters} if letters.count(a) == 1))
+    before, dots, after = out.partition("...")
+    return parts, (*before, *(leading(most) if dots else []), *after)
+
+
+def _without(call: Call, x: Labelled, gone: set[str]) -> Labelled:
+    """x summed over labels."""
+    if not gone:
+        return x
+    if not isinstance(x.value, Slot):
+        raise call.refuse("a sum over a dimension of a parameter")
+    over = [d for d, label in enumerate(x.labels) if label in gone]
+    kept = tuple(label for label in x.labels if label not in gone)
+    return Labelled(reduced(call, x.value, core.Pool.sum, over, False), kept)

@@ -166,11 +166,11 @@ def _pooled(
         pixels = picked.masked_fill(hidden, -1).movedim(d + 1, -1)
     taps = pixels.reshape(prod(pixels.shape[:dims]), -1)
     channels = call.lowering.in_dims(x, order)
-    found = _pool(call, channels.id, mode, prod(leading), taps, divisors)
+    found = pool_of(call, channels.id, mode, prod(leading), taps, divisors)
     return call.lowering.ordered(found, (*leading, *pixels.shape[:dims]), x.axis, order)
 
 
-def _pool(
+def pool_of(
     call: Call, slot: int, mode: Any, channels: int, taps: Tensor, divisors: Any = None
 ) -> int:
     """The pool over taps (outputs, most): pixels of `channels` rows, -1 where there is none."""
@@ -194,7 +194,7 @@ def _mean(
 ) -> Slot:  # fmt: skip
     if dtype is not None:
         raise call.refuse("a dtype")
-    return _reduced(call, input, core.Pool.sum, _over(dim, axis), keepdim or keepdims, mean=True)
+    return reduced(call, input, core.Pool.sum, _over(dim, axis), keepdim or keepdims, mean=True)
 
 
 @op("sum")
@@ -204,19 +204,19 @@ def _sum(
 ) -> Slot:  # fmt: skip
     if dtype is not None:
         raise call.refuse("a dtype")
-    return _reduced(call, input, core.Pool.sum, _over(dim, axis), keepdim or keepdims)
+    return reduced(call, input, core.Pool.sum, _over(dim, axis), keepdim or keepdims)
 
 
 @op("amax")
 def _amax(call: Call, input: Any, dim: Any = None, keepdim: bool = False) -> Slot:
-    return _reduced(call, input, core.Pool.max_even, dim, keepdim)
+    return reduced(call, input, core.Pool.max_even, dim, keepdim)
 
 
 @op("max")
 def _max(call: Call, input: Any, dim: Any = None, keepdim: bool = False) -> tuple[Slot, object]:
     if not isinstance(dim, int):
         raise call.refuse("over the batch dimension, or of two tensors")
-    return _reduced(call, input, core.Pool.max, dim, keepdim), INDICES
+    return reduced(call, input, core.Pool.max, dim, keepdim), INDICES
 
 
 @op("getattr")
@@ -231,7 +231,7 @@ def _over(dim: Any, axis: Any) -> Any:
     return axis if dim is None else dim
 
 
-def _reduced(
+def reduced(
     call: Call, input: Any, mode: Any, dim: Any, keepdim: bool, *, mean: bool = False
 ) -> Slot:
     """x over the dimensions `dim`, from the rows where they stand, the others in their order."""
@@ -252,7 +252,7 @@ def _reduced(
         channels = 1
     taps = rows.reshape(-1, channels, count)[:, 0] // channels
     divisors = [float(count)] * len(taps) if mean else None
-    found = _pool(call, x.id, mode, channels, taps, divisors)
+    found = pool_of(call, x.id, mode, channels, taps, divisors)
     if keepdim:
         shape = tuple(1 if d in gone else n for d, n in enumerate(x.shape))
         return call.lowering.ordered(found, shape, x.axis, (*sorted(gone), *kept))

@@ -28,7 +28,7 @@ def _shown(call: Call, x: Slot | Merged | Fixed, index: Any, fill: float = 0.0) 
         return tuple(_shown(call, x, i, fill) for i in index)
     if isinstance(x, Slot | Merged):
         return call.lowering.shown(x, index, fill)
-    return Fixed(x.source, tuple(index.shape), x.size, index)
+    return x.view(index)
 
 
 @op(
@@ -77,19 +77,12 @@ def _pad(call: Call, input: Any, pad: Any, mode: Any = "constant", value: Any = 
 
 @op(
     "reflection_pad1d", "reflection_pad2d", "replication_pad1d", "replication_pad2d",
-    "upsample_nearest1d", "upsample_nearest2d",
+    "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d",
 )  # fmt: skip
-def _copies(call: Call, input: Any, *args: Any, **kwargs: Any) -> Slot:
+def copies(call: Call, input: Any, *args: Any, **kwargs: Any) -> Slot:
     x = call.view(input)
     copied = _call_on(call, call.lowering.full(x).double(), args, kwargs)
     return call.lowering.from_full(x, copied.long())
-
-
-@op("interpolate")
-def _interpolate(call: Call, input: Any, *args: Any, **kwargs: Any) -> Slot:
-    if kwargs.get("mode", "nearest") not in ("nearest", "nearest-exact") or len(args) > 2:
-        raise call.refuse(f"mode {kwargs.get('mode')!r}")
-    return _copies(call, input, *args, **kwargs)
 
 
 @op("contiguous", "clone", "alias", "positive", "detach")

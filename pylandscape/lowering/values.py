@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -56,6 +56,22 @@ class Fixed:
     def elements(self) -> Tensor:
         return counting(self.size).view(self.shape) if self.index is None else self.index
 
+    def view(self, index: Tensor) -> Fixed:
+        """The elements with these numbers, of the same kind."""
+        return replace(self, shape=tuple(index.shape), index=index)
+
+
+@dataclass(frozen=True, eq=False)
+class Computed(Fixed):
+    """What the forward pass computes of parameters alone: element e is row ``index[e]`` of the
+    ``size`` of slot ``source``, the same for every sample."""
+
+    def slot(self, rank: int | None = None) -> Slot:
+        """As a value with a batch dimension in front, of ``rank`` dimensions behind it."""
+        index = self.elements()
+        index = index.reshape([1] * ((rank or 0) - index.dim()) + list(index.shape))
+        return Slot(self.source, tuple(index.shape), 0, index)
+
 
 @dataclass(frozen=True, eq=False)
 class Known:
@@ -80,6 +96,11 @@ class Merged:
     """
 
     slot: Slot  # its axis is 0
+
+
+def later(source: int, by: int) -> int:
+    """The source of what lies `by` elements behind."""
+    return source + by if source >= 0 else source - by
 
 
 TAKE_KNOWN: set[Handler] = set()  # handlers that want Known tensors as they are

@@ -47,9 +47,9 @@ def surface(result: Surface, runs: Sequence[Run], log: bool) -> Scene:
             "type": "surface", "x": numbers(px[at].T), "y": numbers(py[at].T),
             "z": numbers(z[at].T), "cmin": low, "cmax": high, "colorscale": "Viridis",
             "text": texts(loss[at].T), "hovertemplate": "%{text}<extra></extra>",
-            "colorbar": _bar(scale),
+            "colorbar": _bar(scale), "showscale": view.corners is not None,
         }
-    ]  # fmt: skip
+    ]  # fmt: skip  # the contours beside it have the same bar
     for k, run in enumerate(runs):
         height = heights(view, result.values, scale, True, run.points) + LIFT * (high - low)
         x, y = view.place(run.points).T
@@ -63,8 +63,7 @@ def surface(result: Surface, runs: Sequence[Run], log: bool) -> Scene:
         "zaxis": {"title": {"text": scale.label("loss")}, "tickvals": ticks, "ticktext": words},
         "aspectmode": "manual",
         "aspectratio": {"x": float(wide[0]), "y": float(wide[1]), "z": ASPECT},
-        "camera": {"eye": {"x": 1.3, "y": -1.7, "z": 1.0}},
-        "domain": {"x": [0.0, 0.86], "y": [0.0, 1.0]},
+        "camera": {"eye": {"x": 1.5, "y": -1.9, "z": 1.1}},
     }
     return {"data": data, "layout": {"scene": axes, "height": 520, "margin": _margin(10)}}
 
@@ -122,7 +121,7 @@ def curve(result: Curve) -> Scene:
         if share:
             layout["yaxis2"] = {
                 "title": {"text": "accuracy"}, "overlaying": "y", "side": "right",
-                "range": [-0.02, 1.02], "showgrid": False,
+                "range": [-0.02, 1.02], "showgrid": False, "tickmode": "auto", "dtick": 0.2,
             }  # fmt: skip
             layout["margin"] = _margin(30) | {"r": 60}
     return {"data": data, "layout": layout}
@@ -205,8 +204,8 @@ def track(result: Track) -> Scene:
 
 def cloud(result: Cloud) -> Scene:
     """Dots of loss, gradient norm and, where there is one, height; classes as traces of their own.
-    Of many dots every so manieth."""
-    step = max(1, -(-len(result) // DOTS))
+    One dot in so many (`cloud_step`)."""
+    step = cloud_step(result)
     shown = result.select(slice(None, None, step))
     names = ["loss", "gradient_norm", *([result.height] if result.height else [])]
     places = dict(zip("xyz", (shown.values(n).astype(np.float64) for n in names), strict=False))
@@ -234,15 +233,20 @@ def cloud(result: Cloud) -> Scene:
                 },
             }
         )  # fmt: skip
-    more = f" (every {step}th of {len(result):,} dots)" if step > 1 else ""
-    layout = _layout(f"loss{more}", "gradient norm")
+    layout = _layout("loss", "gradient norm")
     if result.height:
         layout["scene"] = {
             "xaxis": layout.pop("xaxis"), "yaxis": layout.pop("yaxis"),
-            "zaxis": {"title": {"text": result.height}},
+            "zaxis": {"title": {"text": result.height}}, "aspectmode": "cube",
+            "camera": {"eye": {"x": 1.5, "y": -1.9, "z": 0.9}},
         }  # fmt: skip
         layout["height"] = 520
     return {"data": data, "layout": layout}
+
+
+def cloud_step(result: Cloud) -> int:
+    """One dot in how many is drawn."""
+    return max(1, -(-len(result) // DOTS))
 
 
 def path(x: Array, y: Array, steps: Any, names: Sequence[str]) -> Scene:
@@ -313,7 +317,7 @@ def _thinned(n: int) -> Any:
 
 def _short(text: str) -> str:
     """Without the units, which the contours beside it have."""
-    return plain(text.split(" (")[0])
+    return plain(text.split(" (")[0].removesuffix(" in parameter space"))
 
 
 def plain(text: str) -> str:

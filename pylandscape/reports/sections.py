@@ -108,6 +108,9 @@ def _fill(section: Section, result: Any, paths: Sequence[Any]) -> None:
             section.panes.append(pane("eigenvalues", result.plot))
     elif isinstance(result, Cloud):
         section.panes.append(pane("loss-gradient cloud", result.plot, scenes.cloud(result)))
+        step = scenes.cloud_step(result)
+        if step > 1:
+            section.facts.append(("shown to the pointer", f"1 dot in {step}"))
     elif isinstance(result, Track):
         section.panes.append(pane("eigenvalues", result.plot, scenes.track(result)))
     elif isinstance(result, Topology):

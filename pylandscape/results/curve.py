@@ -63,6 +63,7 @@ class Curve(_Result):
             log: a logarithmic left axis, of value + offset.
             offset: default 0 if all values are positive, else -min + 1e-3 (median - min).
             vmin, vmax: limits of the left axis.
+            band: shade 2 standard errors from the data to both sides, or that many.
             distance: the x axis is the distance in parameter space, of an interpolation.
             xlabel, title: texts.
             figsize: (width, height) of a figure of its own, in inches.

@@ -80,8 +80,9 @@ def reference(result: Any) -> Any:
         centre = _centre(result)
         if centre is not None:
             return result.values[centre]
-        if result.info.get("center_loss") is not None:
-            return float(result.info["center_loss"])
+        for name in ("difference_to", "center_loss"):
+            if result.info.get(name) is not None:
+                return float(result.info[name])
     losses = result.info.get("vertex_losses")
     weights = mixture_weights(result)
     if losses is None or weights is None or any(v is None for v in losses):
@@ -154,7 +155,10 @@ def _between_results(one: Any, other: Any, left: float, right: float) -> Array:
 
 
 def _centre(result: Any) -> tuple[int, ...] | None:
-    """The index of the point where all steps are 0, if the grid has it."""
+    """The index of the centre, where all steps are 0, if the grid has it; a slice beside it has
+    none."""
+    if any(cut["at"] != 0.0 for cut in result.info.get("slice", [])):
+        return None
     at = [np.flatnonzero(axis == 0.0) for axis in _axes(result)]
     return tuple(int(k[0]) for k in at) if all(k.size for k in at) else None
 

@@ -92,6 +92,8 @@ class Grid(_Result):
         at = float(self.axes[axis][index])
         before = self.info.get("slice", [])
         info = {k: v for k, v in self.info.items() if at == 0.0 or k not in CENTRE}
+        if at != 0.0 and self.info.get("center_loss") is not None:
+            info["difference_to"] = self.info["center_loss"]  # what differences' errors are of
         info["slice"] = [*before, {"axis": axis, "index": index, "at": at}]
         for name in ("direction_norms", "directions"):
             if isinstance(info.get(name), list):

@@ -416,7 +416,8 @@ def _noise(result: Any, axes: list[Array]) -> Iterator[Finding]:
     if apart is not None and np.isfinite(apart).any():
         slices = result.kind in SLICES
         best = int(np.nanargmin(apart) if slices else np.nanargmax(apart))
-        size, error = abs(float(apart.flat[best])), float(noise.flat[best])
+        size = float(-apart.flat[best] if slices else apart.flat[best])
+        error = float(noise.flat[best])
         place = np.unravel_index(best, result.values.shape)
         where = ", ".join(
             f"{n} = {a[k]:.3g}" for n, a, k in zip(_names(axes), axes, place, strict=False)

@@ -96,6 +96,8 @@ class Surface(_Result):
             labels: numbers on contour lines and names of vertices; default True.
             trajectory: one path or several: a `Trajectory`, a `Projection` or numbers (T, 2).
             vertices: (V, 2) points to mark; default those of an interpolation.
+            band: of "contour": shade where each line may lie, 2 standard errors from the data to
+                both sides, or that many.
             xlabel, ylabel, title: texts.
             elevation, azimuth: of the 3-D view, in degrees.
             figsize: (width, height) of a figure of its own, in inches.
@@ -111,17 +113,23 @@ class Surface(_Result):
     def project(self, trajectory: Any) -> Projection:
         """A `Trajectory` in the coordinates of this plane, with its distances off it.
 
+        A plane that was read from a file finds its frame again where it is one over the
+        trajectory's own components (`pca_directions`) around one of its points.
+
         Raises:
             InvalidArgument: a surface without a frame; a trajectory of other parameters.
         """
-        if self.frame is None:
+        frame = self.frame
+        if frame is None and self.kind == "plane" and hasattr(trajectory, "frame_of"):
+            frame = trajectory.frame_of(self.info)
+        if frame is None:
             where = "one read from a file" if self.kind == "plane" else f"one of kind {self.kind!r}"
             raise InvalidArgument(
                 "trajectory: expected a projection (trajectory.project(d1, d2, theta=theta)) or "
                 f"coordinates (T, 2), as this surface, {where}, does not know the directions that "
                 "it was made with"
             )
-        layout, frame = trajectory.layout, self.frame
+        layout = trajectory.layout
         if set(layout.aliases.values()) != set(frame.layout.aliases.values()):
             raise InvalidArgument(
                 f"trajectory: expected one of the surface's {frame.layout.n} parameters, got one "

@@ -236,6 +236,11 @@ def advice_on_first_run(error: BaseException, batches: Sequence[Batch], dtype: t
             f"inputs of shape {tuple(batch.inputs.shape)} look like one sample: expected a leading "
             "batch dimension, x[None]"
         )
+    elif isinstance(batch.raw, Mapping) and not batch.tensors():
+        advice = (
+            "the batches hold no tensors: collate samples into dicts of tensors with a leading "
+            "batch dimension; of a datasets.Dataset, DataLoader(dataset.with_format('torch'))"
+        )
     elif batch.raw is None:
         advice = "no data were given, so the objective gets None in place of a batch"
     elif floats and dtype not in floats and "dtype" in str(error):

@@ -211,11 +211,16 @@ def _matching(names: Mapping[str, list[str]], params: Sequence[str]) -> set[str]
             own for own, every in names.items() if any(fnmatchcase(name, pattern) for name in every)
         }
         if not hits:
-            raise InvalidArgument(
-                f"params: {pattern!r} matches no parameter; the model has {_listed(list(names))}"
-            )
+            every = [name for own in names.values() for name in own]
+            rest = next((p for p in (f"*{pattern}", f"*{pattern}*") if _any(every, p)), None)
+            hint = f"; {rest!r} does" if rest else f"; the model has {_listed(list(names))}"
+            raise InvalidArgument(f"params: {pattern!r} matches no parameter{hint}")
         chosen |= hits
     return chosen
+
+
+def _any(names: Sequence[str], pattern: str) -> bool:
+    return any(fnmatchcase(name, pattern) for name in names)
 
 
 def _listed(names: Sequence[str], limit: int = 8) -> str:

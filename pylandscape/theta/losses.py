@@ -45,6 +45,8 @@ def own_loss(model: nn.Module, batch: Any) -> Tensor:
         else:
             found = model(*batch) if isinstance(batch, tuple | list) else model(batch)
     except TypeError as error:
+        if isinstance(batch, Mapping) and not any(isinstance(t, Tensor) for t in batch.values()):
+            raise  # lists, not tensors
         raise InvalidArgument(
             "loss, objective: expected exactly one of them, or a model that takes a batch as it is "
             f"and returns its own loss; got neither, and {type(model).__name__} says: {error}"
@@ -52,7 +54,8 @@ def own_loss(model: nn.Module, batch: Any) -> Tensor:
     loss = _part(found, "loss")
     if isinstance(loss, Tensor):
         return loss
-    none = "; its loss is None: the batch has no labels" if loss is None else ""
+    silent = isinstance(batch, Mapping) and "labels" not in batch
+    none = "; its loss is None: the batch has no labels" if loss is None or silent else ""
     raise InvalidArgument(
         "loss, objective: expected exactly one of them, or a model that returns its own loss (an "
         f"output with .loss, or a dict with 'loss'), got a {type(found).__name__}{none}"

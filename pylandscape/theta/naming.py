@@ -3,7 +3,8 @@
 A `Record` names functions by their source (source_code.py), closures, defaults and the globals that
 the code names; modules by type, settings and the code of `forward`; other objects by
 type, code and state. Libraries (torch, NumPy, SciPy, the standard library, this package) are known
-by name. What cannot be looked into, such as a compiled extension, is listed in `Record.opaque`.
+by name, other installed packages by name and the checksums of their files (installed.py). What
+cannot be looked into, such as a compiled extension, is listed in `Record.opaque`.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from ..arrays import digest, text_digest
+from .installed import installed
 from .source_code import named_code, names_in
 
 LIBRARIES = frozenset(
@@ -156,6 +158,7 @@ class Record:
         elif isinstance(module, torch.jit.ScriptModule):
             self._part(f"graph of {label}", text_digest(str(getattr(module, "code", ""))))
         self._methods(type(module), _ALWAYS)
+        self._patched(type(module))
         return f"{self._type_name(type(module))}({', '.join([*shown, *absent])})"
 
     # --- values --------------------------------------------------------------------------------
@@ -228,7 +231,8 @@ class Record:
         name = self._type_name(cls)
         if name.startswith("pylandscape.") and callable(getattr(value, "describe", None)):
             return self.value(value.describe(), words)  # a Landscape, an operator
-        if cls.__module__.partition(".")[0] in ("torch", "scipy", "numpy", "pylandscape") and (
+        top = cls.__module__.partition(".")[0]
+        if (top in ("torch", "scipy", "numpy", "pylandscape") or top not in LIBRARIES) and (
             hasattr(value, "__dict__") or hasattr(cls, "__slots__")
         ):
             return f"{name}({self._state(value, words)})"
@@ -269,6 +273,7 @@ class Record:
             return self.value(compiled, words)
         home = str(f.__globals__.get("__name__"))
         library, name = _is_library(home), f.__name__
+        self._of(home)
         if not library:
             self._code(f.__code__, f"code of {name}", name, f.__globals__)
         self._around(f, name)
@@ -343,6 +348,14 @@ class Record:
                     for code in codes:
                         waiting += [a for a in names_in(code).attributes if a not in done]
 
+    def _patched(self, cls: type) -> None:
+        """Methods that someone has put into a library's class, which its name does not tell."""
+        for owner in (c for c in cls.__mro__ if _is_library(c.__module__)):
+            for name, value in list(vars(owner).items()):
+                homes = [str(f.__globals__.get("__name__")) for f in _functions_of(value)]
+                if homes and not all(map(_is_library, homes)):
+                    self._attribute(name, value, owner)
+
     def _attribute(self, name: str, value: Any, owner: type) -> list[types.CodeType]:
         functions = list(_functions_of(value))
         if not functions:
@@ -364,6 +377,12 @@ class Record:
             name = f"{words} ({count})"
         self.parts[name] = text
 
+    def _of(self, module: str) -> None:
+        """Put the installed package that something is of among the parts."""
+        top = module.partition(".")[0]
+        if top not in LIBRARIES and (files := installed(module)) is not None:
+            self.parts[f"package {top}"] = files
+
     def _numbered(self, name: str, of: Any) -> str:
         """The name, with a number where functions or classes before have the same one."""
         same = self._named.setdefault(name, [])
@@ -375,6 +394,7 @@ class Record:
 
     def _type_name(self, cls: type) -> str:
         """With its module where it is a library's; a script's classes move between modules."""
+        self._of(cls.__module__)
         whole = f"{cls.__module__}.{cls.__qualname__}"
         return self._numbered(whole if _is_library(cls.__module__) else cls.__qualname__, cls)
 
@@ -382,7 +402,7 @@ class Record:
 def _is_library(module: str | None) -> bool:
     top = (module or "builtins").partition(".")[0]
     if top not in LIBRARIES:
-        return False
+        return module is not None and installed(module) is not None
     if top not in sys.stdlib_module_names:
         return True
     file = getattr(sys.modules.get(top), "__file__", None)  # a script may be called statistics.py

@@ -43,14 +43,14 @@ def check_own_losses(metrics: Sequence[Any], loss: Any, mixes: bool, samples: in
     wanted = asked(metrics)
     if not wanted:
         return
-    from .losses import KnownLoss, Objective  # results, which know no torch, read the names here
+    from .losses import NAMES, KnownLoss, Objective  # not above: results know no torch
 
     head = f"metrics: {wanted[0]!r} needs the loss of each sample"
     if not isinstance(loss, KnownLoss):
         what = "the objective" if isinstance(loss, Objective) else "the loss"
         raise InvalidArgument(
-            f"{head}, but {what} {loss.name!r} gives one number for a batch; pass loss= with "
-            "cross_entropy, nll, mse or bce_with_logits"
+            f"{head}, but {what} {loss.name!r} gives one number for a batch; pass one of these as "
+            f"loss=: {', '.join(NAMES)}"
         )
     if mixes:
         raise InvalidArgument(

@@ -20,7 +20,7 @@ from . import projection, records
 from .sources import ArraySource, Source, StateSource
 
 if TYPE_CHECKING:
-    from ..results.surface import Surface
+    from ..results.surface import Frame, Surface
 
 BLOCK_BYTES = 64 << 20  # of the float64 columns of all points that are held at once
 
@@ -142,6 +142,13 @@ class Trajectory:
         """Coordinates in the plane theta + a d1 + b d2, and how far each point lies off it
         (`pylandscape.Projection`). ``theta``: an index of the path or any point."""
         return projection.project(self, d1, d2, theta=theta)
+
+    def frame_of(self, info: Mapping[str, Any]) -> Frame | None:
+        """The frame of a plane over this path's components that was read from a file, by its
+        ``info``; None for other planes (planes.py)."""
+        from .planes import frame_of
+
+        return frame_of(self, info)
 
     def animate(
         self, path: str | os.PathLike[str], surface: Surface, kind: str = "contour", *,

@@ -18,14 +18,14 @@ from ..theta.directions import Direction
 from .sources import Array
 
 if TYPE_CHECKING:
-    from .base import Trajectory
+    from .sources import Points
 
 _ACCURATE = 1e-6  # relative error of a component above which the Gram matrix does not do
 _ZERO = 1e-14  # of the largest squared size: what is below it is rounding
 
 
 def pca(
-    trajectory: Trajectory,
+    trajectory: Points,
     components: int = 2,
     *,
     centre: str | int = -1,
@@ -86,14 +86,14 @@ def pca(
     sizes, u = np.sqrt(squares[:components]), u[:, :components]
     largest = u[np.abs(u).argmax(axis=0), np.arange(components)]
     u = u * np.where(largest < 0, -1.0, 1.0)  # signs: the point furthest out is positive
-    vectors = np.zeros((components, trajectory.n))
+    vectors = np.zeros((components, trajectory.layout.n))
     for first, last, block in blocks():
         vectors[:, first:last] = (u / sizes).T @ block
     return _result(trajectory, vectors, squares, u, "mean" if row is None else int(row))
 
 
 def pca_directions(
-    trajectory: Trajectory, count: int = 2, *, centre: str | int = -1,
+    trajectory: Points, count: int = 2, *, centre: str | int = -1,
     params: Sequence[str] | None = None,
 ) -> list[Direction]:  # fmt: skip
     """The first principal components of a path as directions of norm 1, for `plane` and `line`.
@@ -122,7 +122,7 @@ def random_walk_shares(count: int, centre: str | int) -> Array:
 
 
 def _result(
-    trajectory: Trajectory, vectors: Array, squares: Array, u: Array, centre: str | int
+    trajectory: Points, vectors: Array, squares: Array, u: Array, centre: str | int
 ) -> PrincipalComponents:
     count, sizes = len(vectors), np.sqrt(squares[: len(vectors)])
     ratios = squares[:count] / squares.sum()
@@ -167,7 +167,7 @@ def _row(centre: str | int, count: int) -> int:
     return int(centre) % count
 
 
-def _chosen(trajectory: Trajectory, params: Sequence[str] | None) -> list[str] | None:
+def _chosen(trajectory: Points, params: Sequence[str] | None) -> list[str] | None:
     if params is None:
         return None
     return [e.name for e in trajectory.layout.select(params).entries]

@@ -101,8 +101,7 @@ def _picture(lab: Lab, size: float, main: pl.Trajectory, branches: list[pl.Traje
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             seen = pl.mds([path[:: max(1, len(main) // 40)] for path in paths], layer=name)
-        names = ["main", *(f"from epoch {moment}" for moment in moments)]
-        seen.plot(axis, names=names)
+        seen.plot(axis, names=["main", *(f"from epoch {moment}" for moment in moments)])
         axis.get_legend().remove()
         axis.set_title(f"{layer}, noise of {size:g} S")
     axes[0].legend(fontsize=5, frameon=False)

@@ -58,7 +58,12 @@ def run(lab: Lab) -> None:
                     axes[3 - bn].contourf(around.x, around.y, around.values.T, 12)
                     low, high = around.values.min(), around.values.max()
                     axes[3 - bn].set_title(f"{name}, {kind}: {low:.3g} to {high:.3g}", fontsize=6)
-        axes[1 - bn].set(title=f"{kind} batch norm", xlabel="epoch", ylabel="loss", yscale="log")
+        axes[1 - bn].set(
+            title=f"{kind} batch norm",
+            xlabel="epoch",
+            ylabel="loss",
+            yscale="log" if bn else "linear",
+        )
         axes[1 - bn].legend(frameon=False, fontsize=5)
     without, with_ = Measured(gain[False]), Measured(gain[True])
     page.claim(
@@ -67,7 +72,7 @@ def run(lab: Lab) -> None:
     )  # fmt: skip
     page.claim(
         "around them the surface is a plateau, not a bad local minimum",
-        f"range of the loss on a plane around the end, over its mean: {Measured(flat)}",
+        f"range of the loss around the end, over its mean: {min(flat):.2g} to {max(flat):.2g}",
         bool(max(flat) < 0.05),
     )  # fmt: skip
     page.claim(

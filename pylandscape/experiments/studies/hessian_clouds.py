@@ -38,12 +38,12 @@ def run(lab: Lab) -> None:
             )  # fmt: skip
             kind = "residual" if residual else "plain"
             clouds[name, kind] = pl.hessian_cloud(land, found, critical=critical)
+            if (name, kind) == ("xor", "plain"):
+                flat = pl.loss_gradient_cloud(land, found, "bumpiness", critical=critical)
 
-    plain = clouds["xor", "plain"]
     page.picture(
-        pl.plot_clouds([_flat(plain)], labels=["XOR, plain"], color="bumpiness"),
-        "Figure 1a: the loss-gradient cloud, coloured by bumpiness.",
-    )  # fmt: skip
+        flat.plot(title="XOR, plain"), "Figure 1a: the loss-gradient cloud, coloured by bumpiness."
+    )
     axes = panels(len(names), 3, height=2.2)
     trend = {}
     for axis, name in zip(axes, names, strict=True):
@@ -93,13 +93,6 @@ def run(lab: Lab) -> None:
     )  # fmt: skip
     page.why("The paper states neither loss, nor bounds, nor the formula of bumpiness and "
              "ruggedness; these are our readings.")  # fmt: skip
-
-
-def _flat(cloud: pl.Cloud) -> pl.Cloud:
-    return pl.Cloud(
-        cloud.losses, cloud.gradient_norms, cloud.steps, cloud.walks, cloud.kinds, cloud.negative,
-        cloud.bumpiness, n=cloud.n, color="bumpiness",
-    )  # fmt: skip
 
 
 def _per_walk(cloud: pl.Cloud, walks: int) -> np.ndarray:

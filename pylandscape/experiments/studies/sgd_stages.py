@@ -7,6 +7,7 @@ from itertools import combinations
 
 import numpy as np
 import torch
+from scipy.stats import spearmanr
 from torch import nn
 
 import pylandscape as pl
@@ -59,18 +60,18 @@ def run(lab: Lab) -> None:
             state = runs[0][-1]
         _pictures(lab, kind, found)
         away = np.array(apart)
-        early, late = away[: stages // 2].mean(1), away[stages // 2 :].mean(1)
         page.claim(
             f"{kind} labels: parallel runs from one model take slightly different paths",
             f"distance of ends from one start over their norm: {Measured(away)} (pairs, stages), "
             f"least {away.min():.2g}",
             bool(away.min() > 1e-4),
         )
-        drop = Measured(early - late) if len(early) == len(late) else Measured(early.mean())
+        rho, p = spearmanr(np.arange(stages), away.mean(1))
         page.claim(
             f"{kind} labels: they diverge less the later the stage",
-            f"distance in the first half of the stages minus the second half: {drop}",
-            drop.above(0.0),
+            f"rank correlation of stage and distance {rho:.2f} (p = {p:.2g}); "
+            f"{away[0].mean():.2g} in the first, {away[-1].mean():.2g} in the last stage",
+            bool(rho < 0) if p < 0.05 else None,
         )
         noise = Measured(np.array(moved).mean(1) - away.mean(1))
         page.claim(
@@ -98,7 +99,9 @@ def _pictures(lab: Lab, kind: str, stages: list[pl.Runs]) -> None:
                 seen = pl.mds([run for runs in chosen for run in runs], layer=name)
             axis, first = axes[2 * row + column], 0 if column == 0 else half
             colour = first + seen.run // 8 + 1
-            dots = axis.scatter(*seen.points.T, c=colour, s=3, cmap="viridis")
+            dots = axis.scatter(
+                *seen.points.T, c=colour, s=3, cmap="viridis", vmin=1, vmax=len(stages)
+            )
             axis.set_title(f"{layer}, stages {first + 1} to {len(stages)}, {kind} labels")
     axes[0].figure.colorbar(dots, ax=list(axes), label="stage", shrink=0.6)
     lab.page.picture(axes, f"All epochs of all runs, {kind} labels: strain MDS by 1 - cos of one "
