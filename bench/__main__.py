@@ -54,6 +54,7 @@ _TIMED = {
     "connectivity": connectivity.connectivity,
     "trajectories": trajectories.trajectories,
     "training": training.training,
+    "training_norms": training.training_norms,
     "topology": topology.topology,
     "errors": errors.errors,
 }

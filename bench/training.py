@@ -9,6 +9,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,9 +18,11 @@ from torch import Tensor, nn
 import pylandscape as pl
 from pylandscape.engines.contract import Rule, RunState
 from pylandscape.engines.training import build
+from pylandscape.theta.running_statistics import with_statistics
 
 from .curvature import Field
 from .harness import Arm, Row
+from .networks import ResNet, dcnn
 from .workloads import digits, mlp, split
 
 
@@ -41,25 +44,34 @@ class Case:
     def __post_init__(self) -> None:
         self.fn = getattr(nn.functional, self.loss + ("_loss" if self.loss == "mse" else ""))
         rule = Rule("sgd", momentum=self.momentum)
-        self.stepper = build(pl.Landscape(self.model, self.loss, (self.x, self.y)), rule)
+        self.land = pl.Landscape(self.model, self.loss, (self.x, self.y))
+        self.stepper = build(self.land, rule)
         self.rates = torch.full((len(self.batches),), self.rate, dtype=torch.float64)
 
     def ours(self) -> Tensor:
         moments = [torch.zeros_like(self.starts)] * (self.momentum != 0)
-        empty, seeds = self.starts[:, :0], torch.zeros(len(self.starts), dtype=torch.int64)
-        state = RunState(self.starts.clone(), moments, empty, 0, seeds)
+        named = dict(self.model.named_buffers())
+        layout = with_statistics(self.land.layout, self.land.model)
+        own = [named[e.name].reshape(-1) for e in layout.entries if e.name in named]
+        statistics = torch.cat([self.starts[0, :0], *own]).repeat(len(self.starts), 1)
+        seeds = torch.zeros(len(self.starts), dtype=torch.int64)
+        state = RunState(self.starts.clone(), moments, statistics, 0, seeds)
         self.stepper.advance(state, self.batches, self.rates)
         return state.theta
 
-    def loop(self, runs: int, double: bool = False) -> Tensor:
+    def loop(self, runs: int, double: bool = False, channels_last: bool = False) -> Tensor:
         """torch's loop, one run after the other; theta (runs, n)."""
         ends, x, y = [], self.x, self.y
         if double:
             x, y = x.double(), y.double() if y.is_floating_point() else y
+        if channels_last:
+            x = x.to(memory_format=torch.channels_last)
         for start in self.starts[:runs]:
-            model = copy.deepcopy(self.model).train()
+            model: Any = copy.deepcopy(self.model).train()
             if double:
                 model, start = model.double(), start.double()
+            if channels_last:
+                model = model.to(memory_format=torch.channels_last)
             nn.utils.vector_to_parameters(start.clone(), model.parameters())
             steps = torch.optim.SGD(model.parameters(), lr=self.rate, momentum=self.momentum)
             for rows in self.batches:
@@ -68,6 +80,28 @@ class Case:
                 steps.step()
             ends.append(nn.utils.parameters_to_vector(model.parameters()).detach())
         return torch.stack(ends)
+
+    def compiled(self) -> Callable[[], Tensor]:
+        """torch.compile of the loss and its gradient of one run, channels last."""
+        model: Any = copy.deepcopy(self.model).train()
+        model = model.to(memory_format=torch.channels_last)
+        x, like = self.x.to(memory_format=torch.channels_last), list(model.parameters())
+        before = copy.deepcopy(model.state_dict())
+        loss = torch.compile(lambda x, y: self.fn(model(x), y))
+
+        def run() -> Tensor:
+            model.load_state_dict(before)
+            with torch.no_grad():
+                for p, part in zip(like, split(self.starts[0], like), strict=True):
+                    p.copy_(part)
+            steps = torch.optim.SGD(model.parameters(), lr=self.rate, momentum=self.momentum)
+            for rows in self.batches:
+                steps.zero_grad()
+                loss(x[rows], self.y[rows]).backward()
+                steps.step()
+            return nn.utils.parameters_to_vector(model.parameters()).detach()[None]
+
+        return run
 
     def vmap(self, chunk: int | None = None, compiled: bool = False) -> Callable[[], Tensor]:
         """torch.func.vmap over the runs, and a foreach update of all of them."""
@@ -107,6 +141,56 @@ def training(quick: bool, repetitions: int) -> list[Row]:
         *_rows(_digits(quick), (None,), 8, (6, 4, 4), quick, repetitions),
         *_rows(_xor(quick), (None,) if quick else (None, 250), 2, (0, 15, 0), quick, repetitions),
     ]
+
+
+def training_norms(quick: bool, repetitions: int) -> list[Row]:
+    """One run of networks with batch norm in training mode."""
+    return [
+        *_norm_rows(_images(quick, "DCNN", 100), (2.5, 1.5), quick, repetitions),
+        *_norm_rows(_images(quick, "ResNet-20", 128), (1.5, 1.2), quick, repetitions),
+    ]
+
+
+def _images(quick: bool, name: str, batch: int) -> Case:
+    torch.manual_seed(0)
+    if name == "DCNN":
+        model: nn.Module = dcnn((12, 6, 6, 6, 6)) if quick else dcnn()
+    else:
+        model = ResNet(8, 4) if quick else ResNet()
+    batch = 6 if quick else batch
+    x, y = torch.randn(2 * batch, 3, 32, 32), torch.randint(0, 10, (2 * batch,))
+    start = nn.utils.parameters_to_vector(model.parameters()).detach()
+    return Case(
+        f"one run of {name} ({len(start):,} parameters), batch norm of the batch, batch {batch}",
+        model, "cross_entropy", x, y, start[None],
+        list(torch.randperm(2 * batch).split(batch)), 0.05, 0.9, 1e-3,
+    )  # fmt: skip
+
+
+def _norm_rows(
+    case: Case, targets: tuple[float, float], quick: bool, repetitions: int
+) -> list[Row]:
+    want = case.loop(1, double=True).numpy()
+
+    def check(arm: Arm, got: Tensor) -> None:
+        gap = np.linalg.norm(got.double().numpy() - want) / np.linalg.norm(want)
+        arm.error = float(gap)
+        assert arm.error <= case.rtol, (arm.name, arm.error)
+
+    steps = len(case.batches)
+    field = Field(case.name, "step")
+    field.add_ours(Arm("pylandscape", case.ours, steps), check)
+    layouts = {"contiguous": False, "channels last": True}
+    loops = {
+        form: lambda last=last: partial(case.loop, 1, channels_last=last)
+        for form, last in layouts.items()
+    }
+    field.add("torch loop", loops, check, units=steps, target=targets[0])
+    if not quick:
+        form = {"channels last": case.compiled}
+        field.add("torch.compile of the loss", form, check, units=steps, target=targets[1])
+    field.measure(repetitions)
+    return field.rows()
 
 
 def _digits(quick: bool) -> Case:

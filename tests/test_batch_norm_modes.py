@@ -236,13 +236,33 @@ def test_derivatives_with_recomputed_statistics_hold_them() -> None:
 
 
 @pytest.mark.parametrize(("name", "bn"), [("residual", "batch"), ("partly", "recompute")])
-def test_derivatives_through_a_batchs_statistics_are_torchs(name: str, bn: str) -> None:
+def test_products_through_a_batchs_statistics_are_torchs(name: str, bn: str) -> None:
     native, torchs = both(name, bn)
     assert native.engine == "native"
     v = steps(native)
-    assert torch.equal(native.gradient(), torchs.gradient())
     assert torch.equal(native.hvp(v), torchs.hvp(v))
     assert native.native.products_at("hessian", native.theta) is None
+    assert "the gradient is compiled" in str(native.engine_report())
+
+
+@pytest.mark.parametrize("sizes", [(37, 37, 11), (90,), (9, 5, 7, 2, 30, 12)])
+@pytest.mark.parametrize("name", ["residual", "no-affine", "dense", "sequence", "partly"])
+def test_gradients_through_a_batchs_statistics_are_autograds(
+    name: str, sizes: tuple[int, ...]
+) -> None:
+    native, torchs = both(name, "batch", sizes)
+    assert native.native.no_gradient is None
+    theta, eps = native.theta + steps(native, 1)[0], torch.finfo(torch.float64).eps
+    got = native.native.gradient(theta)
+    close(got, torchs.gradient(theta), eps, 1e4)
+    assert torch.equal(native.gradient(theta), got)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        again = native.native.gradient(native.theta), native.native.gradient(theta)
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(again[1], got)
 
 
 def test_dropout_stays_off_and_the_module_as_it_was() -> None:

@@ -20,6 +20,9 @@ constexpr int64_t kBlock = 8;                          // vectors that a tile ta
 constexpr int64_t kBlockBytes = int64_t{1} << 20;
 constexpr int64_t kRecomputeBytes = int64_t{1} << 26;
 
+// Batches that take no more are divided among the groups, instead of the tiles of each.
+constexpr int64_t kApartBytes = int64_t{256} << 20;
+
 void add(int64_t n, const double* x, double* y) {
   for (int64_t i = 0; i < n; ++i) y[i] += x[i];
 }
@@ -34,8 +37,11 @@ Derivatives<T>::Derivatives(const Program<T>& program, const T* theta, int64_t m
       groups_(std::min(kGroups, program.tiles_)),
       layout_(program, program.tile_, program.kernels_.vector_length) {
   const Program<T>& p = program_;
-  if (p.mixes()) throw std::invalid_argument("Derivatives: statistics of the batch");
   pack_parameters(p, layout_, theta, p.constants_.data(), theta_);
+  if (p.mixes()) {
+    take_batches(parallel, stop);
+    return;
+  }
   const int64_t bytes =
       (2 * (layout_.rows + layout_.bent_rows) * p.tile_ + layout_.columns + layout_.panels) *
       static_cast<int64_t>(sizeof(T));
@@ -57,6 +63,56 @@ Derivatives<T>::Derivatives(const Program<T>& program, const T* theta, int64_t m
   loss_ = std::accumulate(losses.begin(), losses.end(), 0.0);
   gradient_.assign(p.n_, 0.0);
   for (int64_t g = 0; g < groups_; ++g) add(p.n_, partial.data() + g * p.n_, gradient_.data());
+}
+
+// Loss and gradient of batches whose samples depend on each other.
+template <typename T>
+void Derivatives<T>::take_batches(const Parallel& parallel, const ShouldStop& stop) {
+  const Program<T>& p = program_;
+  const BatchPasses<T> passes(p, layout_, p.tile_);
+  const auto batches = static_cast<int64_t>(p.batches_.size());
+  const bool apart =
+      batches >= kGroups && p.most_batch_tiles() * passes.tile_bytes() <= kApartBytes;
+  std::vector<double> partial(kGroups * p.n_), losses(batches);
+  std::vector<BatchMemory<T>> memory(apart ? parallel.workers : 1);
+  const auto take = [&](int64_t b, int workers, const Groups& groups, BatchMemory<T>& own,
+                        const std::vector<double*>& sums) {
+    std::vector<BatchTile<T>> tiles;
+    for (int64_t t = p.batch_tile_[b]; t < p.batch_tile_[b + 1]; ++t)
+      tiles.push_back({p.tile_data(t), nullptr, p.padded_columns(t), p.tile_columns(t),
+                       p.tile_first_[t] - p.tile_first_[p.batch_tile_[b]], p.targets(t)});
+    losses[b] = passes.gradient(tiles, theta_, nullptr, workers, groups, own, sums.data());
+  };
+  bool done = true;
+  if (apart) {
+    const Groups serial = [](int64_t groups, const std::function<void(int, int64_t)>& body) {
+      for (int64_t g = 0; g < groups; ++g) body(-1, g);
+    };
+    Items items(kGroups, parallel, stop);
+    done = items.run([&](int worker, int64_t group) {
+      const std::vector<double*> sums(kGroups, partial.data() + group * p.n_);
+      const int64_t last = (group + 1) * batches / kGroups;
+      for (int64_t b = group * batches / kGroups; b < last && !items.stopping(); ++b)
+        take(b, 1, serial, memory[worker], sums);
+    });
+  } else {
+    std::vector<double*> sums;
+    for (int64_t g = 0; g < kGroups; ++g) sums.push_back(partial.data() + g * p.n_);
+    const Groups spread = [&](int64_t groups, const std::function<void(int, int64_t)>& body) {
+      done = Items(groups, parallel, stop).run(body) && done;
+    };
+    for (int64_t b = 0; b < batches && done; ++b)
+      take(b, parallel.workers, spread, memory[0], sums);
+  }
+  if (!done) throw Stopped();
+  loss_ = std::accumulate(losses.begin(), losses.end(), 0.0);
+  gradient_.assign(p.n_, 0.0);
+  for (int64_t g = 0; g < kGroups; ++g) add(p.n_, partial.data() + g * p.n_, gradient_.data());
+}
+
+template <typename T>
+void Derivatives<T>::require_apart() const {
+  if (program_.mixes()) throw std::invalid_argument("Derivatives: statistics of the batch");
 }
 
 template <typename T>
@@ -82,6 +138,7 @@ typename Derivatives<T>::Work& Derivatives<T>::ready(Work& work, bool primal) co
 template <typename T>
 bool Derivatives<T>::products(Matrix matrix, int64_t k, const T* vectors, double scale,
                               double* out, const Parallel& parallel, const ShouldStop& stop) {
+  require_apart();
   const std::lock_guard<std::mutex> one_at_a_time(busy_);
   const int64_t n = program_.n_;
   const int64_t fit = kPartialBytes / (groups_ * n * static_cast<int64_t>(sizeof(double)));
@@ -135,6 +192,7 @@ bool Derivatives<T>::products(Matrix matrix, int64_t k, const T* vectors, double
 template <typename T>
 bool Derivatives<T>::sample_gradients(T* out, const Parallel& parallel,
                                       const ShouldStop& stop) const {
+  require_apart();
   const Program<T>& p = program_;
   std::vector<Primal<T>> own(kept() ? 0 : parallel.workers);
   return Items(p.tiles_, parallel, stop).run([&](int worker, int64_t t) {

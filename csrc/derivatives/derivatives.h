@@ -9,10 +9,13 @@
 // program/ops/. Where a slot does not depend on theta (the data, frozen layers), its tangent is zero
 // and never computed. Sums over samples are taken in double, in a fixed number of groups of tiles,
 // added in order.
+//
+// Where samples depend on their batch there are the loss and its gradient alone, batch by batch
+// (batch_passes.h).
 #pragma once
 #include <mutex>
 
-#include "derivatives/passes.h"
+#include "derivatives/batch_passes.h"
 #include "program/program.h"
 
 namespace pylandscape {
@@ -37,7 +40,7 @@ class Derivatives {
   int64_t n() const { return program_.n(); }
 
   // out (k, n) = scale A v for the rows of vectors (k, n). False when stopped. Calls wait for each
-  // other.
+  // other. This and the next throw std::invalid_argument where samples depend on their batch.
   bool products(Matrix matrix, int64_t k, const T* vectors, double scale, double* out,
                 const Parallel& parallel, const ShouldStop& stop);
   // out (samples, n): gradients of the samples' own loss terms. False when stopped.
@@ -50,6 +53,8 @@ class Derivatives {
     Buffer<T> columns, panels, dots;
   };
 
+  void take_batches(const Parallel& parallel, const ShouldStop& stop);
+  void require_apart() const;
   Primal<T> new_primal() const;
   Work& ready(Work& work, bool primal) const;
   int64_t group_begin(int64_t group) const { return group * program_.tiles_ / groups_; }

@@ -94,7 +94,8 @@ class CompiledEngine(Engine, Protocol):
 
     @property
     def mixes(self) -> bool:
-        """Whether a sample's output depends on its batch (bn="batch"): no derivatives then."""
+        """Whether a sample's output depends on its batch (bn="batch"): of derivatives, there is
+        the gradient at most then."""
 
     @property
     def how(self) -> str:

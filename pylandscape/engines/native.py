@@ -89,6 +89,7 @@ class NativeEngine:
         mean = loss.reduction != "sum"
         self.mixes: bool = program.mixes  # whether samples depend on their batch
         self.no_derivatives: str | None = MIXED if self.mixes else None  # why there are none
+        self.no_gradient: str | None = None  # not even that
         self.denominator = loss.denominator(targets, outputs_shape) if mean else 1.0
         self.counted = counted_targets(loss, targets, outputs_shape)
         self._shares_of = lambda: loss.sample_shares(targets, program.samples)
@@ -145,12 +146,13 @@ class NativeEngine:
     def gradient(self, theta: Tensor) -> Tensor:
         """(n,) float64, summed in double."""
         result = torch.empty(self.program.n, dtype=torch.float64)
-        self._derivatives_at(theta).gradient(result.data_ptr())
+        refused = self.no_gradient if self.mixes else self.no_derivatives
+        self._derivatives_at(theta, refused).gradient(result.data_ptr())
         return result / self.denominator
 
     def product(self, matrix: str, theta: Tensor, vectors: Tensor) -> Tensor:
         """(k, n) float64 of vectors (k, n); values at theta are kept for the next call."""
-        derivatives = self._derivatives_at(theta)
+        derivatives = self._derivatives_at(theta, self.no_derivatives)
         v = vectors.detach().to("cpu", self._dtype).contiguous()
         result = torch.empty(v.shape, dtype=torch.float64)
         which = getattr(core.Matrix, matrix)
@@ -165,7 +167,12 @@ class NativeEngine:
         if self.no_derivatives is not None:
             return None
         which, scale = getattr(core.Matrix, matrix), self.product_scale(matrix)
-        return lambda: (self._derivatives_at(theta), which, scale)
+        return lambda: (self._derivatives_at(theta, self.no_derivatives), which, scale)
+
+    def refuse_derivatives(self, reason: str | None) -> None:
+        """What the comparison with the module found; None: gradients agree."""
+        self.no_gradient = reason
+        self.no_derivatives = reason or (MIXED if self.mixes else None)
 
     def derivatives_refused(self) -> str | None:
         """Why derivatives are torch's; None where they are compiled."""
@@ -186,14 +193,14 @@ class NativeEngine:
 
     def per_sample_gradients(self, theta: Tensor) -> Tensor:
         """(samples, n) of the program's dtype; their mean is the gradient."""
-        derivatives = self._derivatives_at(theta)
+        derivatives = self._derivatives_at(theta, self.no_derivatives)
         result = torch.empty(self.program.samples, self.program.n, dtype=self._dtype)
         derivatives.sample_gradients(result.data_ptr())
         return result.mul_(self.program.samples / self.denominator)
 
-    def _derivatives_at(self, theta: Tensor) -> Any:
-        if self.no_derivatives is not None:
-            raise NotLowered(self.no_derivatives)
+    def _derivatives_at(self, theta: Tensor, refused: str | None) -> Any:
+        if refused is not None:
+            raise NotLowered(refused)
         point = theta.detach().to("cpu", self._dtype).contiguous()
         with self._lock:  # threads at different points make their own, one after the other
             if self._kept is None or not torch.equal(self._kept[0], point):
@@ -334,7 +341,7 @@ def build(
 
                 problem = check_capture(engine_of, model, loss, layout, theta, few, bn)
                 engine = engine_of(data, loss)
-                engine.no_derivatives = problem
+                engine.refuse_derivatives(problem)
                 return engine
         except Final:
             raise
