@@ -50,7 +50,8 @@ def run(lab: Lab) -> None:
             if p == 0:
                 found.plot("contour", ax=axes[row, 0], log=True)
                 found.plot("heat", ax=axes[row, 1], metric="ratio", vmin=0.0, vmax=1.0)
-                axes[row, 0].set_title(f"{kind}: loss")
+                axes[row, 0].set_title("", loc="left")
+                axes[row, 0].set_title(f"{kind}: loss (log scale)")
                 axes[row, 1].set_title(f"{kind}: ratio")
     for kind in kinds:
         seen = np.array(looks[kind])

@@ -52,6 +52,7 @@ def run(lab: Lab) -> None:
             error[key] = 1 - pl.agreement(held_out, [one[-1] for one in runs]).accuracy
             start[key] = runs.metrics["loss"][:, 0]
             surfaces[0].plot("contour", ax=axes[row, column], log=True)
+            axes[row, column].set_title("", loc="left")
             axes[row, column].set_title(f"{kind}, {depth}: error {error[key].mean():.1%}")
     deep, shallow = depths[-1], depths[0]
     rise = Measured(rough["plain", deep] - rough["plain", shallow])

@@ -37,6 +37,7 @@ def run(lab: Lab) -> None:
             wide[kind, factor] = np.array([_width(s.values) for s in surfaces])
             above += [bool(s.values.max() > loss) for s, loss in zip(surfaces, start, strict=True)]
             surfaces[0].plot("contour", ax=axes[row, column], log=True)
+            axes[row, column].set_title("", loc="left")
             axes[row, column].set_title(f"{kind} x{factor}: {error[kind, factor].mean():.1%}")
     last, first = factors[-1], factors[0]
     for kind in ("residual", "plain"):
