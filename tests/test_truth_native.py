@@ -364,7 +364,7 @@ def test_a_class_of_loss_is_its_default_instance_and_near_ones_are_named() -> No
     x, y = regression()
     squashed = nn.Sequential(nn.Linear(2, 1), nn.Sigmoid())
     near = {
-        nn.MultiLabelSoftMarginLoss(): "BCEWithLogitsLoss with the same targets",
+        nn.MultiLabelSoftMarginLoss(): "has the numbers of loss='bce_with_logits'",
         nn.SoftMarginLoss(): "BCEWithLogitsLoss with targets 0 and 1",
         F.soft_margin_loss: "soft_margin_loss is not compiled",
     }

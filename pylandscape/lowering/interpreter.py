@@ -111,7 +111,7 @@ class Lowering(torch.fx.Interpreter):
         except NotLowered:
             if known:  # not a view of a buffer
                 return Known(value)
-            if not _of_parameters((args, kwargs)):
+            if name not in _COMPUTABLE or not _of_parameters((args, kwargs)):
                 raise
             result = self._computed(handler, Call(self, name, value, function), args, kwargs)
         except TypeError as error:  # an argument that the handler does not take
@@ -144,8 +144,6 @@ class Lowering(torch.fx.Interpreter):
 
     def _computed(self, handler: Handler, call: Call, args: Any, kwargs: Any) -> Computed:
         """A call with parameters alone, lowered as if each of the samples had its own."""
-        if call.name not in _OF_ELEMENTS | _OVER_DIMS | {"matmul", "mm", "__matmul__"}:
-            raise call.refuse("an operand that is not computed from the input")
         if call.value.numel() > _MOST_COMPUTED:
             raise call.refuse(f"{call.value.numel()} elements of a computed parameter")
         rank = call.value.dim() if call.name in _OF_ELEMENTS else None
@@ -563,6 +561,7 @@ _OVER_DIMS = {
     "mean", "sum", "var", "std", "softmax", "log_softmax", "normalize", "norm",
     "linalg_vector_norm",
 }  # fmt: skip
+_COMPUTABLE = _OF_ELEMENTS | _OVER_DIMS | {"matmul", "mm", "__matmul__"}
 _MOST_COMPUTED = 1 << 16  # elements: each tile of samples computes them anew
 _VIEWS = {"view", "reshape", "unflatten", "_unsafe_view"}
 _IN_PLACE_OPERATORS = {operator.iadd, operator.isub, operator.imul, operator.itruediv}

@@ -119,6 +119,9 @@ class TorchProgram:
         own = op.inputs[0] in self._alone and op.inputs[0] != 0 and len(x) > 1
         return self._finish(x, x.shape[2], len(x), f=(int(op.function), op.a, op.b), own=own)
 
+    def _dropout(self, i: int, op: Op, inputs: list[Tensor], p: Parameters) -> Tensor:
+        return inputs[0]  # training alone drops
+
     def _binary(self, i: int, op: Op, inputs: list[Tensor], p: Parameters) -> Tensor:
         found = _BINARY[op.function](*inputs)
         return torch.relu_(found) if op.relu else found
