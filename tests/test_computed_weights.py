@@ -72,6 +72,7 @@ def test_a_large_computed_weight_goes_to_torch() -> None:
     assert "90000 elements of a computed parameter" in str(report.reason)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("name", ["weight norm", "a kernel"])
 def test_the_cuda_engine_has_the_same_values_and_derivatives(
     backend: Backend,  # noqa: F811

@@ -262,6 +262,7 @@ def test_what_would_take_too_long_a_list_goes_to_torch(
 CUDA = ("bilinear", "local response norm", "transposed", "volume", "rms norm of images")
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("name", CUDA)
 def test_the_cuda_engine_has_the_same_values_and_derivatives(
     backend: Backend,  # noqa: F811
