@@ -70,7 +70,8 @@ def run(lab: Lab) -> None:
                 warnings.simplefilter("ignore")
                 pl.mds(list(runs), layer="0.weight").plot(axes[3 * row + k])
             axes[3 * row + k].get_legend().remove()
-            axes[3 * row + k].set_title(f"{name}, {kind} noise")
+            axes[3 * row + k].set(title=f"{name}, {kind} noise", xlabel="", ylabel="")
+            axes[3 * row + k].locator_params(nbins=4)
             if name == "Mfinal":
                 page.claim(
                     f"{kind} noise on Mfinal: retrained to zero error again",
