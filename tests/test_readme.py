@@ -39,8 +39,10 @@ def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def test_the_example_of_trajectories_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mpl.use("agg")
     monkeypatch.chdir(tmp_path)
-    (example,) = [block for block in _blocks("python") if "pl.Recorder" in block]
-    exec(compile(example, "README.md", "exec"), {})
+    page = (ROOT / "docs" / "trajectories.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    (example,) = [block for block in blocks if "pl.Recorder" in block]
+    exec(compile(example, "trajectories.md", "exec"), {})
     assert {p.name for p in tmp_path.iterdir()} == {"run.h5", "path.png", "path.gif"}
     assert (tmp_path / "path.png").stat().st_size > 10_000
 
