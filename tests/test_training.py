@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from torch import nn
 
 import pylandscape as pl
+from pylandscape.cli.app import main
 from pylandscape.engines import eager_training
 
 mpl.use("agg")
@@ -606,3 +608,16 @@ def test_a_checkpoint_of_another_model_says_which_names_are_missing(tmp_path):
     torch.save(nn.Linear(5, 3).state_dict(), tmp_path / "other.pt")
     with pytest.raises(pl.LayoutMismatch, match=r"0\.weight.*left over"):
         ask(landscape(), str(tmp_path / "other.pt"), pl.SGD(lr=0.1), steps=1)
+
+
+def test_a_file_of_several_runs_is_drawn_described_and_reported(tmp_path: Path, capsys) -> None:
+    path, page = tmp_path / "runs.h5", tmp_path / "r.html"
+    pl.train(landscape(), 2, pl.Adam(lr=0.01), epochs=1, batch_size=16, path=path, progress=False)
+    assert main(["info", str(path)]) == 0
+    said = capsys.readouterr().out
+    assert "Runs(2 of" in said
+    assert "run 1" in said
+    assert main(["plot", str(path), "--out", str(tmp_path / "runs.png")]) == 0
+    assert main(["report", str(path), "--out", str(page), "--static"]) == 0
+    assert "Runs" in page.read_text()
+    assert (tmp_path / "runs.png").stat().st_size > 5_000

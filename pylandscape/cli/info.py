@@ -69,12 +69,17 @@ def describe(result: Result, path: str) -> str:
 
 def _about_run(path: str) -> str:
     """What a recorded run holds, after every point was compared with its checksum."""
-    from ..trajectories.reading import trajectory
+    from ..trajectories.several import Runs, recorded
     from .trajectories import about_trajectory
 
-    run = trajectory(path)
-    run.verify()
-    lines = [path, *(f"  {line}" for line in about_trajectory(run))]
+    run = recorded(path)
+    each = list(run) if isinstance(run, Runs) else [run]
+    for one in each:
+        one.verify()
+    lines = [path, *([f"  {run!r}"] if isinstance(run, Runs) else [])]
+    for p, one in enumerate(each):
+        lines += [f"  run {p}"] if len(each) > 1 else []
+        lines += [f"  {line}" for line in about_trajectory(one)]
     width = max(len(e.name) for e in run.layout.entries)
     for entry in run.layout.entries:
         shape = "x".join(map(str, entry.shape)) or "scalar"

@@ -139,19 +139,24 @@ def _topology(options: argparse.Namespace) -> None:
 
 
 def _plot_runs(options: argparse.Namespace) -> None:
-    """The path of one run along its components, or several side by side by MDS."""
+    """The path of one run along its components, or several side by side by MDS; learning curves of
+    the runs of one file."""
     from ..trajectories.components import pca
     from ..trajectories.embedding import mds
     from ..trajectories.reading import trajectory
+    from ..trajectories.several import Runs, recorded
     from .trajectories import save_to
 
+    if len(options.files) == 1 and isinstance(found := recorded(options.files[0]), Runs):
+        save_to(found.plot(title=options.title), options.out)
+        return
     runs = [trajectory(path) for path in options.files]
     if len(runs) == 1:
         save_to(pca(runs[0], 2).plot(title=options.title), options.out)
         return
     names = _labels(options)
-    found = mds(runs, distance="angular")
-    save_to(found.plot(names=names, title=options.title), options.out)
+    apart = mds(runs, distance="angular")
+    save_to(apart.plot(names=names, title=options.title), options.out)
 
 
 def _landscape_picture(results: list[Any], options: argparse.Namespace, labels: list[str]) -> Axes:

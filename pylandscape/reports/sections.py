@@ -17,6 +17,7 @@ from ..results.base import Pictured, draw
 from ..results.cloud import Cloud
 from ..results.curve import Curve
 from ..results.eigen_pairs import EigenPairs
+from ..results.flatness_table import Flatness
 from ..results.merge_trees import Topology
 from ..results.spectra import Spectrum
 from ..results.surface import Surface
@@ -119,6 +120,9 @@ def _fill(section: Section, result: Any, paths: Sequence[Any]) -> None:
         section.tables.append(Table("minima", ("born", "dies", "persistence"), bars))
     elif is_path(result):
         _path(section, result)
+    elif isinstance(result, Flatness):
+        section.panes.append(pane("measures of flatness", result.plot))
+        section.tables.append(_flatness(result))
     elif isinstance(result, Pictured):
         section.panes.append(pane("picture", lambda **o: axes_of(draw(result, **o))))
     else:
@@ -221,6 +225,16 @@ def steep(values: np.ndarray) -> bool:
     """Whether a linear scale would show little more than the rim."""
     finite = values[np.isfinite(values)]
     return bool(finite.size and finite.min() > 0 and Scale.of(finite).cut_high)
+
+
+def _flatness(table: Flatness) -> Table:
+    rows = []
+    for r in table.rows:
+        least = ">= " if r.bound == "lower" else ""
+        error = f"{r.standard_error:.2g}" if r.standard_error > 0 else ""
+        radius = "" if r.rho is None else f"{r.rho:g}"
+        rows.append((r.name, radius, f"{least}{r.value:.4g}", error, r.invariant))
+    return Table("measures", ("", "rho", "value", "standard error", "invariant to"), rows)
 
 
 def _pairs(pairs: EigenPairs) -> list[Table]:

@@ -113,9 +113,9 @@ def _is_result(given: Any) -> bool:
 
 def _read(path: Any) -> Any:
     if content_of(path) == "trajectory":
-        from ..trajectories.reading import trajectory
+        from ..trajectories.several import recorded
 
-        return trajectory(path)
+        return recorded(path)
     return load(path)
 
 

@@ -57,6 +57,10 @@ class Flatness(Pictured):
             raise InvalidArgument(f"measure: {key!r} {problem}; expected one of {names}")
         return found[0]
 
+    def facts(self) -> list[tuple[str, str]]:
+        """The loss, and how many measures there are."""
+        return [("Flatness", f"{len(self.rows)} measures at loss {self.loss:.6g}")]
+
     def table_columns(self) -> dict[str, Any]:
         names = [f.name for f in fields(FlatnessRow)]
         return {name: [getattr(row, name) for row in self.rows] for name in names}

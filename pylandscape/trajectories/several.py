@@ -21,6 +21,7 @@ from ..results.base import Pictured, draw
 from ..theta.layout import ParameterLayout
 from . import log, records, store
 from .base import Trajectory
+from .reading import trajectory
 
 
 class Runs(Pictured, Sequence[Trajectory]):
@@ -163,6 +164,15 @@ def write(target: Any, header: log.Header, columns: Mapping[str, Any]) -> None:
         )
     )
     records.write(target, header, rows, len(columns["step"]))
+
+
+def recorded(path: str | os.PathLike[str]) -> Trajectory | Runs:
+    """What a recording holds: the Runs of `train` where there are several, else one Trajectory."""
+    try:
+        found = Runs.open(path)
+    except FileFormatError:  # not of `train`, or damaged, which `trajectory` says
+        return trajectory(path)
+    return found if len(found) > 1 else found[0]
 
 
 def check_is_runs(header: log.Header, path: Any) -> None:
