@@ -140,7 +140,12 @@ def test_networks_of_the_gpu_check_are_right_at_toy_size() -> None:
         torch.testing.assert_close(loss(theta), want)
 
 
-@pytest.mark.parametrize("name", ARMS)
+SOON = ("W1", "W5", "reorth", "errors")  # the other benchmarks run in CI
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in SOON else pytest.mark.ci) for n in ARMS]
+)
 def test_benchmark_runs_at_toy_size(name: str) -> None:
     table = _bench(name)
     arms = [row.get("arm", "") for row in table]

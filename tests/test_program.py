@@ -175,7 +175,13 @@ def test_every_kind_of_op_has_one_name() -> None:
     assert all(callable(getattr(TorchProgram, f"_{kind}")) for kind in core.OP_KINDS)
 
 
-@pytest.mark.parametrize("capability", ["default", "avx2", "avx512", "nonsense"])
+@pytest.mark.parametrize(
+    "capability",
+    [
+        pytest.param("default", marks=pytest.mark.ci), pytest.param("avx2", marks=pytest.mark.ci),
+        pytest.param("avx512", marks=pytest.mark.ci), "nonsense",
+    ],
+)  # fmt: skip
 def test_every_instruction_set_passes_the_same_tests(capability: str) -> None:
     env = {**os.environ, "PYLANDSCAPE_CPU_CAPABILITY": capability}
     probe = "import pylandscape._native as n; print(n.cpu_capability())"
