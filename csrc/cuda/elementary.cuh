@@ -31,6 +31,16 @@ __device__ T relu(T x) {
   return x < T(0) ? T(0) : x;  // NaN stays
 }
 
+// By sinpi and cospi, whose reduction needs no local memory; off by |x| eps, as x itself is.
+template <typename T>
+__device__ T sine(T x) {
+  return static_cast<T>(sinpi(double(x) * 0.31830988618379067));
+}
+template <typename T>
+__device__ T cosine(T x) {
+  return static_cast<T>(cospi(double(x) * 0.31830988618379067));
+}
+
 // t = tanh(log(1 + exp(x))) and 1 - t^2 (cpu/elementwise.inl).
 template <typename T>
 struct TanhSoftplus {
@@ -42,8 +52,36 @@ __device__ TanhSoftplus<T> tanh_softplus(T x) {
   return {n / (n + T(2)), T(4) * (n + T(1)) / ((n + T(2)) * (n + T(2)))};
 }
 
-// f(function of one element): the choice is made once, outside of the loop that f holds.
+// The functions that hessians.cu, short of registers, has no place for.
 template <typename T, typename F>
+__device__ void with_rarer_unary(cpu::Unary function, double a, double b, F f) {
+  using cpu::Unary;
+  const T ta = static_cast<T>(a), tb = static_cast<T>(b);
+  switch (function) {
+    case Unary::kHardswish:
+      return f([](T v) {
+        const T low = v + T(3) < T(0) ? T(0) : v + T(3);
+        return v * (low > T(6) ? T(6) : low) / T(6);
+      });
+    case Unary::kMish: return f([](T v) { return v * tanh_softplus(v).value; });
+    case Unary::kSoftsign: return f([](T v) { return v / (fabs(v) + T(1)); });
+    case Unary::kThreshold: return f([=](T v) { return v <= ta ? tb : v; });
+    case Unary::kLog: return f([](T v) { return log(v); });
+    case Unary::kLog1p: return f([](T v) { return log1p(v); });
+    case Unary::kSqrt: return f([](T v) { return sqrt(v); });
+    case Unary::kRsqrt: return f([](T v) { return T(1) / sqrt(v); });
+    case Unary::kReciprocal: return f([=](T v) { return ta / v; });
+    case Unary::kPower: return f([=](T v) { return static_cast<T>(pow(double(v), a)); });
+    case Unary::kSin: return f([](T v) { return sine(v); });
+    case Unary::kCos: return f([](T v) { return cosine(v); });
+    case Unary::kErf: return f([](T v) { return erf(v); });
+    default: return;
+  }
+}
+
+// f(function of one element): the choice is made once, outside of the loop that f holds.
+// every: whether the rarer ones can come.
+template <typename T, bool every = true, typename F>
 __device__ void with_unary(cpu::Unary function, double a, double b, F f) {
   using cpu::Unary;
   const T ta = static_cast<T>(a), tb = static_cast<T>(b);
@@ -71,28 +109,75 @@ __device__ void with_unary(cpu::Unary function, double a, double b, F f) {
     case Unary::kSquare: return f([](T v) { return v * v; });
     case Unary::kAbs: return f([](T v) { return fabs(v); });
     case Unary::kExp: return f([](T v) { return exp(v); });
+    default:
+      if constexpr (every) with_rarer_unary<T>(function, a, b, f);
+  }
+}
+
+template <typename T, typename F>
+__device__ void with_rarer_derivatives(cpu::Unary function, double a, F f) {
+  using cpu::Unary;
+  const T ta = static_cast<T>(a);
+  const auto straight = [](auto slope) {
+    return [=](T v, T& first, T& second) { first = slope(v), second = T(0); };
+  };
+  switch (function) {
     case Unary::kHardswish:
-      return f([](T v) {
-        const T low = v + T(3) < T(0) ? T(0) : v + T(3);
-        return v * (low > T(6) ? T(6) : low) / T(6);
+      return f([](T v, T& first, T& second) {
+        first = v <= T(-3) ? T(0) : v < T(3) ? v / T(3) + T(0.5) : T(1);
+        second = v > T(-3) && v < T(3) ? T(1.0 / 3.0) : T(0);
       });
-    case Unary::kMish: return f([](T v) { return v * tanh_softplus(v).value; });
-    case Unary::kSoftsign: return f([](T v) { return v / (fabs(v) + T(1)); });
-    case Unary::kThreshold: return f([=](T v) { return v <= ta ? tb : v; });
-    case Unary::kLog: return f([](T v) { return log(v); });
-    case Unary::kLog1p: return f([](T v) { return log1p(v); });
-    case Unary::kSqrt: return f([](T v) { return sqrt(v); });
-    case Unary::kRsqrt: return f([](T v) { return T(1) / sqrt(v); });
-    case Unary::kReciprocal: return f([=](T v) { return ta / v; });
-    case Unary::kPower: return f([=](T v) { return static_cast<T>(pow(double(v), a)); });
-    case Unary::kSin: return f([](T v) { return sin(v); });
-    case Unary::kCos: return f([](T v) { return cos(v); });
-    case Unary::kErf: return f([](T v) { return erf(v); });
+    case Unary::kMish:  // x t(x): t' = (1 - t^2) s, s the sigmoid
+      return f([](T v, T& first, T& second) {
+        const TanhSoftplus<T> t = tanh_softplus(v);
+        const T s = sigmoid(v), slope = t.rest * s;
+        first = t.value + v * slope;
+        second = slope * (T(2) + v * ((T(1) - s) - T(2) * t.value * s));
+      });
+    case Unary::kSoftsign:
+      return f([](T v, T& first, T& second) {
+        const T share = T(1) / (fabs(v) + T(1));
+        first = share * share;
+        second = (v > T(0) ? T(-2) : v < T(0) ? T(2) : T(0)) * first * share;
+      });
+    case Unary::kThreshold: return f(straight([=](T v) { return v <= ta ? T(0) : T(1); }));
+    case Unary::kLog:
+      return f([](T v, T& first, T& second) { first = T(1) / v, second = -first * first; });
+    case Unary::kLog1p:
+      return f([](T v, T& first, T& second) {
+        first = T(1) / (v + T(1)), second = -first * first;
+      });
+    case Unary::kSqrt:
+      return f([](T v, T& first, T& second) {
+        first = T(0.5) / sqrt(v), second = T(-0.5) * first / v;
+      });
+    case Unary::kRsqrt:
+      return f([](T v, T& first, T& second) {
+        first = T(-0.5) / (sqrt(v) * v), second = T(-1.5) * first / v;
+      });
+    case Unary::kReciprocal:
+      return f([=](T v, T& first, T& second) {
+        first = -ta / (v * v), second = T(-2) * first / v;
+      });
+    case Unary::kPower:
+      return f([=](T v, T& first, T& second) {
+        first = static_cast<T>(a * pow(double(v), a - 1));
+        second = a == 1 ? T(0) : static_cast<T>(a * (a - 1) * pow(double(v), a - 2));
+      });
+    case Unary::kSin:
+      return f([](T v, T& first, T& second) { first = cosine(v), second = -sine(v); });
+    case Unary::kCos:
+      return f([](T v, T& first, T& second) { first = -sine(v), second = -cosine(v); });
+    case Unary::kErf:  // f' = 2 / sqrt(pi) exp(-x^2)
+      return f([](T v, T& first, T& second) {
+        first = T(1.1283791670955126) * exp(-v * v), second = T(-2) * v * first;
+      });
+    default: return;
   }
 }
 
 // f(function of x, first, second): first and second derivative of one element.
-template <typename T, typename F>
+template <typename T, bool every = true, typename F>
 __device__ void with_unary_derivatives(cpu::Unary function, double a, double b, F f) {
   using cpu::Unary;
   const T ta = static_cast<T>(a), tb = static_cast<T>(b);
@@ -141,56 +226,6 @@ __device__ void with_unary_derivatives(cpu::Unary function, double a, double b, 
         first = T(0.5) * erfc(v * T(-0.70710678118654752)) + v * density;
         second = density * (T(2) - v * v);
       });
-    case Unary::kHardswish:
-      return f([](T v, T& first, T& second) {
-        first = v <= T(-3) ? T(0) : v < T(3) ? v / T(3) + T(0.5) : T(1);
-        second = v > T(-3) && v < T(3) ? T(1.0 / 3.0) : T(0);
-      });
-    case Unary::kMish:  // x t(x): t' = (1 - t^2) s, s the sigmoid
-      return f([](T v, T& first, T& second) {
-        const TanhSoftplus<T> t = tanh_softplus(v);
-        const T s = sigmoid(v), slope = t.rest * s;
-        first = t.value + v * slope;
-        second = slope * (T(2) + v * ((T(1) - s) - T(2) * t.value * s));
-      });
-    case Unary::kSoftsign:
-      return f([](T v, T& first, T& second) {
-        const T share = T(1) / (fabs(v) + T(1));
-        first = share * share;
-        second = (v > T(0) ? T(-2) : v < T(0) ? T(2) : T(0)) * first * share;
-      });
-    case Unary::kThreshold: return f(straight([=](T v) { return v <= ta ? T(0) : T(1); }));
-    case Unary::kLog:
-      return f([](T v, T& first, T& second) { first = T(1) / v, second = -first * first; });
-    case Unary::kLog1p:
-      return f([](T v, T& first, T& second) {
-        first = T(1) / (v + T(1)), second = -first * first;
-      });
-    case Unary::kSqrt:
-      return f([](T v, T& first, T& second) {
-        first = T(0.5) / sqrt(v), second = T(-0.5) * first / v;
-      });
-    case Unary::kRsqrt:
-      return f([](T v, T& first, T& second) {
-        first = T(-0.5) / (sqrt(v) * v), second = T(-1.5) * first / v;
-      });
-    case Unary::kReciprocal:
-      return f([=](T v, T& first, T& second) {
-        first = -ta / (v * v), second = T(-2) * first / v;
-      });
-    case Unary::kPower:
-      return f([=](T v, T& first, T& second) {
-        first = static_cast<T>(a * pow(double(v), a - 1));
-        second = a == 1 ? T(0) : static_cast<T>(a * (a - 1) * pow(double(v), a - 2));
-      });
-    case Unary::kSin:
-      return f([](T v, T& first, T& second) { first = cos(v), second = -sin(v); });
-    case Unary::kCos:
-      return f([](T v, T& first, T& second) { first = -sin(v), second = -cos(v); });
-    case Unary::kErf:  // f' = 2 / sqrt(pi) exp(-x^2)
-      return f([](T v, T& first, T& second) {
-        first = T(1.1283791670955126) * exp(-v * v), second = T(-2) * v * first;
-      });
     case Unary::kGeluTanh:  // v s(u), s the sigmoid, u = 2 sqrt(2/pi) (v + c v^3)
       return f([](T v, T& first, T& second) {
         const T scale = T(1.5957691216057308), cubic = T(0.044715);
@@ -200,6 +235,8 @@ __device__ void with_unary_derivatives(cpu::Unary function, double a, double b, 
         first = s + v * slope * du;
         second = slope * (T(2) * du + v * (d2u + (T(1) - T(2) * s) * du * du));
       });
+    default:
+      if constexpr (every) with_rarer_derivatives<T>(function, a, f);
   }
 }
 

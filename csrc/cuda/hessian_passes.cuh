@@ -153,11 +153,11 @@ __device__ inline void forward_step(const Column& c, const Step& s) {
       break;
     case Kind::kUnary: {
       const auto function = static_cast<cpu::Unary>(s.function);
-      with_unary<double>(function, s.a, s.b, [&](auto f) {
+      with_unary<double, false>(function, s.a, s.b, [&](auto f) {
         for (int32_t r = 0; r < s.m; ++r) c.v(s.out + r) = f(c.v(s.x + r));
       });
       if (s.moves == 0) break;
-      with_unary_derivatives<double>(function, s.a, s.b, [&](auto f) {
+      with_unary_derivatives<double, false>(function, s.a, s.b, [&](auto f) {
         for (int32_t r = 0; r < s.m; ++r) f(c.v(s.x + r), c.slope(s.bent + r), c.curve(s.bent + r));
       });
       break;

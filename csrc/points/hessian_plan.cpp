@@ -115,6 +115,7 @@ class HessianPlanner {
         return;
       }
       case OpKind::kUnary: {
+        if (from.op->unary > cpu::Unary::kExp) throw Refusal{"a rarer function of elements"};
         Step& s = add(Kind::kUnary, from, out);
         s.function = static_cast<int32_t>(from.op->unary);
         s.bent = narrow(from.bent);

@@ -13,6 +13,7 @@
 // Under the thread sanitizer two threads of a block that touch the same place without a barrier or a
 // warp operation between them are a race. Blocks follow each other.
 #pragma once
+#include <cmath>
 #include <math.h>
 
 #include <algorithm>
@@ -239,6 +240,9 @@ inline void __syncthreads(int line = __builtin_LINE()) { emulation::block->sync(
 inline void __syncwarp(unsigned mask = 0xffffffffu, int line = __builtin_LINE()) {
   emulation::block->part(emulation::block->meet(mask, nullptr, 0, line, true));
 }
+inline double sinpi(double x) { return std::sin(3.141592653589793 * std::remainder(x, 2.0)); }
+inline double cospi(double x) { return std::cos(3.141592653589793 * std::remainder(x, 2.0)); }
+
 template <typename T>
 T __shfl_sync(unsigned mask, T value, int source, int width = 32, int line = __builtin_LINE()) {
   const int lane = emulation::block->lane();
