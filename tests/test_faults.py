@@ -1085,3 +1085,25 @@ def test_a_cycle_of_the_same_batches_is_bounded(monkeypatch):
     monkeypatch.setattr("pylandscape.theta.data._MOST_BATCHES", 1000)
     batches = itertools.repeat((torch.randn(4, 2), torch.tensor([0, 1, 0, 1])))
     refused(lambda: pl.Landscape(nn.Linear(2, 2), "cross_entropy", batches), "ends.*goes on")
+
+
+def test_a_power_between_one_and_two_behind_a_relu_has_finite_products() -> None:
+    class Powered(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.norm, self.b = nn.Linear(5, 16), nn.LayerNorm(16), nn.Linear(16, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.b(torch.relu(self.norm(self.a(x))) ** 1.5)
+
+    torch.manual_seed(0)
+    land = pl.Landscape(Powered(), "cross_entropy", (torch.randn(50, 5), torch.randint(3, (50,))))
+    assert torch.isfinite(land.hvp(torch.ones(land.n_params))).all()
+
+
+@pytest.mark.parametrize("engine", ["native", "torch"])
+def test_products_where_no_target_counts_are_nan_as_the_loss(engine: str) -> None:
+    data = torch.randn(6, 4), torch.full((6,), -100)
+    land = pl.Landscape(nn.Linear(4, 3), "cross_entropy", data, engine=engine)
+    assert np.isnan(land.loss())
+    assert torch.isnan(land.hvp(torch.ones(land.n_params))).all()

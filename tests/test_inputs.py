@@ -223,13 +223,12 @@ def test_an_objective_that_is_a_known_loss_is_told_how_to_be_compiled() -> None:
     pair, dicts = [(X, Y)], [{"label": Y, "image": X}]
     said = of(lambda m, b: F.cross_entropy(m(b[0]), b[1]), pair)
     assert (
-        "of loss='cross_entropy': pass that as loss= and data of pairs (x, y) instead of obj"
-        in said
+        "on the samples tried: pass that as loss= and data of pairs (x, y) instead of obj" in said
     )
     said = of(lambda m, b: F.cross_entropy(m(b["image"]), b["label"]), dicts)
     assert "of pairs (batch['image'], batch['label'])" in said
     said = of(lambda m, b: ((m(b) - b) ** 2).mean(), X)
-    assert "of loss='mse': pass that as loss= and data as they are" in said
+    assert "of loss='mse' on the samples tried: pass that as loss= and data as they are" in said
     said = of(lambda m, b: ((m(b) - b) ** 2).sum(), X)
     assert "the torch.nn loss of 'mse' with reduction='sum'" in said
     for other in (
@@ -238,4 +237,6 @@ def test_an_objective_that_is_a_known_loss_is_told_how_to_be_compiled() -> None:
     ):
         assert "is Python code of your own" in of(other, pair)
     free = pl.Landscape(net(), lambda out, y: F.cross_entropy(out, y), (X, Y))
-    assert "has the numbers of loss='cross_entropy': pass that" in str(free.engine_report())
+    assert "has the numbers of loss='cross_entropy' on the samples tried" in str(
+        free.engine_report()
+    )

@@ -16,6 +16,7 @@ import platform
 import shlex
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +47,8 @@ RANGES = ("--x", "--y", "--xlim", "--ylim", "--zlim", "--box")  # options whose 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code (argparse itself exits with 2 on bad usage)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if argv is None:  # a command of its own: one line, without the place in our code
+        warnings.showwarning = _warn  # type: ignore[assignment]
     os.environ.setdefault("MPLBACKEND", "Agg")  # pictures go to files: no window, no display needed
     options, unknown = parser().parse_known_args(joined(arguments))
     if unknown:  # with the command's own usage
@@ -59,6 +62,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _failed(error, options)
     except Exception as error:  # a user's model, or a mistake of ours: still one line
         return _failed(error, options, f"{type(error).__name__}: ")
+
+
+def _warn(message: Warning | str, *_: Any) -> None:
+    print(f"warning: {message}", file=sys.stderr)
 
 
 def joined(arguments: Sequence[str]) -> list[str]:

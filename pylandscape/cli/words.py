@@ -22,7 +22,11 @@ def about_spectrum(spectrum: Spectrum) -> list[str]:
     if np.isnan(spectrum.nodes).all():
         return lines
     low, high = np.nanargmin(spectrum.nodes), np.nanargmax(spectrum.nodes)
-    ends = [f"{spectrum.nodes.flat[i]:.6g} ({spectrum.bounds.flat[i]:.1g})" for i in (low, high)]
+    least = spectrum.rounding
+    ends = [
+        f"{spectrum.nodes.flat[i]:.6g} ({max(spectrum.bounds.flat[i], least):.1g})"
+        for i in (low, high)
+    ]
     lines.append(f"extremes   {ends[0]} to {ends[1]}; in brackets how far an eigenvalue can be")
     lines.append(f"trace      {_with_error(*spectrum.trace)}")
     distance = spectrum.expected_distance()

@@ -15,7 +15,7 @@ from ..theta.data import Batch
 from ..theta.losses import NAMES, FreeLoss, KnownLoss, Objective, own_loss
 from .eager import TorchEngine, call_model
 
-_FEW = 32  # samples
+_FEW = 256  # samples
 _TOLERANCE = 1e-5  # relative; of losses computed in float32
 
 
@@ -53,10 +53,13 @@ def hint(eager: TorchEngine) -> str | None:
 def _sentence(spec: FreeLoss | Objective, found: str, how: str) -> str:
     if isinstance(spec, Objective):
         return (
-            f"the objective {spec.name!r} has the numbers of {found}: pass that as loss= and data "
-            f"{how} instead of objective= and it can be compiled"
+            f"the objective {spec.name!r} has the numbers of {found} on the samples tried: pass "
+            f"that as loss= and data {how} instead of objective= and it can be compiled"
         )
-    return f"the loss {spec.name!r} has the numbers of {found}: pass that and it can be compiled"
+    return (
+        f"the loss {spec.name!r} has the numbers of {found} on the samples tried: pass that and it "
+        "can be compiled"
+    )
 
 
 def _pairs(batch: Batch) -> Iterator[tuple[Any, Tensor, str]]:

@@ -188,15 +188,15 @@ class NativeEngine:
     def product_scale(self, matrix: str) -> float:
         """What turns the program's sums over samples into L's matrix."""
         if matrix == "covariance":  # (1/N) sum_i g_i g_i^T with g_i = (N/D) grad l_i
-            return float(self.program.samples / self.denominator**2)
-        return 1.0 / self.denominator
+            return _ratio(self.program.samples, self.denominator**2)
+        return _ratio(1.0, self.denominator)
 
     def per_sample_gradients(self, theta: Tensor) -> Tensor:
         """(samples, n) of the program's dtype; their mean is the gradient."""
         derivatives = self._derivatives_at(theta, self.no_derivatives)
         result = torch.empty(self.program.samples, self.program.n, dtype=self._dtype)
         derivatives.sample_gradients(result.data_ptr())
-        return result.mul_(self.program.samples / self.denominator)
+        return result.mul_(_ratio(self.program.samples, self.denominator))
 
     def _derivatives_at(self, theta: Tensor, refused: str | None) -> Any:
         if refused is not None:
@@ -406,3 +406,8 @@ def lower(
     shown = Output(output.shape, order, lowering.merged)
     set_loss(program, loss, data.targets, shown)
     return NativeEngine(program, dtype, loss, data.targets, shown, how, lowering.names, memory)
+
+
+def _ratio(a: float, denominator: float) -> float:
+    """a / denominator; NaN where no target counts, as torch's mean."""
+    return float(a / denominator) if denominator else float("nan")

@@ -192,6 +192,8 @@ def _pow(call: Call, input: Any, exponent: Any) -> Slot:
         return call.view(input)
     if p == -1.0:
         return call.unary(input, "reciprocal", 1.0)
+    if 1.0 < p < 2.0:  # a relu before it selects in torch; ours would multiply 0 and infinity
+        raise call.refuse(f"exponent {p:g}, whose second derivative is infinite at 0")
     return call.unary(input, _POWERS.get(p, "power"), p)
 
 

@@ -63,7 +63,7 @@ def surface(result: Surface, runs: Sequence[Run], log: bool) -> Scene:
         "zaxis": {"title": {"text": scale.label("loss")}, "tickvals": ticks, "ticktext": words},
         "aspectmode": "manual",
         "aspectratio": {"x": float(wide[0]), "y": float(wide[1]), "z": ASPECT},
-        "camera": {"eye": {"x": 1.5, "y": -1.9, "z": 1.1}},
+        "camera": {"eye": {"x": 1.7, "y": -2.15, "z": 1.25}},
     }
     return {"data": data, "layout": {"scene": axes, "height": 520, "margin": _margin(10)}}
 

@@ -178,6 +178,8 @@ def _paths_on(
         try:
             runs_of(surface, each)
         except PylandscapeError as error:
+            if surface.info.get("n_params") not in (None, getattr(each, "n", None)):
+                continue  # of another model: the top of the page says it
             why = "its directions are not known (a file does not keep them)"
             if surface.frame is not None:
                 why = str(error)

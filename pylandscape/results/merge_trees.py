@@ -216,11 +216,17 @@ class Topology(Pictured):
     def __repr__(self) -> str:
         size = " x ".join(str(n) for n in self.values.shape)
         inner = int((self.join.borders == 0).sum())
+        smad = self.smad()
         return (
-            f"Topology({size}, {len(self.pairs())} minima and {len(self.pairs('maxima'))} maxima "
-            f"above the noise {self.noise:.2g}, {inner} minima off the border, SMAD "
-            f"{self.smad():.4g})"
+            f"Topology({size}, {_count(len(self.pairs()), 'minimum', 'minima')} and "
+            f"{_count(len(self.pairs('maxima')), 'maximum', 'maxima')} above the noise "
+            f"{self.noise:.2g}, {_count(inner, 'basin', 'basins')} clear of the border, "
+            f"{'no saddle' if np.isnan(smad) else f'SMAD {smad:.4g}'})"
         )
+
+
+def _count(number: int, one: str, several: str) -> str:
+    return f"{number} {one if number == 1 else several}"
 
 
 def _apart(found: Topology) -> tuple[store.Arrays, store.Facts]:

@@ -169,7 +169,8 @@ def _centre(values: Array, axes: list[Array], facts: dict[str, Any]) -> Iterator
             "error", "centre",
             f"loss at 0 is {centre:.6g}, but the model's own loss is {expected:.6g}: check that "
             "model and data have no randomness (dropout, augmentation) and that the model was not "
-            "changed in between; engine='torch' tells whether the engine is to blame",
+            "changed in between; engine='torch' tells whether the engine is to blame"
+            if np.isfinite(expected) else f"the model's own loss is {expected:.6g}",
         )  # fmt: skip
 
 
@@ -261,7 +262,7 @@ def _finite(values: Array, axes: list[Array], facts: dict[str, Any]) -> Iterator
     if count == 0:
         yield Finding("ok", "finite", f"all {values.size} values are finite")
         return
-    text = f"{count} of {values.size} values ({100 * count / values.size:.2g} %) are not finite"
+    text = f"{count} of {values.size} values ({100 * count / values.size:.3g} %) are not finite"
     if count == values.size:
         yield Finding(
             "error", "finite",

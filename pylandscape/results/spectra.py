@@ -198,17 +198,24 @@ class Spectrum(_SpectralResult):
         sizes = np.maximum(np.abs(self.nodes[there]), self.bounds[there])
         return _weighted_quantile(sizes, self.weights[there], share)
 
+    @property
+    def rounding(self) -> float:
+        """What the products and the Lanczos basis leave unknown of every eigenvalue: eight times
+        the eps of their dtype, of the largest magnitude."""
+        there = ~np.isnan(self.nodes)
+        basis = (self.info.get("request") or {}).get("basis")
+        largest = float(np.abs(self.nodes[there]).max(initial=0.0))
+        return 8.0 * EPSILONS.get(str(basis), EPS) * largest
+
     def resolved(self) -> tuple[Array, Array]:
         """Eigenvalues that the probes found one by one, descending, and their bounds: (r,), (r,).
 
         Nodes whose bound is at most 1 % of their magnitude, those of several probes merged where
         they are one within their bounds. A multiple eigenvalue appears once. Bounds are not below
-        the rounding of the Lanczos basis.
+        `rounding`.
         """
         there = ~np.isnan(self.nodes)
-        basis = (self.info.get("request") or {}).get("basis")
-        rounding = EPSILONS.get(str(basis), EPS) * float(np.abs(self.nodes[there]).max(initial=0.0))
-        values, bounds = self.nodes[there], np.maximum(self.bounds[there], rounding)
+        values, bounds = self.nodes[there], np.maximum(self.bounds[there], self.rounding)
         good = bounds <= RESOLVED * np.abs(values)
         values, bounds = values[good], bounds[good]
         order = np.argsort(-values, kind="stable")

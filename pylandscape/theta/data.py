@@ -156,6 +156,8 @@ class Dataset:
         if self.size == 0:
             raise InvalidArgument("data: expected at least one sample, got none")
         self.notes = () if whole else _notes(data, len(raw))
+        if pairs and whole and isinstance(data, list) and _alike(data):
+            self.notes += ("the list of two tensors was read as one pair (x, y)",)
         if pairs and any(b.inputs is b.target for b in self.batches):
             self.notes += ("the inputs are their own targets",)
         self.subset: Subset | None = None
@@ -220,6 +222,12 @@ def _form(part: Any) -> str | None:
     if isinstance(part, Mapping):
         return "mapping"
     return "sequence" if isinstance(part, tuple | list) else None
+
+
+def _alike(data: list[Any]) -> bool:
+    """Two tensors that could as well be two batches of x alone."""
+    a, b = (torch.as_tensor(part) for part in data)
+    return a.shape == b.shape and a.is_floating_point() and b.is_floating_point()
 
 
 def _notes(data: Any, read: int) -> tuple[str, ...]:
