@@ -32,8 +32,7 @@ def run(lab: Lab) -> None:
         f"largest deviation of {law.shares.size} shares from (l / l0)^(n / 2), n = 1 to 100: "
         f"{off:.2g} standard errors", off < 4.0,
     )  # fmt: skip
-    two = BasinModel(np.array([[-1.6, 0.0], [1.6, 0.0]]), width=1.2)
-    step = np.array([3.2, 0.0])
+    two, step = BasinModel(np.array([[-1.6, 0.0], [1.6, 0.0]]), width=1.2), np.array([3.2, 0.0])
     a, b = draw.normal(0, 0.35, (2, lab.size(toy=20, small=400, paper=4000), 2)) - step / 2
     inside, across = _above(two, a, b), _above(two, a, b + step)
     page.claim("averaging two models within a basin gives about their average error, or less (1E)",
@@ -53,19 +52,16 @@ def run(lab: Lab) -> None:
     n, sigma = 100, 0.05
     steps = np.eye(n)[:1] + sigma * draw.standard_normal((samples, n))
     falls = float(((steps**2).sum(1) < 1).mean())
-    phi = 0.5 * math.erfc(sigma * n / 2 / math.sqrt(2))
-    error = math.sqrt(phi / samples)
+    error = math.sqrt((phi := 0.5 * math.erfc(sigma * n / 2 / math.sqrt(2))) / samples)
     page.claim(
         "in a hyper-basin a random perturbation almost never lowers the loss",
         f"in {falls:.2%} of steps from a bowl's wall in 100 dimensions; Phi(-sigma n / 2 r) = "
         f"{phi:.2%} +- {2 * error:.1%}", abs(falls - phi) < 4 * error + 1e-3,
     )  # fmt: skip
     shares = _network(lab)
-    page.claim(
-        "whenever one perturbs a model by significant noise, the loss almost never goes down",
-        f"falls in {shares} of perturbations of networks that were trained for some epochs",
-        shares.below(0.05),
-    )
+    page.claim("perturbing a model by significant noise almost never lowers its loss",
+               f"falls in {shares} of perturbations of networks that were trained for some epochs",
+               shares.below(0.05))  # fmt: skip
     axes = panels(6, 3, height=2.0)
     law.plot(axes[0])
     axes[0].legend(frameon=False, fontsize=5, handletextpad=0.2, borderpad=0)
@@ -77,8 +73,7 @@ def run(lab: Lab) -> None:
     line = two.line([-1.9, 0.2], [1.9, -0.2])
     axes[2].plot(line.x, line.values)
     axes[2].set(xlabel="alpha", ylabel="loss between two basins")
-    rippled = BasinModel(two.centres, 1.2, ripples=0.3, octaves=5)
-    for ax, model in ((axes[3], two), (axes[4], rippled)):
+    for ax, model in zip(axes[3:], (two, BasinModel(two.centres, 1.2, ripples=0.3, octaves=5))):
         model.grid((-3, 3, 121), (-2, 2, 81)).plot("filled", ax=ax)
     BasinModel(np.zeros(3)).grid((-1.5, 1.5, 61), (-1.5, 1.5, 61), (0.6, 1.5, 2)).slice(
         2, 0).plot("filled", ax=axes[5])  # fmt: skip
@@ -96,8 +91,7 @@ def _above(model: BasinModel, a: np.ndarray, b: np.ndarray) -> float:
 
 
 def _walls(model: BasinModel) -> np.ndarray:
-    values = model.grid((-1, 1, 8001)).values
-    inner = values[1:-1]
+    inner = (values := model.grid((-1, 1, 8001)).values)[1:-1]
     return inner[(inner > values[:-2] + 1e-9) & (inner >= values[2:])]
 
 
