@@ -41,7 +41,7 @@ def run(lab: Lab) -> None:
     page.claim("averaging models between basins gives an error higher than both (figure 1E)",
                f"above both ends in {across:.1%} of pairs", across > 0.95)  # fmt: skip
     simple, fractal = BasinModel([0.0]), BasinModel([0.0], ripples=0.4, decay=0.6, octaves=8)
-    walls = {name: _walls(model) for name, model in (("simple", simple), ("fractal", fractal))}
+    walls = {"simple": _walls(simple), "fractal": _walls(fractal)}
     low = walls["fractal"].min() if len(walls["fractal"]) else float("nan")
     page.claim(
         "a basin-fractal has walls within a basin, at all levels of error; a simple one none (39)",
@@ -73,7 +73,8 @@ def run(lab: Lab) -> None:
     line = two.line([-1.9, 0.2], [1.9, -0.2])
     axes[2].plot(line.x, line.values)
     axes[2].set(xlabel="alpha", ylabel="loss between two basins")
-    for ax, model in zip(axes[3:], (two, BasinModel(two.centres, 1.2, ripples=0.3, octaves=5))):
+    rough = BasinModel(two.centres, 1.2, ripples=0.3, octaves=5)
+    for ax, model in ((axes[3], two), (axes[4], rough)):
         model.grid((-3, 3, 121), (-2, 2, 81)).plot("filled", ax=ax)
     BasinModel(np.zeros(3)).grid((-1.5, 1.5, 61), (-1.5, 1.5, 61), (0.6, 1.5, 2)).slice(
         2, 0).plot("filled", ax=axes[5])  # fmt: skip
@@ -81,8 +82,8 @@ def run(lab: Lab) -> None:
         axes, "Volumes below a level; profiles of the two kinds of basin; the line between two "
         "basins; both kinds from above; a slice of a basin in three dimensions."
     )  # fmt: skip
-    page.why("The models are illustrations in the paper, without formulas: these are ours.")
-    page.why("A trained network's wall is not a bowl: most of its directions are flat.")
+    page.why("The models are illustrations in the paper, without formulas: these are ours; a trained "
+             "network's wall is not a bowl, as most of its directions are flat.")  # fmt: skip
 
 
 def _above(model: BasinModel, a: np.ndarray, b: np.ndarray) -> float:
@@ -101,8 +102,7 @@ def _network(lab: Lab) -> Measured:
     land = pl.Landscape(networks.fc2(data, 16, seed=lab.seed), nn.CrossEntropyLoss(), data.train)
     runs = pl.train(land, lab.size(toy=2, small=6, paper=10), pl.SGD(lr=0.1), epochs=3,
                     batch_size=64, seed=lab.seed, progress=False)  # fmt: skip
-    draw = torch.Generator().manual_seed(lab.seed)
-    shares = []
+    draw, shares = torch.Generator().manual_seed(lab.seed), []
     for end in runs.ends().float():
         noise = torch.randn(lab.size(toy=20, small=500, paper=2000), len(end), generator=draw)
         shares.append((land.losses(points=end + 0.5 * end.std() * noise) < land.loss(end)).mean())
