@@ -83,7 +83,7 @@ def run(lab: Lab) -> None:
         "basins; both kinds from above; a slice of a basin in three dimensions."
     )  # fmt: skip
     page.why("The models are illustrations in the paper, without formulas: these are ours; a "
-             "trained network's wall is not a bowl, as most of its directions are flat.")  # fmt: skip
+             "trained network's wall is not a bowl: most directions are flat.")  # fmt: skip
 
 
 def _above(model: BasinModel, a: np.ndarray, b: np.ndarray) -> float:
