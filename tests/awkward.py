@@ -559,16 +559,14 @@ class _Case:
         if error <= max(500 * self.eps, self.plan.rough, rtol) * scale:
             return ""
         generator = torch.Generator().manual_seed(1)
-        noise = 0.0
-        for _ in range(3):
+        for _ in range(16):  # a tie may be broken in some of them only
             step = self.eps * (torch.rand(at.shape, generator=generator) * 2 - 1).double()
             try:
                 found = np.asarray(again(at.double() * (1 + step)), dtype=np.float64)
             except Exception:
                 break
-            noise = max(noise, float(np.linalg.norm(found - want)))
-        if error <= 30 * noise:
-            return ""
+            if error <= 30 * float(np.linalg.norm(found - want)):
+                return ""
         return f"{_short(got)}, expected {_short(want)} (off by {error / scale:.2g} of {scale:.3g})"
 
 
