@@ -18,7 +18,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import InvalidArgument, PylandscapeError
 from .common import KINDS, NORMALIZATIONS, _picture_options, model_options, scale_options
@@ -27,10 +27,6 @@ from .info import _info
 from .pictures import SPECTRAL_KINDS, _compare, _plot
 from .several import each_checkpoint
 from .surfaces import _grid_options, _interpolate, _line, _plane
-
-if TYPE_CHECKING:
-    pass
-
 
 BAD_INPUT, INTERRUPTED = 2, 130
 RESTARTED = (

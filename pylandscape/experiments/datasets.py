@@ -35,16 +35,9 @@ WORDS = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Images:
-    """Images and their classes.
+class _Split:
+    """Pairs (x, y) for training, and those that are held out."""
 
-    Attributes:
-        name: of the data;  x (N, C, H, W) float32, standardised by the training images' mean and
-            deviation; y (N,) int64;  x_test, y_test: held out.
-    """
-
-    name: str
     x: Tensor
     y: Tensor
     x_test: Tensor
@@ -57,6 +50,22 @@ class Images:
     @property
     def test(self) -> tuple[Tensor, Tensor]:
         return self.x_test, self.y_test
+
+
+@dataclass(frozen=True)
+class Images(_Split):
+    """Images and their classes.
+
+    Attributes:
+        name: of the data;  x (N, C, H, W) float32, standardised by the training images' mean and
+            deviation; y (N,) int64;  x_test, y_test: held out.
+    """
+
+    name: str
+    x: Tensor
+    y: Tensor
+    x_test: Tensor
+    y_test: Tensor
 
     @property
     def channels(self) -> int:
@@ -77,7 +86,7 @@ class Images:
 
 
 @dataclass(frozen=True)
-class Text:
+class Text(_Split):
     """Windows of a text: x (N, T) int64 word numbers, y (N, T) the word that follows each."""
 
     name: str
@@ -86,14 +95,6 @@ class Text:
     x_test: Tensor
     y_test: Tensor
     words: tuple[str, ...]
-
-    @property
-    def train(self) -> tuple[Tensor, Tensor]:
-        return self.x, self.y
-
-    @property
-    def test(self) -> tuple[Tensor, Tensor]:
-        return self.x_test, self.y_test
 
     def __str__(self) -> str:
         return (

@@ -6,12 +6,39 @@ import math
 from typing import Any
 
 from .interpreter import Call, op
-from .values import Fixed, Slot, is_number
+from .values import Fixed, Handler, Slot, is_number
+
+# Calls that are one function of the core, which has the first of their names.
+_PLAIN: tuple[tuple[str, ...], ...] = (
+    ("relu", "relu_"),
+    ("tanh", "tanh_"),
+    ("sigmoid", "sigmoid_"),
+    ("silu", "silu_"),
+    ("hardswish", "hardswish_"),
+    ("mish", "mish_"),
+    ("softsign",),
+    ("square",),
+    ("abs", "absolute"),
+    ("exp", "exp_"),
+    ("log",),
+    ("log1p", "special_log1p"),
+    ("sqrt",),
+    ("rsqrt",),
+    ("sin",),
+    ("cos",),
+    ("erf", "special_erf"),
+)
 
 
-@op("relu", "relu_")
-def _relu(call: Call, input: Any, inplace: bool = False) -> Slot:
-    return call.unary(input, "relu")
+def _plain(function: str) -> Handler:
+    def lower(call: Call, input: Any, inplace: bool = False) -> Slot:
+        return call.unary(input, function)
+
+    return lower
+
+
+for _names in _PLAIN:
+    op(*_names)(_plain(_names[0]))
 
 
 @op("leaky_relu", "leaky_relu_")
@@ -21,24 +48,9 @@ def _leaky_relu(
     return call.unary(input, "leaky_relu", negative_slope)
 
 
-@op("tanh", "tanh_")
-def _tanh(call: Call, input: Any) -> Slot:
-    return call.unary(input, "tanh")
-
-
-@op("sigmoid", "sigmoid_")
-def _sigmoid(call: Call, input: Any) -> Slot:
-    return call.unary(input, "sigmoid")
-
-
 @op("gelu")
 def _gelu(call: Call, input: Any, approximate: str = "none") -> Slot:
     return call.unary(input, "gelu" if approximate == "none" else "gelu_tanh")
-
-
-@op("silu", "silu_")
-def _silu(call: Call, input: Any, inplace: bool = False) -> Slot:
-    return call.unary(input, "silu")
 
 
 @op("softplus")
@@ -95,24 +107,9 @@ def _clamp_max(call: Call, input: Any, max: Any) -> Slot:
     return _clamp(call, input, None, max)
 
 
-@op("hardswish", "hardswish_")
-def _hardswish(call: Call, input: Any, inplace: bool = False) -> Slot:
-    return call.unary(input, "hardswish")
-
-
 @op("hardsigmoid", "hardsigmoid_")
 def _hardsigmoid(call: Call, input: Any, inplace: bool = False) -> Slot:
     return call.unary(call.unary(input, "affine", 1.0 / 6.0, 0.5), "clamp", 0.0, 1.0)
-
-
-@op("mish", "mish_")
-def _mish(call: Call, input: Any, inplace: bool = False) -> Slot:
-    return call.unary(input, "mish")
-
-
-@op("softsign")
-def _softsign(call: Call, input: Any) -> Slot:
-    return call.unary(input, "softsign")
 
 
 @op("logsigmoid", "log_sigmoid")
@@ -175,11 +172,6 @@ def _glu(call: Call, input: Any, dim: int = -1) -> Slot:
     return call.binary("mul", kept, call.unary(gate, "sigmoid"))
 
 
-@op("square")
-def _square(call: Call, input: Any) -> Slot:
-    return call.unary(input, "square")
-
-
 _POWERS = {2.0: "square", 0.5: "sqrt", -0.5: "rsqrt"}
 
 
@@ -197,24 +189,9 @@ def _pow(call: Call, input: Any, exponent: Any) -> Slot:
     return call.unary(input, _POWERS.get(p, "power"), p)
 
 
-@op("abs", "absolute")
-def _abs(call: Call, input: Any) -> Slot:
-    return call.unary(input, "abs")
-
-
-@op("exp", "exp_")
-def _exp(call: Call, input: Any) -> Slot:
-    return call.unary(input, "exp")
-
-
 @op("exp2", "special_exp2")
 def _exp2(call: Call, input: Any) -> Slot:
     return call.unary(call.unary(input, "affine", math.log(2.0)), "exp")
-
-
-@op("log")
-def _log(call: Call, input: Any) -> Slot:
-    return call.unary(input, "log")
 
 
 @op("log2", "log10")
@@ -223,39 +200,9 @@ def _log_of_base(call: Call, input: Any) -> Slot:
     return call.unary(call.unary(input, "log"), "affine", 1.0 / math.log(base))
 
 
-@op("log1p", "special_log1p")
-def _log1p(call: Call, input: Any) -> Slot:
-    return call.unary(input, "log1p")
-
-
-@op("sqrt")
-def _sqrt(call: Call, input: Any) -> Slot:
-    return call.unary(input, "sqrt")
-
-
-@op("rsqrt")
-def _rsqrt(call: Call, input: Any) -> Slot:
-    return call.unary(input, "rsqrt")
-
-
 @op("reciprocal")
 def _reciprocal(call: Call, input: Any) -> Slot:
     return call.unary(input, "reciprocal", 1.0)
-
-
-@op("sin")
-def _sin(call: Call, input: Any) -> Slot:
-    return call.unary(input, "sin")
-
-
-@op("cos")
-def _cos(call: Call, input: Any) -> Slot:
-    return call.unary(input, "cos")
-
-
-@op("erf", "special_erf")
-def _erf(call: Call, input: Any) -> Slot:
-    return call.unary(input, "erf")
 
 
 @op("neg", "negative")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InvalidArgument
-from .style import LINE_COLOURS, LINE_DASHES, legend_above, new_axes, own_style
+from .mode_connection import draw_barriers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,23 +31,8 @@ def plot_alignment(
             "alignment: expected one with the losses on the lines from a to b, got none: "
             + ("; ".join(found.info.get("notes", [])) or "align(points=0) asked for none")
         )
-    lines: tuple[tuple[Any, float, str], ...] = (
-        (found.line_before, found.barrier_before, "before"),
-        (found.line, found.barrier, "after"),
+    lines: tuple[tuple[Any, float, str, int], ...] = (
+        (found.line_before, found.barrier_before, "before", 1),
+        (found.line, found.barrier, "after", 0),
     )
-    with own_style(ax is None):
-        axes: Any = new_axes(height=0.72, figsize=figsize) if ax is None else ax
-        for k, (values, barrier, name) in enumerate(lines):
-            axes.plot(
-                found.alpha, values, color=LINE_COLOURS[1 - k], linestyle=LINE_DASHES[1 - k],
-                label=f"{name}, barrier {barrier:.2g}",
-            )  # fmt: skip
-        if log:
-            axes.set_yscale("log")
-        axes.set_xlabel(r"$\alpha$   (0: a,  1: b)")
-        axes.set_ylabel("loss")
-        axes.margins(x=0.02)
-        legend_above(axes, axes.get_legend_handles_labels()[0])
-        if title is not None:
-            axes.set_title(title, pad=17)
-    return axes
+    return draw_barriers(r"\alpha", found.alpha, lines, ax, log=log, title=title, figsize=figsize)

@@ -182,9 +182,9 @@ def check_is_runs(header: log.Header, path: Any) -> None:
 
 
 def _span(found: Array) -> str:
-    if not np.isfinite(found).any():
-        return "not finite"
     first = found[:, 0] if np.isfinite(found[:, 0]).any() else found[:, min(1, found.shape[1] - 1)]
-    last = found[:, -1]
-    end = f"{np.nanmean(last):.4g}" if not np.isnan(last).all() else "nan"
-    return f"{np.nanmean(first):.4g} to {end}" if not np.isnan(first).all() else f"nan to {end}"
+    return f"{_mean(first)} to {_mean(found[:, -1])}"
+
+
+def _mean(values: Array) -> str:
+    return "nan" if np.isnan(values).all() else f"{np.nanmean(values):.4g}"
