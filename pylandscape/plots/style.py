@@ -63,6 +63,14 @@ CONVEXITY_LABELS = {
 }
 
 
+class Panels(tuple[Any, ...]):
+    """The Axes of one picture, in order: it unpacks, and has a `figure` as one Axes has."""
+
+    @property
+    def figure(self) -> Any:
+        return self[0].figure
+
+
 @contextmanager
 def own_style(own: bool) -> Iterator[None]:
     """The package's style for its own figures; a caller's Axes keep the caller's."""
@@ -96,6 +104,18 @@ def new_axes(
     axes.tick_params(labelsize=STYLE["xtick.labelsize"], width=0.6, length=2.5)
     axes.locator_params(nbins=5)
     return axes
+
+
+def whole_locator() -> Any:
+    """Ticks at whole numbers alone, of steps and counts."""
+    from matplotlib.ticker import MaxNLocator
+
+    return MaxNLocator(nbins=5, integer=True, min_n_ticks=1)
+
+
+def whole_ticks(axes: Any) -> None:
+    """An x axis of steps: there is none between two."""
+    axes.xaxis.set_major_locator(whole_locator())
 
 
 def check_figsize(figsize: Any) -> tuple[float, float]:
