@@ -30,6 +30,7 @@ LINES = 14  # contour lines
 DIGITS = 5  # significant, of numbers on the page
 LIFT = 0.01  # of the height, of a path over its surface
 PATH = "#D55E00"
+LEGEND = {"orientation": "h", "y": 1.08}  # above the axes, off the colour bar
 ASPECT = 0.7  # height of a 3-D scene over its longest side
 
 Scene = dict[str, Any]
@@ -68,7 +69,10 @@ def surface(result: Surface, runs: Sequence[Run], log: bool) -> Scene:
         "aspectratio": {"x": float(wide[0]), "y": float(wide[1]), "z": ASPECT},
         "camera": {"eye": {"x": 1.85, "y": -2.35, "z": 1.35}},
     }
-    return {"data": data, "layout": {"scene": axes, "height": 460, "margin": _margin(10)}}
+    return {
+        "data": data,
+        "layout": {"scene": axes, "height": 460, "margin": _margin(10), "legend": LEGEND},
+    }
 
 
 def contour(result: Surface, runs: Sequence[Run], log: bool) -> Scene | None:
@@ -109,7 +113,7 @@ def contour(result: Surface, runs: Sequence[Run], log: bool) -> Scene | None:
         "constrain": "domain",
     }  # fmt: skip
     return {"data": data, "layout": {"xaxis": xaxis, "yaxis": yaxis, "height": 460,
-                                     "margin": _margin(30)}}  # fmt: skip
+                                     "margin": _margin(30), "legend": LEGEND}}  # fmt: skip
 
 
 def curve(result: Curve) -> Scene:
@@ -322,7 +326,7 @@ def _bar(scale: Scale) -> dict[str, Any]:
 def _layout(x: str, y: str) -> dict[str, Any]:
     return {
         "xaxis": {"title": {"text": x}}, "yaxis": {"title": {"text": y}}, "height": 400,
-        "margin": _margin(30), "legend": {"orientation": "h", "y": 1.08},
+        "margin": _margin(30), "legend": LEGEND,
     }  # fmt: skip
 
 
