@@ -124,6 +124,30 @@ def close(drawn) -> None:
     plt.close(drawn.figure)
 
 
+def test_a_picture_that_fails_leaves_no_figure_open():
+    import matplotlib.pyplot as plt
+
+    axis = np.linspace(-1, 1, 5)
+    surface = pl.Surface(axis, axis, axis[:, None] ** 2 + axis**2)
+    before = plt.get_fignums()
+    with pytest.raises(ValueError, match="nope"):
+        surface.plot("filled", cmap="nope")
+    with pytest.raises(pl.InvalidArgument, match="levels: expected an int or finite numbers"):
+        surface.plot("filled", levels="some")
+    assert plt.get_fignums() == before
+
+
+def test_a_list_of_directions_is_told_from_a_missing_one():
+    here = land()
+    pair = pl.random_directions(here, 2, seed=0)
+    with pytest.raises(
+        pl.InvalidArgument, match=r"d2: .* unpacked by \*: plane\(land, \*directions"
+    ):
+        pl.plane(here, pair)
+    with pytest.raises(pl.InvalidArgument, match=r"given, inputs \(30, 2\), target \(30,\): "):
+        pl.Landscape(net(), "cross_entropy", (data()[0][:, :2], data()[1]))
+
+
 def test_pictures_of_two_axes_unpack_and_have_their_figure():
     runs = pl.train(land(), 2, pl.SGD(lr=0.1), steps=4, record=1, **QUIET)
     for made in (pl.pca(runs[0]), runs[0].project(*pl.pca_directions(runs[0]))):

@@ -3,7 +3,8 @@ trajectory | track | barriers | plot | report | info | ...`.
 
 The parser, and the commands that read files, do without torch, which takes seconds to import.
 
-Exit codes: 0 done; 1 a check failed (a picture that does not show what it claims to, a theorem);
+Exit codes: 0 done; 1 a check failed (a picture that does not show what it claims to, a
+theorem, a training run that diverged);
 2 bad usage or input, with one line on stderr; 130 interrupted, with how to resume. `--debug` shows
 tracebacks.
 """

@@ -73,14 +73,22 @@ class Panels(tuple[Any, ...]):
 
 @contextmanager
 def own_style(own: bool) -> Iterator[None]:
-    """The package's style for its own figures; a caller's Axes keep the caller's."""
+    """The package's style for its own figures, which do not stay open where drawing fails; a
+    caller's Axes keep the caller's."""
     if not own:
         yield
         return
     import matplotlib
+    import matplotlib.pyplot as plt
 
+    before = set(plt.get_fignums())
     with matplotlib.rc_context(STYLE):
-        yield
+        try:
+            yield
+        except BaseException:
+            for number in set(plt.get_fignums()) - before:
+                plt.close(number)
+            raise
 
 
 def new_axes(
