@@ -103,7 +103,7 @@ AREAS = {
     ),
     "connectivity": ("Connectivity and flatness", "connectivity results"),
     "topology": ("Topology", "topology results.merge_trees"),
-    "experiments": ("Known results and studies", "experiments report"),
+    "experiments": ("Known results and studies", "experiments reports"),
 }
 
 
