@@ -119,6 +119,7 @@ def evaluate_grid(
             label=asked.kind,
             exact=land.device.type == "cpu",
             guess=land.point_seconds,
+            request=request,
         )
         seconds = time.perf_counter() - started
         axes = list(asked.axes.values())
