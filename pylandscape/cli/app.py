@@ -22,6 +22,7 @@ from typing import Any
 
 from ..errors import InvalidArgument, PylandscapeError
 from .common import KINDS, NORMALIZATIONS, _picture_options, model_options, scale_options
+from .effects import Options, begin, without_effect, written_by_user
 from .examples import TOP, complete
 from .info import _info
 from .pictures import SPECTRAL_KINDS, _compare, _plot
@@ -46,11 +47,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is None:  # a command of its own: one line, without the place in our code
         warnings.showwarning = _warn  # type: ignore[assignment]
     os.environ.setdefault("MPLBACKEND", "Agg")  # pictures go to files: no window, no display needed
-    options, unknown = parser().parse_known_args(joined(arguments))
+    words = joined(arguments)
+    options, unknown = parser().parse_known_args(words, Options())
     if unknown:  # with the command's own usage
         options.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     try:
-        return int(options.run(options) or 0)
+        begin(options, written_by_user(parser(), words))
+        code = int(options.run(options) or 0)
+        for option in without_effect(options):
+            print(f"warning: {option} had no effect", file=sys.stderr)
+        return code
     except KeyboardInterrupt:
         print(_interrupted(options, arguments), file=sys.stderr)
         return INTERRUPTED

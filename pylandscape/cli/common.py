@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..errors import InvalidArgument
+from .effects import given
 
 if TYPE_CHECKING:
     from ..landscape import Landscape
@@ -64,7 +65,8 @@ def _landscape(options: argparse.Namespace) -> Landscape:
     from ..landscape import Landscape
     from .inputs import call, find, load_model, named, parse_names
 
-    model = load_model(options.model, one_checkpoint(options))
+    rest = getattr(options, "rest", False)
+    model = load_model(options.model, one_checkpoint(options), rest)
     data = call(options.data, "--data")
     what: dict[str, Any] = {}
     if options.objective:
@@ -88,6 +90,17 @@ def prepare(options: argparse.Namespace) -> Landscape:
     land = _landscape(options)
     print(f"engine     {land.engine_report()}", flush=True)
     return land
+
+
+def check_rest(options: argparse.Namespace, land: Landscape, where: str) -> None:
+    """Raises InvalidArgument for a --checkpoint of which nothing is used: all parameters are of
+    other points, and the model has no buffers."""
+    if (
+        given(options, "checkpoint")
+        and not options.params
+        and not any(True for _ in land.model.buffers())
+    ):
+        raise InvalidArgument(f"--checkpoint: has no effect with {where}: no number of it is used")
 
 
 def check_folder(path: str) -> None:

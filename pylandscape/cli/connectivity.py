@@ -105,6 +105,9 @@ def add_commands(command: AddCommand) -> None:
 
 def _models(sub: argparse.ArgumentParser, count: int | str, text: str) -> None:
     model_options(sub, required=True)
+    for action in sub._actions:
+        if action.dest == "checkpoint" and count != "*":  # refused, with what to write instead
+            action.help = argparse.SUPPRESS
     plural = "checkpoints, read without pickle: files, folders or patterns"
     sub.add_argument("checkpoints", nargs=count if count == "*" else "+", metavar="CHECKPOINTS",
                      help=f"{plural}; {text}")  # fmt: skip
@@ -128,7 +131,7 @@ def _barriers(options: argparse.Namespace) -> None:
     from ..connectivity.lines import barriers
 
     states = _states(files)
-    land = prepare(options)
+    land = _prepared(options, files)
     with _named({f"models[{i}]": file for i, file in enumerate(files)}):
         found = barriers(
             land, states, points=options.points, labels=labels, path=options.out,
@@ -147,7 +150,7 @@ def _align(options: argparse.Namespace) -> None:
     from ..connectivity.aligning import align
 
     a, b = _states(files)
-    land = prepare(options)
+    land = _prepared(options, files)
     with _named({"a": files[0], "b": files[1]}):
         found = align(
             land, a, b, method=options.method, orders=options.orders, seed=options.seed,
@@ -174,7 +177,7 @@ def _connect(options: argparse.Namespace) -> None:
     from ..connectivity.curves import connect
 
     a, b = _states(files)
-    land = prepare(options)
+    land = _prepared(options, files)
     progress = not options.no_progress
     with _named({"a": files[0], "b": files[1]}):
         found = connect(
@@ -198,7 +201,7 @@ def _flatness(options: argparse.Namespace) -> None:
     measures = parse_names(options.measures) or MEASURES
     rho = _numbers(options.rho or ["0.05"], "--rho")
     states = _states(files) or [None]
-    land = prepare(options)
+    land = _prepared(options, files)
     tables = []
     for file, state in zip(files or [""], states, strict=True):
         with _named({"theta": file}):
@@ -229,7 +232,7 @@ def _merge(options: argparse.Namespace) -> None:
     x, y = axis_of(options, "x"), axis_of(options, "y")
     merges = _merges(options.merge) or MERGES
     states = _states(files)
-    land = prepare(options)
+    land = _prepared(options, files)
     names = {f"models[{i}]": file for i, file in enumerate(files)}
     with _named(names | {"base": files[0], "a": files[1], "b": files[2]}):
         surface = finish(
@@ -262,6 +265,13 @@ def _files(options: argparse.Namespace) -> list[str]:
             f"CHECKPOINTS: expected {options.count} models, got {len(found)}: {', '.join(found)}"
         )
     return found
+
+
+def _prepared(options: argparse.Namespace, files: Sequence[str]) -> Any:
+    """The landscape; what its models share (frozen parameters, buffers) is of the first one."""
+    if files:
+        options.checkpoint, options.rest = [files[0]], True
+    return prepare(options)
 
 
 def _states(files: Sequence[str]) -> list[Any]:

@@ -80,6 +80,7 @@ def _classify(options: argparse.Namespace) -> None:
     from . import common
 
     land = common.prepare(options)
+    common.check_rest(options, land, "points of their own")
     points = _points(options, land)
     there = bool(options.out) and Path(options.out).exists()
     start = time.perf_counter()
