@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy as copying
 import threading
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .arguments import integer
+from .arguments import callers_level, integer
 from .arrays import digest_of_all, scipy_operator
 from .engines import slopes
 from .engines.choose import EngineReport, choose
@@ -210,6 +211,13 @@ class Landscape:
         self.eager.compare(model, spec, first, converted)
         self._model_loss = self._first_loss()  # another where it needs gradients enabled
         self.eager.release()
+        if not np.isfinite(self._model_loss):
+            said = f"L is {self._model_loss} at the model's own parameters"
+            self.computed += f"; {said}"
+            warnings.warn(
+                f"{said}: look at the weights and the loss or objective before any picture",
+                stacklevel=callers_level(),
+            )
         self._choose()
 
     def _start(self, snapshot: Snapshot, needs_grad: bool = False) -> None:

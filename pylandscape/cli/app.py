@@ -3,7 +3,8 @@ trajectory | track | barriers | plot | report | info | ...`.
 
 The parser, and the commands that read files, do without torch, which takes seconds to import.
 
-Exit codes: 0 done; 1 a check failed (a picture that does not show what it claims to, a theorem);
+Exit codes: 0 done; 1 a check failed (a picture that does not show what it claims to, a
+theorem, a training run that diverged);
 2 bad usage or input, with one line on stderr; 130 interrupted, with how to resume. `--debug` shows
 tracebacks.
 """
@@ -60,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         begin(options, written_by_user(parser(), words))
         with one_speaker(options):
             code = int(options.run(options) or 0)
-            for option in without_effect(options):
+            for option in without_effect(options) if speaks() else ():
                 print(f"warning: {option} had no effect", file=sys.stderr)
             return code
     except KeyboardInterrupt:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -104,9 +105,13 @@ def check_rest(options: argparse.Namespace, land: Landscape, where: str) -> None
 
 
 def check_folder(path: str) -> None:
-    """Raises InvalidArgument where the file's folder is not there."""
-    if not Path(path).resolve().parent.is_dir():
+    """Raises InvalidArgument where the file's folder is not there, or nothing can be written in
+    it."""
+    folder = Path(path).resolve().parent
+    if not folder.is_dir():
         raise InvalidArgument(f"{path}: no such folder {str(Path(path).parent)!r}")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InvalidArgument(f"{path}: the folder {str(folder)!r} cannot be written")
 
 
 def check_target(path: str) -> None:

@@ -15,6 +15,8 @@ from .common import (
     AddCommand,
     _picture_options,
     axis_of,
+    check_folder,
+    check_target,
     model_options,
     prepare,
     written,
@@ -79,7 +81,11 @@ def add_commands(command: AddCommand) -> None:
     _models(flatness, "*", "each gets a table; default: the model with --checkpoint")
     flatness.add_argument("--measures", action="append", metavar="NAMES", help="default: all")
     flatness.add_argument(
-        "--rho", action="append", metavar="RADII", help="increasing: 0.01,0.05 (default: 0.05)"
+        "--rho",
+        action="append",
+        metavar="RADII",
+        help="increasing: 0.01,0.05 (default: 0.05); average case: sigma of each weight, worst "
+        "case: norm of the whole step",
     )
     flatness.add_argument("--draws", type=int, default=100, help="of the average case (100)")
     flatness.add_argument("--steps", type=int, default=20, help="of the worst case's ascent (20)")
@@ -157,8 +163,6 @@ def _align(options: argparse.Namespace) -> None:
             points=options.points, path=options.out, progress=not options.no_progress,
         )  # fmt: skip
     print(f"result     {found}")
-    for note in found.info["notes"]:
-        print(f"note       {note}")
     if options.state:
         torch.save(found.state_dict(), options.state)
         print(f"written    {options.state}")
@@ -166,12 +170,11 @@ def _align(options: argparse.Namespace) -> None:
 
 
 def _connect(options: argparse.Namespace) -> None:
-    from ..plots.style import check_suffix
-
     files = _files(options)
     for path in options.plane or []:
-        _folder(path)
-        check_suffix(path)
+        check_target(path)
+    if options.plane and options.steps == 0:
+        raise InvalidArgument("--plane: expected at least 1 of --steps, without which it is a line")
     if options.plane_points < 2:
         raise InvalidArgument(f"--plane-points: expected at least 2, got {options.plane_points}")
     from ..connectivity.curves import connect
@@ -186,6 +189,8 @@ def _connect(options: argparse.Namespace) -> None:
             progress=progress,
         )  # fmt: skip
     print(f"result     {found}")
+    for note in found.info["notes"]:
+        print(f"note       {note}")
     _finish(options, found)
     if options.plane:
         surface = found.plane(points=options.plane_points, progress=progress)
@@ -305,8 +310,8 @@ def _finish(options: argparse.Namespace, found: Any, **drawn: Any) -> None:
 
 
 def _folder(path: str | None) -> None:
-    if path and not Path(path).resolve().parent.is_dir():
-        raise InvalidArgument(f"{path}: no such folder {str(Path(path).parent)!r}")
+    if path:
+        check_folder(path)
 
 
 def _numbers(texts: Sequence[str], option: str) -> tuple[float, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import math
 import os
@@ -45,7 +46,9 @@ def find(reference: str, option: str) -> Any:
         ) from error
     for name in path.split("."):
         if not hasattr(found, name):
-            raise InvalidArgument(f"{option}: {module_name} has no {name!r}")
+            near = difflib.get_close_matches(name, dir(found), 1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise InvalidArgument(f"{option}: {module_name} has no {name!r}{hint}")
         found = getattr(found, name)
     return found
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InvalidArgument
-from .common import AddCommand, _picture, written
+from .common import AddCommand, _picture, check_folder, check_target, written
 from .effects import PICTURE, picture_options
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ def _plot(options: argparse.Namespace) -> None:
     from . import curvature
     from .trajectories import save_to
 
+    for path in options.out:
+        check_target(path)
     if all(content_of(path) == "trajectory" for path in options.files):
         _plot_runs(options)
         return
@@ -117,12 +119,13 @@ def _report(options: argparse.Namespace) -> None:
 
 
 def _topology(options: argparse.Namespace) -> None:
-    from ..plots.style import check_suffix
     from ..results.loading import load
     from .trajectories import save_to
 
+    if options.out:
+        check_folder(options.out)
     for path in options.plot or []:
-        check_suffix(path)
+        check_target(path)
     result = load(options.file)
     if not hasattr(result, "topology"):
         raise InvalidArgument(

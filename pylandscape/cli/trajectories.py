@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InvalidArgument
 from .common import (
+    CHECK_FAILED,
     KINDS,
     AddCommand,
     _landscape,
     _picture,
     _picture_options,
+    check_folder,
     check_rest,
+    check_target,
     model_options,
     prepare,
     set_threads,
@@ -164,7 +168,7 @@ def about_track(track: Track) -> list[str]:
     return lines
 
 
-def _train(options: argparse.Namespace) -> None:
+def _train(options: argparse.Namespace) -> int:
     from ..training import optimisers
     from ..training.advance import train
 
@@ -187,12 +191,6 @@ def _train(options: argparse.Namespace) -> None:
     rule = kind(**given)
     if options.runge_kutta:
         rule = optimisers.RungeKutta(rule, options.runge_kutta)
-    land = prepare(options)
-    if options.start or options.runs != 1:
-        check_rest(options, land, "--start" if options.start else "runs that are initialised anew")
-    starts: Any = options.start
-    if starts is None:
-        starts = [land.theta] if options.runs == 1 else options.runs
     record: Any = options.record
     if record != "epoch":
         try:
@@ -201,6 +199,15 @@ def _train(options: argparse.Namespace) -> None:
             raise InvalidArgument(
                 f"--record: expected epoch or a number of steps, got {record!r}"
             ) from error
+    for path in options.start or []:
+        if not Path(path).is_file():
+            raise InvalidArgument(f"--start: no file {path!r}")
+    land = prepare(options)
+    if options.start or options.runs != 1:
+        check_rest(options, land, "--start" if options.start else "runs that are initialised anew")
+    starts: Any = options.start
+    if starts is None:
+        starts = [land.theta] if options.runs == 1 else options.runs
     runs = train(
         land, starts, rule, epochs=options.epochs, steps=options.steps,
         batch_size=options.batch_size, record=record, clip=options.clip, seed=options.seed,
@@ -214,17 +221,21 @@ def _train(options: argparse.Namespace) -> None:
     written(options, options.out)
     if options.plot:
         save_to(runs.plot(), options.plot)
+    if gone := runs.exploded:
+        which = ", ".join(map(str, gone))
+        print(f"pylandscape: DIVERGED: run {which} (a smaller --lr, or --clip)", file=sys.stderr)
+        return CHECK_FAILED
+    return 0
 
 
 def _trajectory(options: argparse.Namespace) -> None:
-    from ..plots.style import check_suffix
     from .inputs import parse_names
 
-    for path in [options.out, *(options.plot or [])]:
-        if path and not Path(path).resolve().parent.is_dir():
-            raise InvalidArgument(f"{path}: no such folder {str(Path(path).parent)!r}")
+    for path in (options.out, options.surface):
+        if path:
+            check_folder(path)
     for path in options.plot or []:
-        check_suffix(path)
+        check_target(path)
     if options.mds and options.surface and options.plot:
         raise InvalidArgument("--plot: expected --surface or --mds beside it, got both")
     if options.surface and not (options.model and options.data):

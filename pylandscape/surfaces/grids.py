@@ -97,7 +97,7 @@ def line(
 def plane(
     land: Landscape,
     d1: Any,
-    d2: Any,
+    d2: Any = None,
     x: Axis = LINE_AXIS,
     y: Axis = LINE_AXIS,
     *,
@@ -120,6 +120,12 @@ def plane(
         As `line`.
     """
     check_landscape(land, "plane")
+    if d2 is None:
+        several = isinstance(d1, list | tuple) and len(d1) == 2
+        raise InvalidArgument(
+            "d2: expected a second direction, got none"
+            + ("; a list of two is unpacked by *: plane(land, *directions)" if several else "")
+        )
     land = land.at(theta)
     question = plane_question(land, d1, d2, x, y, theta)
     result = evaluate_grid(land, question, metrics, path, progress)
@@ -326,6 +332,11 @@ def _directions(
         vectors, found = as_rows(land, direction, name)
         if len(vectors) != 1:
             raise InvalidArgument(f"{name}: expected one direction (n,), got {len(vectors)}")
+        if not bool((vectors != 0).any()):
+            raise InvalidArgument(
+                f"{name}: expected a direction along which something moves, got zeros alone (are "
+                "all parameters ignored, or of norm 0?)"
+            )
         parts.append(vectors)
         infos += found
     if any(isinstance(part, Rows) for part in parts):
