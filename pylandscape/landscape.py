@@ -9,9 +9,10 @@ theta/checks.py; directions in theta/directions.py; what a request records in th
 from __future__ import annotations
 
 import contextlib
-import copy
+import copy as copying
 import threading
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .arguments import integer
+from .arguments import callers_level, integer
 from .arrays import digest_of_all, scipy_operator
 from .engines import slopes
 from .engines.choose import EngineReport, choose
@@ -55,6 +56,7 @@ from .theta.losses import (
     own_loss,
     resolve_loss,
 )
+from .theta.pieces import ModuleTensors, Row, Rows, Stored, named_tensors
 from .theta.snapshot import Snapshot, unwrapped
 
 if TYPE_CHECKING:
@@ -109,6 +111,11 @@ class Landscape:
             theirs, and everything says so. Its error against all of the data is the metric
             "subset_error".
         seed: of the subset: the same one on every machine.
+        copy: False saves the memory of one theta: the point that directions start from is read from
+            the module's own parameters, which must keep their values for as long as the landscape
+            is asked; it raises InvalidArgument once they have changed. The landscape then needs
+            one theta beside the module (see `memory_needed`), whatever the number of directions
+            that are not stored.
 
     L is the loss of the concatenated data: known losses divide by their own denominator (samples,
     class weights, targets not ignored), "sum" adds. They are computed in float64 from the outputs.
@@ -137,6 +144,7 @@ class Landscape:
         samples: int | None = None,
         seed: int = 0,
         max_batches: int | None = None,
+        copy: bool = True,
     ) -> None:
         check_choices(model, loss, data, objective, weight, bn, dtype, engine)
         whole, model = model, unwrapped(model)
@@ -159,8 +167,12 @@ class Landscape:
         if bn == "interpolate":
             self.moved = running_statistics.with_statistics(self.layout, self.model, params)
             named |= dict(self.model.named_buffers())
-        self.origin = self.moved.flatten(named, self.dtype, self.device)
-        self.theta = self.origin[: self.layout.n]
+        self.base: Row
+        if copy:
+            self.base = Stored(self.moved.flatten(named, self.dtype, self.device))
+        else:
+            own = named_tensors(model)
+            self.base = ModuleTensors(own, self.moved, self.dtype, self.device)
         self.has_batchnorm = any(isinstance(m, _BatchNorm) for m in model.modules())
         self.bn = bn
         self.memory = MEMORY if memory is None else whole_bytes(memory, "memory")
@@ -200,6 +212,13 @@ class Landscape:
         self.eager.compare(model, spec, first, converted)
         self._model_loss = self._first_loss()  # another where it needs gradients enabled
         self.eager.release()
+        if not np.isfinite(self._model_loss):
+            said = f"L is {self._model_loss} at the model's own parameters"
+            self.computed += f"; {said}"
+            warnings.warn(
+                f"{said}: look at the weights and the loss or objective before any picture",
+                stacklevel=callers_level(),
+            )
         self._choose()
 
     def _start(self, snapshot: Snapshot, needs_grad: bool = False) -> None:
@@ -218,9 +237,21 @@ class Landscape:
             memory=self.memory,
             snapshot=snapshot,
             needs_grad=needs_grad,
+            base=self.base,
         )
         self._model_loss = self._first_loss()
         self._slope: tuple[str | None, ...] = ()
+
+    @property
+    def origin(self) -> Tensor:
+        """(n + m,) the model's own point: its parameters and what else moves; with copy=False a
+        copy made for the asking."""
+        return self.base.vector if isinstance(self.base, Stored) else self.base.whole()
+
+    @property
+    def theta(self) -> Tensor:
+        """(n,) the model's parameters."""
+        return self.origin[: self.layout.n]
 
     @property
     def n_params(self) -> int:
@@ -349,15 +380,20 @@ class Landscape:
         ``between``: the directions are solutions, theta is 0, and "difference_standard_error" is
         that of L minus sum_j c_j L(d_j); otherwise of L - L(theta).
         """
-        from .theta.directions import as_steps
+        from .theta.directions import as_rows
 
         chosen = chosen_metrics(metrics, self.loss_spec)
-        vectors, _ = as_steps(self, directions)
-        home, base = self._located(theta)
+        vectors, _ = as_rows(self, directions)
+        home, base = self._rows_base(theta) if isinstance(vectors, Rows) else self._located(theta)
+        if home.native is not None:  # which reads stored vectors alone
+            vectors = vectors.matrix() if isinstance(vectors, Rows) else vectors
+            base = base.whole() if isinstance(base, Row) else base
         sampling.check_own_losses(chosen, self.loss_spec, self.eager.mixes, self.dataset.size)
         ask = self._with_subset_error(
-            chosen, lambda asked: home._engine.prepare(base, vectors, asked, between)
+            chosen, lambda asked: home._prepared(base, vectors, asked, between)
         )
+        if isinstance(base, Row) or isinstance(vectors, Rows):
+            return ask
         negative = running_statistics.negative(self.moved, base, vectors)
         if negative is None:
             return ask
@@ -478,11 +514,11 @@ class Landscape:
             return self._elsewhere[1]
 
     def _moved_to(self, point: Tensor, buffers: dict[str, Tensor]) -> Landscape:
-        other = copy.copy(self)
+        other = copying.copy(self)
         with self.eager.session():
             snapshot = Snapshot(self.model)
             other.loss_spec = rebound(snapshot, self.loss_spec)
-        other.model, other.origin, other.theta = snapshot.model, point, point[: self.n_params]
+        other.model, other.base = snapshot.model, Stored(point)
         named = dict(other.model.named_parameters()) | dict(other.model.named_buffers())
         with torch.no_grad():
             for name, tensor in (self.moved.unflatten(point) | buffers).items():
@@ -507,7 +543,7 @@ class Landscape:
         return identity.of_landscape(self, self.eager.fixed_digest())
 
     def _product(self, matrix: str, v: Any, theta: Any) -> Tensor:
-        vectors = torch.as_tensor(getattr(v, "vector", v)).detach().to(self.theta)
+        vectors = torch.as_tensor(getattr(v, "vector", v)).detach().to(self.device, self.dtype)
         if vectors.dim() not in (1, 2) or vectors.shape[-1] != self.n_params:
             raise InvalidArgument(
                 f"v: expected shape ({self.n_params},) or (k, {self.n_params}), "
@@ -560,6 +596,20 @@ class Landscape:
         """The landscape that has the buffers of theta, and theta as its point."""
         home = self.at(theta)
         return home, home.point(theta)
+
+    def _prepared(
+        self, base: Tensor | Row, vectors: Tensor | Rows, asked: Sequence[Metric], between: bool
+    ) -> Evaluate:
+        """The function of the engine that answers; Rows are only for torch's."""
+        if isinstance(base, Row) or isinstance(vectors, Rows):
+            return self.eager.prepare(base, vectors, asked, between)
+        return self._engine.prepare(base, vectors, asked, between)
+
+    def _rows_base(self, theta: Any) -> tuple[Landscape, Tensor | Row]:
+        """As `_located`, but the point is read piece by piece where it can be."""
+        if theta is None:
+            return self, self.base
+        return (self, theta) if isinstance(theta, Row) else self._located(theta)
 
     def _smooth_point(self, theta: Any) -> tuple[Landscape, Tensor]:
         """As `_located`, for derivatives: negative variances, which have none, become NaN."""

@@ -351,17 +351,13 @@ def test_info_says_what_was_asked_and_found():
     assert len(request["directions"]) == 2
 
 
-def test_a_zero_direction_has_no_angle():
-    surface = plane(
-        quadratic([1.0, 1.0]),
-        np.array([0.0, 0.0]),
-        np.array([0.0, 1.0]),
-        (0, 1, 2),
-        (0, 1, 2),
-        **QUIET,
-    )
-    assert surface.info["direction_cosine"] is None
-    assert surface.info["direction_norms"] == [0.0, 1.0]
+def test_a_direction_of_zeros_is_refused_by_name_before_any_point_is_asked_for():
+    asked = quadratic([1.0, 1.0])
+    zeros, one = np.array([0.0, 0.0]), np.array([0.0, 1.0])
+    with pytest.raises(InvalidArgument, match="d2: expected a direction along which something"):
+        plane(asked, one, zeros, (0, 1, 2), (0, 1, 2), **QUIET)
+    with pytest.raises(InvalidArgument, match=r"^direction: expected a direction along which"):
+        line(asked, zeros, (0, 1, 2), **QUIET)
 
 
 def test_a_file_given_by_path_is_the_result(tmp_path):

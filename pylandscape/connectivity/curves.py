@@ -66,7 +66,8 @@ def connect(
         a, b: the ends: modules, state dicts, checkpoints or vectors (n,). They stay bitwise.
         kind: "bezier", of degree bends + 1, or "polychain", of bends + 1 straight segments.
         bends: trained points, which start evenly on the straight line; at least 1.
-        steps: of Adam, at a rate that falls to 0 along half a cosine from ``lr``.
+        steps: of Adam, at a rate that falls to 0 along half a cosine from ``lr``; 0 trains nothing
+            and gives the straight line.
         samples: how many t a step averages over.
         points: at which the result has the loss, ends included; at least 3.
         seed: of the t.
@@ -100,6 +101,8 @@ def connect(
         notes.append("a and b are equal: the barrier is 0 and there is nothing to train")
     for note in notes:
         warnings.warn(note, stacklevel=callers_level())
+    if steps == 0:
+        notes.append("steps=0 trains nothing: the curve is the straight line from a to b")
     request = build(
         land, "connect", path is not None, a=digest(first), b=digest(last), curve=kind,
         bends=bends, steps=steps, lr=float(lr), samples=samples, points=points, seed=seed,
@@ -116,6 +119,8 @@ def connect(
         ends = torch.stack([first, last])
         line = land.prepare(ends, theta=zero)(curve_weights("polychain", 0, t))["loss"]
         line[[0, -1]] = values[[0, -1]]
+        if equal:  # one point: what differs is the rounding of its weights
+            values[:] = line[:] = values[0]
         info = {"request": request, "notes": notes, "seconds": time.perf_counter() - started}
         return ModeConnection(
             vertices.cpu().numpy(), t, values, line, history, kind, land.n_params, info

@@ -73,9 +73,12 @@ def flatness(
             "critical" (critical sharpness, `critical_sharpness`); average case: "average",
             "average_element", "average_filter"; worst case: "worst_l2", "worst_l2_element",
             "worst_linf", "worst_linf_element".
-        rho: radius of average and worst case, or several, increasing: relative to the parameters
-            for element and filter, absolute otherwise. Worst cases of a larger radius start from
-            those of the smaller one too, so they rise with it.
+        rho: radius of average and worst case, or several, increasing. Of the average case it is
+            the standard deviation of each weight's noise, so that the step's norm is about rho
+            sqrt(n); of worst_l2 the norm of the whole step, of worst_linf the largest change of
+            a weight. For element and filter in units of the weight and of the filter's norm,
+            otherwise absolute. The same number is thus another radius in each. Worst cases of a
+            larger radius start from those of the smaller one too, so they rise with it.
         draws: pairs z, -z of the average case.
         steps, starts: of the projected ascent of the worst case: from the gradient, and from
             starts - 1 random points.

@@ -29,6 +29,7 @@ from ..files.atomic import scratch
 from ..results.eigen_pairs import EigenPairs
 from ..results.spectra import Spectrum, check_sigma2
 from ..runs.checkpoint import Arrays, Checkpoint
+from ..runs.items import by_ranks
 from ..runs.request import build
 from ..runs.resume import resumable
 from ..theta.random_source import SOURCE
@@ -193,6 +194,8 @@ class _Quadrature:
     def run(self, progress: bool) -> None:
         count = len(self.starts)
         together = self._together()
+        if self.shared_out(progress):
+            return
         with watched(count * self.steps, "spectrum", progress) as show:
             while self.done < count:
                 size = max(1, together)
@@ -205,6 +208,63 @@ class _Quadrature:
                         dtype=self.dtype, reorthogonalize=self.reorthogonalize, workspace=file,
                     )  # fmt: skip
                     self._group(lanczos, group, show)
+
+    def shared_out(self, progress: bool) -> bool:
+        """Whether several ranks did it together: each some of the probes, all of them the one that
+        eigenpairs come from."""
+        first = 1 if self.vectors else 0  # probes that all make
+        names = ("nodes", "weights", "bounds")
+
+        def work(at: np.ndarray, beat: Any) -> Arrays:
+            probes = at + first
+            before = self.products
+            lanczos = self._lanczos(torch.as_tensor(probes))
+            self._run(lanczos, lambda _: beat())
+            for i, probe in enumerate(probes):
+                self._record(lanczos, i, int(probe))
+            products = np.zeros(len(at), dtype=np.int64)
+            products[0] = self.products - before
+            outcomes = np.array([_NAMES.index(self.outcomes[probe]) for probe in probes])
+            own = {name: getattr(self, name)[probes] for name in names}
+            return own | {"outcomes": outcomes, "products": products}
+
+        kept, count = self.checkpoint, len(self.starts)
+        if count - first < 2 or self._together() < 1:
+            return False
+        request = {**kept.request, "probes of": digest(self.starts)}
+        found = by_ranks(
+            "spectrum", request, count - first, work, kept=kept, most=self._together(),
+            unit="probe", progress=progress,
+        )  # fmt: skip
+        if found is None:
+            return False
+        for name in names:
+            getattr(self, name)[first:] = found[name]
+        self.outcomes[first:] = [_NAMES[i] for i in found["outcomes"]]
+        self.notes = [
+            _note(probe, int(np.isfinite(self.nodes[probe]).sum()))
+            for probe in range(first, count) if self.outcomes[probe] == "not finite"
+        ]  # fmt: skip
+        self.before = self.op.products - int(found["products"].sum())
+        if first:
+            lanczos = self._lanczos(torch.arange(1))
+            self._run(lanczos, lambda _: None)
+            self._record(lanczos, 0, 0)
+            self.pairs = self._pairs(lanczos)
+        if not np.isfinite(self.nodes).any():
+            raise InvalidArgument("operator: expected finite products, the first one is not")
+        return True
+
+    def _lanczos(self, probes: torch.Tensor) -> Lanczos:
+        return Lanczos(
+            self.op, self.starts[probes.to(self.starts.device)], self.steps, dtype=self.dtype,
+            reorthogonalize=self.reorthogonalize,
+        )  # fmt: skip
+
+    def _run(self, lanczos: Lanczos, show: Any) -> None:
+        while any(lanczos.running(i) for i in range(lanczos.count)):
+            lanczos.run(max(lanczos.steps(i) for i in range(lanczos.count)) + 1)
+            show(self.products)
 
     def _group(self, lanczos: Lanczos, group: range, show: Any) -> None:
         if self.found is not None and "basis" in self.found:
@@ -233,7 +293,7 @@ class _Quadrature:
         m = len(values)
         self.outcomes[probe] = lanczos.outcome(i)
         if lanczos.outcome(i) == "not finite":
-            note = f"probe {probe}: the product of step {m + 1} is not finite"
+            note = _note(probe, m)
             self.notes.append(note)
             warnings.warn(f"Lanczos stopped: {note}", stacklevel=7)
         if not m:
@@ -312,6 +372,10 @@ class _Quadrature:
                 lanczos.recheck(i, alpha, 0, RECHECK)
                 self.before += 1  # the check's product
             lanczos.load(i, alpha, beta, outcome=outcome_of(int(found["outcomes"][i])))
+
+
+def _note(probe: int, steps: int) -> str:
+    return f"probe {probe}: the product of step {steps + 1} is not finite"
 
 
 _NAMES = ["complete", "breakdown", "exhausted", "not finite", "stopped"]

@@ -29,6 +29,7 @@ EPS = {
 SHORT_STEP, LONG_STEP = 1e-3, 10.0
 # |cos| between two directions. Random ones in n dimensions have about 1/sqrt(n).
 OBLIQUE, PARALLEL = 0.3, 0.99
+MOSTLY = 0.5  # share of values that are not finite beyond which a picture shows no landscape
 PLATEAU_SHARE = 0.5  # of the points within PLATEAU_BAND of the range from the top (or the bottom)
 PLATEAU_BAND = 0.02
 TAIL_RATIO = 20.0  # full range over that of the lower 90 %
@@ -170,7 +171,9 @@ def _centre(values: Array, axes: list[Array], facts: dict[str, Any]) -> Iterator
             f"loss at 0 is {centre:.6g}, but the model's own loss is {expected:.6g}: check that "
             "model and data have no randomness (dropout, augmentation) and that the model was not "
             "changed in between; engine='torch' tells whether the engine is to blame"
-            if np.isfinite(expected) else f"the model's own loss is {expected:.6g}",
+            if np.isfinite(expected)
+            else f"the model's own loss is {expected:.6g}: look at the data, the weights and the "
+            "loss or objective before any picture",
         )  # fmt: skip
 
 
@@ -248,10 +251,11 @@ def _angle(facts: dict[str, Any]) -> Iterator[Finding]:
             f"{text}: this is one line drawn as a plane; use another second direction",
         )
     elif abs(cosine) > OBLIQUE:
-        yield Finding(
-            "warning", "angle",
-            f"{text}: shapes are sheared; use orthogonal=True, or say so in the caption",
-        )  # fmt: skip
+        made = [d.get("kind") for d in facts.get("directions") or [] if isinstance(d, dict)]
+        remedy = "say so in the caption"
+        if "random" in made:
+            remedy = "draw them with random_directions(..., orthogonal=True), or " + remedy
+        yield Finding("warning", "angle", f"{text}: shapes are sheared; {remedy}")
     else:
         yield Finding("ok", "angle", text)
 
@@ -285,9 +289,12 @@ def _finite(values: Array, axes: list[Array], facts: dict[str, Any]) -> Iterator
             f"{negative} of them because interpolated variances are negative there; narrow the "
             "range to between the models, or use bn='recompute'"
         )
-    yield Finding(
-        "warning" if count > 0.05 * values.size else "note", "finite", f"{text}: {advice}"
-    )
+    level: Level = "note"
+    if count > MOSTLY * values.size:  # what is drawn is mostly a hole
+        level = "error"
+    elif count > 0.05 * values.size:
+        level = "warning"
+    yield Finding(level, "finite", f"{text}: {advice}")
 
 
 def _range(

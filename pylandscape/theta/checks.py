@@ -215,6 +215,17 @@ def _memory_of(device: torch.device) -> int:
         return 1 << 40
 
 
+def _shapes(batch: Batch) -> str:
+    """ ", inputs (40, 3), target (40,)" of a first batch of plain tensors."""
+    parts = (("inputs", batch.inputs), ("target", batch.target))
+    known = [f"{n} {tuple(t.shape)}" for n, t in parts if isinstance(t, Tensor)]
+    return "".join(f", {text}" for text in known)
+
+
+def _span(whole: Tensor) -> str:
+    return f"{int(whole.min())} to {int(whole.max())}"
+
+
 def advice_on_first_run(error: BaseException, batches: Sequence[Batch], dtype: torch.dtype) -> str:
     """What a first run that failed may mean; dtype: of the parameters."""
     batch = batches[0]
@@ -249,12 +260,20 @@ def advice_on_first_run(error: BaseException, batches: Sequence[Batch], dtype: t
             f"the inputs are {got} and the parameters {str(dtype).removeprefix('torch.')}: convert "
             "the inputs, or pass dtype=torch.float64 to compute all in float64"
         )
+    elif isinstance(error, IndexError) and "index out of range" in str(error):
+        whole = [t for t in Batch(inputs, None, None, 0).tensors() if not t.is_floating_point()]
+        seen = f": they are {_span(whole[0])}" if whole and whole[0].numel() else ""
+        advice = f"an embedding has fewer rows than the indices in the inputs need{seen}"
+    elif isinstance(error, IndexError) and isinstance(batch.target, Tensor):
+        whole = [] if batch.target.is_floating_point() else [b.target for b in batches]
+        seen = f": they are {_span(torch.cat([t.reshape(-1) for t in whole]))}" if whole else ""
+        advice = f"classes are counted from 0 to one less than the model's outputs{seen}"
     elif len(batches) == 2 and all(isinstance(b.inputs, Tensor) for b in batches):
         advice += (
             "; data of two tuples are two batches: one batch of several inputs and targets is "
             "written [((x1, x2), (y1, y2))]"
         )
     return (
-        "data: the model and its loss could not be run on the batches given: "
+        f"data: the model and its loss could not be run on the batches given{_shapes(batch)}: "
         f"{type(error).__name__}: {error} ({advice})"
     )
