@@ -8,6 +8,7 @@ theta/checks.py; directions in theta/directions.py; what a request records in th
 
 from __future__ import annotations
 
+import contextlib
 import copy as copying
 import threading
 import time
@@ -29,7 +30,7 @@ from .engines.differences import check_products, hessian_by_differences
 from .engines.eager import TorchEngine, rebound
 from .engines.eager_derivatives import MEMORY
 from .engines.eager_switches import LOCK
-from .errors import InvalidArgument, NotLowered, wrapping
+from .errors import InvalidArgument, NotLowered, PylandscapeError, wrapping
 from .theta import computed, identity, running_statistics, sampling
 from .theta.checks import (
     Metric,
@@ -641,11 +642,20 @@ class Landscape:
         return self.native or self.eager
 
     def _derivative(self, ask: Callable[[Engine], Tensor]) -> Tensor:
-        """From the compiled engine, or from torch's where derivatives are not compiled."""
+        """From the compiled engine, or from torch's where derivatives are not compiled.
+
+        Also where they are not finite: of an infinite slope behind a zero one (the root of a relu)
+        autograd takes some as zero and others as NaN, and its answer is the user's.
+        """
         try:
-            return ask(self._engine)
+            found = ask(self._engine)
         except NotLowered:
             return ask(self.eager)
+        if self.native is None or bool(torch.isfinite(found).all()):
+            return found
+        with contextlib.suppress(PylandscapeError):
+            return ask(self.eager)
+        return found
 
     def point(self, theta: Any) -> Tensor:
         """The parameters and what else the landscape moves, (n + m,); not of other buffers."""
