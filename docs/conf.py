@@ -88,7 +88,10 @@ def escaped(app, what, name, obj, options, lines):
 
 # The reference: a page for each area, its public names by the package where they live.
 AREAS = {
-    "landscape": ("The landscape", "landscape theta interop errors _native trajectories.loading"),
+    "landscape": (
+        "The landscape",
+        "landscape theta interop errors ranks _native trajectories.loading",
+    ),
     "surfaces": (
         "Lines, planes, grids",
         "surfaces results.curve results.surface results.grid_values results.vti results.vtp "

@@ -55,7 +55,7 @@ _HOMES = {
     "engines.points.evaluator": "eigenvalues",
     "errors": (
         "CudaUnavailable FileFormatError InvalidArgument LayoutMismatch NotDifferentiable "
-        "NotLowered PylandscapeError ResumeMismatch"
+        "NotLowered PylandscapeError RankFailed ResumeMismatch"
     ),
     "experiments.theorems": "TheoryTable theory",
     "interop": "from_function",
@@ -63,6 +63,7 @@ _HOMES = {
     "plots.clouds": "plot_clouds",
     "plots.side_by_side": "compare",
     "plots.spectra": "plot_spectra",
+    "ranks": "distributed",
     "reports.writing": "report",
     "results.asymmetry_profiles": "Asymmetry",
     "results.barrier_matrix": "Barriers",
@@ -203,6 +204,7 @@ else:
     from .errors import NotDifferentiable as NotDifferentiable
     from .errors import NotLowered as NotLowered
     from .errors import PylandscapeError as PylandscapeError
+    from .errors import RankFailed as RankFailed
     from .errors import ResumeMismatch as ResumeMismatch
     from .experiments.theorems import TheoryTable as TheoryTable
     from .experiments.theorems import theory as theory
@@ -212,6 +214,7 @@ else:
     from .plots.clouds import plot_clouds as plot_clouds
     from .plots.side_by_side import compare as compare
     from .plots.spectra import plot_spectra as plot_spectra
+    from .ranks import distributed as distributed
     from .reports.writing import report as report
     from .results.asymmetry_profiles import Asymmetry as Asymmetry
     from .results.barrier_matrix import Barriers as Barriers

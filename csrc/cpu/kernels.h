@@ -20,7 +20,8 @@ enum class Unary : int {
   kSilu,      // x sigmoid(x)
   kSoftplus,  // log(1 + exp(a x)) / a, linear where a x > b
   kElu,       // x > 0 ? b x : b a (exp(x) - 1)
-  kClamp,     // min(max(x, a), b), NaN stays
+  kClamp,     // min(max(x, a), b), NaN stays; at the bounds the slope is 1
+  kHardtanh,  // the same, but the slope at the bounds is 0
   kSquare,
   kAbs,
   kExp,
@@ -37,8 +38,9 @@ enum class Unary : int {
   kSin,
   kCos,
   kErf,
+  kLength,  // sqrt(x) of a sum of squares: at 0 the slope is 0, and there is no curvature (NaN)
 };
-constexpr int kUnaryCount = 27;
+constexpr int kUnaryCount = 29;
 
 enum class Binary : int { kAdd, kSub, kMul, kDiv };
 constexpr int kBinaryCount = 4;

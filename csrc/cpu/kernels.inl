@@ -18,6 +18,7 @@
 #include "cpu/batch_norm.inl"
 #include "cpu/losses.inl"
 #include "cpu/reverse.inl"
+#include "cpu/norm_reverse.inl"
 #include "cpu/conv_reverse.inl"
 #include "cpu/sequence.inl"
 #include "cpu/basis.inl"

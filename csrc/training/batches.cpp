@@ -1,6 +1,7 @@
 #include "training/batches.h"
 
 #include <algorithm>
+#include <limits>
 #include <utility>
 
 namespace pylandscape {
@@ -97,6 +98,15 @@ double Batches<T>::denominator(int64_t size, const int64_t* samples) const {
   return sum;
 }
 
+template <typename T>
+double Batches<T>::scale(double denominator, int64_t size, const int64_t* samples) const {
+  if (denominator != 0) return 1 / denominator;
+  for (int64_t i = 0; i < size && index_.size() > 0; ++i)
+    for (int64_t r = 0; r < target_rows_; ++r)
+      if (index(samples[i])[r] >= 0) return std::numeric_limits<double>::quiet_NaN();
+  return 0;
+}
+
 // A transposition, in blocks of columns whose rows stay in the first-level cache.
 template <typename T>
 template <typename V>
@@ -153,6 +163,7 @@ template <typename T>
 void Batches<T>::gather(int64_t size, const int64_t* samples, Gathered<T>& to) const {
   to.samples = size, to.tile = tile_of(size), to.tiles = tiles(size);
   to.denominator = denominator(size, samples);
+  to.scale = scale(to.denominator, size, samples);
   const int64_t columns = to.tiles * to.tile;
   gather_rows(features_, x_.data(), samples, room(to.x, columns * features_), to, T(0), true);
   gather_columns(samples, to);

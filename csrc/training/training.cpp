@@ -196,8 +196,7 @@ void Training<T>::step(const Runs<T>& runs, int64_t run, int64_t number, double 
   const double sum =
       gradient(batch, theta, statistics, done * passes, draw, work, groups, sums);
   *loss = sum / batch.denominator;
-  // Without a target that counts the loss is 0 / 0, as torch's, and its gradient 0.
-  double scale = batch.denominator != 0 ? 1 / batch.denominator : 0.0;
+  double scale = batch.scale;
   if (rule_.two_stages) {
     work.moved.resize(n), work.stage.assign(sums, sums + n);
     for (int64_t i = 0; i < n; ++i)

@@ -111,7 +111,7 @@ def asymmetry(
         found = evaluate_in_chunks(
             rows, ("loss",), lambda: home.prepare(units.to(home.origin), theta=centre),
             journal=journal, progress=progress, label="asymmetry",
-            exact=home.device.type == "cpu",
+            exact=home.device.type == "cpu", request=request,
         )[:, 0]  # fmt: skip
         values = _profiles(found, len(names), points)
         other = None
@@ -127,7 +127,7 @@ def asymmetry(
     if path is None:
         return run(None)
 
-    def record(beside: Path) -> Journal:
+    def record(beside: Path | None) -> Journal:
         return Journal(beside, request, ("loss",), len(rows))
 
     return answered(path, request, JOURNAL_SUFFIX, record, run)

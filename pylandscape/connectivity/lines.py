@@ -96,6 +96,7 @@ def barriers(
         found = evaluate_in_chunks(
             weights, ("loss",), lambda: land.prepare(vertices, theta=base), journal=journal,
             progress=progress, label="barriers", exact=land.device.type == "cpu",
+            request=request,
         )  # fmt: skip
         values = _square(found[:, 0], pairs, count, points)
         for i, j in equal:  # one point: what differs is the rounding of its weights

@@ -83,6 +83,11 @@ class Runs(Pictured, Sequence[Trajectory]):
         return cls(header, columns, name)
 
     @property
+    def columns(self) -> Mapping[str, Any]:
+        """The records' columns (T P, ...): step, metrics, values, crc."""
+        return self._columns
+
+    @property
     def n(self) -> int:
         """The number of parameters."""
         return self.layout.n
