@@ -66,6 +66,7 @@ inline void conv_reverse_panel(const ConvArgs& a, int64_t group, int64_t rows, i
 
 template <typename T>
 void conv_reverse(const ConvArgs& a, int64_t cols, const T* packed, const T* dy, T* dx) {
+  if (is_depthwise(a)) return depthwise_reverse(a, cols, packed, dy, dx);
   const int64_t depth = a.rows * a.kernel_h * a.kernel_w;
   const PanelSplit split(a.channels, kRows);
   for (int64_t g = 0; g < a.groups; ++g)
@@ -202,6 +203,7 @@ inline void conv_outer_blocks(const ConvArgs& a, int64_t group, int64_t rows, in
 
 template <typename T>
 void conv_outer_add(const ConvArgs& a, int64_t cols, const T* dy, const T* packed_x, double* g) {
+  if (is_depthwise(a)) return depthwise_outer_add(a, cols, dy, packed_x, g);
   constexpr int N = kLanes<T>;
   const PanelSplit split(a.rows, kRows);
   for (int64_t group = 0; group < a.groups; ++group) {
