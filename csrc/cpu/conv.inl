@@ -133,6 +133,7 @@ inline void conv_panel(const ConvArgs& a, int64_t group, int64_t rows, int64_t r
 template <typename T>
 void conv(const ConvArgs& a, int64_t cols, const T* packed, const T* x, const Epilogue<T>& e,
           T* y) {
+  if (is_depthwise(a)) return depthwise(a, cols, packed, x, e, y);
   const int64_t depth = a.channels * a.kernel_h * a.kernel_w;
   const PanelSplit split(a.rows, kRows);
   const int64_t strip = conv_strip<T>(a.stride_h * a.in_w * a.channels * cols);

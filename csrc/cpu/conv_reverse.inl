@@ -68,6 +68,7 @@ inline void conv_reverse_panel(const ConvArgs& a, int64_t group, int64_t rows, i
 
 template <typename T>
 void conv_reverse(const ConvArgs& a, int64_t cols, const T* packed, const T* dy, T* dx) {
+  if (is_depthwise(a)) return depthwise_reverse(a, cols, packed, dy, dx);
   const int64_t depth = a.rows * a.kernel_h * a.kernel_w;
   const PanelSplit split(a.channels, kRows);
   const int64_t strip = a.stride_h * conv_strip<T>(a.out_w * a.rows * cols);
@@ -283,6 +284,7 @@ inline void conv_outer_blocks(const ConvArgs& a, int64_t group, int64_t block, i
 
 template <typename T>
 void conv_outer_add(const ConvArgs& a, int64_t cols, const T* dy, const T* packed_x, double* g) {
+  if (is_depthwise(a)) return depthwise_outer_add(a, cols, dy, packed_x, g);
   constexpr int N = kLanes<T>;
   if (a.by_patches()) {  // every pixel's own rows: one tap
     const ConvArgs flat{1, a.channels * a.kernel_h * a.kernel_w, a.rows, a.out_h, a.out_w,

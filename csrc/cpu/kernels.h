@@ -234,8 +234,10 @@ struct Kernels {
   void (*pack_columns)(int64_t k, int64_t cols, const T* x, T* dst);
   // dst = panels of the transpose of src (m, k).
   void (*pack_transposed)(int64_t m, int64_t k, const T* src, T* dst);
-  // g (m, k) += dy x^T; dy (m, cols) as panels (pack), x (k, cols) as blocks (pack_columns).
-  void (*outer_add)(int64_t m, int64_t k, int64_t cols, const T* dy, const T* x, double* g);
+  // g (m, k) += the sum of `count` products dy x^T; each dy (m, cols) as panels (pack), each x (k,
+  // cols) as blocks (pack_columns).
+  void (*outer_add)(int64_t m, int64_t k, int64_t cols, int64_t count, const T* const* dy,
+                    const T* const* x, double* g);
   // sums (m,) += the rows' sums.
   void (*row_sums_add)(int64_t m, int64_t cols, const T* x, double* sums);
   // out (n,) += scale x y; y may be null (ones).
