@@ -6,6 +6,7 @@ import copy
 import math
 import os
 import threading
+import warnings
 import weakref
 from dataclasses import dataclass
 from functools import cached_property
@@ -281,7 +282,13 @@ class ScriptedPart(Block):
         return _scripted(self.fc(x))
 
 
-@torch.jit.script
+def _script(function: Any) -> Any:
+    with warnings.catch_warnings():  # deprecated, and still in people's models
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return torch.jit.script(function)
+
+
+@_script
 def _scripted(x: Tensor) -> Tensor:
     if x.size(0) > 100:
         return x
