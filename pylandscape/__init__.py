@@ -77,7 +77,6 @@ _HOMES = {
     "results.fitness": "FitnessDistance",
     "results.flatness_table": "Flatness FlatnessRow",
     "results.grid_values": "Grid",
-    "results.loading": "load",
     "results.merge_trees": "Topology",
     "results.mode_connection": "ModeConnection",
     "results.model_alignment": "ModelAlignment",
@@ -107,6 +106,7 @@ _HOMES = {
     "trajectories.base": "Trajectory",
     "trajectories.components": "pca pca_directions",
     "trajectories.embedding": "mds",
+    "trajectories.loading": "load",
     "trajectories.reading": "trajectory",
     "trajectories.recorder": "Recorder",
     "trajectories.several": "Runs",
@@ -229,7 +229,6 @@ else:
     from .results.flatness_table import Flatness as Flatness
     from .results.flatness_table import FlatnessRow as FlatnessRow
     from .results.grid_values import Grid as Grid
-    from .results.loading import load as load
     from .results.merge_trees import Topology as Topology
     from .results.mode_connection import ModeConnection as ModeConnection
     from .results.model_alignment import ModelAlignment as ModelAlignment
@@ -282,6 +281,7 @@ else:
     from .trajectories.components import pca as pca
     from .trajectories.components import pca_directions as pca_directions
     from .trajectories.embedding import mds as mds
+    from .trajectories.loading import load as load
     from .trajectories.reading import trajectory as trajectory
     from .trajectories.recorder import Recorder as Recorder
     from .trajectories.several import Runs as Runs

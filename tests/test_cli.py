@@ -246,7 +246,10 @@ BAD = [
     (["--threads", "0"], "--threads: expected at least 1, got 0"),
     (["--out", "no/such/s.h5"], "no such folder 'no/such'"),
     (["--plot", "s.txt"], "expected a picture suffix"),
-    (["--kind", "contour"], "--kind: expected 'line' for a curve, got 'contour'"),
+    (
+        ["--kind", "contour", "--plot", "s.png"],
+        "--kind: expected 'line' for a curve, got 'contour'",
+    ),
 ]  # fmt: skip
 
 

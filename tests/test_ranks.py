@@ -194,18 +194,19 @@ def test_finished_files_are_every_rank_s_result(two: Group, tmp_path: Path) -> N
     assert sorted(p.name for p in two.folder.glob("*.h5*")) == ["e.h5", "s.h5", "w.h5"]
 
 
-def recorded(folder: Path) -> int:
-    return sum(f.stat().st_size > 3000 for f in folder.glob("s.h5.*"))
+def begun(folder: Path, count: int) -> None:
+    """Wait until so many journals are there."""
+    end = time.monotonic() + 100
+    while len(list(folder.glob("s.h5.journal*"))) < count and time.monotonic() < end:
+        time.sleep(0.01)
 
 
 def killed(folder: Path, chance: random.Random, size: int) -> None:
     """A group of which one rank is killed at a random moment, and then the others, as torchrun
     does."""
-    group = Group(folder, "slow", size, pause=0.003)
-    end = time.monotonic() + 20
-    while not list(folder.glob("s.h5.*")) and time.monotonic() < end:
-        time.sleep(0.01)
-    time.sleep(chance.uniform(0.0, 0.6))
+    group = Group(folder, "slow", size, pause=0.02)
+    begun(folder, size)
+    time.sleep(chance.uniform(0.0, 1.0))
     for rank in chance.sample(range(size), size):
         group.kill(rank)
     for process in group.processes:
@@ -242,9 +243,9 @@ def test_two_hundred_kills(tmp_path: Path) -> None:
 
 @pytest.mark.ci
 def test_what_ranks_recorded_is_merged_by_one_process(tmp_path: Path) -> None:
-    group = Group(tmp_path, "slow", 3, pause=0.02)
-    while recorded(tmp_path) < 3 and any(p.is_alive() for p in group.processes):
-        time.sleep(0.02)
+    group = Group(tmp_path, "slow", 3, pause=0.2)
+    begun(tmp_path, 3)
+    time.sleep(3.0)
     for rank in (1, 2, 0):
         group.kill(rank)
     group.end()
@@ -252,7 +253,7 @@ def test_what_ranks_recorded_is_merged_by_one_process(tmp_path: Path) -> None:
         "s.h5.journal", "s.h5.journal.rank1", "s.h5.journal.rank2"
     }  # fmt: skip
     found = CASES["slow"](tmp_path, pause=0.0)
-    assert found["resumed"] >= 6
+    assert found["resumed"] > 3
     assert np.array_equal(
         found["plane"], CASES["slow"](tmp_path, path="alone.h5", pause=0.0)["plane"]
     )

@@ -32,19 +32,28 @@ void pack_transposed(int64_t m, int64_t k, const T* src, T* dst) {
   }
 }
 
+constexpr int64_t kOuterSum = 1024;  // products of an element summed in T before they join the double
+
+// Rows of a panel from `row` on and the block of x that holds row i, of `count` products.
 template <typename T, int Rows>
-inline void outer_block(int64_t rows, int64_t cols, const T* __restrict__ w,
-                        const T* __restrict__ x, int64_t width, int64_t k, double* g) {
+inline void outer_block(int64_t rows, int64_t cols, int64_t count, const T* const* packed,
+                        int64_t row, const T* const* columns, int64_t i, int64_t width, int64_t k,
+                        double* g) {
   if constexpr (Rows > 0) {
-    if (rows != Rows) return outer_block<T, Rows - 1>(rows, cols, w, x, width, k, g);
+    if (rows != Rows)
+      return outer_block<T, Rows - 1>(rows, cols, count, packed, row, columns, i, width, k, g);
     constexpr int N = kLanes<T>;
     Vec<T> acc[Rows][2] = {};
-    for (int64_t i = 0; i < cols; ++i) {
-      const Vec<T> x0 = load<T, N>(x + i * 2 * N), x1 = load<T, N>(x + i * 2 * N + N);
+    for (int64_t s = 0; s < count; ++s) {
+      const T* __restrict__ w = packed[s] + row * cols;
+      const T* __restrict__ x = columns[s] + i * cols;
+      for (int64_t c = 0; c < cols; ++c) {
+        const Vec<T> x0 = load<T, N>(x + c * 2 * N), x1 = load<T, N>(x + c * 2 * N + N);
 #pragma GCC unroll 16
-      for (int r = 0; r < Rows; ++r) {
-        acc[r][0] += w[i * Rows + r] * x0;
-        acc[r][1] += w[i * Rows + r] * x1;
+        for (int r = 0; r < Rows; ++r) {
+          acc[r][0] += w[c * Rows + r] * x0;
+          acc[r][1] += w[c * Rows + r] * x1;
+        }
       }
     }
     constexpr int D = kLanes<double>;
@@ -71,14 +80,19 @@ inline void outer_block(int64_t rows, int64_t cols, const T* __restrict__ w,
 }
 
 template <typename T>
-void outer_add(int64_t m, int64_t k, int64_t cols, const T* packed, const T* columns, double* g) {
+void outer_add(int64_t m, int64_t k, int64_t cols, int64_t count, const T* const* packed,
+               const T* const* columns, double* g) {
   constexpr int W = 2 * kLanes<T>;
   const PanelSplit split(m, kRows);
-  for (int64_t p = 0; p < split.panels; ++p) {
-    const int64_t row = split.first(p);
-    for (int64_t i = 0; i < k; i += W)
-      outer_block<T, kRows>(split.rows(p), cols, packed + row * cols, columns + i * cols,
-                            k - i < W ? k - i : W, k, g + row * k + i);
+  const int64_t fit = kOuterSum / cols, together = fit < 1 ? 1 : fit;
+  for (int64_t s = 0; s < count; s += together) {
+    const int64_t some = count - s < together ? count - s : together;
+    for (int64_t p = 0; p < split.panels; ++p) {
+      const int64_t row = split.first(p);
+      for (int64_t i = 0; i < k; i += W)
+        outer_block<T, kRows>(split.rows(p), cols, some, packed + s, row, columns + s, i,
+                              k - i < W ? k - i : W, k, g + row * k + i);
+    }
   }
 }
 
@@ -160,173 +174,9 @@ void divide_reverse_tangent(int64_t n, const T* y, const T* q, const T* dq, cons
   }
 }
 
-// The features of the groups of a layer or group norm.
-struct NormFeature {
-  int64_t row, gain;
-};
-struct NormRows {
-  int64_t outer, size, pixels, width;
-  bool channels;
-  explicit NormRows(const NormArgs& a)
-      : outer(a.outer), size(a.size), pixels(a.pixels), width(a.size / a.pixels),
-        channels(a.channels) {}
-  // f(feature) for those of group o.
-  template <typename F>
-  void each(int64_t o, F f) const {
-    const int64_t gain = channels ? o * width : 0;
-    for (int64_t p = 0; p < pixels; ++p)
-      for (int64_t w = 0; w < width; ++w)
-        f(NormFeature{(p * outer + o) * width + w, gain + w});
-  }
-};
-
-// Per column of one group: z = (x - mean) s with s = 1 / sqrt(variance + eps); y = gain z + shift.
-// Along v: rz = s (rx - mean rx - z <z rx>) and rs = -s^2 <z rx>; <.> is the mean over the group.
-// Backward, with g = gain dy: dx = s u, u = g - <g> - z <g z>.
-template <typename T>
-struct NormColumn {
-  static constexpr int D = kLanes<double>;
-  using V = Vec<double, D>;
-  const T* x;
-  int64_t cols;
-  V mean{}, scale{};
-  NormColumn(const T* values, const NormRows& rows, int64_t group, int64_t stride, double eps)
-      : x(values), cols(stride) {
-    const double size = double(rows.size);
-    rows.each(group, [&](NormFeature f) { mean += load_double<T, D>(x + f.row * cols); });
-    mean /= size;
-    V variance{};
-    rows.each(group, [&](NormFeature f) {
-      const V d = load_double<T, D>(x + f.row * cols) - mean;
-      variance += d * d;
-    });
-    for (int l = 0; l < D; ++l) scale[l] = 1.0 / __builtin_sqrt(variance[l] / size + eps);
-  }
-  V z(NormFeature f) const { return (load_double<T, D>(x + f.row * cols) - mean) * scale; }
-};
-
-template <int D>
-inline double total(Vec<double, D> v) {
-  double sum = 0;
-  for (int l = 0; l < D; ++l) sum += v[l];
-  return sum;
-}
 template <typename T, int D>
 inline void add_narrow(T* p, Vec<double, D> v) {
   for (int l = 0; l < D; ++l) p[l] += static_cast<T>(v[l]);
-}
-
-template <typename T>
-void layer_norm_tangent(const NormArgs& a, int64_t cols, const T* gain, const T* x, const T* rx,
-                        const T* rgain, const T* rshift, T* ry) {
-  using Column = NormColumn<T>;
-  using V = typename Column::V;
-  constexpr int D = Column::D;
-  const NormRows rows(a);
-  for (int64_t o = 0; o < a.outer; ++o)
-    for (int64_t c = 0; c < cols; c += D) {
-      const Column column(x + c, rows, o, cols, a.eps);
-      V mean{}, dot{};
-      if (rx != nullptr)
-        rows.each(o, [&](NormFeature f) {
-          const V r = load_double<T, D>(rx + f.row * cols + c);
-          mean += r;
-          dot += r * column.z(f);
-        });
-      mean /= double(a.size), dot /= double(a.size);
-      rows.each(o, [&](NormFeature f) {
-        const V z = column.z(f);
-        V v{};
-        if (rx != nullptr)
-          v = column.scale * (load_double<T, D>(rx + f.row * cols + c) - mean - z * dot);
-        if (gain != nullptr) v *= double(gain[f.gain]);
-        if (rgain != nullptr) v += double(rgain[f.gain]) * z;
-        if (rshift != nullptr) v += double(rshift[f.gain]);
-        for (int l = 0; l < D; ++l) ry[f.row * cols + c + l] = static_cast<T>(v[l]);
-      });
-    }
-}
-
-template <typename T>
-void layer_norm_reverse(const NormArgs& a, int64_t cols, const T* gain, const T* x, const T* dy,
-                        T* dx, double* dgain, double* dshift) {
-  using Column = NormColumn<T>;
-  using V = typename Column::V;
-  constexpr int D = Column::D;
-  const NormRows rows(a);
-  for (int64_t o = 0; o < a.outer; ++o)
-    for (int64_t c = 0; c < cols; c += D) {
-      const Column column(x + c, rows, o, cols, a.eps);
-      V mean{}, dot{};
-      rows.each(o, [&](NormFeature f) {
-        const V d = load_double<T, D>(dy + f.row * cols + c), z = column.z(f);
-        const V g = gain != nullptr ? d * double(gain[f.gain]) : d;
-        mean += g;
-        dot += g * z;
-        if (dgain != nullptr) dgain[f.gain] += total<D>(d * z);
-        if (dshift != nullptr) dshift[f.gain] += total<D>(d);
-      });
-      if (dx == nullptr) continue;
-      mean /= double(a.size), dot /= double(a.size);
-      rows.each(o, [&](NormFeature f) {
-        const V d = load_double<T, D>(dy + f.row * cols + c);
-        const V g = gain != nullptr ? d * double(gain[f.gain]) : d;
-        add_narrow<T, D>(dx + f.row * cols + c, column.scale * (g - mean - column.z(f) * dot));
-      });
-    }
-}
-
-// rdx = rs u + s (rg - <rg> - rz <g z> - z (<rg z> + <g rz>)), rg = rgain dy + gain rdy.
-template <typename T>
-void layer_norm_reverse_tangent(const NormArgs& a, int64_t cols, const T* gain, const T* rgain,
-                                const T* x, const T* rx, const T* dy, const T* rdy, T* rdx,
-                                double* rdgain, double* rdshift) {
-  using Column = NormColumn<T>;
-  using V = typename Column::V;
-  constexpr int D = Column::D;
-  const double share = 1.0 / double(a.size);
-  const NormRows rows(a);
-  for (int64_t o = 0; o < a.outer; ++o)
-    for (int64_t c = 0; c < cols; c += D) {
-      const Column column(x + c, rows, o, cols, a.eps);
-      const auto of = [&](const T* p, NormFeature f) {
-        return p != nullptr ? load_double<T, D>(p + f.row * cols + c) : V{};
-      };
-      const auto adjoint = [&](NormFeature f) {
-        return gain != nullptr ? of(dy, f) * double(gain[f.gain]) : of(dy, f);
-      };
-      const auto adjoint_tangent = [&](NormFeature f) {
-        V v = gain != nullptr ? of(rdy, f) * double(gain[f.gain]) : of(rdy, f);
-        if (rgain != nullptr) v += double(rgain[f.gain]) * of(dy, f);
-        return v;
-      };
-      V rx_mean{}, z_rx{};
-      rows.each(o, [&](NormFeature f) {
-        rx_mean += share * of(rx, f);
-        z_rx += share * of(rx, f) * column.z(f);
-      });
-      const auto rz = [&](NormFeature f) {
-        return column.scale * (of(rx, f) - rx_mean - column.z(f) * z_rx);
-      };
-      V g_mean{}, g_z{}, rg_mean{}, cross{};
-      rows.each(o, [&](NormFeature f) {
-        const V g = adjoint(f), rg = adjoint_tangent(f), z = column.z(f), r = rz(f);
-        g_mean += share * g;
-        g_z += share * g * z;
-        rg_mean += share * rg;
-        cross += share * (rg * z + g * r);
-        if (rdgain != nullptr) rdgain[f.gain] += total<D>(of(rdy, f) * z + of(dy, f) * r);
-        if (rdshift != nullptr) rdshift[f.gain] += total<D>(of(rdy, f));
-      });
-      if (rdx == nullptr) continue;
-      const V rs = -column.scale * column.scale * z_rx;
-      rows.each(o, [&](NormFeature f) {
-        const V z = column.z(f);
-        const V u = adjoint(f) - g_mean - z * g_z;
-        const V v = adjoint_tangent(f) - rg_mean - rz(f) * g_z - z * cross;
-        add_narrow<T, D>(rdx + f.row * cols + c, rs * u + column.scale * v);
-      });
-    }
 }
 
 // y = softmax(x), or log_softmax with p = exp(y).

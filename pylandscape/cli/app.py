@@ -3,7 +3,8 @@ trajectory | track | barriers | plot | report | info | ...`.
 
 The parser, and the commands that read files, do without torch, which takes seconds to import.
 
-Exit codes: 0 done; 1 a check failed (a picture that does not show what it claims to, a theorem);
+Exit codes: 0 done; 1 a check failed (a picture that does not show what it claims to, a
+theorem, a training run that diverged);
 2 bad usage or input, with one line on stderr; 130 interrupted, with how to resume. `--debug` shows
 tracebacks.
 """
@@ -25,6 +26,7 @@ from typing import Any
 from ..errors import InvalidArgument, PylandscapeError, RankFailed
 from ..ranks import by_itself, speaks
 from .common import KINDS, NORMALIZATIONS, _picture_options, model_options, scale_options
+from .effects import Options, begin, without_effect, written_by_user
 from .examples import TOP, complete
 from .info import _info
 from .pictures import SPECTRAL_KINDS, _compare, _plot
@@ -51,12 +53,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is None:  # a command of its own: one line, without the place in our code
         warnings.showwarning = _warn  # type: ignore[assignment]
     os.environ.setdefault("MPLBACKEND", "Agg")  # pictures go to files: no window, no display needed
-    options, unknown = parser().parse_known_args(joined(arguments))
+    words = joined(arguments)
+    options, unknown = parser().parse_known_args(words, Options())
     if unknown:  # with the command's own usage
         options.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     try:
+        begin(options, written_by_user(parser(), words))
         with one_speaker(options):
-            return int(options.run(options) or 0)
+            code = int(options.run(options) or 0)
+            for option in without_effect(options) if speaks() else ():
+                print(f"warning: {option} had no effect", file=sys.stderr)
+            return code
     except KeyboardInterrupt:
         print(_interrupted(options, arguments), file=sys.stderr)
         return INTERRUPTED

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -38,6 +38,19 @@ PROGRAMS = {
 _TRACED_SAMPLES = 3  # fewer coincidences with feature sizes than 1 or 2
 
 
+def _form(dataset: Dataset) -> str:
+    """What the batches are instead of pairs of tensors of one shape."""
+    for batch in dataset.batches:
+        for part, name in ((batch.inputs, "inputs"), (batch.target, "targets")):
+            if isinstance(part, tuple | list):
+                return f"the model takes {len(part)} {name}"
+            if isinstance(part, Mapping):
+                return f"the {name} are a dict with {', '.join(map(str, part))}"
+            if not isinstance(part, Tensor):
+                return f"the {name} are of type {type(part).__name__}"
+    return "batches differ in the shape or type of a sample"
+
+
 @dataclass(frozen=True)
 class Data:
     """All inputs (N, ...) and targets, on the CPU, and how many samples each batch has.
@@ -55,9 +68,7 @@ class Data:
         """Raises NotLowered for data that are more than one input and one target tensor."""
         tensors = dataset.tensors()
         if tensors is None:
-            raise NotLowered(
-                "the data are not (input tensor, target tensor) batches of equal shape"
-            )
+            raise NotLowered(f"the data are not (input tensor, target tensor): {_form(dataset)}")
         inputs, targets = tensors
         if inputs.layout != torch.strided or targets.layout != torch.strided:
             raise NotLowered("the data are sparse")
