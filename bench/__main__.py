@@ -24,6 +24,7 @@ from . import (
     kernels,
     memory,
     nets,
+    ranks,
     reorth,
     slq,
     topology,
@@ -57,6 +58,7 @@ _TIMED = {
     "training_norms": training.training_norms,
     "topology": topology.topology,
     "errors": errors.errors,
+    "ranks": ranks.ranks,
 }
 
 
