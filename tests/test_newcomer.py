@@ -189,3 +189,17 @@ def test_an_alignment_without_barriers_says_why():
     info = {"notes": [why]}
     found = pl.ModelAlignment(theta, order, (2.0, 1.0), (0.5, 0.5), info=info)
     assert f"note: {why}" in str(found)
+
+
+@pytest.mark.ci
+def test_an_alignment_under_fixed_statistics_names_the_way_to_barriers():
+    def normed(seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        model = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 3))
+        model(seed * data()[0])
+        return model.eval()
+
+    here = pl.Landscape(normed(1), "cross_entropy", data())
+    said = str(pl.align(here, normed(1), normed(2), **QUIET))
+    assert "note: no barriers: " in said
+    assert "bn='recompute'" in said
