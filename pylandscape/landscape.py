@@ -26,6 +26,7 @@ from .arguments import callers_level, integer
 from .arrays import digest_of_all, scipy_operator
 from .engines import slopes
 from .engines.choose import EngineReport, choose
+from .engines.differences import check_products, hessian_by_differences
 from .engines.eager import TorchEngine, rebound
 from .engines.eager_derivatives import MEMORY
 from .engines.eager_switches import LOCK
@@ -39,6 +40,7 @@ from .theta.checks import (
     check_choices,
     check_finite,
     check_fits_memory,
+    check_room,
     check_subset,
     chosen_device,
     chosen_metrics,
@@ -114,8 +116,11 @@ class Landscape:
         copy: False saves the memory of one theta: the point that directions start from is read from
             the module's own parameters, which must keep their values for as long as the landscape
             is asked; it raises InvalidArgument once they have changed. The landscape then needs
-            one theta beside the module (see `memory_needed`), whatever the number of directions
-            that are not stored.
+            one theta beside the module, whatever the number of directions that are not stored.
+        products: "exact": products with the Hessian by double backward, or compiled.
+            "differences": by central differences of gradients, for models with operations that have
+            no second derivative, with a bound of the error (`hvp_by_differences`): the largest one
+            stands in ``worst_product``, in the results' notes and in `engine_report`.
 
     L is the loss of the concatenated data: known losses divide by their own denominator (samples,
     class weights, targets not ignored), "sum" adds. They are computed in float64 from the outputs.
@@ -145,12 +150,17 @@ class Landscape:
         seed: int = 0,
         max_batches: int | None = None,
         copy: bool = True,
+        products: str = "exact",
     ) -> None:
         check_choices(model, loss, data, objective, weight, bn, dtype, engine)
+        check_products(products)
+        self.products = products
+        self.worst_product = 0.0  # the largest bound so far of a product by differences, over |Hv|
         whole, model = model, unwrapped(model)
         own_device = device_of(model)
         self.device = own_device if device is None else chosen_device(device)
         check_finite(model)
+        check_room(model, dtype, self.device, copy)
         moved = None if self.device == own_device else self.device
         with LOCK:  # another landscape in the making moves its module
             snapshot = Snapshot(model, dtype, moved)
@@ -280,7 +290,18 @@ class Landscape:
         """
         subset = self.dataset.subset
         data = None if subset is None else str(subset)
-        return replace(self._report, note=self.slope_note(), data=data, computed=self.computed)
+        notes = [each for each in (self.slope_note(), self.products_note()) if each is not None]
+        note = "; ".join(notes) or None
+        return replace(self._report, note=note, data=data, computed=self.computed)
+
+    @property
+    def half(self) -> str | None:
+        """Which half precision the model computes in, "bfloat16" for example; None in none."""
+        kinds = {e.dtype for e in self.layout.entries if torch.finfo(e.dtype).bits < 32}
+        asked = self._asked[1]
+        if not kinds or (asked is not None and torch.finfo(asked).bits >= 32):
+            return None
+        return " and ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds))
 
     def slope_note(self) -> str | None:
         """`slope_mismatch` where it is cheap or known already, else None."""
@@ -437,6 +458,20 @@ class Landscape:
         """H v (n,) for v (n,), or the rows H v_i (k, n) for v (k, n); float64, H at theta."""
         return self._product("hessian", v, theta)
 
+    def hvp_by_differences(self, v: Any, theta: Any = None) -> tuple[Tensor, Tensor]:
+        """H v as `hvp`, by central differences of gradients, and a bound of the error's norm.
+
+        D(eps) = [g(theta + eps v) - g(theta - eps v)] / (2 eps) with eps = u^(1/3) |theta| / |v|,
+        u the machine epsilon of the coarsest parameter; the bound is |D(eps) - D(2 eps)|.
+
+        Returns:
+            (n,) and a scalar for v (n,); (k, n) and (k,) for the rows v (k, n). float64.
+        """
+        vectors = self._vectors(v)
+        home, point = self._smooth_point(theta)
+        rows, bounds = home._differences(vectors.reshape(-1, self.n_params), point)
+        return rows.reshape(vectors.shape), bounds.reshape(vectors.shape[:-1])
+
     def gauss_newton_product(self, v: Any, theta: Any = None) -> Tensor:
         """G v as `hvp`, G = J^T H_out J: the Hessian without the model's own curvature.
 
@@ -540,21 +575,53 @@ class Landscape:
     def describe(self) -> dict[str, Any]:
         """What determines the numbers, JSON-able (theta/identity.py): the model's structure, code
         and frozen state, the loss by what it computes, data, arithmetic, versions."""
-        return identity.of_landscape(self, self.eager.fixed_digest())
+        found = identity.of_landscape(self, self.eager.fixed_digest())
+        return found if self.products == "exact" else {**found, "products": self.products}
 
     def _product(self, matrix: str, v: Any, theta: Any) -> Tensor:
+        home, point = self._located(theta)
+        return home.product_at(matrix, self._vectors(v), point)
+
+    def _vectors(self, v: Any) -> Tensor:
         vectors = torch.as_tensor(getattr(v, "vector", v)).detach().to(self.device, self.dtype)
         if vectors.dim() not in (1, 2) or vectors.shape[-1] != self.n_params:
             raise InvalidArgument(
                 f"v: expected shape ({self.n_params},) or (k, {self.n_params}), "
                 f"got {tuple(vectors.shape)}"
             )
-        home, point = self._located(theta)
-        return home.product_at(matrix, vectors, point)
+        return vectors
+
+    def _differences(self, block: Tensor, point: Tensor) -> tuple[Tensor, Tensor]:
+        rest = point[self.n_params :]
+
+        def gradient(theta: Tensor) -> Tensor:
+            at = torch.cat([theta, rest])
+            return self._derivative(lambda engine: engine.gradient(at))[: self.n_params]
+
+        rows, bounds = hessian_by_differences(
+            gradient, point[: self.n_params], block, self.eager.rounding()
+        )
+        sizes = torch.linalg.vector_norm(rows, dim=1)
+        shares = (bounds / sizes)[sizes > 0]
+        if len(shares):
+            self.worst_product = max(self.worst_product, float(shares.max()))
+        return rows, bounds
+
+    def products_note(self) -> str | None:
+        """How products with the Hessian were had, where it is not exactly."""
+        if self.products == "exact":
+            return None
+        told = (
+            f", off by at most {self.worst_product:.2g} of its norm" if self.worst_product else ""
+        )
+        return f"products with the Hessian by central differences of gradients{told}"
 
     def product_at(self, matrix: str, vectors: Tensor, point: Tensor) -> Tensor:
         """The same of vectors (n,) or (k, n) like theta at a `point`, all checked."""
         block = vectors.reshape(-1, self.n_params)
+        if matrix == "hessian" and self.products == "differences":
+            at = running_statistics.without_negative(self.moved, point)
+            return self._differences(block, at)[0].reshape(vectors.shape)
         if self.moved.n > self.n_params:
             point = running_statistics.without_negative(self.moved, point)
             block = torch.nn.functional.pad(block, (0, self.moved.n - self.n_params))
@@ -564,6 +631,8 @@ class Landscape:
     def native_products(self, matrix: str, point: Tensor) -> CoreProducts | None:
         """What gives the native engine's products (see SymmetricOperator), or None."""
         if self.native is None or self.moved.n > self.n_params:
+            return None
+        if matrix == "hessian" and self.products == "differences":
             return None
         return self.native.products_at(matrix, self.point(point))
 

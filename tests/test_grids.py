@@ -15,7 +15,7 @@ from pylandscape.landscape import Landscape
 from pylandscape.results.curve import Curve
 from pylandscape.results.loading import load
 from pylandscape.results.surface import Surface
-from pylandscape.runs.chunks import evaluate_in_chunks, missing, next_size
+from pylandscape.runs.chunks import evaluate_in_chunks, next_size
 from pylandscape.surfaces.grids import interpolate, line, make_axis, plane
 
 EPS = np.finfo(np.float64).eps
@@ -396,12 +396,6 @@ def test_values_do_not_depend_on_the_chunks_bit_for_bit(monkeypatch, engine):
         )
         found.add(b"".join(values.tobytes() for values in surface.metrics.values()))
     assert len(found) == 1
-
-
-def test_missing_points_are_found_as_runs():
-    assert list(missing(np.array([], dtype=bool))) == []
-    assert list(missing(np.array([1, 1], dtype=bool))) == []
-    assert list(missing(np.array([0, 0, 1, 0, 1, 1, 0], dtype=bool))) == [(0, 2), (3, 4), (6, 7)]
 
 
 def test_every_point_is_asked_for_once_in_order():

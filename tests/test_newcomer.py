@@ -190,13 +190,8 @@ def test_the_flatness_table_says_what_its_radii_are_of():
 
 
 def test_an_alignment_without_barriers_says_why():
-    def normed(seed: int) -> nn.Module:
-        torch.manual_seed(seed)
-        model = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 3))
-        model(seed * data()[0])
-        return model.eval()
-
-    here = pl.Landscape(normed(1), "cross_entropy", data())
-    said = str(pl.align(here, normed(1), normed(2), **QUIET))
-    assert "note: no barriers: " in said
-    assert "bn='recompute'" in said
+    why = "no barriers: models[0] has other running statistics"
+    theta, order = np.zeros(3), {"0.weight[0]": np.arange(2)}
+    info = {"notes": [why]}
+    found = pl.ModelAlignment(theta, order, (2.0, 1.0), (0.5, 0.5), info=info)
+    assert f"note: {why}" in str(found)

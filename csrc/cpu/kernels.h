@@ -117,6 +117,9 @@ struct ConvArgs {
   int64_t groups, channels, rows;  // input and output channels of one group
   int64_t in_h, in_w, out_h, out_w, kernel_h, kernel_w;
   int64_t stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
+  // Whether products with the input (`pack_pixels`) take it patch by patch: few channels would
+  // leave most lanes empty.
+  bool by_patches() const { return groups == 1 && channels <= 4 && kernel_h * kernel_w > 1; }
 };
 
 // kMax: derivatives go to the first of equal maxima. kMaxEven: to all of them, evenly.
@@ -231,8 +234,10 @@ struct Kernels {
   void (*pack_columns)(int64_t k, int64_t cols, const T* x, T* dst);
   // dst = panels of the transpose of src (m, k).
   void (*pack_transposed)(int64_t m, int64_t k, const T* src, T* dst);
-  // g (m, k) += dy x^T; dy (m, cols) as panels (pack), x (k, cols) as blocks (pack_columns).
-  void (*outer_add)(int64_t m, int64_t k, int64_t cols, const T* dy, const T* x, double* g);
+  // g (m, k) += the sum of `count` products dy x^T; each dy (m, cols) as panels (pack), each x (k,
+  // cols) as blocks (pack_columns).
+  void (*outer_add)(int64_t m, int64_t k, int64_t cols, int64_t count, const T* const* dy,
+                    const T* const* x, double* g);
   // sums (m,) += the rows' sums.
   void (*row_sums_add)(int64_t m, int64_t cols, const T* x, double* sums);
   // out (n,) += scale x y; y may be null (ones).
@@ -265,8 +270,9 @@ struct Kernels {
   // dx += W^T dy.
   void (*conv_reverse)(const ConvArgs& a, int64_t cols, const T* packed, const T* dy, T* dx);
   // dst (pixels, blocks of vector_length channels, cols, vector_length) of x (pixels, channels,
-  // cols), the last block filled up with zeros.
-  void (*pack_pixels)(int64_t pixels, int64_t channels, int64_t cols, const T* x, T* dst);
+  // cols), the last block filled up with zeros; or, by patches, of each output pixel's own rows
+  // (channel, tap).
+  void (*pack_pixels)(const ConvArgs& a, int64_t cols, const T* x, T* dst);
   // g (weights) += dy x^T; x by pack_pixels.
   void (*conv_outer_add)(const ConvArgs& a, int64_t cols, const T* dy, const T* x, double* g);
   // g (weights, cols): the same for every column, x as it stands; overwritten.

@@ -11,6 +11,7 @@
 #include "cpu/math.inl"
 #include "cpu/elementwise.inl"
 #include "cpu/linear.inl"
+#include "cpu/depthwise.inl"
 #include "cpu/conv.inl"
 #include "cpu/pool.inl"
 #include "cpu/matmul.inl"

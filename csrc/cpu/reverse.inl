@@ -32,19 +32,28 @@ void pack_transposed(int64_t m, int64_t k, const T* src, T* dst) {
   }
 }
 
+constexpr int64_t kOuterSum = 1024;  // products of an element summed in T before they join the double
+
+// Rows of a panel from `row` on and the block of x that holds row i, of `count` products.
 template <typename T, int Rows>
-inline void outer_block(int64_t rows, int64_t cols, const T* __restrict__ w,
-                        const T* __restrict__ x, int64_t width, int64_t k, double* g) {
+inline void outer_block(int64_t rows, int64_t cols, int64_t count, const T* const* packed,
+                        int64_t row, const T* const* columns, int64_t i, int64_t width, int64_t k,
+                        double* g) {
   if constexpr (Rows > 0) {
-    if (rows != Rows) return outer_block<T, Rows - 1>(rows, cols, w, x, width, k, g);
+    if (rows != Rows)
+      return outer_block<T, Rows - 1>(rows, cols, count, packed, row, columns, i, width, k, g);
     constexpr int N = kLanes<T>;
     Vec<T> acc[Rows][2] = {};
-    for (int64_t i = 0; i < cols; ++i) {
-      const Vec<T> x0 = load<T, N>(x + i * 2 * N), x1 = load<T, N>(x + i * 2 * N + N);
+    for (int64_t s = 0; s < count; ++s) {
+      const T* __restrict__ w = packed[s] + row * cols;
+      const T* __restrict__ x = columns[s] + i * cols;
+      for (int64_t c = 0; c < cols; ++c) {
+        const Vec<T> x0 = load<T, N>(x + c * 2 * N), x1 = load<T, N>(x + c * 2 * N + N);
 #pragma GCC unroll 16
-      for (int r = 0; r < Rows; ++r) {
-        acc[r][0] += w[i * Rows + r] * x0;
-        acc[r][1] += w[i * Rows + r] * x1;
+        for (int r = 0; r < Rows; ++r) {
+          acc[r][0] += w[c * Rows + r] * x0;
+          acc[r][1] += w[c * Rows + r] * x1;
+        }
       }
     }
     constexpr int D = kLanes<double>;
@@ -71,14 +80,19 @@ inline void outer_block(int64_t rows, int64_t cols, const T* __restrict__ w,
 }
 
 template <typename T>
-void outer_add(int64_t m, int64_t k, int64_t cols, const T* packed, const T* columns, double* g) {
+void outer_add(int64_t m, int64_t k, int64_t cols, int64_t count, const T* const* packed,
+               const T* const* columns, double* g) {
   constexpr int W = 2 * kLanes<T>;
   const PanelSplit split(m, kRows);
-  for (int64_t p = 0; p < split.panels; ++p) {
-    const int64_t row = split.first(p);
-    for (int64_t i = 0; i < k; i += W)
-      outer_block<T, kRows>(split.rows(p), cols, packed + row * cols, columns + i * cols,
-                            k - i < W ? k - i : W, k, g + row * k + i);
+  const int64_t fit = kOuterSum / cols, together = fit < 1 ? 1 : fit;
+  for (int64_t s = 0; s < count; s += together) {
+    const int64_t some = count - s < together ? count - s : together;
+    for (int64_t p = 0; p < split.panels; ++p) {
+      const int64_t row = split.first(p);
+      for (int64_t i = 0; i < k; i += W)
+        outer_block<T, kRows>(split.rows(p), cols, some, packed + s, row, columns + s, i,
+                              k - i < W ? k - i : W, k, g + row * k + i);
+    }
   }
 }
 

@@ -5,32 +5,6 @@
 namespace pylandscape::cpu {
 namespace {
 
-// Halves of two vectors, interleaved.
-template <typename T, int... I>
-inline void interleave(Vec<T>& x, Vec<T>& y, std::integer_sequence<int, I...>) {
-  constexpr int N = kLanes<T>;
-  const Vec<T> low = __builtin_shufflevector(x, y, (I / 2 + I % 2 * N)...);
-  y = __builtin_shufflevector(x, y, (N / 2 + I / 2 + I % 2 * N)...);
-  x = low;
-}
-
-// The transpose of N vectors: log2(N) times, vector i is interleaved with vector i + N/2.
-template <typename T>
-inline void transpose(Vec<T> (&x)[kLanes<T>]) {
-  constexpr int N = kLanes<T>;
-#pragma GCC unroll 4
-  for (int step = 1; step < N; step *= 2) {
-    Vec<T> y[N];
-#pragma GCC unroll 16
-    for (int i = 0; i < N / 2; ++i) {
-      y[2 * i] = x[i], y[2 * i + 1] = x[i + N / 2];
-      interleave<T>(y[2 * i], y[2 * i + 1], std::make_integer_sequence<int, N>{});
-    }
-#pragma GCC unroll 16
-    for (int i = 0; i < N; ++i) x[i] = y[i];
-  }
-}
-
 template <typename T>
 void embedding(int64_t size, int64_t cols, int64_t padding, const T* table, const T* ids, T* y) {
   constexpr int N = kLanes<T>;

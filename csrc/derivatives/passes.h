@@ -79,9 +79,11 @@ struct Pass {
   bool given() const { return data_columns != nullptr && op.inputs[0] == 0; }
   bool packs_forward() const { return multiplies() && !given() && late_columns == nullptr; }
   bool packs_late() const { return multiplies() && !given() && late_columns != nullptr; }
-  const T* columns() const {
-    if (packs_late()) return late_columns;
-    return (given() ? data_columns : primal.columns.data()) + layout.columns_at[number];
+  const T* columns() const { return packs_late() ? late_columns : kept_columns(number); }
+  // Those of any op.
+  const T* kept_columns(size_t of) const {
+    const bool data = data_columns != nullptr && program.ops()[of].inputs[0] == 0;
+    return (data ? data_columns : primal.columns.data()) + layout.columns_at[of];
   }
 
  protected:
@@ -172,6 +174,9 @@ struct TangentReverse : Pass<T> {
   double *rdw, *rdb;
   const T* r(size_t input) const { return this->at(tangents.values, this->op.inputs[input]); }
   T* rd(size_t input) const { return this->at(tangents.adjoints, this->op.inputs[input]); }
+  const T* r_of(size_t number) const {  // of any op's first input
+    return this->at(tangents.values, this->program.ops()[number].inputs[0]);
+  }
   const T* along(int use) const { return this->moving(v, use); }
   double* target(int use) const { return this->sums_of(use, sums); }
 };

@@ -12,7 +12,10 @@ TileLayout::TileLayout(const OpList& program, int64_t tile, int64_t vector_lengt
       moves(program.slots().size(), false),
       transposed(program.uses().size(), false),
       columns_at(program.ops().size(), -1),
-      panels_at(program.ops().size(), -1) {
+      panels_at(program.ops().size(), -1),
+      next(program.ops().size(), -1),
+      place(program.ops().size(), 0),
+      room(program.ops().size(), 0) {
   const std::vector<Op>& ops = program.ops();
   for (size_t i = 0; i < ops.size(); ++i) {
     const Op& op = ops[i];
@@ -43,9 +46,22 @@ TileLayout::TileLayout(const OpList& program, int64_t tile, int64_t vector_lengt
     }
     const int64_t size = round_up(found.k, found.vectors * vector_length) * tile;
     most_columns = std::max(most_columns, found.at_once * size);
+    if (found.count == 1 && found.panel_rows > 0) {
+      for (size_t j = i; j-- > 0;) {
+        if (panels_at[j] < 0 || ops[j].weight != op.weight || ops[j].outer != 1) continue;
+        next[j] = static_cast<int>(i), place[i] = place[j] + 1;
+        break;
+      }
+    }
     if (columns_at[i] >= 0) continue;
     columns_at[i] = columns;
     columns += found.count * size;
+  }
+  for (size_t i = 0; i < ops.size(); ++i) {
+    if (alone(i) || place[i] > 0) continue;
+    const Columns found = entry(ops[i].kind).columns(ops[i]);
+    for (int j = static_cast<int>(i); j >= 0; j = next[j]) room[j] = most_columns;
+    most_columns += kTogether * round_up(found.k, found.vectors * vector_length) * tile;
   }
 }
 

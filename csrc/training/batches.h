@@ -2,6 +2,7 @@
 #pragma once
 #include <vector>
 
+#include "derivatives/tile_layout.h"
 #include "program/program.h"
 
 namespace pylandscape {
@@ -34,6 +35,13 @@ struct DataColumns {
   std::vector<Part> parts;
   int64_t size = 0;  // elements of a tile
 };
+
+// Columns of a tile at most, whose values and adjoints stay in cache.
+int64_t widest_tile(const OpList& ops, int64_t lanes, int64_t bytes);
+
+// Where every op that multiplies by the data is linear, and not much else is packed beside.
+DataColumns data_columns(const OpList& ops, const TileLayout& layout, int64_t widest,
+                         int64_t lanes);
 
 template <typename T>
 class Batches {

@@ -11,10 +11,11 @@ The way goes on in lanczos.py; where the matrix comes from, in operators.py.
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any
@@ -39,6 +40,7 @@ from .symmetric_operator import SymmetricOperator
 
 if TYPE_CHECKING:
     from ..landscape import Landscape
+    from ..theta.layout import ParameterLayout
 
 MEMORY_SHARE = 0.5  # of the free memory that bases may take
 PAIRS_TOL = 1e-6  # of the eigenpairs
@@ -128,7 +130,7 @@ def spectrum(
         quadrature.run(progress)
         info = {
             "request": checkpoint.request, "seconds": time.perf_counter() - started,
-            "products": quadrature.products, "notes": quadrature.notes,
+            "products": quadrature.products, "notes": [*quadrature.notes, *op.notes()],
         }  # fmt: skip
         return Spectrum(
             quadrature.nodes, quadrature.weights, quadrature.bounds, op.n, sigma2, relative_sigma2,
@@ -138,25 +140,65 @@ def spectrum(
     return resumable(path, request, run)
 
 
-def layer_spectra(land: Landscape, *args: Any, **options: Any) -> dict[str, Spectrum]:
+def layer_spectra(
+    land: Landscape,
+    *args: Any,
+    blocks: Sequence[str] | Mapping[str, str | Sequence[str]] | None = None,
+    **options: Any,
+) -> dict[str, Spectrum]:
     """The spectrum of every layer's diagonal block of the Hessian, {module name: Spectrum}.
 
     A layer is a module with parameters of its own (weight and bias together); each parameter of
     the model itself, which is in no module, is one too. The arguments are
     those of `spectrum`; `params` chooses among the layers; `path` is not taken.
+
+    Args:
+        blocks: instead of layers: name patterns, each of which makes a block of the parameters that
+            agree in what it matches up to its last star: "h.*.attn.*" gives "h.0.attn", "h.1.attn",
+            ... A mapping {name: pattern or patterns} makes one block of all that these match.
+
+    Raises:
+        InvalidArgument: a pattern that matches no parameter; both ``blocks`` and ``params``.
     """
     check_landscape(land, "layer_spectra")
     if options.pop("path", None) is not None:
         raise InvalidArgument("path: expected none; save each layer's Spectrum")
     chosen = options.pop("params", None)
-    layout = land.layout if chosen is None else land.layout.select(chosen)
-    layers: dict[str, list[str]] = {}
-    for entry in layout.entries:
-        layers.setdefault(entry.name.rpartition(".")[0] or entry.name, []).append(entry.name)
+    if blocks is not None and chosen is not None:
+        raise InvalidArgument("blocks, params: expected at most one of them, got both")
+    if blocks is not None:
+        layers = _blocks(land.layout, blocks)
+    else:
+        layers = {}
+        layout = land.layout if chosen is None else land.layout.select(chosen)
+        for entry in layout.entries:
+            layers.setdefault(entry.name.rpartition(".")[0] or entry.name, []).append(entry.name)
     return {
         layer: spectrum(land, *args, params=[_literal(n) for n in names], **options)
         for layer, names in layers.items()
     }
+
+
+def _blocks(
+    layout: ParameterLayout, given: Sequence[str] | Mapping[str, str | Sequence[str]]
+) -> dict[str, list[str]]:
+    """{block: names of its parameters}, see `layer_spectra`."""
+    if isinstance(given, Mapping):
+        return {
+            name: [e.name for e in layout.select(patterns).entries]
+            for name, patterns in given.items()
+        }
+    found: dict[str, list[str]] = {}
+    for pattern in (given,) if isinstance(given, str) else given:
+        before, star, after = pattern.rpartition("*")
+        head = before.rstrip(".") if star and not after else pattern
+        # A star between dots stands for one part of a name where the whole pattern can match so.
+        ways = [re.compile(part.join(map(re.escape, head.split("*")))) for part in ("[^.]*", ".*")]
+        for entry in layout.select(pattern).entries:
+            match = next((m for m in (way.match(entry.name) for way in ways) if m), None)
+            block = entry.name if match is None else match[0]
+            found.setdefault(block, []).append(entry.name)
+    return found
 
 
 class _Quadrature:

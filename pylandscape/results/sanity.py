@@ -37,6 +37,7 @@ JUMP_SHARE = 0.5  # of the robust range, between two neighbours
 COARSE = 15  # points along an axis
 MOST_FOR_TREES = 1 << 20  # values whose merge tree a check computes
 SLICES = ("line", "plane", "grid")
+SHOWN_NOISE = 10.0  # times the rounding noise that a range must exceed
 NOISE = 64.0  # rounding errors of the loss that a range must exceed to be a landscape
 
 # (x, y) of the vertices of interpolations.
@@ -115,6 +116,7 @@ def check(result: Checked) -> Verdict:
     findings += _batch_norm(facts, slice_kind)
     findings += _subset(facts, result)
     findings += _noise(result, axes)
+    findings += _rounding(values, axes, facts)
     if facts.get("slope_mismatch"):
         findings.append(Finding("note", "slope", str(facts["slope_mismatch"])))
     return Verdict(tuple(findings))
@@ -405,6 +407,37 @@ def _subset(facts: dict[str, Any], result: Checked) -> Iterator[Finding]:
             "against all of them"
         )
     yield Finding("note", "samples", text)
+
+
+def _rounding(values: Array, axes: list[Array], facts: dict[str, Any]) -> Iterator[Finding]:
+    """The noise floor of a model of half precision."""
+    noise, half = facts.get("rounding_noise"), facts.get("half")
+    finite = values[np.isfinite(values)]
+    if noise is None or not finite.size:
+        return
+    noise, span = float(noise), float(finite.max() - finite.min())
+    text = (
+        f"{half}: its rounding scatters the loss by about {noise:.2g} (standard deviation between "
+        "points as near as the weights' spacing)"
+    )
+    if span <= SHOWN_NOISE * noise:
+        yield Finding(
+            "error", "rounding",
+            f"{text}, and the picture's range is {span:.2g}: it shows rounding; "
+            "dtype=torch.float32 computes in float32",
+        )  # fmt: skip
+        return
+    steps = [np.abs(np.diff(values, axis=k)) for k in range(values.ndim) if values.shape[k] > 1]
+    every = np.concatenate([s[np.isfinite(s)].ravel() for s in steps]) if steps else np.empty(0)
+    hidden = float((every <= 2 * noise).mean()) if every.size else 0.0
+    if hidden > 0.5:
+        yield Finding(
+            "warning", "rounding",
+            f"{text}; {100 * hidden:.0f} % of neighbours differ by less than twice that: small "
+            "structures are noise; dtype=torch.float32 computes in float32",
+        )  # fmt: skip
+    else:
+        yield Finding("note", "rounding", f"{text}, a {noise / span:.1g} part of the range")
 
 
 def _noise(result: Any, axes: list[Array]) -> Iterator[Finding]:

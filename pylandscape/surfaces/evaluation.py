@@ -40,6 +40,7 @@ BATCHNORM_NOTE = (
 )
 
 
+NOISE_POINTS = 11  # whose scatter tells the rounding of a half-precision model
 SLICES = ("line", "plane", "grid")  # kinds that have a centre; the others lie between solutions
 
 
@@ -230,6 +231,7 @@ def _info(
     mismatch = land.slope_note()
     if mismatch is not None:
         info["slope_mismatch"] = mismatch
+    info |= _rounding_noise(land, asked, norms)
     negative = None
     if isinstance(asked.base, torch.Tensor) and isinstance(asked.vectors, torch.Tensor):
         negative = running_statistics.negative(land.moved, asked.base, asked.vectors)
@@ -260,6 +262,36 @@ def _info(
     info["direction_cosine"] = _cosine(vectors, norms)
     info["theta_norm"] = norm_of(base)
     return info
+
+
+def _rounding_noise(land: Landscape, asked: GridQuestion, norms: list[float]) -> dict[str, Any]:
+    """Of half-precision models, how far L scatters along the first direction by rounding alone.
+
+    Points one spacing of the weights apart are rounded differently; what is left of their losses
+    after a parabola is rounding (methods: differences below the spacing of the weights are noise).
+    """
+    spacing = max(torch.finfo(e.dtype).eps for e in land.layout.entries)
+    if spacing <= torch.finfo(torch.float32).eps or land.half is None:
+        return {}
+    middle = asked.coefficients[len(asked.coefficients) // 2]
+    along = np.zeros(len(norms))
+    if asked.kind in SLICES:
+        size, length = norm_of(asked.base), norms[0]
+        middle, along[0] = np.zeros(len(norms)), 1.0
+    else:
+        size, length = norms[0], distance_of(row_of(asked.vectors[0]), row_of(asked.vectors[1]))
+        along[:2] = -1.0, 1.0
+    if not size * length > 0.0:
+        return {}
+    steps = np.arange(NOISE_POINTS) - NOISE_POINTS // 2
+    found = _losses(land, asked, middle + np.outer(steps * spacing * size / length, along))
+    if not np.isfinite(found).all():
+        return {}
+    left = found - np.polyval(np.polyfit(steps, found, 2), steps)
+    return {
+        "rounding_noise": float(np.sqrt(np.square(left).sum() / (NOISE_POINTS - 3))),
+        "half": land.half,
+    }
 
 
 def _losses(land: Landscape, asked: GridQuestion, coefficients: Array) -> Array:

@@ -29,7 +29,7 @@ from ..runs.request import Metric
 from ..theta import running_statistics
 from ..theta.checkpoints import MODELS
 from ..theta.directions import LARGE, as_rows, solution
-from ..theta.pieces import Row, Rows, Stored, Zeros
+from ..theta.pieces import Row, Rows, Stored, Zeros, nonzero, row_of
 from .evaluation import GridQuestion, evaluate_grid
 
 if TYPE_CHECKING:
@@ -332,7 +332,7 @@ def _directions(
         vectors, found = as_rows(land, direction, name)
         if len(vectors) != 1:
             raise InvalidArgument(f"{name}: expected one direction (n,), got {len(vectors)}")
-        if not bool((vectors != 0).any()):
+        if not nonzero(row_of(vectors[0])):
             raise InvalidArgument(
                 f"{name}: expected a direction along which something moves, got zeros alone (are "
                 "all parameters ignored, or of norm 0?)"

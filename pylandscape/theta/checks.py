@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -21,6 +22,8 @@ Metric = str | Callable[[Tensor, Tensor], Any]
 
 _BN_MODES = ("eval", "recompute", "batch", "interpolate")
 _ENGINES = ("auto", "native", "torch")
+
+log = logging.getLogger("pylandscape")
 
 
 def check_choices(
@@ -203,6 +206,62 @@ def check_fits_memory(n: int, device: torch.device) -> None:
             f"it takes {needed / 2**30:,.0f} GiB and there are {there / 2**30:,.0f}; hvp(), "
             "linear_operator(), eigenpairs() and spectrum() need products alone"
         )
+
+
+def check_room(
+    model: nn.Module, dtype: torch.dtype | None, device: torch.device, copy: bool
+) -> None:
+    """Whether a landscape's own copy of the model, and its point, fit the memory that is free.
+
+    Raises InvalidArgument where they do not; says so in the log where they take half of it.
+    """
+    held = theta = 0
+    for t in {id(t): t for t in (*model.parameters(), *model.buffers())}.values():
+        wide = dtype is not None and t.is_floating_point()
+        held += t.numel() * (torch.empty(0, dtype=dtype).element_size() if wide else t.itemsize)
+    if copy:
+        n = sum(t.numel() for t in model.parameters())
+        theta = n * max(4, torch.empty(0, dtype=dtype or torch.float32).element_size())
+    needed, free = held + theta, free_memory(device)
+    if 2 * needed <= free:
+        return
+    size = f"{needed / 2**30:.3g} GiB"
+    parts = f"{held / 2**30:.3g} for its copy of the model"
+    if copy:
+        parts += (
+            f", {theta / 2**30:.3g} for the point that directions start from, which copy=False "
+            "reads from the model"
+        )
+    if needed > free:
+        raise InvalidArgument(
+            f"model: a landscape of it needs {size} of memory beside it ({parts}) and "
+            f"{free / 2**30:.3g} are free on {device}"
+        )
+    log.warning(
+        "Landscape: needs %s of memory beside the model (%s); %.3g GiB are free on %s",
+        size, parts, free / 2**30, device,
+    )  # fmt: skip
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free on the device; on a CPU also within the limit of the control group."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    free = 1 << 40
+    try:
+        rows = dict(line.split(":", 1) for line in _read("/proc/meminfo").splitlines())
+        free = int(rows["MemAvailable"].split()[0]) * 1024
+        limit = _read("/sys/fs/cgroup/memory.max").strip()
+        if limit.isdigit():
+            free = min(free, int(limit) - int(_read("/sys/fs/cgroup/memory.current")))
+    except (OSError, KeyError, ValueError):  # not on this system
+        pass
+    return free
+
+
+def _read(path: str) -> str:
+    with open(path) as file:
+        return file.read()
 
 
 def _memory_of(device: torch.device) -> int:

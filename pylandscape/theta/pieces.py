@@ -310,6 +310,11 @@ def finite(row: Row) -> int:
     return sum(int((~torch.isfinite(row.piece(*span))).sum()) for span in spans(row.n))
 
 
+def nonzero(row: Row) -> bool:
+    """Whether any of its elements is not zero."""
+    return any(bool((row.piece(*span) != 0).any()) for span in spans(row.n))
+
+
 def named_tensors(module: nn.Module) -> dict[str, Tensor]:
     """A module's buffers and parameters, each under its first name."""
     return {**dict(module.named_buffers()), **dict(module.named_parameters())}

@@ -38,11 +38,19 @@ class WeightSums {
   std::vector<double> own_;
 };
 
+// Some products dy x^T of one weight, to be summed at once.
+template <typename T>
+struct OuterSum {
+  const T *dy[2 * kTogether], *x[2 * kTogether];
+  int64_t count = 0;
+  void take(const T* panels, const T* columns) { dy[count] = panels, x[count++] = columns; }
+};
+
 struct Linear : Rules<Linear> {
   static constexpr bool point_lanes = true, combines = true;
   static bool takes_relu(const Op&) { return true; }
   static Columns columns(const Op& op) {
-    return {op.outer, op.k, op.first(0), 0, 2, 1, op.outer * op.m};
+    return {op.outer, op.k, op.first(0), 0, 2, std::min(op.outer, kTogether), op.outer * op.m};
   }
 
   template <typename T>
@@ -94,22 +102,51 @@ struct Linear : Rules<Linear> {
   template <typename T>
   static void reverse(const Reverse<T>& p) {  // dW = dy x^T, db = dy 1, dx = W^T dy
     const Op& op = p.op;
-    WeightSums sums(op, p.program.uses()[op.weight].transposed(), p.dw);
     for (int64_t o = 0; o < op.outer; ++o) {
       const T* d = p.dy + o * op.m * p.cols;
-      if (p.multiplies()) {
-        T* to = p.panels + p.layout.panels_at[p.number] + o * op.m * p.cols;
-        p.kernels.pack(op.m, p.cols, d, to);
-        const int64_t at = p.packs_late() ? 0 : o * block(p);
-        if (p.packs_late()) p.kernels.pack_columns(op.k, p.cols, group(p, p.x(), o), p.late_columns);
-        if (p.dw != nullptr)
-          p.kernels.outer_add(op.m, op.k, p.cols, to, p.columns() + at, sums.data());
-      }
+      if (p.multiplies()) p.kernels.pack(op.m, p.cols, d, panels(p, p.panels, p.number, o));
       if (p.db != nullptr) p.kernels.row_sums_add(op.m, p.cols, d, p.db);
       if (p.dx != nullptr)
         p.kernels.linear_add(op.k, p.cols, op.m, p.transposed(p.theta), d, group(p, p.dx, o));
     }
+    if (p.dw == nullptr || !p.multiplies()) return;
+    if (p.packs_late() || p.layout.alone(p.number)) {
+      for (int64_t o = 0; o < op.outer; o += kTogether) {
+        OuterSum<T> sum;
+        for (int64_t i = o; i < std::min(op.outer, o + kTogether); ++i) {
+          const T* columns = p.columns() + (p.packs_late() ? i - o : i) * block(p);
+          if (p.packs_late())
+            p.kernels.pack_columns(op.k, p.cols, group(p, p.x(), i),
+                                   p.late_columns + (i - o) * block(p));
+          sum.take(panels(p, p.panels, p.number, i), columns);
+        }
+        add(p, sum, p.dw);
+      }
+    } else if (p.layout.place[p.number] % kTogether == 0) {  // the first of some: all are there
+      OuterSum<T> sum;
+      each_mate(p, [&](size_t i) { sum.take(panels(p, p.panels, i, 0), p.kept_columns(i)); });
+      add(p, sum, p.dw);
+    }
+  }
+
+  // Where the adjoints of an op's group o are, as panels.
+  template <typename T, typename P>
+  static P* panels(const Pass<T>& p, P* all, size_t number, int64_t o) {
+    return all + p.layout.panels_at[number] + o * p.op.m * p.cols;
+  }
+  // g(weight) += a sum of products.
+  template <typename T>
+  static void add(const Pass<T>& p, const OuterSum<T>& sum, double* g) {
+    WeightSums sums(p.op, p.program.uses()[p.op.weight].transposed(), g);
+    p.kernels.outer_add(p.op.m, p.op.k, p.cols, sum.count, sum.dy, sum.x, sums.data());
     sums.finish();
+  }
+  // f(op) for this one and those after it whose products are summed with its.
+  template <typename T, typename F>
+  static void each_mate(const Pass<T>& p, F f) {
+    int i = static_cast<int>(p.number);
+    for (int64_t count = 0; count < kTogether && i >= 0; ++count, i = p.layout.next[i])
+      f(static_cast<size_t>(i));
   }
 
   template <typename T>
@@ -133,27 +170,51 @@ struct Linear : Rules<Linear> {
   static void tangent_reverse(const TangentReverse<T>& p) {
     // R(dW) = R(dy) x^T + dy Rx^T; R(dx) = W^T R(dy) + V^T dy.
     const Op& op = p.op;
-    WeightSums sums(op, p.program.uses()[op.weight].transposed(), p.rdw);
+    if (p.rdw != nullptr) add_weights(p);
     for (int64_t o = 0; o < op.outer; ++o) {
       const T *d = p.dy + o * op.m * p.cols, *rd = p.rdy + o * op.m * p.cols;
-      if (p.rdw != nullptr) {
-        p.kernels.pack(op.m, p.cols, rd, p.own_panels);
-        p.kernels.outer_add(op.m, op.k, p.cols, p.own_panels, p.columns() + o * block(p),
-                            sums.data());
-        if (p.rx != nullptr) {
-          const T* panels = p.primal.panels.data() + p.layout.panels_at[p.number];
-          p.kernels.pack_columns(op.k, p.cols, group(p, p.rx, o), p.own_columns);
-          p.kernels.outer_add(op.m, op.k, p.cols, panels + o * op.m * p.cols, p.own_columns,
-                              sums.data());
-        }
-      }
       if (p.rdb != nullptr) p.kernels.row_sums_add(op.m, p.cols, rd, p.rdb);
       if (p.rdx == nullptr) continue;
       p.kernels.linear_add(op.k, p.cols, op.m, p.transposed(p.theta), rd, group(p, p.rdx, o));
       if (p.rdw != nullptr)
         p.kernels.linear_add(op.k, p.cols, op.m, p.transposed(p.v), d, group(p, p.rdx, o));
     }
-    sums.finish();
+  }
+
+  // R(dW): of all groups, or, at the first of some ops with one weight, of all these.
+  template <typename T>
+  static void add_weights(const TangentReverse<T>& p) {
+    const Op& op = p.op;
+    const T* adjoints = p.primal.panels.data();
+    for (int64_t o = 0; o < op.outer; ++o)
+      p.kernels.pack(op.m, p.cols, p.rdy + o * op.m * p.cols,
+                     panels(p, p.own_panels, p.number, o));
+    if (p.layout.alone(p.number)) {
+      for (int64_t o = 0; o < op.outer; o += kTogether) {
+        OuterSum<T> sum;
+        for (int64_t i = o; i < std::min(op.outer, o + kTogether); ++i) {
+          sum.take(panels(p, p.own_panels, p.number, i), p.columns() + i * block(p));
+          if (p.rx == nullptr) continue;
+          T* columns = p.own_columns + (i - o) * block(p);
+          p.kernels.pack_columns(op.k, p.cols, group(p, p.rx, i), columns);
+          sum.take(panels(p, adjoints, p.number, i), columns);
+        }
+        add(p, sum, p.rdw);
+      }
+      return;
+    }
+    const auto columns = [&](size_t i) {
+      return p.own_columns + p.layout.room[i] + p.layout.place[i] % kTogether * block(p);
+    };
+    if (p.rx != nullptr)
+      p.kernels.pack_columns(op.k, p.cols, group(p, p.rx, 0), columns(p.number));
+    if (p.layout.place[p.number] % kTogether != 0) return;
+    OuterSum<T> sum;
+    each_mate(p, [&](size_t i) {
+      sum.take(panels(p, p.own_panels, i, 0), p.kept_columns(i));
+      if (p.r_of(i) != nullptr) sum.take(panels(p, adjoints, i, 0), columns(i));
+    });
+    add(p, sum, p.rdw);
   }
 
   template <typename T>
