@@ -282,17 +282,15 @@ class ScriptedPart(Block):
         return _scripted(self.fc(x))
 
 
-def _script(function: Any) -> Any:
-    with warnings.catch_warnings():  # deprecated, and still in people's models
-        warnings.simplefilter("ignore", DeprecationWarning)
-        return torch.jit.script(function)
-
-
-@_script
-def _scripted(x: Tensor) -> Tensor:
+def _curve(x: Tensor) -> Tensor:
     if x.size(0) > 100:
         return x
     return torch.tanh(x) * x
+
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # torch.jit is old, and in use
+    _scripted = torch.jit.script(_curve)
 
 
 @habit("compiled_part")

@@ -64,8 +64,14 @@ def test_an_unknown_word_as_direction_is_no_missing_file():
 
 def test_the_engine_report_says_what_the_data_of_several_inputs_are():
     x, y = data()
-    said = str(pl.Landscape(Two(), "cross_entropy", ((x, x), y)).engine_report())
-    assert "the model takes 2 inputs" in said
+
+    class Masked(Two):
+        def forward(self, x, mask):
+            return super().forward(x, x * mask)
+
+    assert pl.Landscape(Two(), "cross_entropy", ((x, x), y)).engine == "native"
+    said = str(pl.Landscape(Masked(), "cross_entropy", ((x, x > 0), y)).engine_report())
+    assert "the model takes 2 inputs (an input is torch.bool" in said
 
 
 def test_indices_out_of_range_are_explained():
