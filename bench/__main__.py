@@ -22,6 +22,7 @@ from . import (
     hessians,
     hvp,
     kernels,
+    language,
     memory,
     nets,
     reorth,
@@ -57,6 +58,7 @@ _TIMED = {
     "training_norms": training.training_norms,
     "topology": topology.topology,
     "errors": errors.errors,
+    "large": language.large,
 }
 
 
