@@ -25,6 +25,7 @@ from . import (
     language,
     memory,
     nets,
+    ranks,
     reorth,
     slq,
     topology,
@@ -59,6 +60,7 @@ _TIMED = {
     "topology": topology.topology,
     "errors": errors.errors,
     "large": language.large,
+    "ranks": ranks.ranks,
 }
 
 

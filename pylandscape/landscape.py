@@ -21,15 +21,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.data import DistributedSampler
 
 from .arguments import callers_level, integer
 from .arrays import digest_of_all, scipy_operator
-from .engines import slopes
+from .engines import shared_data, slopes
 from .engines.choose import EngineReport, choose
 from .engines.differences import check_products, hessian_by_differences
 from .engines.eager import TorchEngine, rebound
 from .engines.eager_derivatives import MEMORY
 from .engines.eager_switches import LOCK
+from .engines.shared_data import DataShards
 from .errors import InvalidArgument, NotLowered, PylandscapeError, wrapping
 from .theta import computed, identity, running_statistics, sampling
 from .theta.checks import (
@@ -66,6 +68,7 @@ if TYPE_CHECKING:
 
     from .engines.contract import CompiledEngine, CoreProducts, Engine, Evaluate
     from .engines.points.evaluator import PointEvaluator
+    from .engines.shared_data import Part, Plan
 
 
 class Landscape:
@@ -109,6 +112,10 @@ class Landscape:
         engine: "auto" (native where it can), "native" (or an error that says why not), "torch".
         memory: bytes that derivatives may keep between products at the same theta, beyond the
             parameters and the data; default 2 GiB. What does not fit is computed anew.
+        shard: "data": the processes of a group (`pylandscape.distributed`) share out the samples,
+            for losses, accuracies, gradients, products and what is made of them. Given the same
+            data, each keeps a part of them; given different data, each has its own, and L is that
+            of all. The bits are those of one process with shard="data".
         samples: take that many of the data's samples, a random subset without replacement; L is
             theirs, and everything says so. Its error against all of the data is the metric
             "subset_error".
@@ -151,6 +158,7 @@ class Landscape:
         max_batches: int | None = None,
         copy: bool = True,
         products: str = "exact",
+        shard: str | None = None,
     ) -> None:
         check_choices(model, loss, data, objective, weight, bn, dtype, engine)
         check_products(products)
@@ -206,6 +214,12 @@ class Landscape:
             if objective is None and weight is None:
                 weight = counted_labels(self.model, [b.raw for b in self.dataset.batches])
             spec = Objective(objective or own_loss, batch_weights(weight, self.dataset))
+        plan = None if shard is None else self._plan(shard, data, spec)
+        self._shards: DataShards | None = None
+        self._slope: tuple[str | None, ...] = ()
+        self.native: CompiledEngine | None = None
+        if plan is not None:
+            self.dataset, spec = plan.parts[0].data, plan.parts[0].loss
         self.loss_spec = rebound(snapshot, spec)
         effective_bn = bn if self.has_batchnorm else "eval"
         if bn == "interpolate":
@@ -219,9 +233,13 @@ class Landscape:
             first = first.mapped(lambda t: t.to(own_device))
         # Where it is not the module itself that runs, an error there says nothing.
         converted = dtype is not None or moved is not None or whole is not model
-        self.eager.compare(model, spec, first, converted)
+        self._eager.compare(model, spec, first, converted)
         self._model_loss = self._first_loss()  # another where it needs gradients enabled
-        self.eager.release()
+        parts = [] if plan is None else [self._of_part(each, snapshot) for each in plan.parts[1:]]
+        self._eager.release()
+        self._choose()
+        if plan is not None:
+            self._share_out(plan, parts)
         if not np.isfinite(self._model_loss):
             said = f"L is {self._model_loss} at the model's own parameters"
             self.computed += f"; {said}"
@@ -229,14 +247,57 @@ class Landscape:
                 f"{said}: look at the weights and the loss or objective before any picture",
                 stacklevel=callers_level(),
             )
-        self._choose()
+
+    def _plan(self, shard: str, data: Any, spec: Any) -> Plan:
+        if shard != "data":
+            raise InvalidArgument(f"shard: expected 'data', got {shard!r}")
+        if not isinstance(self.base, Stored):
+            raise InvalidArgument("copy: expected True with shard='data', got False")
+        if self.bn not in ("eval", "interpolate") and self.has_batchnorm:
+            raise InvalidArgument(
+                f"bn: expected 'eval' or 'interpolate' with shard='data', got {self.bn!r}, whose "
+                "statistics are those of samples that lie apart"
+            )
+        sampler = getattr(data, "sampler", None)
+        return shared_data.plan(self.dataset, spec, isinstance(sampler, DistributedSampler))
+
+    def _of_part(self, part: Part, snapshot: Snapshot) -> Landscape:
+        """This landscape over other samples."""
+        other = copying.copy(self)
+        other.dataset, other.loss_spec = part.data, rebound(snapshot, part.loss)
+        other._start(snapshot, self._eager.needs_grad)
+        return other
+
+    def _share_out(self, plan: Plan, parts: Sequence[Landscape]) -> None:
+        """From here on, all answers are those of all samples."""
+        for part in parts:
+            part._choose()
+        if self.n_params <= slopes.UNASKED:
+            self.slope_mismatch()
+        self._slope = self._slope or (None,)
+        lands = [self, *parts]
+        answers: list[list[Engine]] = [
+            [each._eager] if each.native is None else [each.native, each._eager] for each in lands
+        ]
+        by_torch = DataShards(plan, [[each._eager] for each in lands], self.loss_spec)
+        self._shards = DataShards(plan, answers, self.loss_spec)
+        self.native = None
+        self.dataset = plan.whole
+        self._model_loss = float(by_torch.prepare_points(("loss",))(self.origin[None])["loss"][0])
+
+    @property
+    def eager(self) -> TorchEngine:
+        """torch's engine, over all samples."""
+        if self._shards is not None:
+            raise InvalidArgument(f"shard: {shared_data.NEEDS_ALL}")
+        return self._eager
 
     def _start(self, snapshot: Snapshot, needs_grad: bool = False) -> None:
         bn, dtype, _ = self._asked
         self._lock = threading.RLock()  # of what is made when it is first asked for:
         self._elsewhere: tuple[str, Landscape] | None = None  # with another model's buffers
         self._points: PointEvaluator | None = None
-        self.eager = TorchEngine(
+        self._eager = TorchEngine(
             self.model,
             self.loss_spec,
             self.dataset.batches,
@@ -250,7 +311,7 @@ class Landscape:
             base=self.base,
         )
         self._model_loss = self._first_loss()
-        self._slope: tuple[str | None, ...] = ()
+        self._slope = ()
 
     @property
     def origin(self) -> Tensor:
@@ -406,10 +467,10 @@ class Landscape:
         chosen = chosen_metrics(metrics, self.loss_spec)
         vectors, _ = as_rows(self, directions)
         home, base = self._rows_base(theta) if isinstance(vectors, Rows) else self._located(theta)
-        if home.native is not None:  # which reads stored vectors alone
+        if home.native is not None or home._shards is not None:  # which read stored vectors alone
             vectors = vectors.matrix() if isinstance(vectors, Rows) else vectors
             base = base.whole() if isinstance(base, Row) else base
-        sampling.check_own_losses(chosen, self.loss_spec, self.eager.mixes, self.dataset.size)
+        sampling.check_own_losses(chosen, self.loss_spec, self._eager.mixes, self.dataset.size)
         ask = self._with_subset_error(
             chosen, lambda asked: home._prepared(base, vectors, asked, between)
         )
@@ -521,7 +582,7 @@ class Landscape:
         if theta is None:
             return self._model_loss
         home, point = self._located(theta)
-        return float(home.eager.prepare_points(("loss",))(point[None])["loss"][0])
+        return float(home._eager.prepare_points(("loss",))(point[None])["loss"][0])
 
     def at(self, theta: Any) -> Landscape:
         """The landscape that ``theta`` is a point of: this one, unless theta is a module, a state
@@ -539,6 +600,11 @@ class Landscape:
         buffers = running_statistics.foreign_buffers(self, theta, "theta")
         if not buffers:
             return self
+        if self._shards is not None:
+            raise InvalidArgument(
+                "theta: expected the buffers of the landscape's own model with shard='data'; make "
+                "a landscape of the other model"
+            )
         whole = {**dict(self.model.named_buffers()), **buffers}
         point = self.moved.vector(theta, "theta", self.dtype, self.device)
         key = digest_of_all([point, {name: whole[name] for name in sorted(buffers)}])
@@ -550,7 +616,7 @@ class Landscape:
 
     def _moved_to(self, point: Tensor, buffers: dict[str, Tensor]) -> Landscape:
         other = copying.copy(self)
-        with self.eager.session():
+        with self._eager.session():
             snapshot = Snapshot(self.model)
             other.loss_spec = rebound(snapshot, self.loss_spec)
         other.model, other.base = snapshot.model, Stored(point)
@@ -558,8 +624,8 @@ class Landscape:
         with torch.no_grad():
             for name, tensor in (self.moved.unflatten(point) | buffers).items():
                 named[name].copy_(tensor)
-        other._start(snapshot, self.eager.needs_grad)
-        other.eager.release()
+        other._start(snapshot, self._eager.needs_grad)
+        other._eager.release()
         other._choose()
         return other
 
@@ -567,6 +633,8 @@ class Landscape:
         """Loss, gradient and Hessian of many points of a small model, made once."""
         from .engines.points.evaluator import PointEvaluator
 
+        if self._shards is not None:
+            raise InvalidArgument(f"shard: {shared_data.NEEDS_ALL}")
         with self._lock:
             if self._points is None:
                 self._points = PointEvaluator(self)
@@ -575,7 +643,9 @@ class Landscape:
     def describe(self) -> dict[str, Any]:
         """What determines the numbers, JSON-able (theta/identity.py): the model's structure, code
         and frozen state, the loss by what it computes, data, arithmetic, versions."""
-        found = identity.of_landscape(self, self.eager.fixed_digest())
+        found = identity.of_landscape(self, self._eager.fixed_digest())
+        if self._shards is not None:
+            found["shard"] = "data"
         return found if self.products == "exact" else {**found, "products": self.products}
 
     def _product(self, matrix: str, v: Any, theta: Any) -> Tensor:
@@ -599,7 +669,7 @@ class Landscape:
             return self._derivative(lambda engine: engine.gradient(at))[: self.n_params]
 
         rows, bounds = hessian_by_differences(
-            gradient, point[: self.n_params], block, self.eager.rounding()
+            gradient, point[: self.n_params], block, self._eager.rounding()
         )
         sizes = torch.linalg.vector_norm(rows, dim=1)
         shares = (bounds / sizes)[sizes > 0]
@@ -639,7 +709,7 @@ class Landscape:
     @property
     def _engine(self) -> Engine:
         """Who gives values; derivatives are asked for by `_derivative`."""
-        return self.native or self.eager
+        return self._shards or self.native or self._eager
 
     def _derivative(self, ask: Callable[[Engine], Tensor]) -> Tensor:
         """From the compiled engine, or from torch's where derivatives are not compiled.
@@ -650,11 +720,11 @@ class Landscape:
         try:
             found = ask(self._engine)
         except NotLowered:
-            return ask(self.eager)
+            return ask(self._eager)
         if self.native is None or bool(torch.isfinite(found).all()):
             return found
         with contextlib.suppress(PylandscapeError):
-            return ask(self.eager)
+            return ask(self._eager)
         return found
 
     def point(self, theta: Any) -> Tensor:
@@ -671,7 +741,7 @@ class Landscape:
     ) -> Evaluate:
         """The function of the engine that answers; Rows are only for torch's."""
         if isinstance(base, Row) or isinstance(vectors, Rows):
-            return self.eager.prepare(base, vectors, asked, between)
+            return self._eager.prepare(base, vectors, asked, between)
         return self._engine.prepare(base, vectors, asked, between)
 
     def _rows_base(self, theta: Any) -> tuple[Landscape, Tensor | Row]:
@@ -689,7 +759,7 @@ class Landscape:
         """Runs the copy over the data; every misfit of model and data shows here."""
         begun = time.perf_counter()
         try:
-            loss = self.eager.first_loss()
+            loss = self._eager.first_loss()
         except InvalidArgument:
             raise
         except Exception as error:
@@ -708,5 +778,4 @@ class Landscape:
     def _choose(self) -> None:
         """Who answers: `native` where there is a compiled engine, else `eager`."""
         bn, dtype, engine = self._asked
-        self.native: CompiledEngine | None
-        self.native, self._report = choose(self, self.eager, bn=bn, dtype=dtype, engine=engine)
+        self.native, self._report = choose(self, self._eager, bn=bn, dtype=dtype, engine=engine)

@@ -324,7 +324,7 @@ class Call:
 
     def exchange(self, arrays: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
         """Every rank's arrays, of numbers, on all ranks."""
-        given = [np.ascontiguousarray(a) for a in arrays]
+        given = [np.asarray(a, order="C") for a in arrays]
         content = b"".join(a.tobytes() for a in given)
         header = json.dumps([[a.dtype.str, list(a.shape)] for a in given]).encode()
         name = self._step()
@@ -359,7 +359,7 @@ class Call:
 
     def send(self, *arrays: np.ndarray) -> None:
         """Arrays to rank 0, which gets them by `received` whenever it looks."""
-        given = [np.ascontiguousarray(a) for a in arrays]
+        given = [np.asarray(a, order="C") for a in arrays]
         header = json.dumps([[a.dtype.str, list(a.shape)] for a in given]).encode()
         content = b"".join(a.tobytes() for a in given)
         key = f"sent/{self.rank}/{self._sent}"
@@ -431,6 +431,11 @@ def current() -> Ranks | None:
         store, rank, size = _rendezvous(dist)
         _join(store, rank, size, "torchrun")
     return _state.ranks
+
+
+def in_step(request: Mapping[str, Any]) -> bool:
+    """Whether the ranks answer this one together, each for its own samples (shard="data")."""
+    return request.get("operator", request).get("shard") == "data"
 
 
 def speaks() -> bool:

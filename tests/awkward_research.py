@@ -6,6 +6,7 @@ import copy
 import math
 import os
 import threading
+import warnings
 import weakref
 from dataclasses import dataclass
 from functools import cached_property
@@ -281,11 +282,15 @@ class ScriptedPart(Block):
         return _scripted(self.fc(x))
 
 
-@torch.jit.script
-def _scripted(x: Tensor) -> Tensor:
+def _curve(x: Tensor) -> Tensor:
     if x.size(0) > 100:
         return x
     return torch.tanh(x) * x
+
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # torch.jit is old, and in use
+    _scripted = torch.jit.script(_curve)
 
 
 @habit("compiled_part")

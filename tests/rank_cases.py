@@ -98,7 +98,8 @@ class Group:
             process.start()
 
     def kill(self, rank: int) -> None:
-        os.kill(self.processes[rank].pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # it has ended
+            os.kill(self.processes[rank].pid, signal.SIGKILL)
 
     def end(self) -> list[dict[str, Any]]:
         """What each rank found: arrays, or the error; {} of a killed one."""
@@ -237,8 +238,10 @@ def different(folder: Path, what: str) -> dict[str, Any]:
 def slow(folder: Path, path: str = "s.h5", pause: float = 0.01, n: int = 11) -> dict[str, Any]:
     """A surface of which each point takes a while; "begun" says that points are recorded."""
 
+    os.environ["PAUSE"] = str(pause)  # no part of what is asked
+
     def pausing(outputs: torch.Tensor, target: torch.Tensor) -> float:
-        time.sleep(pause)
+        time.sleep(float(os.environ["PAUSE"]))
         return float(outputs.sum())
 
     land = landscape()
@@ -331,3 +334,74 @@ def search(land: pl.Landscape, **options: Any) -> Any:
     from pylandscape.experiments.global_search import global_search
 
     return global_search(land, runs=2, evaluations=400, progress=False, **options)
+
+
+@case
+def shared_data(folder: Path, what: str = "rows") -> dict[str, Any]:
+    """The samples shared out; the same data on all ranks, or each rank its own part."""
+    mine, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    x, y = samples(61)
+    classes = torch.tensor([1.0, 0.3, 2.0], dtype=torch.float64)
+    y = torch.where(torch.arange(len(y)) < 6, -100, y)  # a chunk of ignored targets alone
+    loss = torch.nn.CrossEntropyLoss(weight=classes)
+    cuts = [0, 7, 30, 61] if size > 1 else [0, 61]
+    data: Any = [(x[:40], y[:40]), (x[40:], y[40:])]
+    if what == "parts":
+        end = len(x) if mine == size - 1 else cuts[mine + 1]
+        data = (x[cuts[mine] : end], y[cuts[mine] : end])
+    land = pl.Landscape(network(), loss, data, shard="data")
+    torched = pl.Landscape(network(), "mse", (x, x[:, :3]), shard="data", engine="torch")
+    summed = pl.Landscape(network(), torch.nn.CrossEntropyLoss(reduction="sum"),
+                          samples(20), shard="data")  # fmt: skip
+    free = pl.Landscape(network(), data=[(x[:30],), (x[30:],)], shard="data",
+                        objective=lambda net, batch: net(batch[0]).square().mean())  # fmt: skip
+    v = torch.randn(
+        3, land.n_params, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    )
+    pairs = pl.eigenpairs(land, 2, path=folder / f"pairs-{what}.h5", progress=False)
+    line = pl.line(land, pl.random_directions(land, 1, seed=0)[0], x=(-1, 1, 41),
+                   metrics=("loss", "accuracy"), progress=False)  # fmt: skip
+    found = {
+        "plane": surface(land, 9, path=folder / f"plane-{what}.h5"),
+        "accuracy": line.metrics["accuracy"],
+        "gradient": land.gradient().numpy(), "pairs": pairs.values,
+        "nodes": pl.spectrum(land, 2, 8, progress=False).nodes,
+        "trace": np.array(pl.trace(land, 20).value),
+        "loss": np.array([land.loss(), land.model_loss(), free.loss(), summed.loss()]),
+        "torch": torched.hvp(v).numpy(), "free": free.hvp(v).numpy(),
+    }  # fmt: skip
+    for matrix in ("hvp", "gauss_newton_product", "covariance_product"):
+        found[matrix] = getattr(land, matrix)(v).numpy()
+    for name in ("gradient", "hvp"):
+        found[f"sum {name}"] = getattr(summed, name)(*([v] if name == "hvp" else [])).numpy()
+    return found
+
+
+@case
+def few_shared(folder: Path) -> dict[str, Any]:
+    land = pl.Landscape(network(), "cross_entropy", samples(5), shard="data")
+    v = torch.linspace(-1, 1, land.n_params)
+    return {
+        "plane": surface(land, 5), "gradient": land.gradient().numpy(),
+        "product": land.hvp(v).numpy(),
+    }  # fmt: skip
+
+
+@case
+def padded_shard(folder: Path) -> dict[str, Any]:
+    """Each rank's own part by a sampler that repeats samples."""
+    data = torch.utils.data.TensorDataset(*samples(37))
+    size, mine = int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"])
+    sampler = torch.utils.data.DistributedSampler(data, size, mine, shuffle=False)
+    loader = torch.utils.data.DataLoader(data, 8, sampler=sampler)
+    pl.Landscape(network(), "cross_entropy", loader, shard="data")
+    return {}
+
+
+@case
+def shared_alone(folder: Path) -> dict[str, Any]:
+    """One rank alone cannot answer for the samples of all."""
+    land = pl.Landscape(network(), "cross_entropy", samples(5), shard="data")
+    with pl.distributed(alone=True):
+        land.loss()
+    return {}

@@ -64,8 +64,14 @@ def test_an_unknown_word_as_direction_is_no_missing_file():
 
 def test_the_engine_report_says_what_the_data_of_several_inputs_are():
     x, y = data()
-    said = str(pl.Landscape(Two(), "cross_entropy", ((x, x), y)).engine_report())
-    assert "the model takes 2 inputs" in said
+
+    class Masked(Two):
+        def forward(self, x, mask):
+            return super().forward(x, x * mask)
+
+    assert pl.Landscape(Two(), "cross_entropy", ((x, x), y)).engine == "native"
+    said = str(pl.Landscape(Masked(), "cross_entropy", ((x, x > 0), y)).engine_report())
+    assert "the model takes 2 inputs (an input is torch.bool" in said
 
 
 def test_indices_out_of_range_are_explained():
@@ -189,3 +195,17 @@ def test_an_alignment_without_barriers_says_why():
     info = {"notes": [why]}
     found = pl.ModelAlignment(theta, order, (2.0, 1.0), (0.5, 0.5), info=info)
     assert f"note: {why}" in str(found)
+
+
+@pytest.mark.ci
+def test_an_alignment_under_fixed_statistics_names_the_way_to_barriers():
+    def normed(seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        model = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 3))
+        model(seed * data()[0])
+        return model.eval()
+
+    here = pl.Landscape(normed(1), "cross_entropy", data())
+    said = str(pl.align(here, normed(1), normed(2), **QUIET))
+    assert "note: no barriers: " in said
+    assert "bn='recompute'" in said

@@ -59,6 +59,7 @@ def build(land: Answered, rule: Rule) -> Stepper:
     _check_compiled(land)
     data = Data.of(land.dataset, land.dtype)
     model, layout = _in_train_mode(land)
+    model = data.module(model)
     few, rows = _few(land, data)
     points = checked_points(layout, layout.flatten(_tensors(model), land.dtype, land.device))[1:]
     first = _reference(model, land, layout, few, points[0])
@@ -322,7 +323,7 @@ def _few(land: Answered, data: Data) -> tuple[Data, Tensor]:
         rows = rows[counted] if bool(counted.any()) else rows
     rows = rows[:_CHECKED_SAMPLES]
     chosen = targets[rows].flatten(0, 1)
-    return Data(data.inputs[rows], chosen, (len(rows),), data.dtype), rows
+    return Data(data.inputs[rows], chosen, (len(rows),), data.dtype, data.form), rows
 
 
 def _counts_batches(name: str) -> bool:

@@ -17,7 +17,7 @@ import numpy as np
 
 from ..arrays import Array, progress_bar
 from ..errors import ResumeMismatch
-from ..ranks import Call, by_itself, current
+from ..ranks import Call, by_itself, current, in_step
 
 CHUNK_SECONDS = 0.2
 MAX_GROWTH = 16  # of one chunk over the one before: the first points of a run are slow to evaluate
@@ -118,6 +118,9 @@ def evaluate_in_chunks(
         work(_Share(done))
         return values
     with ranks.call(label, request) as call:
+        if in_step(request):
+            work(_Together(done, call))
+            return values
         shares = _Shares(done, call, journal)
         with by_itself():
             work(shares)
@@ -148,6 +151,18 @@ class _Share:
         self.taken = min(at + size, len(self.left))
         cuts = np.flatnonzero(np.diff(points) > 1) + 1
         return [(int(run[0]), int(run[-1]) + 1) for run in np.split(points, cuts) if run.size]
+
+
+class _Together(_Share):
+    """All points on all ranks, in step: each point is asked of all ranks, which share out the
+    samples. Rank 0 decides how many are asked at once."""
+
+    def __init__(self, done: np.ndarray, call: Call) -> None:
+        super().__init__(done)
+        self.call = call
+
+    def take(self, size: int) -> list[tuple[int, int]]:
+        return super().take(int(self.call.from_first([np.array(size)])[0]))
 
 
 class _Shares(_Share):

@@ -20,7 +20,7 @@ import numpy as np
 
 from ..arrays import progress_bar
 from ..errors import InvalidArgument
-from ..ranks import Call, by_itself, current
+from ..ranks import Call, by_itself, current, in_step
 from .checkpoint import SECONDS, Arrays, Checkpoint
 
 RANK = ".rank"  # of the name of a rank's record beside a result, before its number
@@ -43,8 +43,9 @@ def by_ranks(
 ) -> Arrays | None:
     """{name: (count, ...)}: what `work` gives for all items, or None where this process is alone.
 
-    Also None where one process left a checkpoint: all ranks go on from that together. And not None
-    where one process finds what ranks have recorded: it does the rest.
+    Also None where the ranks share out the samples (``shard="data"``), and where one process left
+    a checkpoint: all ranks go on from that together. And not None where one process finds what
+    ranks have recorded: it does the rest.
 
     Args:
         label: of the work, in errors and on the bar.
@@ -60,7 +61,7 @@ def by_ranks(
     """
     ranks = current()
     beside = None if kept is None else kept.beside
-    if kept is not None and kept.resumes:
+    if (kept is not None and kept.resumes) or (ranks is not None and in_step(request)):
         return None
     if ranks is None and not (beside is not None and of_ranks(beside)):
         return None
@@ -94,8 +95,11 @@ class _Share:
         """Items that nobody else gets; none at the end."""
         self.beat(True)
         size = self.call.size if self.call is not None else 1
-        wanted = -(-(len(self.left) - self.drawn) // (2 * size if size > 1 else 1))
-        wanted = max(1, min(wanted, self.most))
+        left = len(self.left) - self.drawn
+        wanted = (
+            left if size == 1 else max(-(-left // (2 * size)), -(-len(self.left) // (6 * size)))
+        )
+        wanted = max(1, min(wanted, self.most))  # fewer and fewer: all ranks end together
         at = self.drawn if self.call is None else self.call.draw(wanted)
         self.drawn = min(at + wanted, len(self.left))
         return self.left[at : at + wanted]

@@ -78,11 +78,11 @@ class Journal:
         self.values: NDArray[np.float64] = np.full((total, len(names)), np.nan)
         self.done: NDArray[np.bool_] = np.zeros(total, dtype=bool)
         self._fd = -1
+        self._synced = time.monotonic()
         if path is None:
             return
         self.path = Path(path)
         self._fd = _open_locked(self.path)
-        self._synced = time.monotonic()
         try:
             text = json.dumps({"request": request, "metrics": list(names), "total": total}).encode()
             content = _read_all(self._fd)

@@ -23,7 +23,7 @@ from torch.utils.data import (
 from torch.utils.data import Dataset as TorchDataset
 
 from ..arguments import integer
-from ..arrays import digest_of_all
+from ..arrays import digest_of_all, is_plain
 from ..errors import InvalidArgument, out_of_memory, wrapping
 from .random_source import SUBSET, fill
 
@@ -142,6 +142,7 @@ class Dataset:
         seed: int = 0,
     ) -> None:
         pairs = targets is not None
+        self.targets = targets
         with untouched_random_state():
             whole = data is None or _is_one_batch(data, pairs)
             if whole and targets not in (None, "classes"):
@@ -181,6 +182,31 @@ class Dataset:
                 raw = _rows_of(batch.raw, own, batch.size, index)
                 found.append(_batch(raw, len(found), targets))
         return found
+
+    @property
+    def plain(self) -> bool:
+        """Whether the digest tells all of the batches."""
+        return all(is_plain(batch.raw) for batch in self.batches)
+
+    def of(self, batches: list[Batch]) -> Dataset:
+        """The same with these batches alone."""
+        found = copy.copy(self)
+        found.batches, found.size = batches, sum(batch.size for batch in batches)
+        found.digest = digest_of_all(batch.raw for batch in batches)
+        return found
+
+    def rows(self, first: int, last: int) -> Dataset:
+        """The samples [first, last), in their batches."""
+        start = 0
+        found: list[Batch] = []
+        for index, batch in enumerate(self.batches):
+            low, high = max(first - start, 0), min(last - start, batch.size)
+            start += batch.size
+            if low < high:
+                own = torch.arange(low, high)
+                raw = _rows_of(batch.raw, own, batch.size, index)
+                found.append(_batch(raw, len(found), self.targets))
+        return self.of(found)
 
     def tensors(self) -> tuple[Tensor, Tensor] | None:
         """All inputs and targets, concatenated; None where batches are not plain tensor pairs."""

@@ -134,14 +134,14 @@ def random_directions(
             "stored: expected True together with orthogonal=True, which makes each direction from "
             "those before it; of n parameters, random directions are orthogonal up to 1 / sqrt(n)"
         )
-    keep = orthogonal or land.n_params < LARGE if stored is None else stored
+    keep = orthogonal or land.layout.n < LARGE if stored is None else stored
     base = land.base if theta is None else row_of(land.point(theta))
     mode = _mode(normalize)
     segments = _segments(land.layout, normalize in _PER_ROW, ignore)
     _check_device(base.device)
-    point = base.whole()[: land.n_params] if keep and not isinstance(base, Stored) else None
+    point = base.whole()[: land.layout.n] if keep and not isinstance(base, Stored) else None
     if keep and isinstance(base, Stored):
-        point = base.vector[: land.n_params]
+        point = base.vector[: land.layout.n]
     found: list[Direction] = []
     for index in range(count):
         info = {
@@ -153,7 +153,7 @@ def random_directions(
             "orthogonal": orthogonal,
         }
         if point is None:
-            row = Random(base, land.n_params, segments, mode, seed, index)
+            row = Random(base, land.layout.n, segments, mode, seed, index)
             found.append(_named(land, row, info))
             continue
         vector = ops.random_direction(point, segments, mode, seed, index)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..arrays import OPAQUE, digest, is_plain, text_digest
+from ..arrays import OPAQUE, digest, text_digest
 from .losses import KnownLoss
 from .naming import Record
 from .pieces import Row, Rows, digest_of
@@ -85,7 +85,7 @@ def of_landscape(land: Asked, state: str) -> dict[str, Any]:
         found["subset"] = asdict(land.dataset.subset)
     hidden = [f"model: {each}" for each in model.opaque]
     hidden += [f"loss: {each}" for each in loss.opaque]
-    if not all(is_plain(batch.raw) for batch in land.dataset.batches):
+    if not land.dataset.plain:
         data = Record()
         for i, batch in enumerate(land.dataset.batches):
             data.add(f"batch {i}", batch.raw)
