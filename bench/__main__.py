@@ -22,6 +22,7 @@ from . import (
     hessians,
     hvp,
     kernels,
+    language,
     memory,
     nets,
     ranks,
@@ -58,6 +59,7 @@ _TIMED = {
     "training_norms": training.training_norms,
     "topology": topology.topology,
     "errors": errors.errors,
+    "large": language.large,
     "ranks": ranks.ranks,
 }
 

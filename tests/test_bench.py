@@ -57,6 +57,7 @@ ARMS = {
     "training_norms": {"pylandscape", "torch loop"},
     "topology": {"pylandscape", "gudhi"},
     "errors": {"pylandscape plane() with", "pylandscape plane() without"},
+    "large": {"pylandscape, torch engine", "the best plain loop", "pylandscape, stored"},
     "headline": {"pylandscape", "torch Lanczos"},
     "memory": set(),
     "kernels": {"sgemm", "linear", "tanh", "cross_entropy", "gaussian", "normalize_direction"},

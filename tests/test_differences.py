@@ -26,8 +26,16 @@ def data(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return x, torch.randint(4, (64,), generator=generator)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-@pytest.mark.parametrize("engine", ["torch", "auto"])
+@pytest.mark.parametrize(
+    ("dtype", "engine"),
+    [
+        (torch.float32, "torch"),
+        (torch.bfloat16, "torch"),
+        (torch.float64, "auto"),
+        pytest.param(torch.float32, "auto", marks=pytest.mark.ci),
+        pytest.param(torch.float64, "torch", marks=pytest.mark.ci),
+    ],
+)
 def test_a_product_by_differences_lies_within_its_own_bound(
     dtype: torch.dtype, engine: str
 ) -> None:
@@ -100,7 +108,9 @@ def test_compiled_products_are_not_taken_where_differences_are_asked_for() -> No
     assert not np.array_equal(a, b)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "dtype", [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.ci)]
+)
 def test_the_rounding_of_a_half_precision_model_is_measured_and_told(dtype: torch.dtype) -> None:
     model = net().to(dtype)
     x, y = data(dtype)
