@@ -17,6 +17,7 @@ from . import (
     dropin,
     eigen,
     errors,
+    families,
     harness,
     headline,
     hessians,
@@ -57,6 +58,7 @@ _TIMED = {
     "training_norms": training.training_norms,
     "topology": topology.topology,
     "errors": errors.errors,
+    "FAMILIES": families.families,
 }
 
 
