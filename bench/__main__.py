@@ -25,6 +25,7 @@ from . import (
     kernels,
     memory,
     nets,
+    ranks,
     reorth,
     slq,
     topology,
@@ -59,6 +60,7 @@ _TIMED = {
     "topology": topology.topology,
     "errors": errors.errors,
     "FAMILIES": families.families,
+    "ranks": ranks.ranks,
 }
 
 

@@ -42,7 +42,11 @@ napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 napoleon_attr_annotations = False
-napoleon_custom_sections = [("Memory", "notes_style"), ("Warns", "Warns")]
+napoleon_custom_sections = [
+    ("Options", "params_style"),
+    ("Memory", "notes_style"),
+    ("Warns", "Warns"),
+]
 
 sphinx_gallery_conf = {
     "examples_dirs": "examples",
@@ -57,6 +61,10 @@ sphinx_gallery_conf = {
 }
 
 
+# What napoleon puts before a text: ":param x:", "* **name** -- ".
+FIELD = r"\s*(:[^:]*:)?\s*(\* \*\*[^*]+\*\* -- )?"
+
+
 def escaped(app, what, name, obj, options, lines):
     """Docstrings are plain English with formulas, not reStructuredText: |x| is no substitution,
     v* no emphasis, x_ no link."""
@@ -66,8 +74,7 @@ def escaped(app, what, name, obj, options, lines):
             literal = False
         if literal or line.lstrip().startswith(".. "):
             continue
-        field = re.match(r"\s*:[^:]*:", line)  # ":param x:"
-        start = field.end() if field else 0
+        start = re.match(FIELD, line).end()
         parts = re.split(r"(``|`[^`]+`)", line[start:])
         for k, part in enumerate(parts):
             if part == "``":
@@ -81,7 +88,10 @@ def escaped(app, what, name, obj, options, lines):
 
 # The reference: a page for each area, its public names by the package where they live.
 AREAS = {
-    "landscape": ("The landscape", "landscape theta interop errors _native results.loading"),
+    "landscape": (
+        "The landscape",
+        "landscape theta interop errors ranks _native trajectories.loading",
+    ),
     "surfaces": (
         "Lines, planes, grids",
         "surfaces results.curve results.surface results.grid_values results.vti results.vtp "
@@ -103,7 +113,7 @@ AREAS = {
     ),
     "connectivity": ("Connectivity and flatness", "connectivity results"),
     "topology": ("Topology", "topology results.merge_trees"),
-    "experiments": ("Known results and studies", "experiments report"),
+    "experiments": ("Known results and studies", "experiments reports"),
 }
 
 

@@ -55,7 +55,7 @@ _HOMES = {
     "engines.points.evaluator": "eigenvalues",
     "errors": (
         "CudaUnavailable FileFormatError InvalidArgument LayoutMismatch NotDifferentiable "
-        "NotLowered PylandscapeError ResumeMismatch"
+        "NotLowered PylandscapeError RankFailed ResumeMismatch"
     ),
     "experiments.theorems": "TheoryTable theory",
     "interop": "from_function",
@@ -63,6 +63,7 @@ _HOMES = {
     "plots.clouds": "plot_clouds",
     "plots.side_by_side": "compare",
     "plots.spectra": "plot_spectra",
+    "ranks": "distributed",
     "reports.writing": "report",
     "results.asymmetry_profiles": "Asymmetry",
     "results.barrier_matrix": "Barriers",
@@ -76,7 +77,6 @@ _HOMES = {
     "results.fitness": "FitnessDistance",
     "results.flatness_table": "Flatness FlatnessRow",
     "results.grid_values": "Grid",
-    "results.loading": "load",
     "results.merge_trees": "Topology",
     "results.mode_connection": "ModeConnection",
     "results.model_alignment": "ModelAlignment",
@@ -106,6 +106,7 @@ _HOMES = {
     "trajectories.base": "Trajectory",
     "trajectories.components": "pca pca_directions",
     "trajectories.embedding": "mds",
+    "trajectories.loading": "load",
     "trajectories.reading": "trajectory",
     "trajectories.recorder": "Recorder",
     "trajectories.several": "Runs",
@@ -203,6 +204,7 @@ else:
     from .errors import NotDifferentiable as NotDifferentiable
     from .errors import NotLowered as NotLowered
     from .errors import PylandscapeError as PylandscapeError
+    from .errors import RankFailed as RankFailed
     from .errors import ResumeMismatch as ResumeMismatch
     from .experiments.theorems import TheoryTable as TheoryTable
     from .experiments.theorems import theory as theory
@@ -212,6 +214,7 @@ else:
     from .plots.clouds import plot_clouds as plot_clouds
     from .plots.side_by_side import compare as compare
     from .plots.spectra import plot_spectra as plot_spectra
+    from .ranks import distributed as distributed
     from .reports.writing import report as report
     from .results.asymmetry_profiles import Asymmetry as Asymmetry
     from .results.barrier_matrix import Barriers as Barriers
@@ -226,7 +229,6 @@ else:
     from .results.flatness_table import Flatness as Flatness
     from .results.flatness_table import FlatnessRow as FlatnessRow
     from .results.grid_values import Grid as Grid
-    from .results.loading import load as load
     from .results.merge_trees import Topology as Topology
     from .results.mode_connection import ModeConnection as ModeConnection
     from .results.model_alignment import ModelAlignment as ModelAlignment
@@ -279,6 +281,7 @@ else:
     from .trajectories.components import pca as pca
     from .trajectories.components import pca_directions as pca_directions
     from .trajectories.embedding import mds as mds
+    from .trajectories.loading import load as load
     from .trajectories.reading import trajectory as trajectory
     from .trajectories.recorder import Recorder as Recorder
     from .trajectories.several import Runs as Runs

@@ -179,12 +179,13 @@ def progress_bar(
     guess: float = 0.0,
 ) -> tqdm[Any]:
     """A bar on stderr, which appears after half a second, and above it, for long work, an estimate
-    of its time (see `progress.Bar`); a context."""
+    of its time (see `progress.Bar`); a context. Of several ranks, the first shows it."""
     from .progress import Bar
+    from .ranks import speaks
 
     return Bar(
-        total=total, initial=initial, desc=label, unit=unit, disable=not shown, memory=memory,
-        guess=guess,
+        total=total, initial=initial, desc=label, unit=unit, disable=not (shown and speaks()),
+        memory=memory, guess=guess,
     )  # fmt: skip
 
 

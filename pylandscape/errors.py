@@ -29,6 +29,18 @@ class ResumeMismatch(PylandscapeError, ValueError):
     """A file that does not belong to the request that wants to resume or reuse it."""
 
 
+class RankFailed(PylandscapeError, RuntimeError):
+    """Work of several processes that one of them stopped, or did not come to.
+
+    Attributes:
+        told: another rank has an error of its own, which says more.
+    """
+
+    def __init__(self, message: str, told: bool = False) -> None:
+        super().__init__(message)
+        self.told = told
+
+
 class NotLowered(PylandscapeError):
     """The native engine cannot run this model, loss or data; ``reason`` says why."""
 

@@ -8,9 +8,11 @@ theta/checks.py; directions in theta/directions.py; what a request records in th
 
 from __future__ import annotations
 
-import copy
+import contextlib
+import copy as copying
 import threading
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -19,15 +21,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.data import DistributedSampler
 
-from .arguments import integer
+from .arguments import callers_level, integer
 from .arrays import digest_of_all, scipy_operator
-from .engines import slopes
+from .engines import shared_data, slopes
 from .engines.choose import EngineReport, choose
+from .engines.differences import check_products, hessian_by_differences
 from .engines.eager import TorchEngine, rebound
 from .engines.eager_derivatives import MEMORY
 from .engines.eager_switches import LOCK
-from .errors import InvalidArgument, NotLowered, wrapping
+from .engines.shared_data import DataShards
+from .errors import InvalidArgument, NotLowered, PylandscapeError, wrapping
 from .theta import computed, identity, running_statistics, sampling
 from .theta.checks import (
     Metric,
@@ -37,6 +42,7 @@ from .theta.checks import (
     check_choices,
     check_finite,
     check_fits_memory,
+    check_room,
     check_subset,
     chosen_device,
     chosen_metrics,
@@ -54,6 +60,7 @@ from .theta.losses import (
     own_loss,
     resolve_loss,
 )
+from .theta.pieces import ModuleTensors, Row, Rows, Stored, named_tensors
 from .theta.snapshot import Snapshot, unwrapped
 
 if TYPE_CHECKING:
@@ -61,6 +68,7 @@ if TYPE_CHECKING:
 
     from .engines.contract import CompiledEngine, CoreProducts, Engine, Evaluate
     from .engines.points.evaluator import PointEvaluator
+    from .engines.shared_data import Part, Plan
 
 
 class Landscape:
@@ -104,10 +112,22 @@ class Landscape:
         engine: "auto" (native where it can), "native" (or an error that says why not), "torch".
         memory: bytes that derivatives may keep between products at the same theta, beyond the
             parameters and the data; default 2 GiB. What does not fit is computed anew.
+        shard: "data": the processes of a group (`pylandscape.distributed`) share out the samples,
+            for losses, accuracies, gradients, products and what is made of them. Given the same
+            data, each keeps a part of them; given different data, each has its own, and L is that
+            of all. The bits are those of one process with shard="data".
         samples: take that many of the data's samples, a random subset without replacement; L is
             theirs, and everything says so. Its error against all of the data is the metric
             "subset_error".
         seed: of the subset: the same one on every machine.
+        copy: False saves the memory of one theta: the point that directions start from is read from
+            the module's own parameters, which must keep their values for as long as the landscape
+            is asked; it raises InvalidArgument once they have changed. The landscape then needs
+            one theta beside the module, whatever the number of directions that are not stored.
+        products: "exact": products with the Hessian by double backward, or compiled.
+            "differences": by central differences of gradients, for models with operations that have
+            no second derivative, with a bound of the error (`hvp_by_differences`): the largest one
+            stands in ``worst_product``, in the results' notes and in `engine_report`.
 
     L is the loss of the concatenated data: known losses divide by their own denominator (samples,
     class weights, targets not ignored), "sum" adds. They are computed in float64 from the outputs.
@@ -136,12 +156,19 @@ class Landscape:
         samples: int | None = None,
         seed: int = 0,
         max_batches: int | None = None,
+        copy: bool = True,
+        products: str = "exact",
+        shard: str | None = None,
     ) -> None:
         check_choices(model, loss, data, objective, weight, bn, dtype, engine)
+        check_products(products)
+        self.products = products
+        self.worst_product = 0.0  # the largest bound so far of a product by differences, over |Hv|
         whole, model = model, unwrapped(model)
         own_device = device_of(model)
         self.device = own_device if device is None else chosen_device(device)
         check_finite(model)
+        check_room(model, dtype, self.device, copy)
         moved = None if self.device == own_device else self.device
         with LOCK:  # another landscape in the making moves its module
             snapshot = Snapshot(model, dtype, moved)
@@ -158,8 +185,12 @@ class Landscape:
         if bn == "interpolate":
             self.moved = running_statistics.with_statistics(self.layout, self.model, params)
             named |= dict(self.model.named_buffers())
-        self.origin = self.moved.flatten(named, self.dtype, self.device)
-        self.theta = self.origin[: self.layout.n]
+        self.base: Row
+        if copy:
+            self.base = Stored(self.moved.flatten(named, self.dtype, self.device))
+        else:
+            own = named_tensors(model)
+            self.base = ModuleTensors(own, self.moved, self.dtype, self.device)
         self.has_batchnorm = any(isinstance(m, _BatchNorm) for m in model.modules())
         self.bn = bn
         self.memory = MEMORY if memory is None else whole_bytes(memory, "memory")
@@ -183,6 +214,12 @@ class Landscape:
             if objective is None and weight is None:
                 weight = counted_labels(self.model, [b.raw for b in self.dataset.batches])
             spec = Objective(objective or own_loss, batch_weights(weight, self.dataset))
+        plan = None if shard is None else self._plan(shard, data, spec)
+        self._shards: DataShards | None = None
+        self._slope: tuple[str | None, ...] = ()
+        self.native: CompiledEngine | None = None
+        if plan is not None:
+            self.dataset, spec = plan.parts[0].data, plan.parts[0].loss
         self.loss_spec = rebound(snapshot, spec)
         effective_bn = bn if self.has_batchnorm else "eval"
         if bn == "interpolate":
@@ -196,17 +233,71 @@ class Landscape:
             first = first.mapped(lambda t: t.to(own_device))
         # Where it is not the module itself that runs, an error there says nothing.
         converted = dtype is not None or moved is not None or whole is not model
-        self.eager.compare(model, spec, first, converted)
+        self._eager.compare(model, spec, first, converted)
         self._model_loss = self._first_loss()  # another where it needs gradients enabled
-        self.eager.release()
+        parts = [] if plan is None else [self._of_part(each, snapshot) for each in plan.parts[1:]]
+        self._eager.release()
         self._choose()
+        if plan is not None:
+            self._share_out(plan, parts)
+        if not np.isfinite(self._model_loss):
+            said = f"L is {self._model_loss} at the model's own parameters"
+            self.computed += f"; {said}"
+            warnings.warn(
+                f"{said}: look at the weights and the loss or objective before any picture",
+                stacklevel=callers_level(),
+            )
+
+    def _plan(self, shard: str, data: Any, spec: Any) -> Plan:
+        if shard != "data":
+            raise InvalidArgument(f"shard: expected 'data', got {shard!r}")
+        if not isinstance(self.base, Stored):
+            raise InvalidArgument("copy: expected True with shard='data', got False")
+        if self.bn not in ("eval", "interpolate") and self.has_batchnorm:
+            raise InvalidArgument(
+                f"bn: expected 'eval' or 'interpolate' with shard='data', got {self.bn!r}, whose "
+                "statistics are those of samples that lie apart"
+            )
+        sampler = getattr(data, "sampler", None)
+        return shared_data.plan(self.dataset, spec, isinstance(sampler, DistributedSampler))
+
+    def _of_part(self, part: Part, snapshot: Snapshot) -> Landscape:
+        """This landscape over other samples."""
+        other = copying.copy(self)
+        other.dataset, other.loss_spec = part.data, rebound(snapshot, part.loss)
+        other._start(snapshot, self._eager.needs_grad)
+        return other
+
+    def _share_out(self, plan: Plan, parts: Sequence[Landscape]) -> None:
+        """From here on, all answers are those of all samples."""
+        for part in parts:
+            part._choose()
+        if self.n_params <= slopes.UNASKED:
+            self.slope_mismatch()
+        self._slope = self._slope or (None,)
+        lands = [self, *parts]
+        answers: list[list[Engine]] = [
+            [each._eager] if each.native is None else [each.native, each._eager] for each in lands
+        ]
+        by_torch = DataShards(plan, [[each._eager] for each in lands], self.loss_spec)
+        self._shards = DataShards(plan, answers, self.loss_spec)
+        self.native = None
+        self.dataset = plan.whole
+        self._model_loss = float(by_torch.prepare_points(("loss",))(self.origin[None])["loss"][0])
+
+    @property
+    def eager(self) -> TorchEngine:
+        """torch's engine, over all samples."""
+        if self._shards is not None:
+            raise InvalidArgument(f"shard: {shared_data.NEEDS_ALL}")
+        return self._eager
 
     def _start(self, snapshot: Snapshot, needs_grad: bool = False) -> None:
         bn, dtype, _ = self._asked
         self._lock = threading.RLock()  # of what is made when it is first asked for:
         self._elsewhere: tuple[str, Landscape] | None = None  # with another model's buffers
         self._points: PointEvaluator | None = None
-        self.eager = TorchEngine(
+        self._eager = TorchEngine(
             self.model,
             self.loss_spec,
             self.dataset.batches,
@@ -217,9 +308,21 @@ class Landscape:
             memory=self.memory,
             snapshot=snapshot,
             needs_grad=needs_grad,
+            base=self.base,
         )
         self._model_loss = self._first_loss()
-        self._slope: tuple[str | None, ...] = ()
+        self._slope = ()
+
+    @property
+    def origin(self) -> Tensor:
+        """(n + m,) the model's own point: its parameters and what else moves; with copy=False a
+        copy made for the asking."""
+        return self.base.vector if isinstance(self.base, Stored) else self.base.whole()
+
+    @property
+    def theta(self) -> Tensor:
+        """(n,) the model's parameters."""
+        return self.origin[: self.layout.n]
 
     @property
     def n_params(self) -> int:
@@ -248,7 +351,18 @@ class Landscape:
         """
         subset = self.dataset.subset
         data = None if subset is None else str(subset)
-        return replace(self._report, note=self.slope_note(), data=data, computed=self.computed)
+        notes = [each for each in (self.slope_note(), self.products_note()) if each is not None]
+        note = "; ".join(notes) or None
+        return replace(self._report, note=note, data=data, computed=self.computed)
+
+    @property
+    def half(self) -> str | None:
+        """Which half precision the model computes in, "bfloat16" for example; None in none."""
+        kinds = {e.dtype for e in self.layout.entries if torch.finfo(e.dtype).bits < 32}
+        asked = self._asked[1]
+        if not kinds or (asked is not None and torch.finfo(asked).bits >= 32):
+            return None
+        return " and ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds))
 
     def slope_note(self) -> str | None:
         """`slope_mismatch` where it is cheap or known already, else None."""
@@ -348,15 +462,20 @@ class Landscape:
         ``between``: the directions are solutions, theta is 0, and "difference_standard_error" is
         that of L minus sum_j c_j L(d_j); otherwise of L - L(theta).
         """
-        from .theta.directions import as_steps
+        from .theta.directions import as_rows
 
         chosen = chosen_metrics(metrics, self.loss_spec)
-        vectors, _ = as_steps(self, directions)
-        home, base = self._located(theta)
-        sampling.check_own_losses(chosen, self.loss_spec, self.eager.mixes, self.dataset.size)
+        vectors, _ = as_rows(self, directions)
+        home, base = self._rows_base(theta) if isinstance(vectors, Rows) else self._located(theta)
+        if home.native is not None or home._shards is not None:  # which read stored vectors alone
+            vectors = vectors.matrix() if isinstance(vectors, Rows) else vectors
+            base = base.whole() if isinstance(base, Row) else base
+        sampling.check_own_losses(chosen, self.loss_spec, self._eager.mixes, self.dataset.size)
         ask = self._with_subset_error(
-            chosen, lambda asked: home._engine.prepare(base, vectors, asked, between)
+            chosen, lambda asked: home._prepared(base, vectors, asked, between)
         )
+        if isinstance(base, Row) or isinstance(vectors, Rows):
+            return ask
         negative = running_statistics.negative(self.moved, base, vectors)
         if negative is None:
             return ask
@@ -399,6 +518,20 @@ class Landscape:
     def hvp(self, v: Any, theta: Any = None) -> Tensor:
         """H v (n,) for v (n,), or the rows H v_i (k, n) for v (k, n); float64, H at theta."""
         return self._product("hessian", v, theta)
+
+    def hvp_by_differences(self, v: Any, theta: Any = None) -> tuple[Tensor, Tensor]:
+        """H v as `hvp`, by central differences of gradients, and a bound of the error's norm.
+
+        D(eps) = [g(theta + eps v) - g(theta - eps v)] / (2 eps) with eps = u^(1/3) |theta| / |v|,
+        u the machine epsilon of the coarsest parameter; the bound is |D(eps) - D(2 eps)|.
+
+        Returns:
+            (n,) and a scalar for v (n,); (k, n) and (k,) for the rows v (k, n). float64.
+        """
+        vectors = self._vectors(v)
+        home, point = self._smooth_point(theta)
+        rows, bounds = home._differences(vectors.reshape(-1, self.n_params), point)
+        return rows.reshape(vectors.shape), bounds.reshape(vectors.shape[:-1])
 
     def gauss_newton_product(self, v: Any, theta: Any = None) -> Tensor:
         """G v as `hvp`, G = J^T H_out J: the Hessian without the model's own curvature.
@@ -449,7 +582,7 @@ class Landscape:
         if theta is None:
             return self._model_loss
         home, point = self._located(theta)
-        return float(home.eager.prepare_points(("loss",))(point[None])["loss"][0])
+        return float(home._eager.prepare_points(("loss",))(point[None])["loss"][0])
 
     def at(self, theta: Any) -> Landscape:
         """The landscape that ``theta`` is a point of: this one, unless theta is a module, a state
@@ -467,6 +600,11 @@ class Landscape:
         buffers = running_statistics.foreign_buffers(self, theta, "theta")
         if not buffers:
             return self
+        if self._shards is not None:
+            raise InvalidArgument(
+                "theta: expected the buffers of the landscape's own model with shard='data'; make "
+                "a landscape of the other model"
+            )
         whole = {**dict(self.model.named_buffers()), **buffers}
         point = self.moved.vector(theta, "theta", self.dtype, self.device)
         key = digest_of_all([point, {name: whole[name] for name in sorted(buffers)}])
@@ -477,17 +615,17 @@ class Landscape:
             return self._elsewhere[1]
 
     def _moved_to(self, point: Tensor, buffers: dict[str, Tensor]) -> Landscape:
-        other = copy.copy(self)
-        with self.eager.session():
+        other = copying.copy(self)
+        with self._eager.session():
             snapshot = Snapshot(self.model)
             other.loss_spec = rebound(snapshot, self.loss_spec)
-        other.model, other.origin, other.theta = snapshot.model, point, point[: self.n_params]
+        other.model, other.base = snapshot.model, Stored(point)
         named = dict(other.model.named_parameters()) | dict(other.model.named_buffers())
         with torch.no_grad():
             for name, tensor in (self.moved.unflatten(point) | buffers).items():
                 named[name].copy_(tensor)
-        other._start(snapshot, self.eager.needs_grad)
-        other.eager.release()
+        other._start(snapshot, self._eager.needs_grad)
+        other._eager.release()
         other._choose()
         return other
 
@@ -495,6 +633,8 @@ class Landscape:
         """Loss, gradient and Hessian of many points of a small model, made once."""
         from .engines.points.evaluator import PointEvaluator
 
+        if self._shards is not None:
+            raise InvalidArgument(f"shard: {shared_data.NEEDS_ALL}")
         with self._lock:
             if self._points is None:
                 self._points = PointEvaluator(self)
@@ -503,21 +643,55 @@ class Landscape:
     def describe(self) -> dict[str, Any]:
         """What determines the numbers, JSON-able (theta/identity.py): the model's structure, code
         and frozen state, the loss by what it computes, data, arithmetic, versions."""
-        return identity.of_landscape(self, self.eager.fixed_digest())
+        found = identity.of_landscape(self, self._eager.fixed_digest())
+        if self._shards is not None:
+            found["shard"] = "data"
+        return found if self.products == "exact" else {**found, "products": self.products}
 
     def _product(self, matrix: str, v: Any, theta: Any) -> Tensor:
-        vectors = torch.as_tensor(getattr(v, "vector", v)).detach().to(self.theta)
+        home, point = self._located(theta)
+        return home.product_at(matrix, self._vectors(v), point)
+
+    def _vectors(self, v: Any) -> Tensor:
+        vectors = torch.as_tensor(getattr(v, "vector", v)).detach().to(self.device, self.dtype)
         if vectors.dim() not in (1, 2) or vectors.shape[-1] != self.n_params:
             raise InvalidArgument(
                 f"v: expected shape ({self.n_params},) or (k, {self.n_params}), "
                 f"got {tuple(vectors.shape)}"
             )
-        home, point = self._located(theta)
-        return home.product_at(matrix, vectors, point)
+        return vectors
+
+    def _differences(self, block: Tensor, point: Tensor) -> tuple[Tensor, Tensor]:
+        rest = point[self.n_params :]
+
+        def gradient(theta: Tensor) -> Tensor:
+            at = torch.cat([theta, rest])
+            return self._derivative(lambda engine: engine.gradient(at))[: self.n_params]
+
+        rows, bounds = hessian_by_differences(
+            gradient, point[: self.n_params], block, self._eager.rounding()
+        )
+        sizes = torch.linalg.vector_norm(rows, dim=1)
+        shares = (bounds / sizes)[sizes > 0]
+        if len(shares):
+            self.worst_product = max(self.worst_product, float(shares.max()))
+        return rows, bounds
+
+    def products_note(self) -> str | None:
+        """How products with the Hessian were had, where it is not exactly."""
+        if self.products == "exact":
+            return None
+        told = (
+            f", off by at most {self.worst_product:.2g} of its norm" if self.worst_product else ""
+        )
+        return f"products with the Hessian by central differences of gradients{told}"
 
     def product_at(self, matrix: str, vectors: Tensor, point: Tensor) -> Tensor:
         """The same of vectors (n,) or (k, n) like theta at a `point`, all checked."""
         block = vectors.reshape(-1, self.n_params)
+        if matrix == "hessian" and self.products == "differences":
+            at = running_statistics.without_negative(self.moved, point)
+            return self._differences(block, at)[0].reshape(vectors.shape)
         if self.moved.n > self.n_params:
             point = running_statistics.without_negative(self.moved, point)
             block = torch.nn.functional.pad(block, (0, self.moved.n - self.n_params))
@@ -528,19 +702,30 @@ class Landscape:
         """What gives the native engine's products (see SymmetricOperator), or None."""
         if self.native is None or self.moved.n > self.n_params:
             return None
+        if matrix == "hessian" and self.products == "differences":
+            return None
         return self.native.products_at(matrix, self.point(point))
 
     @property
     def _engine(self) -> Engine:
         """Who gives values; derivatives are asked for by `_derivative`."""
-        return self.native or self.eager
+        return self._shards or self.native or self._eager
 
     def _derivative(self, ask: Callable[[Engine], Tensor]) -> Tensor:
-        """From the compiled engine, or from torch's where derivatives are not compiled."""
+        """From the compiled engine, or from torch's where derivatives are not compiled.
+
+        Also where they are not finite: of an infinite slope behind a zero one (the root of a relu)
+        autograd takes some as zero and others as NaN, and its answer is the user's.
+        """
         try:
-            return ask(self._engine)
+            found = ask(self._engine)
         except NotLowered:
-            return ask(self.eager)
+            return ask(self._eager)
+        if self.native is None or bool(torch.isfinite(found).all()):
+            return found
+        with contextlib.suppress(PylandscapeError):
+            return ask(self._eager)
+        return found
 
     def point(self, theta: Any) -> Tensor:
         """The parameters and what else the landscape moves, (n + m,); not of other buffers."""
@@ -551,6 +736,20 @@ class Landscape:
         home = self.at(theta)
         return home, home.point(theta)
 
+    def _prepared(
+        self, base: Tensor | Row, vectors: Tensor | Rows, asked: Sequence[Metric], between: bool
+    ) -> Evaluate:
+        """The function of the engine that answers; Rows are only for torch's."""
+        if isinstance(base, Row) or isinstance(vectors, Rows):
+            return self._eager.prepare(base, vectors, asked, between)
+        return self._engine.prepare(base, vectors, asked, between)
+
+    def _rows_base(self, theta: Any) -> tuple[Landscape, Tensor | Row]:
+        """As `_located`, but the point is read piece by piece where it can be."""
+        if theta is None:
+            return self, self.base
+        return (self, theta) if isinstance(theta, Row) else self._located(theta)
+
     def _smooth_point(self, theta: Any) -> tuple[Landscape, Tensor]:
         """As `_located`, for derivatives: negative variances, which have none, become NaN."""
         home, point = self._located(theta)
@@ -560,7 +759,7 @@ class Landscape:
         """Runs the copy over the data; every misfit of model and data shows here."""
         begun = time.perf_counter()
         try:
-            loss = self.eager.first_loss()
+            loss = self._eager.first_loss()
         except InvalidArgument:
             raise
         except Exception as error:
@@ -579,5 +778,4 @@ class Landscape:
     def _choose(self) -> None:
         """Who answers: `native` where there is a compiled engine, else `eager`."""
         bn, dtype, engine = self._asked
-        self.native: CompiledEngine | None
-        self.native, self._report = choose(self, self.eager, bn=bn, dtype=dtype, engine=engine)
+        self.native, self._report = choose(self, self._eager, bn=bn, dtype=dtype, engine=engine)

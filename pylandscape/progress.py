@@ -32,7 +32,7 @@ class Bar(tqdm):
         self._memory, self._told = memory, bool(self.disable)
         self._begun = time.perf_counter()
         self._first: tuple[float, float] | None = None  # units done and time after the first share
-        if guess > SLOW and self._ahead(guess) > LONG:
+        if guess > SLOW and not self._told and self._ahead(guess) > LONG:
             self._say(guess, "at most, as the model's first run took")
             self.refresh()
 

@@ -39,6 +39,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import awkward_research  # noqa: F401 (enters its habits and tasks)
 from awkward_habits import HABITS, PLAIN, plain_checkpoints
 from awkward_parts import NETS, STEMS, TASKS, WRAPPERS, B, Task, target_of
 

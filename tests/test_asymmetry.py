@@ -217,7 +217,7 @@ def test_bad_input_is_named():
             pl.asymmetry(land, u, **{"r": 1.0, **options}, **QUIET)
     with pytest.raises(pl.InvalidArgument, match=r"^directions: .*norm above 0"):
         pl.asymmetry(land, 0 * u, r=1.0, **QUIET)
-    with pytest.raises(pl.InvalidArgument, match=r"^r: expected a number for the random"):
+    with pytest.raises(pl.InvalidArgument, match=r"^r: expected how far to go along"):
         pl.asymmetry(land, "random", **QUIET)
     with pytest.raises(pl.InvalidArgument, match="normalisation layer"):
         pl.asymmetry(land, ("random", "norm"), r=1.0, **QUIET)

@@ -136,7 +136,7 @@ def test_a_stopped_run_goes_on_with_the_same_bits_and_loads(tmp_path, monkeypatc
     assert np.array_equal(found.values, whole.values)
     again = pl.load(file)
     assert np.array_equal(again.barrier, whole.barrier)
-    assert again.labels == ["1", "2", "3"]
+    assert again.labels == ["0", "1", "2"]
     with pytest.raises(pl.ResumeMismatch):
         pl.barriers(land, models[:2], path=file, progress=False)
 

@@ -57,7 +57,7 @@ ARMS = {
     "training_norms": {"pylandscape", "torch loop"},
     "topology": {"pylandscape", "gudhi"},
     "errors": {"pylandscape plane() with", "pylandscape plane() without"},
-    "FAMILIES": {"pylandscape plane", "pylandscape gradient", "pylandscape hvp", "copy of"},
+    "FAMILIES": {"pylandscape plane", "pylandscape gradient", "pylandscape hvp", "pylandscape, "},
     "headline": {"pylandscape", "torch Lanczos"},
     "memory": set(),
     "kernels": {"sgemm", "linear", "tanh", "cross_entropy", "gaussian", "normalize_direction"},

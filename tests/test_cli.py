@@ -246,7 +246,10 @@ BAD = [
     (["--threads", "0"], "--threads: expected at least 1, got 0"),
     (["--out", "no/such/s.h5"], "no such folder 'no/such'"),
     (["--plot", "s.txt"], "expected a picture suffix"),
-    (["--kind", "contour"], "--kind: expected 'line' for a curve, got 'contour'"),
+    (
+        ["--kind", "contour", "--plot", "s.png"],
+        "--kind: expected 'line' for a curve, got 'contour'",
+    ),
 ]  # fmt: skip
 
 
@@ -435,6 +438,11 @@ def test_runs_are_trained_resumed_and_drawn_from_the_shell(folder, monkeypatch, 
         (("--optimizer", "adagrad", "--lr", "0.1", "--momentum", "0.9"), "--momentum"),
         ((), "--lr: expected a learning rate, which sgd has no default for"),
         (("--lr", "0.1", "--record", "often"), "--record: expected epoch"),
+        (("--lr", "0.1", "--start", "none.pt"), "--start: no file 'none.pt'"),
+        (
+            ("--lr", "0.1", "--runs", "2", "--checkpoint", "a.pt"),
+            "--checkpoint: has no effect with runs that are initialised anew",
+        ),
         (("--lr", "0.1", "--batch-size", "100000"), "batch_size"),
     ):
         code, _, err = in_process(
@@ -442,6 +450,11 @@ def test_runs_are_trained_resumed_and_drawn_from_the_shell(folder, monkeypatch, 
         )
         assert code == 2
         assert said in err
+    code, _, err = in_process(
+        folder, monkeypatch, capsys, "train", *MODEL, "--lr", "1e30", "--steps", "3"
+    )
+    assert code == 1
+    assert "DIVERGED: run 0" in err
 
 
 def test_the_merge_tree_of_a_saved_plane_is_printed_and_drawn(folder, monkeypatch, capsys):

@@ -96,6 +96,18 @@ def test_many_models_are_summed_up_in_their_rows():
         found.table("loss")
 
 
+def test_the_first_model_gives_what_params_leave_out(pylandscape):
+    state = torch.load("a.pt", weights_only=True)
+    torch.save({**state, "2.weight": -state["2.weight"]}, "fine.pt")
+    said = pylandscape("barriers", *MODEL, "a.pt", "fine.pt", "--params", "2.*", "--points", "3")
+    rows = said[said.index("barrier ") :].splitlines()[1:]
+    space: dict = {}
+    exec(MODULE, space)
+    model, (x, y) = space["net"](1), space["data"]()
+    own = nn.functional.cross_entropy(model(x), y).item()
+    assert float(rows[0].split()[1]) == pytest.approx(own, rel=1e-5)
+
+
 def test_align_writes_the_permuted_model_and_says_what_the_barrier_became(pylandscape, tmp_path):
     sys.path.insert(0, "")
     from mine import data, net

@@ -228,7 +228,7 @@ def test_plot_and_info_take_files_of_spectra_and_eigenpairs(pylandscape, tmp_pat
     pylandscape("plot", "a.h5", "--out", "a.png", "--symlog", "--title", "one")
     pylandscape("plot", "a.h5", "b.h5", "--out", "lines.png", "--vmin", "1e-3")
     pylandscape("plot", "a.h5", "b.h5", "--kind", "evolution", "--out", "map.png")
-    pylandscape("plot", "a.h5", "b.h5", "--kind", "top", "--linear", "--out", "top.png")
+    pylandscape("plot", "a.h5", "b.h5", "--kind", "top", "--out", "top.png")
     pylandscape("plot", "e.h5", "--log", "--out", "e.png")
     for name in ("a", "lines", "map", "top", "e"):
         assert (tmp_path / f"{name}.png").stat().st_size > 2000

@@ -96,6 +96,55 @@ def test_any_number_of_channels(channels: int, rows: int) -> None:
     agree(nn.Sequential(convs, nn.Flatten(), nn.Linear(4, CLASSES)).double(), x, y)
 
 
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.filterwarnings("ignore:Using padding='same'")
+def test_the_gradient_of_few_channels_is_taken_patch_by_patch(case: str) -> None:
+    torch.manual_seed(0)
+    arguments, image = CASES[case]
+    groups = arguments.get("groups", 1)
+    twins = [nn.Conv2d(3 * groups, 5 * groups, **arguments) for _ in range(2)]
+    other = nn.Conv2d(3 * groups, 5 * groups, 1)  # the same input, by pixels
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = *twins, other
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (self.a(x).tanh() * self.b(x).tanh()).mean((2, 3)) + self.c(x).mean((2, 3))
+
+    x, y = data(37, 3 * groups, *image)
+    land = pl.Landscape(Model().double(), "cross_entropy", (x, y), engine="native")
+    exact = pl.Landscape(land.model, "cross_entropy", (x, y), engine="torch")
+    v = torch.randn(land.n_params, dtype=torch.float64)
+    for got, want in (
+        (land.gradient(), exact.gradient()),
+        (land.hvp(v), exact.hvp(v)),
+    ):
+        assert float((got - want).abs().max()) <= 1e-13 * float(want.abs().max())
+
+
+def test_more_panels_of_rows_than_meet_a_strip_at_once() -> None:
+    torch.manual_seed(0)
+    x, y = data(3, 18, 2, 3)
+    convs = nn.Sequential(nn.Conv2d(18, 1610, (1, 2)), nn.ReLU(), nn.AdaptiveAvgPool2d(1))
+    model = nn.Sequential(convs, nn.Flatten(), nn.Linear(1610, CLASSES)).double()
+    got = pl.Landscape(model, "cross_entropy", (x, y), engine="native").gradient()
+    want = pl.Landscape(model, "cross_entropy", (x, y), engine="torch").gradient()
+    assert float((got - want).abs().max()) <= 1e-13 * float(want.abs().max())
+
+
+def test_images_deeper_than_what_is_summed_in_float() -> None:
+    torch.manual_seed(0)
+    x, y = data(33, 2, 48, 40, dtype=torch.float32)
+    convs = nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Conv2d(3, 5, 3), nn.ReLU())
+    model = nn.Sequential(convs, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, CLASSES))
+    got = pl.Landscape(model, "cross_entropy", (x, y), engine="native").gradient()
+    exact = pl.Landscape(copy.deepcopy(model).double(), "cross_entropy", (x.double(), y))
+    want = exact.gradient()
+    assert float((got - want).abs().max()) <= 1e-6 * float(want.abs().max())
+
+
 def test_one_dimension() -> None:
     torch.manual_seed(0)
     x, y = data(21, 3, 17)

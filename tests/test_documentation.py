@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import ast
 import re
+import runpy
+import sys
 from pathlib import Path
 
 import matplotlib as mpl
 import pytest
+
+import pylandscape as pl
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -24,6 +28,12 @@ def test_your_model_in_five_minutes_runs(tmp_path: Path, monkeypatch: pytest.Mon
     for block in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL):
         exec(compile(block, "start.md", "exec"), names)
     assert {p.name for p in tmp_path.iterdir()} == {"surface.h5", "surface.png"}
+
+
+def test_every_public_name_has_a_page_of_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.path", list(sys.path))
+    conf = runpy.run_path(str(DOCS / "conf.py"))
+    assert {conf["area"](home) for home in pl._HOMES} == set(conf["AREAS"])
 
 
 def test_there_are_ten_figures_of_papers() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
 
 import pylandscape as pl
 from pylandscape.errors import InvalidArgument, ResumeMismatch
+from pylandscape.plots.isosurfaces import isosurface
 from tests.grid_support import scalar_landscape
 
 AXES = [(-1, 1, 5), (-2, 1, 4), (0, 1, 3), (-1, 0, 2)]
@@ -98,6 +100,33 @@ def test_slices_share_their_range_of_colours(quartic):
     ranges = {a.collections[0].get_clim() for a in panels}
     assert len(ranges) == 1
     plt.close(first.figure)
+
+
+def test_isosurfaces_of_a_bowl_are_spheres_of_their_levels(tmp_path):
+    pytest.importorskip("skimage")
+    axes = [np.linspace(-1, 1, n) for n in (21, 25, 17)]
+    axes[1] = np.sinh(axes[1])  # uneven steps
+    bowl = sum(m**2 for m in np.meshgrid(*axes, indexing="ij"))
+    bowl[12:, 14:, 10:] = np.inf
+    grid = pl.Grid(axes, metrics={"loss": bowl})
+    ax = grid.plot("isosurface", levels=[0.1, 0.4])
+    try:
+        assert {c.get_gid() for c in ax.collections if c.get_gid()} == {
+            "isosurface 0.1",
+            "isosurface 0.4",
+        }
+        for level in (0.1, 0.4):
+            corners, _ = isosurface(bowl, axes, np.isfinite(bowl), level)
+            assert len(corners) > 150
+            np.testing.assert_allclose((corners**2).sum(axis=1), level, atol=0.012)
+            assert not ((corners > [axes[k][n] for k, n in enumerate((12, 14, 10))]).all(1)).any()
+        assert ax.figure.axes[-1].get_ylabel() == "loss"
+    finally:
+        plt.close(ax.figure)
+    with pytest.raises(pl.InvalidArgument, match="levels: expected some between"):
+        grid.plot("isosurface", levels=[9.0])
+    with pytest.raises(pl.InvalidArgument, match="three axes of at least two points"):
+        pl.Grid(axes[:2], metrics={"loss": bowl[..., 0]}).plot("isosurface")
 
 
 @pytest.mark.parametrize(

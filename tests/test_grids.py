@@ -15,7 +15,7 @@ from pylandscape.landscape import Landscape
 from pylandscape.results.curve import Curve
 from pylandscape.results.loading import load
 from pylandscape.results.surface import Surface
-from pylandscape.runs.chunks import evaluate_in_chunks, missing, next_size
+from pylandscape.runs.chunks import evaluate_in_chunks, next_size
 from pylandscape.surfaces.grids import interpolate, line, make_axis, plane
 
 EPS = np.finfo(np.float64).eps
@@ -351,17 +351,13 @@ def test_info_says_what_was_asked_and_found():
     assert len(request["directions"]) == 2
 
 
-def test_a_zero_direction_has_no_angle():
-    surface = plane(
-        quadratic([1.0, 1.0]),
-        np.array([0.0, 0.0]),
-        np.array([0.0, 1.0]),
-        (0, 1, 2),
-        (0, 1, 2),
-        **QUIET,
-    )
-    assert surface.info["direction_cosine"] is None
-    assert surface.info["direction_norms"] == [0.0, 1.0]
+def test_a_direction_of_zeros_is_refused_by_name_before_any_point_is_asked_for():
+    asked = quadratic([1.0, 1.0])
+    zeros, one = np.array([0.0, 0.0]), np.array([0.0, 1.0])
+    with pytest.raises(InvalidArgument, match="d2: expected a direction along which something"):
+        plane(asked, one, zeros, (0, 1, 2), (0, 1, 2), **QUIET)
+    with pytest.raises(InvalidArgument, match=r"^direction: expected a direction along which"):
+        line(asked, zeros, (0, 1, 2), **QUIET)
 
 
 def test_a_file_given_by_path_is_the_result(tmp_path):
@@ -400,12 +396,6 @@ def test_values_do_not_depend_on_the_chunks_bit_for_bit(monkeypatch, engine):
         )
         found.add(b"".join(values.tobytes() for values in surface.metrics.values()))
     assert len(found) == 1
-
-
-def test_missing_points_are_found_as_runs():
-    assert list(missing(np.array([], dtype=bool))) == []
-    assert list(missing(np.array([1, 1], dtype=bool))) == []
-    assert list(missing(np.array([0, 0, 1, 0, 1, 1, 0], dtype=bool))) == [(0, 2), (3, 4), (6, 7)]
 
 
 def test_every_point_is_asked_for_once_in_order():

@@ -26,6 +26,7 @@ UNARY = {
     "softplus": ((1.5, 20), lambda x: F.softplus(x, 1.5, 20)),
     "elu": ((0.7, 1.2), lambda x: 1.2 * F.elu(x, 0.7)),
     "clamp": ((-1, 2), lambda x: x.clamp(-1, 2)),
+    "hardtanh": ((-1, 2), lambda x: F.hardtanh(x, -1, 2)),
     "square": ((0, 0), torch.square),
     "abs": ((0, 0), torch.abs),
     "exp": ((0, 0), torch.exp),
@@ -45,6 +46,7 @@ ROOTS = {
     "log1p": ((0, 0), torch.log1p),
     "sqrt": ((0, 0), torch.sqrt),
     "rsqrt": ((0, 0), torch.rsqrt),
+    "length": ((0, 0), torch.sqrt),
     "power": ((-2.5, 0), lambda x: x**-2.5),
 }
 # Relative accuracy everywhere, not only near 1: tanh and elu near 0, sigmoid and gelu in the tail.

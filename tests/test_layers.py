@@ -19,7 +19,7 @@ ROOT = Path(pylandscape.__file__).parent
 
 # From the ground up. A file may import from its own package and from the floors before it.
 FLOORS = (
-    ("_version", "errors", "arguments", "progress", "arrays", "_native"),
+    ("_version", "errors", "ranks", "arguments", "progress", "arrays", "_native"),
     ("theta",),
     ("lowering",),
     ("engines",),

@@ -7,6 +7,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 import pylandscape as pl
+from pylandscape.engines.training import CurveSlopes
 from pylandscape.results.mode_connection import curve_weights
 
 QUIET = {"progress": False}
@@ -85,6 +86,74 @@ def test_the_gradient_is_the_slope_of_the_mean_over_t(kind):
         training.free = free + sign * 1e-5 * step
         values.append(training._slope(t)[0])
     assert (values[0] - values[1]) / 2e-5 == pytest.approx(float((slope * step).sum()), rel=1e-6)
+
+
+def several(kind):
+    """Networks whose first layers read the data in several ways."""
+    torch.manual_seed(3)
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(6, 5), nn.Linear(6, 5, bias=False)
+            self.last = nn.Linear(5, 3)
+            if kind == "tied":
+                self.second.weight = self.first.weight
+            if kind == "frozen":
+                self.second.requires_grad_(False)
+
+        def forward(self, x):
+            if kind == "tokens":
+                x = x.view(-1, 3, 2).flatten(1)
+            gate = self.second(x).tanh()
+            if kind == "tied":  # also by an op that does not read the data
+                gate = gate + nn.functional.linear(
+                    self.first(x) @ self.first.weight, self.second.weight
+                )
+            return self.last(torch.relu(self.first(x)) * gate)
+
+    return Model().double()
+
+
+@pytest.mark.parametrize("kind", ["two", "tied", "frozen", "tokens"])
+def test_slopes_along_a_curve_are_the_mixed_gradients_of_its_points(kind):
+    model = several(kind)
+    land = pl.Landscape(model, "cross_entropy", data(), engine="native")
+    vertices = land.theta + 0.3 * torch.randn(4, land.n_params, dtype=torch.float64)
+    weights = torch.from_numpy(curve_weights("bezier", 2, np.array([0.1, 0.4, 0.8])))
+    slopes = CurveSlopes(land, vertices[[0, -1]])
+    exact = pl.Landscape(model, "cross_entropy", data(), engine="torch")
+    for _ in range(2):  # the second time with the ends' products of the first
+        losses, found = slopes(weights, vertices[1:-1])
+        points = weights @ vertices
+        gradients = torch.stack([exact.gradient(p) for p in points])
+        want = weights[:, 1:-1].T @ gradients
+        assert losses.tolist() == pytest.approx(exact.losses(points=points).tolist(), rel=1e-12)
+        assert float((found - want).abs().max()) <= 1e-12 * float(want.abs().max())
+        vertices[1:-1] += 0.1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_slopes_have_their_bits_for_any_number_of_threads(dtype):
+    torch.manual_seed(0)
+    x, y = torch.randn(1500, 40, dtype=dtype), torch.randint(0, 3, (1500,))
+    model = nn.Sequential(nn.Linear(40, 20), nn.ReLU(), nn.Linear(20, 3)).to(dtype)
+    land = pl.Landscape(model, "cross_entropy", (x, y), engine="native")
+    vertices = land.theta.double() + torch.randn(3, land.n_params, dtype=torch.float64)
+    weights = torch.from_numpy(curve_weights("bezier", 1, np.array([0.2, 0.5])))
+    found, threads = [], torch.get_num_threads()
+    try:
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            found.append(CurveSlopes(land, vertices[[0, 2]])(weights, vertices[1:2]))
+    finally:
+        torch.set_num_threads(threads)
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)
+    alone = [land.gradient((w @ vertices).to(dtype)) for w in weights]
+    want = sum(w[1] * g for w, g in zip(weights, alone, strict=True))
+    close = 1e-4 if dtype == torch.float32 else 1e-12
+    assert float((found[0][1][0] - want).abs().max()) <= close * float(want.abs().max())
 
 
 def test_the_losses_are_those_at_the_curve_s_points():

@@ -210,7 +210,7 @@ def test_outliers_are_marked_and_listed():
     ax = spectrum().plot(title="outliers")
     (marks,) = named(ax, "outliers")
     assert list(marks.get_xdata()) == [300.0, 20.0, 5.0, 2.0, 1.0]
-    assert "5 outliers: 300, 20, 5, 2, ..." in [t.get_text() for t in ax.get_legend().get_texts()]
+    assert "outliers: 300, 20, 5, 2 + 1 more" in [t.get_text() for t in ax.get_legend().get_texts()]
     assert inside(ax)
     assert not named(spectrum().plot(outliers=False), "outliers")
     assert not named(spectrum().plot(xlim=(-0.2, 0.4)), "outliers")

@@ -269,6 +269,7 @@ INFINITE = {
 }  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore:L is (nan|inf) at the model's own parameters:UserWarning")
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("name", INFINITE)
 def test_nan_and_infinities_come_out_where_torch_has_them(name: str, value: float) -> None:
@@ -312,6 +313,7 @@ def _report(op: Op, shape: tuple[int, ...]) -> pl.EngineReport:
     return pl.Landscape(Raw(op, shape), "cross_entropy", (x, y)).engine_report()
 
 
+@pytest.mark.filterwarnings("ignore:L is nan at the model's own parameters:UserWarning")
 @pytest.mark.parametrize(
     ("op", "reason"),
     [

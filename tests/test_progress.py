@@ -56,6 +56,9 @@ def test_slow_points_are_estimated_before_the_first_one(
     said = capsys.readouterr().err
     assert "plane: 25 points" in said
     assert "each (at most, as the model's first run took): about" in said
+    with pytest.raises(KeyboardInterrupt):
+        pl.plane(of, *torch.ones(2, of.n_params), (-1, 1, 5), (-1, 1, 5), progress=False)
+    assert capsys.readouterr().err == ""
 
 
 def _stopped(*args: Any, **options: Any) -> Any:

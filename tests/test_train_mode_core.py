@@ -16,7 +16,7 @@ import pylandscape as pl
 from pylandscape.engines.contract import Rule, RunState
 from pylandscape.engines.dropout import CountedDropout
 from pylandscape.engines.eager_training import TorchStepper
-from pylandscape.engines.training import _CoreStepper, build
+from pylandscape.engines.training import CurveSlopes, _CoreStepper, build
 from pylandscape.errors import InvalidArgument, NotLowered
 from pylandscape.theta.running_statistics import with_statistics
 
@@ -376,9 +376,8 @@ def test_a_batch_of_one_sample_is_refused_as_torch_does() -> None:
 
 def test_curves_take_the_slopes_of_the_landscape_itself() -> None:
     land = _landscape(*DROPOUTS["elements"])
-    rule = Rule("sgd", momentum=1.0)
-    state = _state(land, rule)
-    state.buffers = state.buffers[:, :0]
-    everything = [torch.arange(60)]
-    build(land, rule, evaluated=True).advance(state, everything, _rates(1, 1.0))
-    _close(state.moments[0][0], land.gradient(), 1e-12)
+    at = land.theta.double()[None]
+    slopes = CurveSlopes(land, at.expand(2, -1))
+    losses, slope = slopes(torch.tensor([[0.0, 1.0, 0.0]], dtype=torch.float64), at)
+    assert float(losses[0]) == pytest.approx(land.loss(), rel=1e-12)
+    _close(slope[0], land.gradient(), 1e-12)

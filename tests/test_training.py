@@ -621,3 +621,24 @@ def test_a_file_of_several_runs_is_drawn_described_and_reported(tmp_path: Path, 
     assert main(["report", str(path), "--out", str(page), "--static"]) == 0
     assert "Runs" in page.read_text()
     assert (tmp_path / "runs.png").stat().st_size > 5_000
+
+
+@pytest.mark.parametrize("engine", ["native", "torch"])
+@pytest.mark.parametrize("width", [6, 200])  # runs as vector lanes, and one by one
+@pytest.mark.parametrize("weighted", [True, False])
+@pytest.mark.filterwarnings("ignore:.*diverged")
+def test_a_mini_batch_whose_loss_is_0_over_0_moves_theta_as_torch(engine, width, weighted):
+    """Class weights of 0 make the gradient NaN, targets that are ignored leave it 0."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, width), nn.Tanh(), nn.Linear(width, 3)).to(DOUBLE)
+    x, y = data()[0], torch.full((40,), 0 if weighted else -100)
+    y[7] = 1  # which the first mini-batch, of one sample, does not draw
+    weight = torch.tensor([0.0, 1.0, 1.0], dtype=DOUBLE) if weighted else None
+    loss = nn.CrossEntropyLoss(weight=weight)
+    runs = ask(pl.Landscape(model, loss, (x, y)), [model], pl.SGD(lr=0.1), steps=1, batch_size=1,
+               metrics=(), engine=engine)  # fmt: skip
+    loss(model(x[:1]), y[:1]).backward()
+    torch.optim.SGD(model.parameters(), lr=0.1).step()
+    want = flat(model)
+    assert bool(want.isnan().all() if weighted else want.isfinite().all())
+    torch.testing.assert_close(runs.ends()[0], want, equal_nan=True, rtol=0, atol=0)

@@ -85,7 +85,7 @@ def test_several_runs_have_one_legend_with_their_labels(made):
     assert len(drawn(ax)) == 2
     close(ax)
     ax = surface.plot(trajectory=[path, surface.project(other), [[0.0, 0.0], [0.1, 0.1]]])
-    assert [text.partition(" (")[0] for text in legend_of(ax)[:3]] == ["run 1", "run 2", "run 3"]
+    assert [text.partition(" (")[0] for text in legend_of(ax)[:3]] == ["run 0", "run 1", "run 2"]
     close(ax)
 
 

@@ -16,10 +16,10 @@ PYBIND11_MODULE(_C, m) {
   py::enum_<cpu::Unary> unary(m, "Unary");
   constexpr const char* kUnary[] = {"affine", "relu", "leaky_relu", "tanh", "sigmoid",
                                     "gelu", "gelu_tanh", "silu", "softplus", "elu",
-                                    "clamp", "square", "abs", "exp", "hardswish",
-                                    "mish", "softsign", "threshold", "log", "log1p",
-                                    "sqrt", "rsqrt", "reciprocal", "power", "sin",
-                                    "cos", "erf"};
+                                    "clamp", "hardtanh", "square", "abs", "exp",
+                                    "hardswish", "mish", "softsign", "threshold", "log",
+                                    "log1p", "sqrt", "rsqrt", "reciprocal", "power",
+                                    "sin", "cos", "erf", "length"};
   static_assert(sizeof(kUnary) / sizeof(*kUnary) == cpu::kUnaryCount);
   for (int i = 0; i < cpu::kUnaryCount; ++i) unary.value(kUnary[i], static_cast<cpu::Unary>(i));
   py::enum_<cpu::Binary> binary(m, "Binary");

@@ -3,12 +3,16 @@
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
+#include <optional>
+#include <type_traits>
+#include <vector>
 
 #include "binding/direction_ops.h"
 #include "binding/pool.h"
 #include "binding/schemas.h"
 #include "cpu/directions.h"
 #include "directions/directions.h"
+#include "directions/parts.h"
 
 namespace pylandscape {
 namespace {
@@ -62,6 +66,54 @@ struct Cpu {
   }
 };
 
+// (chunks, 2) float64, as measure_part gives them; theta (m,): elements first .. of the whole.
+Tensor direction_sums(const Tensor& theta, int64_t first, const Tensor& segments, int64_t seed,
+                      int64_t stream) {
+  check_theta(theta), check_dense(theta);
+  const Tensor plan = host_segments(segments, first + theta.size(0));
+  const int64_t count = plan.size(0), *edges = plan.const_data_ptr<int64_t>();
+  expect(count == 0 || edges[0] >= first, "segments: expected elements from ", first, " on");
+  Tensor sums = ts::new_empty(theta, {count_sums(edges, count), 2}, ScalarType::Double);
+  const auto measure = [&](auto* data) {
+    measure_part(data, first, edges, count, static_cast<uint64_t>(seed),
+                 static_cast<uint64_t>(stream), sums.mutable_data_ptr<double>(), torch_pool());
+  };
+  if (theta.scalar_type() == ScalarType::Float) measure(theta.const_data_ptr<float>());
+  else measure(theta.const_data_ptr<double>());
+  return sums;
+}
+
+// out (m,): elements first .. of a direction, or with `add` plus `add` times them. theta (m,) where
+// each element is multiplied by theta's; factors (s,) of the segments, of out's dtype.
+Tensor direction_part(Tensor out, int64_t first, std::optional<Tensor> theta,
+                      const Tensor& segments, std::optional<Tensor> factors, int64_t seed,
+                      int64_t stream, std::optional<double> add) {
+  check_theta(out), check_dense(out);
+  expect(first >= 0, "first: expected a number >= 0, got ", first);
+  const Tensor plan = host_segments(segments, INT64_MAX);
+  if (theta.has_value()) check_like(*theta, "theta", out), check_dense(*theta);
+  if (factors.has_value()) {
+    check_dense(*factors);
+    expect(factors->numel() == plan.size(0) && factors->scalar_type() == out.scalar_type(),
+           "factors: expected one for each segment, of out's dtype");
+  }
+  const auto write = [&](auto* data) {
+    using T = std::remove_pointer_t<decltype(data)>;
+    const Named<T> named{plan.const_data_ptr<int64_t>(),
+                         factors.has_value() ? factors->const_data_ptr<T>() : nullptr,
+                         plan.size(0),
+                         theta.has_value(),
+                         static_cast<uint64_t>(seed),
+                         static_cast<uint64_t>(stream)};
+    const T* point = theta.has_value() ? theta->const_data_ptr<T>() : nullptr;
+    write_part(named, first, out.size(0), point, add.has_value(),
+               static_cast<T>(add.value_or(0.0)), data, torch_pool());
+  };
+  if (out.scalar_type() == ScalarType::Float) write(out.mutable_data_ptr<float>());
+  else write(out.mutable_data_ptr<double>());
+  return out;
+}
+
 struct Meta {
   static constexpr bool kHasData = false;
 };
@@ -70,5 +122,9 @@ struct Meta {
 }  // namespace pylandscape
 
 STABLE_TORCH_LIBRARY(pylandscape, m) { pylandscape::define_ops(m); }
-STABLE_TORCH_LIBRARY_IMPL(pylandscape, CPU, m) { pylandscape::implement<pylandscape::Cpu>(m); }
+STABLE_TORCH_LIBRARY_IMPL(pylandscape, CPU, m) {
+  pylandscape::implement<pylandscape::Cpu>(m);
+  m.impl("direction_sums", TORCH_BOX(&pylandscape::direction_sums));
+  m.impl("direction_part_", TORCH_BOX(&pylandscape::direction_part));
+}
 STABLE_TORCH_LIBRARY_IMPL(pylandscape, Meta, m) { pylandscape::implement<pylandscape::Meta>(m); }

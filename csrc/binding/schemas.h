@@ -16,6 +16,10 @@ inline void define_ops(torch::stable::detail::StableLibrary& m) {
   m.def("perturb(Tensor theta, Tensor coefficients, Tensor directions) -> Tensor");
   m.def("perturb.out(Tensor theta, Tensor coefficients, Tensor directions, *, Tensor(a!) out) -> "
         "Tensor(a!)");
+  // Only on the CPU (ops.cpp).
+  m.def("direction_sums(Tensor theta, int first, Tensor segments, int seed, int stream) -> Tensor");
+  m.def("direction_part_(Tensor(a!) out, int first, Tensor? theta, Tensor segments, "
+        "Tensor? factors, int seed, int stream, float? add) -> Tensor(a!)");
   // Only on a GPU (program_ops.h).
   m.def("resident_losses(Tensor program, Tensor external, Tensor list, Tensor targets, "
         "Tensor loss_weights, Tensor base, Tensor directions, Tensor coordinates, bool hits) -> "

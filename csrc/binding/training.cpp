@@ -9,6 +9,7 @@
 
 #include "binding/module.h"
 #include "binding/stop.h"
+#include "training/curve.h"
 #include "training/lanes.h"
 
 namespace py = pybind11;
@@ -74,10 +75,29 @@ void bind(py::module_& m, const char* name) {
       py::arg("statistics") = 0, py::arg("seeds") = 0);
 }
 
+template <typename T>
+void bind_curve(py::module_& m, const char* name) {
+  py::class_<CurveGradient<T>>(m, name)
+      .def(py::init([](const Program<T>& program, Address counts, Address ends) {
+             return std::make_unique<CurveGradient<T>>(program, in<double>(counts),
+                                                       in<double>(ends));
+           }),
+           py::keep_alive<1, 2>())
+      .def("run", [](CurveGradient<T>& c, int64_t points, int64_t bends, Address weights,
+                     Address free, Address losses, Address slopes) {
+        finish([&](const Parallel& pool) {
+          return c.run(points, bends, in<double>(weights), in<double>(free), out<double>(losses),
+                       out<double>(slopes), pool, interrupted);
+        });
+      });
+}
+
 }  // namespace
 
 void pylandscape::bind_training(py::module_& m) {
   bind<float, Training<float>>(m, "TrainingF32");
   bind<double, Training<double>>(m, "TrainingF64");
   bind<double, LaneTraining>(m, "LaneTraining");
+  bind_curve<float>(m, "CurveGradientF32");
+  bind_curve<double>(m, "CurveGradientF64");
 }

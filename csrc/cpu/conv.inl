@@ -80,15 +80,26 @@ struct Taps {
   }
 };
 
+// Rows of pixels, `size` elements each, that stay in the second-level cache while all panels of the
+// weights meet them: one at least.
+template <typename T>
+inline int64_t conv_strip(int64_t size) {
+  const int64_t fit = (512 << 10) / (size * int64_t(sizeof(T)));
+  return fit < 1 ? 1 : fit;
+}
+
+// Rows [first, last) of the output's pixels.
 template <typename T, int Rows>
-inline void conv_panel(const ConvArgs& a, int64_t group, int64_t rows, int64_t row, int64_t cols,
-                       const T* w, const T* x, const Epilogue<T>& e, T* y) {
+inline void conv_panel(const ConvArgs& a, int64_t group, int64_t rows, int64_t row, int64_t first,
+                       int64_t last, int64_t cols, const T* w, const T* x, const Epilogue<T>& e,
+                       T* y) {
   if constexpr (Rows > 0) {
-    if (rows != Rows) return conv_panel<T, Rows - 1>(a, group, rows, row, cols, w, x, e, y);
+    if (rows != Rows)
+      return conv_panel<T, Rows - 1>(a, group, rows, row, first, last, cols, w, x, e, y);
     constexpr int N = kLanes<T>, V = vectors_for(Rows);
     const int64_t channels = a.groups * a.channels, features = a.groups * a.rows;
     const bool together = a.groups == 1 && a.dilation_w == 1;
-    for (int64_t oh = 0; oh < a.out_h; ++oh) {
+    for (int64_t oh = first; oh < last; ++oh) {
       const Taps th(oh, a.stride_h, a.pad_h, a.dilation_h, a.kernel_h, a.in_h);
       const int64_t ih = oh * a.stride_h - a.pad_h + th.first * a.dilation_h;
       for (int64_t ow = 0; ow < a.out_w; ++ow) {
@@ -125,11 +136,15 @@ void conv(const ConvArgs& a, int64_t cols, const T* packed, const T* x, const Ep
   if (is_depthwise(a)) return depthwise(a, cols, packed, x, e, y);
   const int64_t depth = a.channels * a.kernel_h * a.kernel_w;
   const PanelSplit split(a.rows, kRows);
+  const int64_t strip = conv_strip<T>(a.stride_h * a.in_w * a.channels * cols);
   for (int64_t g = 0; g < a.groups; ++g)
-    for (int64_t p = 0; p < split.panels; ++p) {
-      const int64_t row = g * a.rows + split.first(p);
-      conv_panel<T, kRows>(a, g, split.rows(p), row, cols, packed + row * depth, x, e, y);
-    }
+    for (int64_t h = 0; h < a.out_h; h += strip)
+      for (int64_t p = 0; p < split.panels; ++p) {
+        const int64_t row = g * a.rows + split.first(p);
+        const int64_t last = a.out_h - h < strip ? a.out_h : h + strip;
+        conv_panel<T, kRows>(a, g, split.rows(p), row, h, last, cols, packed + row * depth, x, e,
+                             y);
+      }
 }
 
 // y = x * scale[c] + shift[c], then max(., 0) when relu; rows run through (pixel, channel).

@@ -52,7 +52,7 @@ void unary(Unary f, double a, double b, int64_t n, const T* x, T* y) {
       return map(n, x, y, [=](V v) {
         return v > 0 ? v * tb : tb * ta * expm1<T, N>(v > 0 ? V{} : v);
       });
-    case Unary::kClamp:
+    case Unary::kClamp: case Unary::kHardtanh:
       return map(n, x, y, [=](V v) {
         const V low = v < ta ? splat<T, N>(ta) : v;
         return low > tb ? splat<T, N>(tb) : low;
@@ -71,7 +71,8 @@ void unary(Unary f, double a, double b, int64_t n, const T* x, T* y) {
       return map(n, x, y, [=](V v) { return v <= ta ? splat<T, N>(tb) : v; });
     case Unary::kLog: return map(n, x, y, [](V v) { return log<T, N>(v); });
     case Unary::kLog1p: return map(n, x, y, [](V v) { return log1p<T, N>(v); });
-    case Unary::kSqrt: return map(n, x, y, [](V v) { return root<T, N>(v); });
+    case Unary::kSqrt: case Unary::kLength:
+      return map(n, x, y, [](V v) { return root<T, N>(v); });
     case Unary::kRsqrt: return map(n, x, y, [](V v) { return T(1) / root<T, N>(v); });
     case Unary::kReciprocal: return map(n, x, y, [=](V v) { return ta / v; });
     case Unary::kPower: return map(n, x, y, [=](V v) { return power<T, N>(v, a); });
@@ -111,6 +112,8 @@ void unary_derivatives(Unary f, double a, double b, int64_t n, const T* x, T* fi
     case Unary::kLeakyRelu:
       return constant_slopes([=](V v) { return v > 0 ? one : splat<T, N>(ta); });
     case Unary::kClamp:
+      return constant_slopes([=](V v) { return (v >= ta) & (v <= tb) ? one : V{}; });
+    case Unary::kHardtanh:
       return constant_slopes([=](V v) { return (v > ta) & (v < tb) ? one : V{}; });
     case Unary::kAbs: return constant_slopes([=](V v) { return v > 0 ? one : v < 0 ? -one : V{}; });
     case Unary::kSquare:
@@ -136,13 +139,13 @@ void unary_derivatives(Unary f, double a, double b, int64_t n, const T* x, T* fi
       return map_two(n, x, first, second, [=](V v, V& d1, V& d2) {
         const V y = sigmoid<T, N>(v * ta);
         d1 = v * ta > tb ? one : y;
-        d2 = v * ta > tb ? V{} : ta * y * (T(1) - y);
+        d2 = v * ta >= tb ? V{} : ta * y * (T(1) - y);
       });
     case Unary::kElu:
       return map_two(n, x, first, second, [=](V v, V& d1, V& d2) {
         const V slope = tb * ta * (expm1<T, N>(v > 0 ? V{} : v) + T(1));
         d1 = v > 0 ? splat<T, N>(tb) : slope;
-        d2 = v > 0 ? V{} : slope;
+        d2 = v >= 0 ? V{} : slope;
       });
     case Unary::kSilu:
       return map_two(n, x, first, second, [](V v, V& d1, V& d2) {
@@ -189,6 +192,11 @@ void unary_derivatives(Unary f, double a, double b, int64_t n, const T* x, T* fi
       return map_two(n, x, first, second, [](V v, V& d1, V& d2) {
         d1 = T(0.5) / root<T, N>(v);
         d2 = T(-0.5) * d1 / v;
+      });
+    case Unary::kLength:
+      return map_two(n, x, first, second, [](V v, V& d1, V& d2) {
+        d1 = v == 0 ? V{} : T(0.5) / root<T, N>(v);
+        d2 = T(-0.5) * d1 / v;  // NaN at zero
       });
     case Unary::kRsqrt:
       return map_two(n, x, first, second, [](V v, V& d1, V& d2) {

@@ -20,7 +20,8 @@ enum class Unary : int {
   kSilu,      // x sigmoid(x)
   kSoftplus,  // log(1 + exp(a x)) / a, linear where a x > b
   kElu,       // x > 0 ? b x : b a (exp(x) - 1)
-  kClamp,     // min(max(x, a), b), NaN stays
+  kClamp,     // min(max(x, a), b), NaN stays; at the bounds the slope is 1
+  kHardtanh,  // the same, but the slope at the bounds is 0
   kSquare,
   kAbs,
   kExp,
@@ -37,8 +38,9 @@ enum class Unary : int {
   kSin,
   kCos,
   kErf,
+  kLength,  // sqrt(x) of a sum of squares: at 0 the slope is 0, and there is no curvature (NaN)
 };
-constexpr int kUnaryCount = 27;
+constexpr int kUnaryCount = 29;
 
 enum class Binary : int { kAdd, kSub, kMul, kDiv };
 constexpr int kBinaryCount = 4;
@@ -115,6 +117,9 @@ struct ConvArgs {
   int64_t groups, channels, rows;  // input and output channels of one group
   int64_t in_h, in_w, out_h, out_w, kernel_h, kernel_w;
   int64_t stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
+  // Whether products with the input (`pack_pixels`) take it patch by patch: few channels would
+  // leave most lanes empty.
+  bool by_patches() const { return groups == 1 && channels <= 4 && kernel_h * kernel_w > 1; }
 };
 
 // kMax: derivatives go to the first of equal maxima. kMaxEven: to all of them, evenly.
@@ -265,8 +270,9 @@ struct Kernels {
   // dx += W^T dy.
   void (*conv_reverse)(const ConvArgs& a, int64_t cols, const T* packed, const T* dy, T* dx);
   // dst (pixels, blocks of vector_length channels, cols, vector_length) of x (pixels, channels,
-  // cols), the last block filled up with zeros.
-  void (*pack_pixels)(int64_t pixels, int64_t channels, int64_t cols, const T* x, T* dst);
+  // cols), the last block filled up with zeros; or, by patches, of each output pixel's own rows
+  // (channel, tap).
+  void (*pack_pixels)(const ConvArgs& a, int64_t cols, const T* x, T* dst);
   // g (weights) += dy x^T; x by pack_pixels.
   void (*conv_outer_add)(const ConvArgs& a, int64_t cols, const T* dy, const T* x, double* g);
   // g (weights, cols): the same for every column, x as it stands; overwritten.

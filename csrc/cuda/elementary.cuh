@@ -68,7 +68,7 @@ __device__ void with_rarer_unary(cpu::Unary function, double a, double b, F f) {
     case Unary::kThreshold: return f([=](T v) { return v <= ta ? tb : v; });
     case Unary::kLog: return f([](T v) { return log(v); });
     case Unary::kLog1p: return f([](T v) { return log1p(v); });
-    case Unary::kSqrt: return f([](T v) { return sqrt(v); });
+    case Unary::kSqrt: case Unary::kLength: return f([](T v) { return sqrt(v); });
     case Unary::kRsqrt: return f([](T v) { return T(1) / sqrt(v); });
     case Unary::kReciprocal: return f([=](T v) { return ta / v; });
     case Unary::kPower: return f([=](T v) { return static_cast<T>(pow(double(v), a)); });
@@ -101,7 +101,7 @@ __device__ void with_unary(cpu::Unary function, double a, double b, F f) {
     case Unary::kSoftplus:
       return f([=](T v) { return v * ta > tb ? v : softplus(v * ta) / ta; });
     case Unary::kElu: return f([=](T v) { return v > T(0) ? v * tb : tb * ta * expm1(v); });
-    case Unary::kClamp:
+    case Unary::kClamp: case Unary::kHardtanh:
       return f([=](T v) {
         const T low = v < ta ? ta : v;
         return low > tb ? tb : low;
@@ -151,6 +151,10 @@ __device__ void with_rarer_derivatives(cpu::Unary function, double a, F f) {
       return f([](T v, T& first, T& second) {
         first = T(0.5) / sqrt(v), second = T(-0.5) * first / v;
       });
+    case Unary::kLength:
+      return f([](T v, T& first, T& second) {
+        first = v == T(0) ? T(0) : T(0.5) / sqrt(v), second = T(-0.5) * first / v;
+      });
     case Unary::kRsqrt:
       return f([](T v, T& first, T& second) {
         first = T(-0.5) / (sqrt(v) * v), second = T(-1.5) * first / v;
@@ -189,6 +193,8 @@ __device__ void with_unary_derivatives(cpu::Unary function, double a, double b, 
     case Unary::kRelu: return f(straight([](T v) { return v > T(0) ? T(1) : T(0); }));
     case Unary::kLeakyRelu: return f(straight([=](T v) { return v > T(0) ? T(1) : ta; }));
     case Unary::kClamp:
+      return f(straight([=](T v) { return v >= ta && v <= tb ? T(1) : T(0); }));
+    case Unary::kHardtanh:
       return f(straight([=](T v) { return v > ta && v < tb ? T(1) : T(0); }));
     case Unary::kAbs:
       return f(straight([](T v) { return v > T(0) ? T(1) : v < T(0) ? T(-1) : T(0); }));
@@ -207,13 +213,12 @@ __device__ void with_unary_derivatives(cpu::Unary function, double a, double b, 
     case Unary::kSoftplus:
       return f([=](T v, T& first, T& second) {
         const T y = sigmoid(v * ta);
-        const bool far = v * ta > tb;
-        first = far ? T(1) : y, second = far ? T(0) : ta * y * (T(1) - y);
+        first = v * ta > tb ? T(1) : y, second = v * ta >= tb ? T(0) : ta * y * (T(1) - y);
       });
     case Unary::kElu:
       return f([=](T v, T& first, T& second) {
         const T slope = tb * ta * (expm1(v > T(0) ? T(0) : v) + T(1));
-        first = v > T(0) ? tb : slope, second = v > T(0) ? T(0) : slope;
+        first = v > T(0) ? tb : slope, second = v >= T(0) ? T(0) : slope;
       });
     case Unary::kSilu:
       return f([](T v, T& first, T& second) {

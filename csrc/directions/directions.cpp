@@ -11,7 +11,7 @@
 namespace pylandscape {
 namespace {
 
-constexpr int64_t kChunk = 1 << 14;  // elements: direction and theta of a chunk fit L2
+constexpr int64_t kChunk = kDirectionChunk;
 
 // What a worker does in one go.
 struct Task {

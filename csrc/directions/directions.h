@@ -5,6 +5,8 @@
 
 namespace pylandscape {
 
+constexpr int64_t kDirectionChunk = 1 << 14;  // elements: direction and theta of a chunk fit L2
+
 // out (n,) = direction, each segment scaled as the mode says, zero outside the segments.
 // direction null: the standard normals number 0 .. n-1 of (seed, stream), drawn where they are
 // scaled. direction and theta are read once, out is written once, except for segments that do not

@@ -56,6 +56,8 @@ class Program : public OpList {
   template <typename>
   friend class Training;
   template <typename>
+  friend class CurveGradient;
+  template <typename>
   friend class BatchPasses;
   friend class LaneTraining;
   template <typename>

@@ -1,7 +1,10 @@
 #include "training/batches.h"
 
 #include <algorithm>
+#include <limits>
 #include <utility>
+
+#include "program/ops/entry.h"
 
 namespace pylandscape {
 namespace {
@@ -15,6 +18,9 @@ Buffer<T> sample_rows(int64_t samples, int64_t rows, F element) {
   return to;
 }
 
+constexpr int64_t kMaxTile = 256;
+constexpr int64_t kTileBytes = 256 << 10;  // of a tile's values and adjoints
+
 template <typename V>
 V* room(Buffer<V>& buffer, int64_t size) {
   if (buffer.size() < size) buffer = Buffer<V>(size);
@@ -22,6 +28,30 @@ V* room(Buffer<V>& buffer, int64_t size) {
 }
 
 }  // namespace
+
+int64_t widest_tile(const OpList& ops, int64_t lanes, int64_t bytes) {
+  const int64_t rows = TileLayout(ops, 1, lanes).rows;
+  const int64_t fit = kTileBytes / (bytes * std::max<int64_t>(1, 2 * rows));
+  return std::clamp<int64_t>(fit / (2 * lanes) * (2 * lanes), 2 * lanes, kMaxTile);
+}
+
+DataColumns data_columns(const OpList& ops, const TileLayout& layout, int64_t widest,
+                         int64_t lanes) {
+  DataColumns found;
+  for (size_t i = 0; i < ops.ops().size(); ++i) {
+    const Op& op = ops.ops()[i];
+    if (layout.columns_at[i] < 0 || op.inputs[0] != 0) continue;
+    if (op.kind != OpKind::kLinear) return {};
+    const Columns own = entry(op.kind).columns(op);
+    const DataColumns::Part part{layout.columns_at[i], own.count, own.k, own.first};
+    found.size = std::max(found.size, part.at + own.count * round_up(own.k, 2 * lanes) * widest);
+    const bool known = std::any_of(found.parts.begin(), found.parts.end(),
+                                   [&](const auto& other) { return other.at == part.at; });
+    if (!known) found.parts.push_back(part);
+  }
+  if (found.size > 4 * (ops.features(0) + 2 * lanes) * widest) return {};
+  return found;
+}
 
 template <typename T>
 Batches<T>::Batches(const Program<T>& p, const double* counts, int64_t widest,
@@ -97,6 +127,15 @@ double Batches<T>::denominator(int64_t size, const int64_t* samples) const {
   return sum;
 }
 
+template <typename T>
+double Batches<T>::scale(double denominator, int64_t size, const int64_t* samples) const {
+  if (denominator != 0) return 1 / denominator;
+  for (int64_t i = 0; i < size && index_.size() > 0; ++i)
+    for (int64_t r = 0; r < target_rows_; ++r)
+      if (index(samples[i])[r] >= 0) return std::numeric_limits<double>::quiet_NaN();
+  return 0;
+}
+
 // A transposition, in blocks of columns whose rows stay in the first-level cache.
 template <typename T>
 template <typename V>
@@ -153,6 +192,7 @@ template <typename T>
 void Batches<T>::gather(int64_t size, const int64_t* samples, Gathered<T>& to) const {
   to.samples = size, to.tile = tile_of(size), to.tiles = tiles(size);
   to.denominator = denominator(size, samples);
+  to.scale = scale(to.denominator, size, samples);
   const int64_t columns = to.tiles * to.tile;
   gather_rows(features_, x_.data(), samples, room(to.x, columns * features_), to, T(0), true);
   gather_columns(samples, to);

@@ -2,6 +2,7 @@
 #pragma once
 #include <vector>
 
+#include "derivatives/tile_layout.h"
 #include "program/program.h"
 
 namespace pylandscape {
@@ -18,7 +19,7 @@ struct Indices {
 template <typename T>
 struct Gathered {
   int64_t samples = 0, tiles = 0, tile = 0;
-  double denominator = 1;
+  double denominator = 1, scale = 1;  // see Batches
   Buffer<T> x;             // (tiles, features, tile)
   Buffer<T> columns;       // of each tile, see DataColumns
   Buffer<int32_t> index;   // (tiles, target rows, tile), -1 where a target does not count
@@ -34,6 +35,13 @@ struct DataColumns {
   std::vector<Part> parts;
   int64_t size = 0;  // elements of a tile
 };
+
+// Columns of a tile at most, whose values and adjoints stay in cache.
+int64_t widest_tile(const OpList& ops, int64_t lanes, int64_t bytes);
+
+// Where every op that multiplies by the data is linear, and not much else is packed beside.
+DataColumns data_columns(const OpList& ops, const TileLayout& layout, int64_t widest,
+                         int64_t lanes);
 
 template <typename T>
 class Batches {
@@ -66,6 +74,9 @@ class Batches {
     return dense_.size() > 0 ? dense_.data() + sample * target_rows_ : nullptr;
   }
   double denominator(int64_t size, const int64_t* samples) const;
+  // What sums of gradients are multiplied by: 1 / denominator. As in torch, where that is 0: 0
+  // where no target counts, NaN where those that count have the weight 0.
+  double scale(double denominator, int64_t size, const int64_t* samples) const;
   int64_t features() const { return features_; }
   int64_t target_rows() const { return target_rows_; }
   int64_t samples() const { return samples_; }

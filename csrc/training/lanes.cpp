@@ -76,11 +76,13 @@ void LaneTraining::step(const Indices& step, int64_t first_run, int64_t runs, in
                         double rate, double* losses, int64_t stride, Work& w) const {
   double *theta = w.points.source.data(), *sums = w.points.gradient.data();
   for (int64_t l = 0; l < lanes_; ++l) {
-    if (l > 0 && !step.own) w.denominators[l] = w.denominators[0];
-    else
-      w.denominators[l] =
-          batches_.denominator(step.size, step.of(first_run + std::min(l, runs - 1)));
-    w.scales[l] = w.denominators[l] != 0 ? 1 / w.denominators[l] : 0.0;
+    if (l > 0 && !step.own) {
+      w.denominators[l] = w.denominators[0], w.scales[l] = w.scales[0];
+      continue;
+    }
+    const int64_t* samples = step.of(first_run + std::min(l, runs - 1));
+    w.denominators[l] = batches_.denominator(step.size, samples);
+    w.scales[l] = batches_.scale(w.denominators[l], step.size, samples);
   }
   const auto each = [&](auto f) {
     for (int64_t i = 0; i < n_; ++i)

@@ -13,34 +13,7 @@ namespace {
 
 constexpr int64_t kGroups = 4;                 // independent sums over tiles of a step
 constexpr int64_t kWholeBytes = 1 << 30;       // of mini-batches that stay in memory as a whole
-constexpr int64_t kMaxTile = 256;
-constexpr int64_t kTileBytes = 256 << 10;      // of a tile's values and adjoints
 constexpr int64_t kGatheredBytes = 4 << 20;    // of mini-batches gathered ahead
-
-int64_t widest_tile(const OpList& ops, int64_t lanes, int64_t bytes) {
-  const int64_t rows = TileLayout(ops, 1, lanes).rows;
-  const int64_t fit = kTileBytes / (bytes * std::max<int64_t>(1, 2 * rows));
-  return std::clamp<int64_t>(fit / (2 * lanes) * (2 * lanes), 2 * lanes, kMaxTile);
-}
-
-// Where every op that multiplies by the data is linear, and not much else is packed beside.
-DataColumns data_columns(const OpList& ops, const TileLayout& layout, int64_t widest,
-                         int64_t lanes) {
-  DataColumns found;
-  for (size_t i = 0; i < ops.ops().size(); ++i) {
-    const Op& op = ops.ops()[i];
-    if (layout.columns_at[i] < 0 || op.inputs[0] != 0) continue;
-    if (op.kind != OpKind::kLinear) return {};
-    const Columns own = entry(op.kind).columns(op);
-    const DataColumns::Part part{layout.columns_at[i], own.count, own.k, own.first};
-    found.size = std::max(found.size, part.at + own.count * round_up(own.k, 2 * lanes) * widest);
-    const bool known = std::any_of(found.parts.begin(), found.parts.end(),
-                                   [&](const auto& other) { return other.at == part.at; });
-    if (!known) found.parts.push_back(part);
-  }
-  if (found.size > 4 * (ops.features(0) + 2 * lanes) * widest) return {};
-  return found;
-}
 
 }  // namespace
 
@@ -196,8 +169,7 @@ void Training<T>::step(const Runs<T>& runs, int64_t run, int64_t number, double 
   const double sum =
       gradient(batch, theta, statistics, done * passes, draw, work, groups, sums);
   *loss = sum / batch.denominator;
-  // Without a target that counts the loss is 0 / 0, as torch's, and its gradient 0.
-  double scale = batch.denominator != 0 ? 1 / batch.denominator : 0.0;
+  double scale = batch.scale;
   if (rule_.two_stages) {
     work.moved.resize(n), work.stage.assign(sums, sums + n);
     for (int64_t i = 0; i < n; ++i)

@@ -3,7 +3,8 @@ trajectory | track | barriers | plot | report | info | ...`.
 
 The parser, and the commands that read files, do without torch, which takes seconds to import.
 
-Exit codes: 0 done; 1 a check failed (a picture that does not show what it claims to, a theorem);
+Exit codes: 0 done; 1 a check failed (a picture that does not show what it claims to, a
+theorem, a training run that diverged);
 2 bad usage or input, with one line on stderr; 130 interrupted, with how to resume. `--debug` shows
 tracebacks.
 """
@@ -15,13 +16,17 @@ import os
 import platform
 import shlex
 import sys
+import tempfile
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout
 from typing import Any
 
-from ..errors import InvalidArgument, PylandscapeError
+from ..errors import InvalidArgument, PylandscapeError, RankFailed
+from ..ranks import by_itself, speaks
 from .common import KINDS, NORMALIZATIONS, _picture_options, model_options, scale_options
+from .effects import Options, begin, without_effect, written_by_user
 from .examples import TOP, complete
 from .info import _info
 from .pictures import SPECTRAL_KINDS, _compare, _plot
@@ -37,6 +42,8 @@ RESTARTED = (
     "align",
     "flatness",
 )  # commands that keep no unfinished run
+OF_FILES = ("demo", "plot", "compare", "report")  # commands that one process answers
+FOLDERS = ("reproduce", "table1")  # commands whose --out is a folder of pages
 RANGES = ("--x", "--y", "--xlim", "--ylim", "--zlim", "--box")  # options whose value is min:max
 
 
@@ -46,21 +53,54 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is None:  # a command of its own: one line, without the place in our code
         warnings.showwarning = _warn  # type: ignore[assignment]
     os.environ.setdefault("MPLBACKEND", "Agg")  # pictures go to files: no window, no display needed
-    options, unknown = parser().parse_known_args(joined(arguments))
+    words = joined(arguments)
+    options, unknown = parser().parse_known_args(words, Options())
     if unknown:  # with the command's own usage
         options.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     try:
-        return int(options.run(options) or 0)
+        begin(options, written_by_user(parser(), words))
+        with one_speaker(options):
+            code = int(options.run(options) or 0)
+            for option in without_effect(options) if speaks() else ():
+                print(f"warning: {option} had no effect", file=sys.stderr)
+            return code
     except KeyboardInterrupt:
         print(_interrupted(options, arguments), file=sys.stderr)
         return INTERRUPTED
+    except RankFailed as error:
+        return BAD_INPUT if error.told else _failed(error, options)
     except (PylandscapeError, OSError) as error:
         return _failed(error, options)
     except Exception as error:  # a user's model, or a mistake of ours: still one line
         return _failed(error, options, f"{type(error).__name__}: ")
 
 
+@contextmanager
+def one_speaker(options: argparse.Namespace) -> Iterator[None]:
+    """Under torchrun, one of the processes prints and writes: the first. The others help it to
+    compute: their pictures and pages go to a folder that is removed, their words nowhere. What
+    computes nothing together is the first one's alone."""
+    apart = options.command in OF_FILES or not getattr(options, "model", True)
+    if speaks():
+        with by_itself() if apart else nullcontext():
+            yield
+        return
+    if apart:
+        options.run = lambda _: 0
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="pylandscape-"))
+        stack.enter_context(redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
+        if getattr(options, "plot", None) and not isinstance(options.plot, str):
+            options.plot = [os.path.join(folder, os.path.basename(path)) for path in options.plot]
+        for name in ("state", "out") if options.command in FOLDERS else ("state",):
+            if getattr(options, name, None):
+                setattr(options, name, os.path.join(folder, name))
+        yield
+
+
 def _warn(message: Warning | str, *_: Any) -> None:
+    if not speaks():
+        return
     print(f"warning: {message}", file=sys.stderr)
 
 

@@ -116,6 +116,7 @@ def _computed(options: argparse.Namespace) -> Cloud:
     color = options.color or ("step" if solid else "kind")
     _check_out(options.out)
     land = common.prepare(options)
+    common.check_rest(options, land, "walks, which start at random points")
     start = time.perf_counter()
     walks = _walked(options, land)
     print(f"walks      {walks!r}")

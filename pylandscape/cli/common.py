@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..errors import InvalidArgument
+from .effects import given
 
 if TYPE_CHECKING:
     from ..landscape import Landscape
@@ -64,7 +66,8 @@ def _landscape(options: argparse.Namespace) -> Landscape:
     from ..landscape import Landscape
     from .inputs import call, find, load_model, named, parse_names
 
-    model = load_model(options.model, one_checkpoint(options))
+    rest = getattr(options, "rest", False)
+    model = load_model(options.model, one_checkpoint(options), rest)
     data = call(options.data, "--data")
     what: dict[str, Any] = {}
     if options.objective:
@@ -90,10 +93,25 @@ def prepare(options: argparse.Namespace) -> Landscape:
     return land
 
 
+def check_rest(options: argparse.Namespace, land: Landscape, where: str) -> None:
+    """Raises InvalidArgument for a --checkpoint of which nothing is used: all parameters are of
+    other points, and the model has no buffers."""
+    if (
+        given(options, "checkpoint")
+        and not options.params
+        and not any(True for _ in land.model.buffers())
+    ):
+        raise InvalidArgument(f"--checkpoint: has no effect with {where}: no number of it is used")
+
+
 def check_folder(path: str) -> None:
-    """Raises InvalidArgument where the file's folder is not there."""
-    if not Path(path).resolve().parent.is_dir():
+    """Raises InvalidArgument where the file's folder is not there, or nothing can be written in
+    it."""
+    folder = Path(path).resolve().parent
+    if not folder.is_dir():
         raise InvalidArgument(f"{path}: no such folder {str(Path(path).parent)!r}")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InvalidArgument(f"{path}: the folder {str(folder)!r} cannot be written")
 
 
 def check_target(path: str) -> None:

@@ -15,6 +15,8 @@ from .common import (
     AddCommand,
     _picture_options,
     axis_of,
+    check_folder,
+    check_target,
     model_options,
     prepare,
     written,
@@ -79,7 +81,11 @@ def add_commands(command: AddCommand) -> None:
     _models(flatness, "*", "each gets a table; default: the model with --checkpoint")
     flatness.add_argument("--measures", action="append", metavar="NAMES", help="default: all")
     flatness.add_argument(
-        "--rho", action="append", metavar="RADII", help="increasing: 0.01,0.05 (default: 0.05)"
+        "--rho",
+        action="append",
+        metavar="RADII",
+        help="increasing: 0.01,0.05 (default: 0.05); average case: sigma of each weight, worst "
+        "case: norm of the whole step",
     )
     flatness.add_argument("--draws", type=int, default=100, help="of the average case (100)")
     flatness.add_argument("--steps", type=int, default=20, help="of the worst case's ascent (20)")
@@ -105,6 +111,9 @@ def add_commands(command: AddCommand) -> None:
 
 def _models(sub: argparse.ArgumentParser, count: int | str, text: str) -> None:
     model_options(sub, required=True)
+    for action in sub._actions:
+        if action.dest == "checkpoint" and count != "*":  # refused, with what to write instead
+            action.help = argparse.SUPPRESS
     plural = "checkpoints, read without pickle: files, folders or patterns"
     sub.add_argument("checkpoints", nargs=count if count == "*" else "+", metavar="CHECKPOINTS",
                      help=f"{plural}; {text}")  # fmt: skip
@@ -128,7 +137,7 @@ def _barriers(options: argparse.Namespace) -> None:
     from ..connectivity.lines import barriers
 
     states = _states(files)
-    land = prepare(options)
+    land = _prepared(options, files)
     with _named({f"models[{i}]": file for i, file in enumerate(files)}):
         found = barriers(
             land, states, points=options.points, labels=labels, path=options.out,
@@ -147,15 +156,13 @@ def _align(options: argparse.Namespace) -> None:
     from ..connectivity.aligning import align
 
     a, b = _states(files)
-    land = prepare(options)
+    land = _prepared(options, files)
     with _named({"a": files[0], "b": files[1]}):
         found = align(
             land, a, b, method=options.method, orders=options.orders, seed=options.seed,
             points=options.points, path=options.out, progress=not options.no_progress,
         )  # fmt: skip
     print(f"result     {found}")
-    for note in found.info["notes"]:
-        print(f"note       {note}")
     if options.state:
         torch.save(found.state_dict(), options.state)
         print(f"written    {options.state}")
@@ -163,18 +170,17 @@ def _align(options: argparse.Namespace) -> None:
 
 
 def _connect(options: argparse.Namespace) -> None:
-    from ..plots.style import check_suffix
-
     files = _files(options)
     for path in options.plane or []:
-        _folder(path)
-        check_suffix(path)
+        check_target(path)
+    if options.plane and options.steps == 0:
+        raise InvalidArgument("--plane: expected at least 1 of --steps, without which it is a line")
     if options.plane_points < 2:
         raise InvalidArgument(f"--plane-points: expected at least 2, got {options.plane_points}")
     from ..connectivity.curves import connect
 
     a, b = _states(files)
-    land = prepare(options)
+    land = _prepared(options, files)
     progress = not options.no_progress
     with _named({"a": files[0], "b": files[1]}):
         found = connect(
@@ -183,6 +189,8 @@ def _connect(options: argparse.Namespace) -> None:
             progress=progress,
         )  # fmt: skip
     print(f"result     {found}")
+    for note in found.info["notes"]:
+        print(f"note       {note}")
     _finish(options, found)
     if options.plane:
         surface = found.plane(points=options.plane_points, progress=progress)
@@ -198,7 +206,7 @@ def _flatness(options: argparse.Namespace) -> None:
     measures = parse_names(options.measures) or MEASURES
     rho = _numbers(options.rho or ["0.05"], "--rho")
     states = _states(files) or [None]
-    land = prepare(options)
+    land = _prepared(options, files)
     tables = []
     for file, state in zip(files or [""], states, strict=True):
         with _named({"theta": file}):
@@ -229,7 +237,7 @@ def _merge(options: argparse.Namespace) -> None:
     x, y = axis_of(options, "x"), axis_of(options, "y")
     merges = _merges(options.merge) or MERGES
     states = _states(files)
-    land = prepare(options)
+    land = _prepared(options, files)
     names = {f"models[{i}]": file for i, file in enumerate(files)}
     with _named(names | {"base": files[0], "a": files[1], "b": files[2]}):
         surface = finish(
@@ -264,6 +272,13 @@ def _files(options: argparse.Namespace) -> list[str]:
     return found
 
 
+def _prepared(options: argparse.Namespace, files: Sequence[str]) -> Any:
+    """The landscape; what its models share (frozen parameters, buffers) is of the first one."""
+    if files:
+        options.checkpoint, options.rest = [files[0]], True
+    return prepare(options)
+
+
 def _states(files: Sequence[str]) -> list[Any]:
     from ..theta.checkpoints import read_state
 
@@ -295,8 +310,8 @@ def _finish(options: argparse.Namespace, found: Any, **drawn: Any) -> None:
 
 
 def _folder(path: str | None) -> None:
-    if path and not Path(path).resolve().parent.is_dir():
-        raise InvalidArgument(f"{path}: no such folder {str(Path(path).parent)!r}")
+    if path:
+        check_folder(path)
 
 
 def _numbers(texts: Sequence[str], option: str) -> tuple[float, ...]:

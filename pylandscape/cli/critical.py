@@ -79,8 +79,10 @@ def _classify(options: argparse.Namespace) -> None:
     from ..critical.classification import classify
     from . import common
 
+    given = None if options.points is None else _points_of(options.points)
     land = common.prepare(options)
-    points = _points(options, land)
+    common.check_rest(options, land, "points of their own")
+    points = _walked(options, land) if given is None else given
     there = bool(options.out) and Path(options.out).exists()
     start = time.perf_counter()
     found = classify(
@@ -101,30 +103,32 @@ def _classify(options: argparse.Namespace) -> None:
         print(f"written    {options.out}")
 
 
-def _points(options: argparse.Namespace, land: Landscape) -> Any:
-    """The points of --points, or of a walk."""
-    if options.points is None:
-        from ..clouds.walks import gradient_walk
+def _walked(options: argparse.Namespace, land: Landscape) -> Any:
+    from ..clouds.walks import gradient_walk
 
-        walks = gradient_walk(
-            land, options.walks, options.steps, options.bound, options.fraction,
-            seed=options.seed, progress=not options.no_progress,
-        )  # fmt: skip
-        print(f"walks      {walks!r}")
-        return walks.flat()
-    if not Path(options.points).is_file():
-        raise InvalidArgument(f"--points: no file {options.points!r}")
-    if options.points.endswith(".npy"):
+    walks = gradient_walk(
+        land, options.walks, options.steps, options.bound, options.fraction,
+        seed=options.seed, progress=not options.no_progress,
+    )  # fmt: skip
+    print(f"walks      {walks!r}")
+    return walks.flat()
+
+
+def _points_of(path: str) -> Any:
+    """The points in the file of --points."""
+    if not Path(path).is_file():
+        raise InvalidArgument(f"--points: no file {path!r}")
+    if path.endswith(".npy"):
         try:
-            return np.load(options.points, allow_pickle=False)
+            return np.load(path, allow_pickle=False)
         except (ValueError, EOFError) as error:
             raise InvalidArgument(
-                f"--points: expected numbers (P, n) in {options.points}: {error}"
+                f"--points: expected numbers (P, n) in {path}: {error}"
             ) from error
     from ..results.loading import load
     from ..results.walks import Walks
 
-    found = load(options.points)
+    found = load(path)
     if not isinstance(found, Walks):
         raise InvalidArgument(
             f"--points: expected a .npy file or walks, got a {type(found).__name__}"

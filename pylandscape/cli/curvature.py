@@ -66,7 +66,7 @@ def add_commands(command: AddCommand) -> None:
     )
     scale_options(spectrum)
 
-    eigen.add_argument("-k", type=int, default=1, help="how many (default: %(default)s)")
+    eigen.add_argument("--k", "-k", type=int, default=1, help="how many (default: %(default)s)")
     eigen.add_argument(
         "--which", choices=WHICH, default="LA",
         help="largest (default), smallest, largest in magnitude, both ends",
@@ -162,6 +162,7 @@ def draw(results: Sequence[Any], options: argparse.Namespace, labels: Sequence[s
     from ..plots.spectra import KINDS, plot_pairs, plot_spectra
     from ..results.eigen_pairs import EigenPairs
     from ..results.spectra import Spectrum
+    from .effects import picture_options
 
     title, kind = {"title": getattr(options, "title", None)}, getattr(options, "kind", None)
     if kind not in (None, *KINDS):
@@ -169,12 +170,16 @@ def draw(results: Sequence[Any], options: argparse.Namespace, labels: Sequence[s
             f"--kind: expected one of {', '.join(KINDS)} for spectra, got {kind!r}"
         )
     if len(results) == 1 and isinstance(results[0], EigenPairs):
+        picture_options(options, plot_pairs, "eigenpairs")
         return plot_pairs(results[0], log=getattr(options, "log", False), **title)
     if not all(isinstance(r, Spectrum) for r in results):
         raise InvalidArgument(
             f"FILE: expected spectra, or one set of eigenpairs, got {len(results)} files with "
             f"{', '.join(sorted({type(r).__name__ for r in results}))}"
         )
+    scale = () if kind == "top" else ("symlog", "linear", "vmin", "vmax")
+    what = f"spectra ({kind})" if kind else "spectra"
+    picture_options(options, ("title", "kind", "labels", *scale), what)
     chosen: dict[str, Any] = {
         "vmin": getattr(options, "vmin", None),
         "vmax": getattr(options, "vmax", None),

@@ -22,7 +22,7 @@ examples:
 exit codes:
   0    done
   1    a check failed: a picture that does not show what it claims to (its files are written),
-       or a theorem (theory)
+       a theorem (theory), or a run that diverged (train)
   2    bad usage or input, with one line on stderr; --debug shows where
   130  interrupted, with how to go on
 """
@@ -47,7 +47,10 @@ EXAMPLES = {
     "cloud": f"pylandscape cloud {MODEL} --walks 100 --out cloud.h5 --plot cloud.png",
     "theory": "pylandscape theory xor",
     "train": f"pylandscape train {MODEL} --lr 0.1 --epochs 20 --batch-size 64 --out runs.h5",
-    "trajectory": "pylandscape trajectory 'runs/*.pt' --pca --plot path.png",
+    "trajectory": (
+        "pylandscape trajectory 'runs/*.pt' --pca --plot path.png\n"
+        "a run of train: pylandscape trajectory runs.h5 --run 0 --pca --plot path.png"
+    ),
     "track": f"pylandscape track {MODEL} --trajectory 'runs/*.pt' --lr 0.1 --plot track.png",
     "topology": "pylandscape topology s.h5 --plot tree.png",
     "plot": "pylandscape plot s.h5 --kind filled --log --levels 12 --out s.pdf",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import math
 import os
@@ -45,7 +46,9 @@ def find(reference: str, option: str) -> Any:
         ) from error
     for name in path.split("."):
         if not hasattr(found, name):
-            raise InvalidArgument(f"{option}: {module_name} has no {name!r}")
+            near = difflib.get_close_matches(name, dir(found), 1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise InvalidArgument(f"{option}: {module_name} has no {name!r}{hint}")
         found = getattr(found, name)
     return found
 
@@ -65,8 +68,12 @@ def call(reference: str, option: str) -> Any:
         ) from error
 
 
-def load_model(reference: str, checkpoint: str | None) -> nn.Module:
-    """The factory's model in eval mode, with the checkpoint's parameters and buffers."""
+def load_model(reference: str, checkpoint: str | None, rest: bool = False) -> nn.Module:
+    """The factory's model in eval mode, with the checkpoint's parameters and buffers.
+
+    rest: the checkpoint is one of the models that a question is about, whose own check says what
+    does not fit; here it only gives what all of them share.
+    """
     from torch import nn
 
     found = find(reference, "--model")
@@ -80,8 +87,23 @@ def load_model(reference: str, checkpoint: str | None) -> nn.Module:
     if checkpoint is not None:
         from ..theta.checkpoints import read_state
 
-        load_into(model, read_state(checkpoint, "--checkpoint"), checkpoint)
+        state = read_state(checkpoint, "CHECKPOINTS" if rest else "--checkpoint")
+        if rest:
+            state = _fitting(state, model)
+        load_into(model, state, checkpoint)
     return model.eval()
+
+
+def _fitting(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Any]:
+    """The model's own state dict, with what the state has of the same name and shape."""
+    from ..theta.checkpoints import fitted
+
+    own = model.state_dict()
+    state = fitted(state, own)
+    return {
+        n: state[n] if n in state and getattr(v, "shape", None) == state[n].shape else v
+        for n, v in own.items()
+    }
 
 
 def load_into(model: nn.Module, state: Mapping[str, Tensor], path: str) -> None:

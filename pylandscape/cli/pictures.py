@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InvalidArgument
-from .common import AddCommand, _picture, written
+from .common import AddCommand, _picture, check_folder, check_target, written
+from .effects import PICTURE, picture_options
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,16 +27,18 @@ def _plot(options: argparse.Namespace) -> None:
     from . import curvature
     from .trajectories import save_to
 
+    for path in options.out:
+        check_target(path)
     if all(content_of(path) == "trajectory" for path in options.files):
         _plot_runs(options)
         return
     results: list[Any] = [load(path) for path in options.files]
-    title = {"title": options.title} if options.title else {}
     if len(results) == 1 and hasattr(results[0], "CONTENT"):
-        save_to(_own_picture(results[0], **title), options.out)
+        save_to(_own_picture(results[0], options), options.out)
         return
     if all(isinstance(r, Flatness) for r in results):
         names = _labels(options)
+        picture_options(options, ("title", "labels"), "flatness tables")
         picture = results[0].plot(beside=results[1:], labels=names, title=options.title)
         save_to(picture, options.out)
         return
@@ -55,11 +58,16 @@ def _plot(options: argparse.Namespace) -> None:
     surface.close(axes)
 
 
-def _own_picture(result: Any, **title: Any) -> Any:
-    drawn = getattr(result, "plot", None) or getattr(result, "draw", None)
-    if drawn is None:
-        raise InvalidArgument(f"FILE: a {type(result).__name__} has no picture")
-    return drawn(**title)
+def _own_picture(result: Any, options: argparse.Namespace) -> Any:
+    from ..plots.pictures import DRAWN_BY
+
+    name = type(result).__name__
+    if name not in DRAWN_BY:
+        raise InvalidArgument(
+            f"FILE: a {name} has no picture; `pylandscape info FILE` says what is in it"
+        )
+    drawn = DRAWN_BY[name]
+    return drawn(result, **picture_options(options, drawn, f"a {name}"))
 
 
 def _labels(options: argparse.Namespace) -> list[str]:
@@ -111,12 +119,13 @@ def _report(options: argparse.Namespace) -> None:
 
 
 def _topology(options: argparse.Namespace) -> None:
-    from ..plots.style import check_suffix
     from ..results.loading import load
     from .trajectories import save_to
 
+    if options.out:
+        check_folder(options.out)
     for path in options.plot or []:
-        check_suffix(path)
+        check_target(path)
     result = load(options.file)
     if not hasattr(result, "topology"):
         raise InvalidArgument(
@@ -143,18 +152,23 @@ def _plot_runs(options: argparse.Namespace) -> None:
     the runs of one file."""
     from ..trajectories.components import pca
     from ..trajectories.embedding import mds
-    from ..trajectories.reading import trajectory
     from ..trajectories.several import Runs, recorded
     from .trajectories import save_to
 
-    if len(options.files) == 1 and isinstance(found := recorded(options.files[0]), Runs):
-        save_to(found.plot(title=options.title), options.out)
+    if len(options.files) == 1 and isinstance(one := recorded(options.files[0]), Runs):
+        save_to(_own_picture(one, options), options.out)
         return
-    runs = [trajectory(path) for path in options.files]
+    runs: list[Any] = []
+    names: list[str] = []
+    for label, path in zip(_labels(options), options.files, strict=True):
+        found = recorded(path)
+        several = list(found) if isinstance(found, Runs) else [found]
+        runs += several
+        names += [f"{label} {p}" for p in range(len(several))] if len(several) > 1 else [label]
+    picture_options(options, ("title", "labels"), "recorded runs")
     if len(runs) == 1:
         save_to(pca(runs[0], 2).plot(title=options.title), options.out)
         return
-    names = _labels(options)
     apart = mds(runs, distance="angular")
     save_to(apart.plot(names=names, title=options.title), options.out)
 
@@ -165,6 +179,14 @@ def _landscape_picture(results: list[Any], options: argparse.Namespace, labels: 
     chosen: dict[str, Any] = _picture(options)
     if options.title:
         chosen["title"] = options.title
+    flat = not hasattr(results[0], "y") and not hasattr(results[0], "axes")
+    as_lines = flat or (options.kind == "line" and len(results) == 1)
+    takes = [n for n in PICTURE if n not in ("symlog", "linear")]
+    if as_lines or options.kind == "heat":
+        takes.remove("levels")
+    if as_lines:
+        takes.remove("trajectory")
+    picture_options(options, takes, "curves" if as_lines else f"a {options.kind or 'surface'}")
     if len(results) > 1:
         from ..plots.side_by_side import compare
 

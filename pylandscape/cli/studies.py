@@ -104,9 +104,6 @@ def _reproduce(options: argparse.Namespace) -> None:
     if options.studies == ["table1"] and options.scale is None and not options.data:
         _table1(options)
     else:
-        for name in ("b", "points", "datasets", "depths", "rtol", "blocks"):
-            if getattr(options, name):
-                raise InvalidArgument(f"--{name}: expected only with table1 alone, without --scale")
         options.out = options.out or "pylandscape-studies"
         registry.reproduce(
             options.studies, options.out, data=options.data or (), seed=options.seed,

@@ -26,8 +26,15 @@ if TYPE_CHECKING:
     from ..results.surface import Surface
 
 
+METRICS = ("loss", "accuracy", "standard_error", "difference_standard_error", "subset_error")
+
+
 def _grid_options(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--metrics", action="append", metavar="NAMES", help="loss,accuracy,PKG.MOD:FN")
+    sub.add_argument(
+        "--metrics", action="append", metavar="NAMES",
+        help="some of loss, accuracy, standard_error and difference_standard_error (of the data's "
+        "sampling), subset_error (with --subset), PKG.MOD:FN; default: loss",
+    )  # fmt: skip
     sub.add_argument(
         "--out", metavar="FILE.h5", help="written as it goes; the same command resumes it"
     )
@@ -84,9 +91,14 @@ def _start(options: argparse.Namespace) -> tuple[Landscape, dict[str, Any]]:
     flat = options.command == "line" or len(getattr(options, "to", ())) == 1
     if flat and options.kind not in (None, "line"):
         raise InvalidArgument(f"--kind: expected 'line' for a curve, got {options.kind!r}")
-    land = prepare(options)
     names = parse_names(options.metrics) or ("loss",)
     metrics = tuple(find(n, "--metrics") if ":" in n else n for n in names)
+    for name in metrics:
+        if isinstance(name, str) and name not in METRICS:
+            raise InvalidArgument(
+                f"--metrics: expected some of {', '.join(METRICS)}, or PKG.MOD:FN, got {name!r}"
+            )
+    land = prepare(options)
     return land, {"path": options.out, "metrics": metrics, "progress": not options.no_progress}
 
 

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InvalidArgument
 from .common import (
+    CHECK_FAILED,
     KINDS,
     AddCommand,
     _landscape,
     _picture,
     _picture_options,
+    check_folder,
+    check_rest,
+    check_target,
     model_options,
     prepare,
     set_threads,
@@ -27,6 +32,7 @@ if TYPE_CHECKING:
     from ..results.tracks import Track
     from ..trajectories.base import Trajectory
 
+RUN = "which run of a recording of several, counted from 0"
 SHARES = 6  # components in the table
 RULES = {
     "sgd": "SGD", "adagrad": "Adagrad", "rmsprop": "RMSprop", "adadelta": "Adadelta",
@@ -76,6 +82,7 @@ def add_commands(command: AddCommand) -> None:
         "checkpoints", nargs="+", metavar="CHECKPOINTS",
         help="a recording, a folder, a pattern, or checkpoint files in order",
     )  # fmt: skip
+    path.add_argument("--run", dest="which_run", type=int, metavar="K", help=RUN)
     path.add_argument("--out", metavar="FILE.h5", help="all points in one file")
     path.add_argument("--pca", action="store_true", help="explained variance, and a random walk's")
     path.add_argument(
@@ -114,6 +121,7 @@ def add_commands(command: AddCommand) -> None:
         "--trajectory", required=True, nargs="+", metavar="CHECKPOINTS",
         help="a recording, a folder, a pattern, or checkpoint files in order",
     )  # fmt: skip
+    track.add_argument("--run", dest="which_run", type=int, metavar="K", help=RUN)
     track.add_argument("--k", "-k", type=int, default=3, help="how many (default: %(default)s)")
     track.add_argument("--every", type=int, default=1, help="look at each EVERYth point")
     track.add_argument(
@@ -160,7 +168,7 @@ def about_track(track: Track) -> list[str]:
     return lines
 
 
-def _train(options: argparse.Namespace) -> None:
+def _train(options: argparse.Namespace) -> int:
     from ..training import optimisers
     from ..training.advance import train
 
@@ -183,10 +191,6 @@ def _train(options: argparse.Namespace) -> None:
     rule = kind(**given)
     if options.runge_kutta:
         rule = optimisers.RungeKutta(rule, options.runge_kutta)
-    land = prepare(options)
-    starts: Any = options.start
-    if starts is None:
-        starts = [land.theta] if options.runs == 1 else options.runs
     record: Any = options.record
     if record != "epoch":
         try:
@@ -195,6 +199,15 @@ def _train(options: argparse.Namespace) -> None:
             raise InvalidArgument(
                 f"--record: expected epoch or a number of steps, got {record!r}"
             ) from error
+    for path in options.start or []:
+        if not Path(path).is_file():
+            raise InvalidArgument(f"--start: no file {path!r}")
+    land = prepare(options)
+    if options.start or options.runs != 1:
+        check_rest(options, land, "--start" if options.start else "runs that are initialised anew")
+    starts: Any = options.start
+    if starts is None:
+        starts = [land.theta] if options.runs == 1 else options.runs
     runs = train(
         land, starts, rule, epochs=options.epochs, steps=options.steps,
         batch_size=options.batch_size, record=record, clip=options.clip, seed=options.seed,
@@ -208,17 +221,21 @@ def _train(options: argparse.Namespace) -> None:
     written(options, options.out)
     if options.plot:
         save_to(runs.plot(), options.plot)
+    if gone := runs.exploded:
+        which = ", ".join(map(str, gone))
+        print(f"pylandscape: DIVERGED: run {which} (a smaller --lr, or --clip)", file=sys.stderr)
+        return CHECK_FAILED
+    return 0
 
 
 def _trajectory(options: argparse.Namespace) -> None:
-    from ..plots.style import check_suffix
     from .inputs import parse_names
 
-    for path in [options.out, *(options.plot or [])]:
-        if path and not Path(path).resolve().parent.is_dir():
-            raise InvalidArgument(f"{path}: no such folder {str(Path(path).parent)!r}")
+    for path in (options.out, options.surface):
+        if path:
+            check_folder(path)
     for path in options.plot or []:
-        check_suffix(path)
+        check_target(path)
     if options.mds and options.surface and options.plot:
         raise InvalidArgument("--plot: expected --surface or --mds beside it, got both")
     if options.surface and not (options.model and options.data):
@@ -231,7 +248,7 @@ def _trajectory(options: argparse.Namespace) -> None:
 
     set_threads(options)
     land = _landscape(options) if options.model and options.data else None
-    run = _read(options.checkpoints, land, "CHECKPOINTS")
+    run = _read(options.checkpoints, land, "CHECKPOINTS", options.which_run)
     print("\n".join(about_trajectory(run)))
     picture: Any = None
     if options.pca or (options.plot and not (options.surface or options.mds)):
@@ -240,6 +257,7 @@ def _trajectory(options: argparse.Namespace) -> None:
         print("\n".join(_components(found)))
     surface = None
     if land is not None and options.surface:
+        check_rest(options, land, "a surface about the end of the run")
         surface = _on_surface(run, land, options)
     if options.mds:
         from ..trajectories.embedding import mds
@@ -260,7 +278,8 @@ def _track(options: argparse.Namespace) -> None:
     from ..trajectories.tracking import track
 
     land = prepare(options)
-    run = _read(options.trajectory, land, "--trajectory")
+    check_rest(options, land, "the points of a run")
+    run = _read(options.trajectory, land, "--trajectory", options.which_run)
     found = track(
         run, land, options.k, every=options.every, tol=options.tol, lr=options.lr,
         rule=options.rule, momentum=options.momentum, seed=options.seed, path=options.out,
@@ -282,12 +301,15 @@ def save_to(axes: Any, paths: Sequence[str]) -> None:
     surface.close(first)
 
 
-def _read(words: Sequence[str], like: Any, option: str) -> Trajectory:
+def _read(words: Sequence[str], like: Any, option: str, run: int | None) -> Trajectory:
     from ..trajectories.reading import trajectory
 
     try:
-        return trajectory(words[0] if len(words) == 1 else list(words), like)
+        return trajectory(words[0] if len(words) == 1 else list(words), like, run=run)
     except InvalidArgument as error:
+        if str(error).startswith("run:"):
+            text = str(error).partition(", and run=K")[0]
+            raise InvalidArgument(f"--{text}") from error
         raise InvalidArgument(f"{option}: {str(error).removeprefix('trajectory: ')}") from error
 
 

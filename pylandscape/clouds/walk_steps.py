@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,10 +80,14 @@ class Streams:
     """Uniform numbers in [0, 1): walk i draws rows of n from stream i of the seed.
 
     Philox4x64 with the key (seed, i). Row r begins at the counter r ceil(n / 4), so that a run can
-    go on anywhere. `second`: streams independent of the first ones. `done`: rows already used.
+    go on anywhere. `walks`: their numbers i. `second`: streams independent of the first ones.
+    `done`: rows already used.
     """
 
-    def __init__(self, seed: int, walks: int, n: int, done: int = 0, second: bool = False) -> None:
+    def __init__(
+        self, seed: int, walks: Sequence[int] | np.ndarray, n: int, done: int = 0,
+        second: bool = False,
+    ) -> None:  # fmt: skip
         self.walks, self.n, self.done = walks, n, done
         self.counters = -(-n // COUNTER)  # of a row
         self.bits = np.random.Philox(0)
@@ -94,13 +98,13 @@ class Streams:
 
     def next(self, rows: int) -> Array:
         """(rows, W, n), a view."""
-        found = np.empty((self.walks, rows, COUNTER * self.counters))
+        found = np.empty((len(self.walks), rows, COUNTER * self.counters))
         generator = np.random.Generator(self.bits)
         self.state["state"]["counter"][0] = self.done * self.counters
-        for i in range(self.walks):
-            self.state["state"]["key"][1] = i
+        for row, walk in zip(found, self.walks, strict=True):
+            self.state["state"]["key"][1] = walk
             self.bits.state = self.state
-            generator.random(out=found[i])
+            generator.random(out=row)
         self.done += rows
         return found[:, :, : self.n].transpose(1, 0, 2)
 
@@ -112,17 +116,20 @@ class Advance:
         found: filled as the walks go; NaN elsewhere.
         gradients: a function from points (P, n) to losses (P,) and gradients (P, n).
         starts: (W, n), or None for random ones.
+        which: the numbers of the walks (W,); default 0 .. W - 1.
     """
 
     def __init__(
-        self, rule: Rule, found: Walks, gradients: Gradients, starts: Array | None
-    ) -> None:
+        self, rule: Rule, found: Walks, gradients: Gradients, starts: Array | None,
+        which: np.ndarray | None = None,
+    ) -> None:  # fmt: skip
         self.rule, self.found, self.gradients, self.starts = rule, found, gradients, starts
         self.walks, self.steps, self.n = found.points.shape
+        self.which = np.arange(self.walks) if which is None else which
         self.done = 0  # points of each walk that are there, with all that belongs to them
         self.signs = np.ones((self.walks, self.n))
         if rule.kind == "progressive random":
-            coins = Streams(rule.seed, self.walks, self.n, second=True).next(1)[0]
+            coins = Streams(rule.seed, self.which, self.n, second=True).next(1)[0]
             self.signs = np.where(coins < 0.5, -1.0, 1.0)
 
     def arrays(self) -> dict[str, np.ndarray]:
@@ -139,10 +146,10 @@ class Advance:
 
     def __iter__(self) -> Iterator[int]:
         downhill = self.rule.kind == "gradient"
-        streams = Streams(self.rule.seed, self.walks, self.n, self.done)
+        streams = Streams(self.rule.seed, self.which, self.n, self.done)
         coins = None
         if self.rule.tie == "random":
-            coins = Streams(self.rule.seed, self.walks, self.n, self.done, second=True)
+            coins = Streams(self.rule.seed, self.which, self.n, self.done, second=True)
         points = self.found.points
         # Points of one step, contiguous; in `points` each lies on a page of its own.
         theta = np.ascontiguousarray(points[:, max(self.done - 1, 0)])

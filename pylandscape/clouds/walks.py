@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +23,8 @@ from ..arguments import check_landscape, integer
 from ..arrays import Array, digest, progress_bar
 from ..errors import InvalidArgument
 from ..results.walks import Walks, as_points
-from ..runs.checkpoint import Checkpoint
+from ..runs.checkpoint import Arrays, Checkpoint
+from ..runs.items import by_ranks
 from ..runs.request import build
 from ..runs.resume import resumable
 from .walk_steps import TIES, Advance, Rule
@@ -183,11 +185,16 @@ class _Sampler:
 
     def _run(self, kept: Checkpoint, progress: bool) -> Walks:
         started = time.perf_counter()
-        shape = (self.walks, self.steps)
-        found = Walks(
-            np.full((*shape, self.land.n_params), np.nan), np.full(shape, np.nan),
-            np.full(shape, np.nan), self.rule.kind,
+        shared = by_ranks(
+            f"{self.rule.kind} walk", kept.request, self.walks, self._some, kept=kept,
+            unit="walk", progress=progress,
         )  # fmt: skip
+        if shared is not None:
+            points, losses, norms = (shared[name] for name in Walks.ARRAYS)
+            found = Walks(points, losses, norms, self.rule.kind)
+            found.info.update(request=kept.request, seconds=time.perf_counter() - started)
+            return found
+        found = self._empty(self.walks)
         advance = Advance(self.rule, found, self.land.point_evaluator().gradients, self.starts)
         before = kept.load()
         if before is not None:
@@ -206,6 +213,22 @@ class _Sampler:
             raise
         found.info.update(request=kept.request, seconds=time.perf_counter() - started)
         return found
+
+    def _some(self, at: np.ndarray, beat: Callable[[], None]) -> Arrays:
+        """The walks of these numbers."""
+        found = self._empty(len(at))
+        starts = None if self.starts is None else self.starts[at]
+        gradients = self.land.point_evaluator().gradients
+        for _ in Advance(self.rule, found, gradients, starts, at):
+            beat()
+        return {name: getattr(found, name) for name in Walks.ARRAYS}
+
+    def _empty(self, walks: int) -> Walks:
+        shape = (walks, self.steps)
+        return Walks(
+            np.full((*shape, self.land.n_params), np.nan), np.full(shape, np.nan),
+            np.full(shape, np.nan), self.rule.kind,
+        )  # fmt: skip
 
 
 def _positive(value: Any, name: str) -> float:

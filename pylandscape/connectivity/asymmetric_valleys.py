@@ -111,7 +111,7 @@ def asymmetry(
         found = evaluate_in_chunks(
             rows, ("loss",), lambda: home.prepare(units.to(home.origin), theta=centre),
             journal=journal, progress=progress, label="asymmetry",
-            exact=home.device.type == "cpu",
+            exact=home.device.type == "cpu", request=request,
         )[:, 0]  # fmt: skip
         values = _profiles(found, len(names), points)
         other = None
@@ -127,7 +127,7 @@ def asymmetry(
     if path is None:
         return run(None)
 
-    def record(beside: Path) -> Journal:
+    def record(beside: Path | None) -> Journal:
         return Journal(beside, request, ("loss",), len(rows))
 
     return answered(path, request, JOURNAL_SUFFIX, record, run)
@@ -162,8 +162,8 @@ def _lines(
             raise InvalidArgument(f"{own}: expected a direction with a norm above 0, got {size}")
         if r is None and isinstance(what, str) and what == RANDOM:
             raise InvalidArgument(
-                f"r: expected a number for the random direction {own}, which has no length of its "
-                "own, got None"
+                f"r: expected how far to go along {own}='random', a positive number: a random "
+                "direction leads to no model whose distance it could be, got None"
             )
         rows.append(step.double() / size)
         norms.append(size)
@@ -194,6 +194,11 @@ def _step(
         raw = torch.zeros_like(centre)
         random_source.fill(raw[: land.n_params], seed, random_source.PROFILES, k)
         return raw, RANDOM
+    if isinstance(what, str) and not os.path.exists(what):
+        raise InvalidArgument(
+            f"{own}: expected 'random', the path of a checkpoint, a Direction, a vector or a "
+            f"model, got {what!r}, which is no file"
+        )
     if isinstance(what, MODELS):
         return running_statistics.point(land, what, own, needed=True) - centre, "model"
     vectors, infos = as_steps(land, what, own)

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from ..arguments import callers_level, check_landscape, integer
 from ..arrays import Array, digest, progress_bar
-from ..engines import training
-from ..engines.contract import Rule, RunState, Stepper
+from ..engines.contract import Rule
+from ..engines.training import CurveSlopes
 from ..engines.update_rules import apply
 from ..errors import InvalidArgument, NotLowered
 from ..results.mode_connection import KINDS, ModeConnection, curve_weights
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from ..landscape import Landscape
 
 _ADAM = Rule("adam")
-_GRADIENT = Rule("sgd", momentum=0.5)  # whose momentum is the gradient after a first step
 _MARGIN = 0.2  # of a plane around what lies in it
 _DRAWN = 101  # points of a drawn curve
 
@@ -66,7 +65,8 @@ def connect(
         a, b: the ends: modules, state dicts, checkpoints or vectors (n,). They stay bitwise.
         kind: "bezier", of degree bends + 1, or "polychain", of bends + 1 straight segments.
         bends: trained points, which start evenly on the straight line; at least 1.
-        steps: of Adam, at a rate that falls to 0 along half a cosine from ``lr``.
+        steps: of Adam, at a rate that falls to 0 along half a cosine from ``lr``; 0 trains nothing
+            and gives the straight line.
         samples: how many t a step averages over.
         points: at which the result has the loss, ends included; at least 3.
         seed: of the t.
@@ -100,6 +100,8 @@ def connect(
         notes.append("a and b are equal: the barrier is 0 and there is nothing to train")
     for note in notes:
         warnings.warn(note, stacklevel=callers_level())
+    if steps == 0:
+        notes.append("steps=0 trains nothing: the curve is the straight line from a to b")
     request = build(
         land, "connect", path is not None, a=digest(first), b=digest(last), curve=kind,
         bends=bends, steps=steps, lr=float(lr), samples=samples, points=points, seed=seed,
@@ -116,6 +118,8 @@ def connect(
         ends = torch.stack([first, last])
         line = land.prepare(ends, theta=zero)(curve_weights("polychain", 0, t))["loss"]
         line[[0, -1]] = values[[0, -1]]
+        if equal:  # one point: what differs is the rounding of its weights
+            values[:] = line[:] = values[0]
         info = {"request": request, "notes": notes, "seconds": time.perf_counter() - started}
         return ModeConnection(
             vertices.cpu().numpy(), t, values, line, history, kind, land.n_params, info
@@ -136,10 +140,10 @@ class _Training:
         share = share / (bends + 1)
         self.free = (1.0 - share) * self.ends[0] + share * self.ends[1]
         self.mean, self.square = torch.zeros_like(self.free), torch.zeros_like(self.free)
-        self.stepper: Stepper | None = None  # gives the losses and gradients of all t at once
+        self.slopes: CurveSlopes | None = None  # losses and gradients of all t at once
         if land.moved.n == land.n_params:
             with suppress(NotLowered):
-                self.stepper = training.build(land, _GRADIENT, evaluated=True)
+                self.slopes = CurveSlopes(land, self.ends)
 
     def run(
         self, steps: int, lr: float, samples: int, seed: int, kept: Checkpoint, progress: bool
@@ -177,23 +181,15 @@ class _Training:
     def _slope(self, t: Array) -> tuple[float, Tensor]:
         """The mean of L over t, and its gradient in the free points (bends, n)."""
         weights = torch.from_numpy(curve_weights(self.kind, self.bends, t)).to(self.free)
+        if self.slopes is not None:
+            losses, slope = self.slopes(weights, self.free)
+            return float(losses.mean()), slope / len(t)
         vertices = torch.cat([self.ends[:1], self.free, self.ends[1:]])
-        at = weights @ vertices
-        losses, gradients = self._gradients(at)
+        rows = (weights @ vertices).to(self.land.dtype)
+        gradients = torch.stack([self.land.gradient(row) for row in rows])
         slope = torch.zeros_like(self.free)
         slope[:, : self.land.n_params] = weights[:, 1:-1].T @ gradients.to(slope) / len(t)
-        return float(losses.mean()), slope
-
-    def _gradients(self, at: Tensor) -> tuple[Array, Tensor]:
-        rows = at.to(self.land.dtype)
-        if self.stepper is None:
-            slopes = torch.stack([self.land.gradient(row) for row in rows])
-            return np.asarray(self.land.losses(points=rows)), slopes
-        slopes, seeds = torch.zeros_like(rows), torch.zeros(len(rows), dtype=torch.int64)
-        state = RunState(rows.contiguous(), [slopes], rows[:, :0], 0, seeds)
-        everything = torch.arange(self.land.dataset.size)
-        losses = self.stepper.advance(state, [everything], torch.ones(1, dtype=torch.float64))
-        return np.asarray(losses[:, 0]), slopes
+        return float(self.land.losses(points=rows).mean()), slope
 
 
 def connection_plane(

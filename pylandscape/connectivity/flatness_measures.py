@@ -47,7 +47,8 @@ _INVARIANT = {
     "average_element": _ELEMENT, "average_filter": _FILTER, "worst_l2": _ROTATIONS,
     "worst_l2_element": _ELEMENT, "worst_linf": _SIGNS, "worst_linf_element": _ELEMENT,
 }  # fmt: skip
-_BLOCK_BYTES = 64 << 20  # of points that are evaluated at once
+_BLOCK_BYTES = 64 << 20  # of steps that are evaluated at once,
+_BLOCK = 16  # and how many there are at most
 _HALVINGS, _GRID = 30, 9  # of the search for critical sharpness
 _SHRINKING = 10  # steps of the ascent after which they are half as long
 _NOISE = 64  # eps of the loss: smaller rises are rounding
@@ -73,9 +74,12 @@ def flatness(
             "critical" (critical sharpness, `critical_sharpness`); average case: "average",
             "average_element", "average_filter"; worst case: "worst_l2", "worst_l2_element",
             "worst_linf", "worst_linf_element".
-        rho: radius of average and worst case, or several, increasing: relative to the parameters
-            for element and filter, absolute otherwise. Worst cases of a larger radius start from
-            those of the smaller one too, so they rise with it.
+        rho: radius of average and worst case, or several, increasing. Of the average case it is
+            the standard deviation of each weight's noise, so that the step's norm is about rho
+            sqrt(n); of worst_l2 the norm of the whole step, of worst_linf the largest change of
+            a weight. For element and filter in units of the weight and of the filter's norm,
+            otherwise absolute. The same number is thus another radius in each. Worst cases of a
+            larger radius start from those of the smaller one too, so they rise with it.
         draws: pairs z, -z of the average case.
         steps, starts: of the projected ascent of the worst case: from the gradient, and from
             starts - 1 random points.
@@ -254,19 +258,21 @@ class _Around:
         return np.asarray(self.land.losses(points=points))
 
     def average(self, scale: Tensor, rho: float, draws: int, seed: int) -> tuple[float, float]:
-        """Mean rise and its standard error, from pairs of opposite steps."""
+        """Mean rise and its standard error, from pairs of opposite steps.
+
+        Both ends of a pair lie along one direction: linear layers that read the data multiply by
+        every direction once, and by theta once in a block of them.
+        """
         rises = []
+        reach = rho * scale
         for first, last in self._blocks(draws):
-            z = torch.stack(
-                [
-                    random_source.fill(
-                        torch.empty_like(scale), seed, random_source.PERTURBATIONS, i
-                    )
-                    for i in range(first, last)
-                ]
-            )
-            steps = rho * scale * z
-            both = self.losses(torch.cat([steps, -steps])).reshape(2, -1)
+            z = torch.empty(last - first, len(scale), device=scale.device)
+            for i, row in enumerate(z):
+                random_source.fill(row, seed, PERTURBATIONS, first + i)
+            steps = z.to(self.land.dtype) * reach.to(self.land.dtype)
+            ask = self.land.prepare(steps, theta=self.given)
+            signs = np.eye(last - first)
+            both = ask(np.concatenate([signs, -signs]))["loss"].reshape(2, -1)
             rises.append(both.mean(axis=0) - self.loss)
         found = np.concatenate(rises)
         return float(found.mean()), float(found.std(ddof=1) / np.sqrt(draws))
@@ -309,7 +315,7 @@ class _Around:
         return self.land.gradient(at)[: self.land.n_params].to(self.theta)
 
     def _blocks(self, count: int) -> Iterator[tuple[int, int]]:
-        size = max(1, _BLOCK_BYTES // (16 * len(self.theta)))
+        size = min(_BLOCK, max(1, _BLOCK_BYTES // (16 * len(self.theta))))
         for first in range(0, count, size):
             yield first, min(first + size, count)
 

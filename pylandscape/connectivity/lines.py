@@ -50,7 +50,7 @@ def barriers(
             share their statistics.
         models: P >= 2 points: modules, state dicts, directions or vectors (n,).
         points: on each line, ends included; at least 3.
-        labels: P names for pictures; default 1 .. P.
+        labels: P names for pictures; default 0 .. P - 1, as in the matrices.
         path: HDF5 file for the result; a run that was stopped goes on from what lies beside it.
         progress: show a bar on stderr.
 
@@ -67,7 +67,7 @@ def barriers(
     if isinstance(models, str | Mapping | nn.Module) or len(models) < 2:
         raise InvalidArgument("models: expected a sequence of at least two models")
     count = len(models)
-    names = [str(i + 1) for i in range(count)] if labels is None else list(map(str, labels))
+    names = [str(i) for i in range(count)] if labels is None else list(map(str, labels))
     if len(names) != count:
         raise InvalidArgument(f"labels: expected {count}, got {len(names)}")
     vertices = torch.stack(
@@ -96,8 +96,11 @@ def barriers(
         found = evaluate_in_chunks(
             weights, ("loss",), lambda: land.prepare(vertices, theta=base), journal=journal,
             progress=progress, label="barriers", exact=land.device.type == "cpu",
+            request=request,
         )  # fmt: skip
         values = _square(found[:, 0], pairs, count, points)
+        for i, j in equal:  # one point: what differs is the rounding of its weights
+            values[i, j] = values[j, i] = values[i, i]
         functional, disagreement = _functions(land, vertices)
         info = {"request": request, "notes": notes, "seconds": time.perf_counter() - started}
         return Barriers(alpha, values, functional, disagreement, names, info)

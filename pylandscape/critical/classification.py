@@ -159,7 +159,7 @@ class _Classification:
         resumed = 0 if journal is None else int(journal.done.sum())
         values = evaluate_in_chunks(
             self.points, self.names, self._evaluate, journal=journal, progress=progress,
-            label="classify", exact=False,
+            label="classify", exact=False, request=self.request,
         )  # fmt: skip
         basic = dict(zip(BASIC, values.T, strict=False))
         integers = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +16,8 @@ from ..arrays import Array, digest, progress_bar
 from ..curvature.at_points import as_points
 from ..errors import InvalidArgument
 from ..results.critical_set import OUTCOMES, CriticalSet
-from ..runs.checkpoint import Checkpoint
+from ..runs.checkpoint import Arrays, Checkpoint
+from ..runs.items import by_ranks
 from ..runs.request import build
 from ..runs.resume import resumable
 from .certificates import Certificate, certify, certify_by_products
@@ -106,7 +108,16 @@ def find_critical_points(
         reach = math.inf if bound is None else float(bound)
         kind = DenseSearch if exact else ProductSearch
         search = kind(land, points, method, float(tol), int(max_iter), reach)
-        _advance(search, kept, progress)
+        shared = by_ranks(
+            "critical points", kept.request, len(points),
+            lambda at, beat: _some(kind(land, points[at], method, float(tol), int(max_iter), reach),
+                                   beat),
+            kept=kept, unit="start", progress=progress,
+        )  # fmt: skip
+        if shared is None:
+            _advance(search, kept, progress)
+        else:
+            search.take_up(shared)
         ended = np.flatnonzero(search.codes == CONVERGED)
         certificate = _certified(land, search.points[ended], exact, rtol, samples, seed)
         found = _collected(search, ended, certificate, dedupe is not False, group, merge)
@@ -117,7 +128,15 @@ def find_critical_points(
     return resumable(path, request, run)
 
 
-def _advance(search: Search, kept: Checkpoint, progress: bool) -> None:
+def _some(search: Search, beat: Callable[[], None]) -> Arrays:
+    """The starts of this search, at their ends."""
+    _advance(search, Checkpoint(None, {}), False, beat)
+    return search.arrays()
+
+
+def _advance(
+    search: Search, kept: Checkpoint, progress: bool, beat: Callable[[], None] | None = None
+) -> None:
     """All starts to their ends, block by block; what there is, is kept when something stops it."""
     before = kept.load()
     if before is not None:
@@ -131,6 +150,8 @@ def _advance(search: Search, kept: Checkpoint, progress: bool) -> None:
                 block = np.arange(first, min(first + size, count))
                 while (at := block[search.codes[block] == RUNNING]).size:
                     search.advance(at)
+                    if beat is not None:
+                        beat()
                     bar.update(int((search.codes != RUNNING).sum()) - bar.n)
                     if kept.due:
                         kept.save(search.arrays())

@@ -92,6 +92,7 @@ def fitness_distance(
         losses = evaluate_in_chunks(
             thetas, ("loss",), lambda: _losses(land), journal=journal, progress=progress,
             label="fitness", exact=land.device.type == "cpu",
+            request=request,
         )[:, 0]  # fmt: skip
         nearest = None
         if group is not None:

@@ -5,7 +5,7 @@ Everything here is float64, whatever the model's dtype.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +13,12 @@ import numpy as np
 from torch import Tensor
 
 from ..arguments import check_landscape
+from ..arrays import digest
 from ..engines.points.evaluator import block_size, eigenvalues
 from ..errors import InvalidArgument
+from ..ranks import current
+from ..runs.items import by_ranks
+from ..runs.request import build
 from ..theta import running_statistics
 from ..theta.checkpoints import MODELS
 
@@ -22,6 +26,7 @@ if TYPE_CHECKING:
     from ..landscape import Landscape
 
 
+SHARED = 256  # points whose gradients several ranks share; of fewer each computes all
 MEMORY = 1 << 30  # bytes of Hessians that one call returns unless it is told more
 
 
@@ -64,7 +69,13 @@ def gradients(land: Landscape, points: Any) -> PointGradients:
         InvalidArgument: points of another shape.
     """
     check_landscape(land, "gradients")
-    return PointGradients(*land.point_evaluator().gradients(as_points(land, points)))
+    p = as_points(land, points)
+    ask = land.point_evaluator().gradients
+    if len(p) >= SHARED:
+        shared = _by_ranks(land, p, "gradients", ask, len(p))
+        if shared is not None:
+            return PointGradients(*shared)
+    return PointGradients(*ask(p))
 
 
 def hessians(
@@ -89,7 +100,25 @@ def hessians(
     if not matrices:
         return PointHessians(*evaluator.gradients(p), None)
     check_memory(len(p), land.n_params, memory)
-    return PointHessians(*evaluator.hessians(p))
+    shared = _by_ranks(land, p, "hessians", evaluator.hessians, block_size(land.n_params))
+    return PointHessians(*(evaluator.hessians(p) if shared is None else shared))
+
+
+def _by_ranks(
+    land: Landscape, p: np.ndarray, kind: str, ask: Callable[[np.ndarray], Sequence[np.ndarray]],
+    most: int,
+) -> list[np.ndarray] | None:  # fmt: skip
+    """What `ask` gives at the points, of which each rank takes some; None where there is one."""
+    if current() is None or len(p) < 2:
+        return None
+    names = ("losses", "gradients", "matrices")
+
+    def work(at: np.ndarray, beat: Callable[[], None]) -> dict[str, np.ndarray]:
+        return dict(zip(names, ask(p[at]), strict=False))
+
+    request = build(land, kind, points=digest(p))
+    found = by_ranks(kind, request, len(p), work, most=most, unit="pt", progress=False)
+    return None if found is None else [found[name] for name in names if name in found]
 
 
 def iterate_hessians(

@@ -273,6 +273,7 @@ class _Iteration:
         pairs = pairs_of(
             lanczos, self.k, self.which, self.tol, self.measure and room, rounding=room
         )
+        info["notes"] += self.op.notes()
         pairs.products, pairs.info = self.products, info
         return pairs
 

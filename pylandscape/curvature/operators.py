@@ -37,7 +37,7 @@ class Balanced(SymmetricOperator):
     def __init__(self, of: SymmetricOperator, known: np.ndarray | None = None) -> None:
         self.of = of
         self.n, self.dtype, self.device = of.n, of.dtype, of.device
-        self.name, self.layout, self.hint = of.name, of.layout, of.hint
+        self.name, self.layout, self.hint, self.note = of.name, of.layout, of.hint, of.note
         self.exponent: int | None = None if known is None or not len(known) else int(known[0])
 
     @property
@@ -189,11 +189,14 @@ def _of_landscape(
     def whole(v: Tensor) -> Tensor:
         return land.product_at(matrix, v, point)
 
+    def note() -> str | None:
+        return land.products_note() if matrix == "hessian" else None
+
     if params is None:
         return SymmetricOperator(
             land.n_params, whole, dtype=land.dtype, device=land.device, name=matrix,
             layout=layout, about=about, native=land.native_products(matrix, point),
-            hint=lambda: land.gradient(point),
+            hint=lambda: land.gradient(point), note=note,
         )  # fmt: skip
     at = torch.cat(
         [
@@ -209,5 +212,5 @@ def _of_landscape(
 
     return SymmetricOperator(
         layout.n, block, dtype=land.dtype, device=land.device, name=matrix, layout=layout,
-        about=about, hint=lambda: land.gradient(point)[at],
+        about=about, hint=lambda: land.gradient(point)[at], note=note,
     )  # fmt: skip

@@ -11,10 +11,11 @@ The way goes on in lanczos.py; where the matrix comes from, in operators.py.
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,7 @@ from ..files.atomic import scratch
 from ..results.eigen_pairs import EigenPairs
 from ..results.spectra import Spectrum, check_sigma2
 from ..runs.checkpoint import Arrays, Checkpoint
+from ..runs.items import by_ranks
 from ..runs.request import build
 from ..runs.resume import resumable
 from ..theta.random_source import SOURCE
@@ -38,6 +40,7 @@ from .symmetric_operator import SymmetricOperator
 
 if TYPE_CHECKING:
     from ..landscape import Landscape
+    from ..theta.layout import ParameterLayout
 
 MEMORY_SHARE = 0.5  # of the free memory that bases may take
 PAIRS_TOL = 1e-6  # of the eigenpairs
@@ -127,7 +130,7 @@ def spectrum(
         quadrature.run(progress)
         info = {
             "request": checkpoint.request, "seconds": time.perf_counter() - started,
-            "products": quadrature.products, "notes": quadrature.notes,
+            "products": quadrature.products, "notes": [*quadrature.notes, *op.notes()],
         }  # fmt: skip
         return Spectrum(
             quadrature.nodes, quadrature.weights, quadrature.bounds, op.n, sigma2, relative_sigma2,
@@ -137,25 +140,65 @@ def spectrum(
     return resumable(path, request, run)
 
 
-def layer_spectra(land: Landscape, *args: Any, **options: Any) -> dict[str, Spectrum]:
+def layer_spectra(
+    land: Landscape,
+    *args: Any,
+    blocks: Sequence[str] | Mapping[str, str | Sequence[str]] | None = None,
+    **options: Any,
+) -> dict[str, Spectrum]:
     """The spectrum of every layer's diagonal block of the Hessian, {module name: Spectrum}.
 
     A layer is a module with parameters of its own (weight and bias together); each parameter of
     the model itself, which is in no module, is one too. The arguments are
     those of `spectrum`; `params` chooses among the layers; `path` is not taken.
+
+    Args:
+        blocks: instead of layers: name patterns, each of which makes a block of the parameters that
+            agree in what it matches up to its last star: "h.*.attn.*" gives "h.0.attn", "h.1.attn",
+            ... A mapping {name: pattern or patterns} makes one block of all that these match.
+
+    Raises:
+        InvalidArgument: a pattern that matches no parameter; both ``blocks`` and ``params``.
     """
     check_landscape(land, "layer_spectra")
     if options.pop("path", None) is not None:
         raise InvalidArgument("path: expected none; save each layer's Spectrum")
     chosen = options.pop("params", None)
-    layout = land.layout if chosen is None else land.layout.select(chosen)
-    layers: dict[str, list[str]] = {}
-    for entry in layout.entries:
-        layers.setdefault(entry.name.rpartition(".")[0] or entry.name, []).append(entry.name)
+    if blocks is not None and chosen is not None:
+        raise InvalidArgument("blocks, params: expected at most one of them, got both")
+    if blocks is not None:
+        layers = _blocks(land.layout, blocks)
+    else:
+        layers = {}
+        layout = land.layout if chosen is None else land.layout.select(chosen)
+        for entry in layout.entries:
+            layers.setdefault(entry.name.rpartition(".")[0] or entry.name, []).append(entry.name)
     return {
         layer: spectrum(land, *args, params=[_literal(n) for n in names], **options)
         for layer, names in layers.items()
     }
+
+
+def _blocks(
+    layout: ParameterLayout, given: Sequence[str] | Mapping[str, str | Sequence[str]]
+) -> dict[str, list[str]]:
+    """{block: names of its parameters}, see `layer_spectra`."""
+    if isinstance(given, Mapping):
+        return {
+            name: [e.name for e in layout.select(patterns).entries]
+            for name, patterns in given.items()
+        }
+    found: dict[str, list[str]] = {}
+    for pattern in (given,) if isinstance(given, str) else given:
+        before, star, after = pattern.rpartition("*")
+        head = before.rstrip(".") if star and not after else pattern
+        # A star between dots stands for one part of a name where the whole pattern can match so.
+        ways = [re.compile(part.join(map(re.escape, head.split("*")))) for part in ("[^.]*", ".*")]
+        for entry in layout.select(pattern).entries:
+            match = next((m for m in (way.match(entry.name) for way in ways) if m), None)
+            block = entry.name if match is None else match[0]
+            found.setdefault(block, []).append(entry.name)
+    return found
 
 
 class _Quadrature:
@@ -193,6 +236,8 @@ class _Quadrature:
     def run(self, progress: bool) -> None:
         count = len(self.starts)
         together = self._together()
+        if self.shared_out(progress):
+            return
         with watched(count * self.steps, "spectrum", progress) as show:
             while self.done < count:
                 size = max(1, together)
@@ -205,6 +250,63 @@ class _Quadrature:
                         dtype=self.dtype, reorthogonalize=self.reorthogonalize, workspace=file,
                     )  # fmt: skip
                     self._group(lanczos, group, show)
+
+    def shared_out(self, progress: bool) -> bool:
+        """Whether several ranks did it together: each some of the probes, all of them the one that
+        eigenpairs come from."""
+        first = 1 if self.vectors else 0  # probes that all make
+        names = ("nodes", "weights", "bounds")
+
+        def work(at: np.ndarray, beat: Any) -> Arrays:
+            probes = at + first
+            before = self.products
+            lanczos = self._lanczos(torch.as_tensor(probes))
+            self._run(lanczos, lambda _: beat())
+            for i, probe in enumerate(probes):
+                self._record(lanczos, i, int(probe))
+            products = np.zeros(len(at), dtype=np.int64)
+            products[0] = self.products - before
+            outcomes = np.array([_NAMES.index(self.outcomes[probe]) for probe in probes])
+            own = {name: getattr(self, name)[probes] for name in names}
+            return own | {"outcomes": outcomes, "products": products}
+
+        kept, count = self.checkpoint, len(self.starts)
+        if count - first < 2 or self._together() < 1:
+            return False
+        request = {**kept.request, "probes of": digest(self.starts)}
+        found = by_ranks(
+            "spectrum", request, count - first, work, kept=kept, most=self._together(),
+            unit="probe", progress=progress,
+        )  # fmt: skip
+        if found is None:
+            return False
+        for name in names:
+            getattr(self, name)[first:] = found[name]
+        self.outcomes[first:] = [_NAMES[i] for i in found["outcomes"]]
+        self.notes = [
+            _note(probe, int(np.isfinite(self.nodes[probe]).sum()))
+            for probe in range(first, count) if self.outcomes[probe] == "not finite"
+        ]  # fmt: skip
+        self.before = self.op.products - int(found["products"].sum())
+        if first:
+            lanczos = self._lanczos(torch.arange(1))
+            self._run(lanczos, lambda _: None)
+            self._record(lanczos, 0, 0)
+            self.pairs = self._pairs(lanczos)
+        if not np.isfinite(self.nodes).any():
+            raise InvalidArgument("operator: expected finite products, the first one is not")
+        return True
+
+    def _lanczos(self, probes: torch.Tensor) -> Lanczos:
+        return Lanczos(
+            self.op, self.starts[probes.to(self.starts.device)], self.steps, dtype=self.dtype,
+            reorthogonalize=self.reorthogonalize,
+        )  # fmt: skip
+
+    def _run(self, lanczos: Lanczos, show: Any) -> None:
+        while any(lanczos.running(i) for i in range(lanczos.count)):
+            lanczos.run(max(lanczos.steps(i) for i in range(lanczos.count)) + 1)
+            show(self.products)
 
     def _group(self, lanczos: Lanczos, group: range, show: Any) -> None:
         if self.found is not None and "basis" in self.found:
@@ -233,7 +335,7 @@ class _Quadrature:
         m = len(values)
         self.outcomes[probe] = lanczos.outcome(i)
         if lanczos.outcome(i) == "not finite":
-            note = f"probe {probe}: the product of step {m + 1} is not finite"
+            note = _note(probe, m)
             self.notes.append(note)
             warnings.warn(f"Lanczos stopped: {note}", stacklevel=7)
         if not m:
@@ -312,6 +414,10 @@ class _Quadrature:
                 lanczos.recheck(i, alpha, 0, RECHECK)
                 self.before += 1  # the check's product
             lanczos.load(i, alpha, beta, outcome=outcome_of(int(found["outcomes"][i])))
+
+
+def _note(probe: int, steps: int) -> str:
+    return f"probe {probe}: the product of step {steps + 1} is not finite"
 
 
 _NAMES = ["complete", "breakdown", "exhausted", "not finite", "stopped"]

@@ -40,6 +40,7 @@ class SymmetricOperator:
             Python.
         hint: a vector (n,) that leans towards the eigenvectors of large eigenvalues, if one is at
             hand; the gradient of a loss does (Gur-Ari, Roberts, Dyer 2018).
+        note: how products were had, where they are not exact: for the notes of results.
 
     ``products`` counts the vectors multiplied so far.
     """
@@ -57,13 +58,19 @@ class SymmetricOperator:
         source: Any = None,
         native: Native | None = None,
         hint: Callable[[], Tensor] | None = None,
+        note: Callable[[], str | None] | None = None,
     ) -> None:
         self.n, self.dtype, self.device = n, dtype, _numbered(device)
         self.name, self.layout = name, layout
         self.products = 0
-        self.native, self.hint = native, hint
+        self.native, self.hint, self.note = native, hint, note
         self._product, self._about = product, about
         self._source = product if source is None else source
+
+    def notes(self) -> list[str]:
+        """How products were had so far, where they are not exact."""
+        said = None if self.note is None else self.note()
+        return [] if said is None else [said]
 
     def __call__(self, v: Tensor) -> Tensor:
         if v.dim() != 2 or v.shape[1] != self.n:

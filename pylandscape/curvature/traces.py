@@ -23,9 +23,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..arguments import integer
-from ..arrays import progress_bar
+from ..arrays import digest, progress_bar
 from ..errors import InvalidArgument
+from ..ranks import current
 from ..results.estimates import Estimate
+from ..runs.items import by_ranks
+from ..runs.request import build
 from ..theta import random_source
 from .operators import Balanced, as_operator
 from .tall import combine, dots, inner, matmul, orthonormal
@@ -354,6 +357,20 @@ class _Moments:
 
 def _multiply(op: Balanced, rows: Tensor, bar: tqdm) -> Tensor:
     """The rows A v_i (k, n) float64."""
+    if current() is not None and len(rows) > BLOCK:
+        if op.exponent is None:
+            op(rows[:1])  # which settles it, on all ranks alike
+        request = build(op, "products", False, count=len(rows), first=digest(rows[0]))
+
+        def some(at: np.ndarray, beat: Any) -> dict[str, np.ndarray]:
+            return {"products": op(rows[torch.as_tensor(at).to(rows.device)]).cpu().numpy()}
+
+        shared = by_ranks(
+            "products", request, len(rows), some, most=BLOCK, unit="product", progress=False
+        )
+        if shared is not None:
+            bar.update(len(rows))
+            return torch.from_numpy(shared["products"]).to(rows.device)
     found = []
     for block in rows.split(BLOCK):
         found.append(op(block))

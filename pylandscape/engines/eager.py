@@ -33,6 +33,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from .._native import ops
 from ..arrays import digest_of_all
 from ..errors import InvalidArgument, NotLowered, PylandscapeError, out_of_memory, wrapping
 from ..lowering.capture import restored_attributes
@@ -42,6 +43,8 @@ from ..theta.data import Batch
 from ..theta.layout import ParameterLayout
 from ..theta.losses import FreeLoss, KnownLoss, Objective, as_scalar
 from ..theta.losses import metric_name as _name
+from ..theta.pieces import Row, Rows, Stored, row_of, spans, write_sum
+from ..theta.random_source import STEP, fill
 from ..theta.running_statistics import KIND
 from ..theta.snapshot import Snapshot, State, same_bits
 from .eager_derivatives import MEMORY, Derivatives
@@ -58,6 +61,7 @@ _SEED = 0  # of the random numbers that a forward pass draws, at every point
 _STEP = 0.1  # of each parameter tensor's spread: where the copy is compared with the module
 _ROUNDING = 64  # eps of the coarsest parameters: two kernels' values of one loss
 _FEW = 32  # samples on which the copy is compared
+_FLAT = 64 << 20  # bytes of parameters up to which they become views of one tensor
 
 
 def call_model(model: nn.Module, inputs: Any) -> Any:
@@ -153,6 +157,7 @@ class TorchEngine:
         memory: bytes that derivatives may keep at one theta.
         needs_grad: whether the forward pass differentiates, or is another function without
             gradients enabled; found by the first run and `compare` too.
+        base: the point that ``layout`` has in ``model``, which is then not stored here.
     """
 
     name = "torch"
@@ -170,6 +175,7 @@ class TorchEngine:
         memory: int = MEMORY,
         snapshot: Snapshot | None = None,
         needs_grad: bool = False,
+        base: Row | None = None,
     ) -> None:
         self._kept_open = snapshot is not None  # its owner releases it
         if snapshot is None:
@@ -200,7 +206,9 @@ class TorchEngine:
         self.dtype = max(dtypes, key=lambda d: (torch.finfo(d).bits, torch.finfo(d).eps))
         if torch.finfo(self.dtype).bits < 32:
             self.dtype = torch.float32
-        self._origin = torch.cat([t.detach().to(self.dtype).reshape(-1) for t in self._slots])
+        if base is None:
+            base = Stored(torch.cat([t.detach().to(self.dtype).reshape(-1) for t in self._slots]))
+        self._base: Row = base
         self._flat = self._as_one_tensor(dtypes)
         self._views = [t.data for t in self._slots]  # written without a new version of the slots
         self._places = [_place_of(t) for t in self._slots]
@@ -218,27 +226,25 @@ class TorchEngine:
         self._draws: list[str] = []  # generators other than torch's: "random", "numpy"
         self._derivatives = Derivatives(self, memory)
         self._shares: np.ndarray | None = None
+        self._spread = -1, 0.0  # of the tensor that lies there (`_step`)
 
     def prepare(
-        self, theta: Tensor, directions: Tensor, metrics: Sequence[Any], between: bool = False
+        self,
+        theta: Tensor | Row,
+        directions: Tensor | Rows,
+        metrics: Sequence[Any],
+        between: bool = False,
     ) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
-        """A function of coefficients (g, k) to {metric: (g,)} along directions (k, n)."""
-        direct = self._flat is not None and self._flat.dtype == theta.dtype
-        work = self._flat if direct and self._flat is not None else torch.empty_like(theta)
-        transposed = directions.to(theta).T
+        """A function of coefficients (g, k) to {metric: (g,)} along directions (k, n).
+
+        Of Rows, no vector is held: each tensor of a point is written anew, with the same bits.
+        """
         k = len(directions)
-
-        def writer(c: Tensor) -> Callable[[int], None]:
-            def write(index: int) -> None:
-                torch.addmv(theta, transposed, c[index], out=work)
-                if not direct:
-                    self.place(work)
-
-            return write
-
+        base = row_of(theta)
+        writer = self._writer(theta, directions)
         against: np.ndarray | None = None
         if sampling.DIFFERENCE in metrics:
-            at = torch.as_tensor(sampling.references(k, between)).to(theta)
+            at = torch.as_tensor(sampling.references(k, between), dtype=base.dtype)
             kept: list[np.ndarray] = []
             self._evaluate(len(at), writer(at), (sampling.STANDARD,), kept=kept)
             against = np.stack(kept)
@@ -246,10 +252,46 @@ class TorchEngine:
         def evaluate(coefficients: np.ndarray) -> dict[str, np.ndarray]:
             given = as_coefficients(coefficients, k)
             off = None if against is None else sampling.mixture(given, between) @ against
-            c = torch.as_tensor(given).to(theta)
+            c = torch.as_tensor(given).to(base.dtype)
             return self._evaluate(len(c), writer(c), metrics, off)
 
         return evaluate
+
+    def _writer(
+        self, theta: Tensor | Row, directions: Tensor | Rows
+    ) -> Callable[[Tensor], Callable[[int], None]]:
+        """C (g, k) -> what writes point i, theta + C_i D, into the parameters."""
+        if isinstance(theta, Row) or isinstance(directions, Rows):
+            base = row_of(theta)
+            if isinstance(directions, Rows):
+                rows = directions
+            else:
+                rows = Rows([Stored(d) for d in directions.to(base.device, base.dtype)])
+
+            def piecewise(c: Tensor) -> Callable[[int], None]:
+                return lambda index: self._place_sum(base, rows, c[index].tolist())
+
+            return piecewise
+        direct = self._flat is not None and self._flat.dtype == theta.dtype
+        work = self._flat if direct and self._flat is not None else torch.empty_like(theta)
+        on_cpu = theta.device.type == "cpu" and theta.dtype in (torch.float32, torch.float64)
+        matrix = directions.to(theta)
+        matrix = matrix.contiguous() if on_cpu else matrix
+
+        def whole(c: Tensor) -> Callable[[int], None]:
+            wide = c.double() if on_cpu else c.to(theta)
+
+            def write(index: int) -> None:
+                if on_cpu:
+                    ops.perturb(theta, wide[index : index + 1], matrix, out=work[None])
+                else:
+                    torch.addmv(theta, matrix.T, wide[index], out=work)
+                if not direct:
+                    self.place(work)
+
+            return write
+
+        return whole
 
     def prepare_points(self, metrics: Sequence[Any]) -> Callable[[Tensor], dict[str, np.ndarray]]:
         """The same for arbitrary points (p, n)."""
@@ -301,6 +343,8 @@ class TorchEngine:
             draws = bool(self._draws) or not self._looked
             stack.enter_context(switches(self.device, draws))
             stack.enter_context(self._modes())
+            if self._depth == 0:
+                self._base.check()
             self._depth += 1
             try:
                 if not self._looked:
@@ -317,11 +361,23 @@ class TorchEngine:
         self.place(theta)
         self._begin()
 
-    def place(self, theta: Tensor) -> None:
-        """theta (n,) into the parameters, in place."""
+    def _attach(self) -> None:
         if [_place_of(t) for t in self._slots] != self._places:  # a forward pass swapped them
             for t, view in zip(self._slots, self._views, strict=True):
                 t.data = view
+
+    def _place_sum(self, base: Row, rows: Sequence[Row] | Rows, c: Sequence[float]) -> None:
+        """base + sum_j c_j d_j into the parameters, tensor by tensor."""
+        self._attach()
+        if self._flat is not None:
+            write_sum(self._flat, 0, base, rows, c)
+            return
+        for view, e in zip(self._views, self._layout.entries, strict=True):
+            write_sum(view, e.offset, base, rows, c)
+
+    def place(self, theta: Tensor) -> None:
+        """theta (n,) into the parameters, in place."""
+        self._attach()
         if self._flat is not None:
             self._flat.copy_(theta.detach())
         else:
@@ -428,7 +484,7 @@ class TorchEngine:
         state between its calls, which the tracing of its graph may have filled."""
         if not self.keeps_state:
             return
-        point = (self._origin + self.random_step())[None]  # far: what is kept may be a norm
+        point = (self.origin() + self.random_step())[None]  # far: what is kept may be a norm
         got, want = (float(e.prepare_points(("loss",))(point)["loss"][0]) for e in (native, self))
         if not _near(got, want, self.rounding() ** 0.5):
             raise NotLowered("the forward pass reads what it keeps from one call to the next")
@@ -495,7 +551,6 @@ class TorchEngine:
         copy does not follow; and where a second run does not give the values of the first.
         """
         with self.session():
-            theta = self._origin + _STEP * self.random_step()
             real = {id(own): x for x, own in self._snapshot.pairs if isinstance(x, Tensor)}
             slots = [real.get(id(t)) for t in self._slots]
             movable = not any(t is None or t.is_meta or _overlapping(t) for t in slots)
@@ -503,12 +558,12 @@ class TorchEngine:
             def run_real(part: Batch, enabled: bool) -> float | None:
                 if not movable:
                     return None
-                return self._real_loss(model, loss, part, slots, theta, enabled)
+                return self._real_loss(model, loss, part, slots, enabled)
 
             few = self.batches[0].first(_FEW)
             if few is not self.batches[0]:
                 try:
-                    if self._agree(few, theta, run_real(batch.first(_FEW), True)):
+                    if self._agree(few, run_real(batch.first(_FEW), True)):
                         return
                 except Exception as error:  # a model that fixes the size of its batches
                     if out_of_memory(error):
@@ -524,9 +579,9 @@ class TorchEngine:
                         f"its parameters have moved: {type(error).__name__}: {error}",
                     ) from error
                 want = None
-            if self._agree(self.batches[0], theta, want):
+            if self._agree(self.batches[0], want):
                 return
-            got = self._repeated(theta)
+            got = self._repeated(self.place_near)
             coarsest = max(
                 torch.finfo(t.dtype).eps for t in (*slots, *self._slots) if t is not None
             )
@@ -546,21 +601,24 @@ class TorchEngine:
                 "of the module, or pass them through objective=f(model, batch)"
             )
 
-    def _agree(self, batch: Batch, theta: Tensor, want: float | None) -> bool:
-        """Whether the copy has the value ``want`` of a batch, to the bit."""
-        return want is not None and _near(self._share(batch, theta, self.grad_mode()), want, 0.0)
+    def _agree(self, batch: Batch, want: float | None) -> bool:
+        """Whether the copy, near its own point, has the value ``want`` of a batch, to the bit."""
+        if want is None:
+            return False
+        return _near(self._share(batch, self.place_near, self.grad_mode()), want, 0.0)
 
-    def _repeated(self, theta: Tensor) -> float:
-        """The first batch's share of L at theta, which two runs in either grad mode agree about."""
+    def _repeated(self, place: Callable[[], None]) -> float:
+        """The first batch's share of L where ``place`` puts the copy, which two runs in either grad
+        mode agree about."""
         batch = self.batches[0]
-        first = self._share(batch, theta, self.grad_mode())
-        self._check_same(first, self._share(batch, theta, self.grad_mode()), self.grad_mode)
+        first = self._share(batch, place, self.grad_mode())
+        self._check_same(first, self._share(batch, place, self.grad_mode()), self.grad_mode)
         if self.needs_grad:
             return first
-        enabled = self._enabled(batch, theta)
+        enabled = self._enabled(batch, place)
         if enabled is None or _near(first, enabled, _ROUNDING * self.rounding()):
             return first
-        again = self._enabled(batch, theta)
+        again = self._enabled(batch, place)
         self._check_same(enabled, float("nan") if again is None else again, torch.enable_grad)
         self.needs_grad, self._first = True, None  # another function with gradients enabled
         return enabled
@@ -575,23 +633,25 @@ class TorchEngine:
                 "Keep the state in buffers or attributes, and draw from torch's global generator"
             )
 
-    def _enabled(self, batch: Batch, theta: Tensor) -> float | None:
+    def _enabled(self, batch: Batch, place: Callable[[], None]) -> float | None:
         """The batch's share of L with gradients enabled, if need be with its graph; None where it
         cannot be."""
         for hooks in (saved_tensors_hooks(_drop, _gone), nullcontext()):
             try:
                 with hooks:
-                    return self._share(batch, theta, torch.enable_grad())
+                    return self._share(batch, place, torch.enable_grad())
             except Exception as error:
                 if out_of_memory(error):
                     raise
                 self._undo_run()
         return None
 
-    def _share(self, batch: Batch, theta: Tensor, mode: AbstractContextManager[Any]) -> float:
+    def _share(
+        self, batch: Batch, place: Callable[[], None], mode: AbstractContextManager[Any]
+    ) -> float:
         """The share of the numerator that a batch in the first one's place has, from the start."""
         self._state.restore()
-        self.place(theta)
+        place()
         self._seed()
         with mode:
             own = batch.fresh() if self.writes_input else batch
@@ -608,26 +668,21 @@ class TorchEngine:
         loss: KnownLoss | FreeLoss | Objective,
         batch: Batch,
         slots: Sequence[Any],
-        theta: Tensor,
         enabled: bool,
     ) -> float:
         state = State(self._snapshot.originals(), moved=map(id, slots))
         grads = [p.grad for p in model.parameters()]
-        kept = [t.data.clone() for t in slots]
-        parts = [
-            part.view(e.shape).to(t.device, t.dtype)
-            for part, e, t in zip(theta.split(self.sizes), self._layout.entries, slots, strict=True)
-        ]
+        self._to_origin()  # the copy then holds what the module gets back, unless it is coarser
+        at = [view.detach() for view in self._views]
+        exact = all(torch.promote_types(a.dtype, t.dtype) == a.dtype
+                    for a, t in zip(at, slots, strict=True))  # fmt: skip
+        kept = at if exact else [t.data.clone() for t in slots]
         inference = any(t.is_inference() for t in slots)
 
-        def write(values: Sequence[Tensor]) -> None:
-            with torch.inference_mode(inference):
-                for slot, value in zip(slots, values, strict=True):
-                    slot.data.copy_(value)
-
         def put_back() -> None:
-            write(kept)
             with torch.inference_mode(inference):
+                for slot, value in zip(slots, kept, strict=True):
+                    slot.data.copy_(value)
                 state.put_back_changes()
             for p, grad in zip(model.parameters(), grads, strict=True):
                 if p.grad is not grad:
@@ -636,7 +691,8 @@ class TorchEngine:
         def run(mode: AbstractContextManager[Any], hooks: AbstractContextManager[Any]) -> float:
             for p in model.parameters():  # which a backward pass inside would add to
                 p.grad = None
-            write(parts)
+            with torch.inference_mode(inference):
+                self._move_near(slots, at)
             self._seed()
             own, pass_ = batch.fresh(), _Pass(model, loss)
             with mode, hooks:
@@ -661,22 +717,48 @@ class TorchEngine:
 
     def origin(self) -> Tensor:
         """The parameters (n,) of the model, in the widest of their dtypes."""
-        return self._origin.clone()
+        return self._base.whole().to(self.dtype)
 
     def random_step(self) -> Tensor:
         """(n,) Gaussian, every parameter tensor scaled to its own spread; statistics stay."""
-        generator = torch.Generator().manual_seed(_SEED)
-        step = torch.zeros_like(self._origin)
-        parts = zip(
-            step.split(self.sizes), self._origin.split(self.sizes), self._layout.entries,
-            strict=True,
-        )  # fmt: skip
-        for part, values, entry in parts:
-            if entry.kind != KIND and part.numel():
-                spread = values.std() if part.numel() > 1 else values.abs().sum()
-                noise = torch.randn(part.shape, generator=generator).to(part)
-                part.copy_((float(spread) + 1e-3) * noise)
+        step = torch.zeros(self._base.n, dtype=self.dtype, device=self.device)
+        for e in self._layout.entries:
+            own = self._base.piece(e.offset, e.offset + e.numel)
+            for begin, end in spans(e.numel if e.kind != KIND else 0):
+                step[e.offset + begin : e.offset + end] = self._step(own, e.offset, begin, end)
         return step
+
+    def _step(self, own: Tensor, offset: int, begin: int, end: int) -> Tensor:
+        """Elements begin .. end - 1 of `random_step` in a tensor of the point, own (numel,), which
+        lies at ``offset`` of theta."""
+        spread = _spread(own) if begin == 0 or self._spread[0] != offset else self._spread[1]
+        self._spread = offset, spread
+        noise = fill(torch.empty(end - begin), _SEED, STEP, first=offset + begin)
+        return noise.to(self.device, self.dtype).mul_(spread + 1e-3)
+
+    def place_near(self) -> None:
+        """The model's own point and a tenth of `random_step` into the parameters."""
+        self._to_origin()
+        self._move_near(self._views, self._views)
+
+    def move_near(self) -> None:
+        """`place_near` for a run from the beginning, as `move` is for a point."""
+        self.place_near()
+        self._begin()
+
+    def _move_near(self, slots: Sequence[Tensor], own: Sequence[Tensor]) -> None:
+        """The point of `place_near` into the slots; ``own``: the model's own point."""
+        for slot, at, e in zip(slots, own, self._layout.entries, strict=True):
+            if e.kind == KIND:
+                continue
+            data, flat = slot.data, at.detach().reshape(-1)
+            out = data.view(-1) if data.is_contiguous() else data.reshape(-1).clone()
+            for begin, end in spans(e.numel):
+                moved = flat[begin:end].to(self.device, self.dtype)
+                moved = moved + _STEP * self._step(flat, e.offset, begin, end)
+                out[begin:end].copy_(moved)
+            if not data.is_contiguous():
+                data.copy_(out.view(data.shape))
 
     def rounding(self) -> float:
         """eps of the coarsest dtype among the parameters."""
@@ -687,7 +769,8 @@ class TorchEngine:
         with self.session():
             pass
         if self._first is None:
-            self._first = float(self.prepare_points(("loss",))(self._origin[None])["loss"][0])
+            found = self._evaluate(1, lambda i: self._place_sum(self._base, (), ()), ("loss",))
+            self._first = float(found["loss"][0])
         return self._first
 
     def assume_ordinary(self) -> None:
@@ -709,7 +792,7 @@ class TorchEngine:
         try:
             self._first_look()
             if not self._kept_open:  # nobody compares it with another module
-                self._repeated(self._origin)
+                self._repeated(self._to_origin)
         except BaseException:
             self._looked = False
             self._undo_run()
@@ -766,8 +849,7 @@ class TorchEngine:
 
     def _undo_run(self) -> None:
         self._state.learn(self._original)
-        self._state.restore()
-        self.place(self._origin)
+        self._to_origin()
 
     def _original(self, t: Tensor) -> Tensor | None:
         """The value that a frozen parameter had in the user's module."""
@@ -928,7 +1010,7 @@ class TorchEngine:
 
     def _to_origin(self) -> None:
         self._state.restore()
-        self.place(self._origin)
+        self._place_sum(self._base, (), ())
 
     def _as_one_tensor(self, dtypes: set[torch.dtype]) -> Tensor | None:
         """One tensor (n,) whose views the slots become, where nothing else shares their memory."""
@@ -942,7 +1024,8 @@ class TorchEngine:
                 return None
             if t.numel() and addresses[t.untyped_storage().data_ptr()] != 1:
                 return None
-        if len(dtypes) != 1:
+        held = sum(t.numel() * t.element_size() for t in self._slots)
+        if len(dtypes) != 1 or held > _FLAT:
             return None
         flat = torch.cat([t.detach().reshape(-1) for t in self._slots])
         for t, e in zip(self._slots, self._layout.entries, strict=True):
@@ -988,6 +1071,20 @@ def failed(error: Exception) -> PylandscapeError:
         f"model: it ran at its own parameters, but at a point asked for it, its loss or a metric "
         f"raised {said}",
     )
+
+
+def _spread(t: Tensor) -> float:
+    """The standard deviation of its elements; of a single one, its size."""
+    if t.numel() < 2:
+        return float(t.abs().sum())
+    if t.dtype in (torch.float32, torch.float64):
+        return float(t.std())
+    sums = torch.zeros(2, dtype=torch.float64)
+    for begin, end in spans(t.numel()):
+        part = t[begin:end].double()
+        sums += torch.stack([part.sum(), part.square().sum()]).cpu()
+    mean = float(sums[0]) / t.numel()
+    return max(0.0, float(sums[1]) / t.numel() - mean**2) ** 0.5
 
 
 def _near(a: float, b: float, tolerance: float) -> bool:

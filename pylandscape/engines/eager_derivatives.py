@@ -477,7 +477,8 @@ def _explained(error: Exception, name: str) -> Exception:
             error,
             f"{name}: {op} has no such derivative in torch ({error}). Losses and gradients work; "
             "for second derivatives replace it by operations that have them (for example "
-            "relu6(x + 3) / 6 for hardsigmoid), or ask for gradients and take their differences",
+            "relu6(x + 3) / 6 for hardsigmoid), or have products with the Hessian by differences "
+            "of gradients, with a bound of their error: Landscape(..., products='differences')",
             NotDifferentiable,
         )
     return wrapping(

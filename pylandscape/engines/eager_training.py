@@ -36,7 +36,9 @@ _COUNTER = "num_batches_tracked"
 class Trained(Problem, Protocol):
     """A landscape that has torch's engine."""
 
-    eager: TorchEngine
+    @property
+    def eager(self) -> TorchEngine:
+        """torch's engine of it."""
 
 
 class TorchStepper:

@@ -30,14 +30,13 @@ def hint(eager: TorchEngine) -> str | None:
     batch = eager.batches[0].first(_FEW)
     try:
         with eager.session(), eager.grad_mode():
-            theta = eager.origin() + 0.1 * eager.random_step()
-            eager.move(theta)
+            eager.move_near()
             own = batch.fresh()
             output = eager.outputs(own)
             share, weight = eager.pass_.weighed(output, own, 0)
             value = float(share) / weight
             for inputs, target, how in _pairs(batch):
-                eager.move(theta)
+                eager.move_near()
                 try:
                     outputs = call_model(eager.model, inputs)
                 except Exception:  # they are not its inputs

@@ -321,6 +321,7 @@ def build(
     forward pass runs a few times on a few samples.
     """
     data = Data.of(dataset, dtype)
+    model = data.module(model)
     check_tensors(model, dtype)
     check_traceable(model)
     example = example_of(model, data)

@@ -144,6 +144,7 @@ def build(
     if extended is layout:  # no layer tracks any
         return build_plain(model, loss, dataset, layout, theta, dtype=dtype, memory=memory)
     data = Data.of(dataset, dtype)
+    model = data.module(model)
     check_tensors(model, dtype)
     check_traceable(model)
     example = example_of(model, data)

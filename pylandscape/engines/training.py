@@ -48,26 +48,18 @@ _NAMES: dict[str, dict[str, str]] = {
 }
 
 
-def build(land: Answered, rule: Rule, *, evaluated: bool = False) -> Stepper:
+def build(land: Answered, rule: Rule) -> Stepper:
     """The compiled stepper of a landscape's model, loss and data.
-
-    ``evaluated``: steps along the gradient of L itself, whatever the model does in train mode.
 
     Raises:
         NotLowered: with the reason, where torch must train.
         InvalidArgument: a rule that is not one of torch's.
     """
     kind, values = _core_rule(rule)
-    if land.device.type != "cpu":
-        raise NotLowered(f"the landscape is on {land.device}: torch trains there")
-    if not isinstance(land.loss_spec, KnownLoss):
-        raise NotLowered(why_free(land.loss_spec))
-    if land.native is None:
-        raise NotLowered(land.engine_report().reason or "the values are not compiled")
+    _check_compiled(land)
     data = Data.of(land.dataset, land.dtype)
-    if evaluated:
-        return _CoreStepper(land, _as_evaluated(land), data, kind, values)
     model, layout = _in_train_mode(land)
+    model = data.module(model)
     few, rows = _few(land, data)
     points = checked_points(layout, layout.flatten(_tensors(model), land.dtype, land.device))[1:]
     first = _reference(model, land, layout, few, points[0])
@@ -80,6 +72,49 @@ def build(land: Answered, rule: Rule, *, evaluated: bool = False) -> Stepper:
         second = _reference(model, land, layout, few, points[1])
         _compare_step(check, land, second, points[1], rows, len(engine.ops))
     return _CoreStepper(land, engine, data, kind, values, statistics)
+
+
+class CurveSlopes:
+    """Losses and gradients along a curve between two points of parameter space, over all data.
+
+    Raises NotLowered, with the reason, where torch must answer.
+    """
+
+    def __init__(self, land: Answered, ends: Tensor) -> None:
+        """ends: (2, n) float64."""
+        _check_compiled(land)
+        assert isinstance(land.loss_spec, KnownLoss)
+        engine = _as_evaluated(land)
+        data = Data.of(land.dataset, land.dtype)
+        counts = _counts(land.loss_spec, data.targets, engine)
+        kinds = {torch.float32: core.CurveGradientF32, torch.float64: core.CurveGradientF64}
+        address = 0 if counts is None else counts.data_ptr()
+        self._core = kinds[land.dtype](engine.program, address, ends.contiguous().data_ptr())
+
+    def __call__(self, weights: Tensor, free: Tensor) -> tuple[Tensor, Tensor]:
+        """At the points sum_k w_k vertex_k of weights (points, bends + 2), which sum to 1: their
+        losses (points,), and the sum over them of w_k times the gradient of L, (bends, n).
+
+        free: the vertices between the ends, (bends, n) float64.
+        """
+        points, bends = len(weights), len(free)
+        losses = torch.empty(points, dtype=torch.float64)
+        slopes = torch.empty(free.shape, dtype=torch.float64)
+        weights, free = weights.contiguous(), free.contiguous()
+        self._core.run(
+            points, bends, weights.data_ptr(), free.data_ptr(), losses.data_ptr(),
+            slopes.data_ptr(),
+        )  # fmt: skip
+        return losses, slopes
+
+
+def _check_compiled(land: Answered) -> None:
+    if land.device.type != "cpu":
+        raise NotLowered(f"the landscape is on {land.device}: torch trains there")
+    if not isinstance(land.loss_spec, KnownLoss):
+        raise NotLowered(why_free(land.loss_spec))
+    if land.native is None:
+        raise NotLowered(land.engine_report().reason or "the values are not compiled")
 
 
 def _as_evaluated(land: Answered) -> NativeEngine:
@@ -288,7 +323,7 @@ def _few(land: Answered, data: Data) -> tuple[Data, Tensor]:
         rows = rows[counted] if bool(counted.any()) else rows
     rows = rows[:_CHECKED_SAMPLES]
     chosen = targets[rows].flatten(0, 1)
-    return Data(data.inputs[rows], chosen, (len(rows),), data.dtype), rows
+    return Data(data.inputs[rows], chosen, (len(rows),), data.dtype, data.form), rows
 
 
 def _counts_batches(name: str) -> bool:

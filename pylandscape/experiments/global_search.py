@@ -20,7 +20,8 @@ from ..arrays import Array, progress_bar
 from ..errors import InvalidArgument
 from ..landscape import Landscape
 from ..results.searches import GlobalSearch
-from ..runs.checkpoint import Checkpoint
+from ..runs.checkpoint import Arrays, Checkpoint
+from ..runs.items import by_ranks
 from ..runs.request import build
 from ..runs.resume import resumable
 from ..training.advance import train
@@ -139,7 +140,31 @@ def global_search(
     told = np.unique(np.geomspace(population, evaluations, TOLD).round()).astype(np.int64)
     options = {"population": population, "deviation": deviation}
 
+    def one(k: int) -> tuple[Array, Array]:
+        m, r = divmod(k, runs)
+        rng = np.random.default_rng([seed, m, r])
+        if chosen[m] == "gradient" and land is not None:
+            return _descent(land, deviation * rng.standard_normal((1, size)), lr, told)
+        more = {"elite": elite, "rate": rate} if chosen[m] == "pbil" else {}
+        make: Any = pbil if chosen[m] == "pbil" else random_search
+        return _followed(make(ask, size, rng, **options, **more), told)
+
+    def some(at: np.ndarray, beat: Callable[[], None]) -> Arrays:
+        best, theta = zip(*(one(int(k)) for k in at), strict=True)
+        return {"best": np.stack(best), "theta": np.stack(theta)}
+
     def run(kept: Checkpoint) -> GlobalSearch:
+        shared = None
+        if land is not None:
+            shared = by_ranks(
+                "search", request, len(chosen) * runs, some, kept=kept, most=1, unit="run",
+                progress=progress,
+            )  # fmt: skip
+        info = {"request": request, "price": GRADIENT_PRICE}
+        if shared is not None:
+            shape = (len(chosen), runs, -1)
+            best, theta = (shared[name].reshape(shape) for name in ("best", "theta"))
+            return GlobalSearch(told.astype(np.float64), best, theta, chosen, info)
         best = np.full((len(chosen), runs, len(told)), np.nan)
         theta = np.zeros((len(chosen), runs, size))
         done = 0
@@ -147,19 +172,9 @@ def global_search(
             best, theta, done = before["best"], before["theta"], int(before["done"])
         with progress_bar(len(chosen) * runs, "search", "run", progress, done) as bar:
             for k in range(done, len(chosen) * runs):
-                m, r = divmod(k, runs)
-                rng = np.random.default_rng([seed, m, r])
-                if chosen[m] == "gradient" and land is not None:
-                    start = deviation * rng.standard_normal((1, size))
-                    best[m, r], theta[m, r] = _descent(land, start, lr, told)
-                else:
-                    more = {"elite": elite, "rate": rate} if chosen[m] == "pbil" else {}
-                    make: Any = pbil if chosen[m] == "pbil" else random_search
-                    stream = make(ask, size, rng, **options, **more)
-                    best[m, r], theta[m, r] = _followed(stream, told)
+                best[divmod(k, runs)], theta[divmod(k, runs)] = one(k)
                 bar.update()
                 kept.save({"best": best, "theta": theta, "done": np.array(k + 1)})
-        info = {"request": request, "price": GRADIENT_PRICE}
         return GlobalSearch(told.astype(np.float64), best, theta, chosen, info)
 
     return resumable(path, request, run)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -25,6 +25,7 @@ from . import (  # noqa: F401
     shapes,
     statistics,
 )
+from .several import Form, pack
 
 if TYPE_CHECKING:
     from ..theta.data import Dataset
@@ -38,26 +39,39 @@ PROGRAMS = {
 _TRACED_SAMPLES = 3  # fewer coincidences with feature sizes than 1 or 2
 
 
+def _form(dataset: Dataset) -> str:
+    """What the batches are instead of pairs of tensors of one shape."""
+    for batch in dataset.batches:
+        for part, name in ((batch.inputs, "inputs"), (batch.target, "targets")):
+            if isinstance(part, tuple | list):
+                return f"the model takes {len(part)} {name}"
+            if isinstance(part, Mapping):
+                return f"the {name} are a dict with {', '.join(map(str, part))}"
+            if not isinstance(part, Tensor):
+                return f"the {name} are of type {type(part).__name__}"
+    return "batches differ in the shape or type of a sample"
+
+
 @dataclass(frozen=True)
 class Data:
     """All inputs (N, ...) and targets, on the CPU, and how many samples each batch has.
 
-    The inputs are of ``dtype``, the program's, or integers.
+    The inputs are of ``dtype``, the program's, or integers. Several are packed into one, as
+    ``form`` says.
     """
 
     inputs: Tensor
     targets: Tensor
     sizes: tuple[int, ...]
     dtype: torch.dtype
+    form: Form | None = None
 
     @classmethod
     def of(cls, dataset: Dataset, dtype: torch.dtype) -> Data:
-        """Raises NotLowered for data that are more than one input and one target tensor."""
-        tensors = dataset.tensors()
+        """Raises NotLowered for data that are no inputs and targets with a row for each sample."""
+        tensors, form = dataset.tensors(), None
         if tensors is None:
-            raise NotLowered(
-                "the data are not (input tensor, target tensor) batches of equal shape"
-            )
+            tensors, form = _several(dataset, dtype)
         inputs, targets = tensors
         if inputs.layout != torch.strided or targets.layout != torch.strided:
             raise NotLowered("the data are sparse")
@@ -71,7 +85,11 @@ class Data:
             raise NotLowered(f"the inputs are {inputs.dtype}, neither floating point nor int64")
         if torch.finfo(inputs.dtype).eps < torch.finfo(dtype).eps:
             raise NotLowered(f"the inputs are {inputs.dtype}, wider than the {dtype} asked for")
-        return cls(inputs.to(dtype), targets, sizes, dtype)
+        return cls(inputs.to(dtype), targets, sizes, dtype, form)
+
+    def module(self, model: nn.Module) -> nn.Module:
+        """The model as one of `inputs`."""
+        return model if self.form is None else self.form.module(model)
 
     def first(self, batches: int, samples: int) -> tuple[Data, Tensor]:
         """At most so many batches, of at most so many of their samples, and which these are.
@@ -87,7 +105,7 @@ class Data:
         if len(self.targets) % len(self.inputs):
             raise NotLowered("another number of targets per input in every batch")
         targets = self.targets.unflatten(0, (len(self.inputs), -1))[rows].flatten(0, 1)
-        return Data(self.inputs[rows], targets, sizes, self.dtype), rows
+        return Data(self.inputs[rows], targets, sizes, self.dtype, self.form), rows
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches' inputs and targets."""
@@ -98,7 +116,7 @@ class Data:
     def in_dtype(self, dtype: torch.dtype, targets: Tensor) -> Data:
         """The same inputs, for a program of another dtype, with other targets."""
         inputs = self.inputs.to(dtype) if self.inputs.is_floating_point() else self.inputs
-        return Data(inputs, targets, self.sizes, dtype)
+        return Data(inputs, targets, self.sizes, dtype, self.form)
 
     def with_lone_samples_twice(self) -> Data:
         """The same batches, but those of one sample hold it twice."""
@@ -110,7 +128,25 @@ class Data:
         )
         targets = self.targets.unflatten(0, (len(self.inputs), -1))[rows].flatten(0, 1)
         sizes = tuple(max(2, size) if size else 0 for size in self.sizes)
-        return Data(self.inputs[rows], targets, sizes, self.dtype)
+        return Data(self.inputs[rows], targets, sizes, self.dtype, self.form)
+
+
+def _several(dataset: Dataset, dtype: torch.dtype) -> tuple[tuple[Tensor, Tensor], Form]:
+    """All inputs in one tensor, and the targets."""
+    targets = [batch.target for batch in dataset.batches]
+    try:
+        if dtype not in PROGRAMS:
+            raise NotLowered(f"{dtype} is not a dtype of the native engine")
+        if not all(isinstance(t, Tensor) and t.dim() > 0 for t in targets):
+            raise NotLowered("targets that are no tensor")
+        if len({(t.shape[1:], t.dtype, t.layout) for t in targets}) > 1:
+            raise NotLowered("targets that are not alike in all batches")
+        inputs, form = pack(dataset.batches, dtype)
+    except NotLowered as refusal:
+        raise NotLowered(
+            f"the data are not (input tensor, target tensor): {_form(dataset)} ({refusal.reason})"
+        ) from refusal
+    return (inputs, torch.cat(targets)), form
 
 
 def example_of(model: nn.Module, data: Data) -> Tensor:
@@ -118,6 +154,8 @@ def example_of(model: nn.Module, data: Data) -> Tensor:
     few = data.inputs[torch.arange(_TRACED_SAMPLES) % len(data.inputs)]
     if not few.is_floating_point():
         return torch.zeros_like(few)
+    if data.form is not None:
+        few = data.form.example(few)
     return few.to(next((t.dtype for t in model.parameters() if t.is_floating_point()), few.dtype))
 
 

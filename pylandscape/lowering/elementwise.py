@@ -79,14 +79,14 @@ def _selu(call: Call, input: Any, inplace: bool = False) -> Slot:
 
 @op("relu6")
 def _relu6(call: Call, input: Any, inplace: bool = False) -> Slot:
-    return call.unary(input, "clamp", 0.0, 6.0)
+    return call.unary(input, "hardtanh", 0.0, 6.0)
 
 
 @op("hardtanh", "hardtanh_")
 def _hardtanh(
     call: Call, input: Any, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False
 ) -> Slot:
-    return call.unary(input, "clamp", min_val, max_val)
+    return call.unary(input, "hardtanh", min_val, max_val)
 
 
 @op("clamp", "clamp_", "clip")
@@ -109,7 +109,7 @@ def _clamp_max(call: Call, input: Any, max: Any) -> Slot:
 
 @op("hardsigmoid", "hardsigmoid_")
 def _hardsigmoid(call: Call, input: Any, inplace: bool = False) -> Slot:
-    return call.unary(call.unary(input, "affine", 1.0 / 6.0, 0.5), "clamp", 0.0, 1.0)
+    return call.unary(call.unary(input, "affine", 1.0 / 6.0, 0.5), "hardtanh", 0.0, 1.0)
 
 
 @op("logsigmoid", "log_sigmoid")

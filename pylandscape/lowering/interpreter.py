@@ -58,6 +58,7 @@ class Lowering(torch.fx.Interpreter):
         self.trace_dtype = torch.float32
         self.inputs = 0
         self.ids: int | None = None  # the input's slot where that holds integers
+        self.id_rows: set[int] | None = None  # which of its rows do; None: all
         self.parts: dict[int, list[tuple[int, int, int]]] = {}  # of joined slots: slot, row, rows
         self.result: Slot | None = None
         self.merged = False  # whether the traced result is that of a Merged
@@ -118,13 +119,29 @@ class Lowering(torch.fx.Interpreter):
         except TypeError as error:  # an argument that the handler does not take
             raise NotLowered(f"op {name!r}: unsupported arguments ({error})") from error
         if self.ids is not None and name != "embedding":
-            given = any(isinstance(a, Slot) and a.id == self.ids for a in _flat((args, kwargs)))
+            given = any(map(self._holds_ids, _flat((args, kwargs))))
             if given and not all(isinstance(r, Slot) and r.id == self.ids for r in _flat(result)):
                 raise NotLowered(f"op {name!r} reads the integer input, as only embedding may")
         self._check(name, value, result)
         self.names.append(name)
         in_place = _in_place(node, name) or (self.trains and _drops_in_place(node, name))
         return self._rebind(node, result) if in_place else result
+
+    def hold_ids(self, x: Slot) -> None:
+        """Notes that x is of rows of the input that hold integers."""
+        self.ids = x.id
+        self.id_rows = (self.id_rows or set()) | set(self.rows(x).reshape(-1).tolist())
+
+    def _holds_ids(self, x: Any) -> bool:
+        if not isinstance(x, Slot) or x.id != self.ids:
+            return False
+        return self.id_rows is None or not self.id_rows.isdisjoint(self.rows(x).flatten().tolist())
+
+    def all_ids(self, x: Slot) -> bool:
+        """Whether all of x are integers of the model's input."""
+        if x.id != self.ids:
+            return False
+        return self.id_rows is None or self.id_rows.issuperset(self.rows(x).flatten().tolist())
 
     def _is_known(self, args: Any) -> bool:
         """Whether a call with these arguments gives the same tensor at every point."""

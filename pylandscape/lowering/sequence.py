@@ -45,7 +45,7 @@ def _embedding(
     if isinstance(input, Known):
         return _rows_of_known_ids(call, input.value, weight, padding_idx)
     x, table = call.view(input), call.fixed(weight)
-    if x.id != call.lowering.ids:
+    if not call.lowering.all_ids(x):
         raise call.refuse("ids that are not the model's integer input")
     count, size = table.shape
     if count > 2 / torch.finfo(call.value.dtype).eps:

@@ -50,18 +50,12 @@ def _normalize(
     return call.binary("mul", x, call.unary(bounded, "rsqrt"))
 
 
-def _root(call: Call, squares: Slot) -> Slot:
-    """The square root, with no slope at zero, as norms have it in torch: s / sqrt(s), and at zero
-    0 / 1, of which neither side moves."""
-    root = call.unary(call.unary(squares, "threshold", 0.0, 1.0), "sqrt")
-    return _wide(call, root).binary("div", call.unary(squares, "relu"), root)
-
-
 @op("norm")
 def _norm(call: Call, input: Any, p: Any = "fro", dim: Any = None, keepdim: bool = False) -> Slot:
     if p not in (2, "fro") or dim is None:
         raise call.refuse("another norm than the Euclidean one over dimensions")
-    return _root(call, reduced(call, call.unary(input, "square"), core.Pool.sum, dim, keepdim))
+    squares = reduced(call, call.unary(input, "square"), core.Pool.sum, dim, keepdim)
+    return call.unary(squares, "length")
 
 
 @op("linalg_vector_norm")
@@ -79,7 +73,8 @@ def _std(
     *,
     correction: float | None = None,
 ) -> Slot:
-    return _root(call, _var(call, input, dim, unbiased, keepdim, correction=correction))
+    variance = _var(call, input, dim, unbiased, keepdim, correction=correction)
+    return call.unary(variance, "length")
 
 
 @op("var")

@@ -30,6 +30,9 @@ def plot_flatness(
 ) -> Axes:
     """Draw the values with their standard errors, one row each, on a logarithmic axis.
 
+    sigma is of each weight's noise (average case), rho of the whole step (worst case); for element
+    and filter in units of the weight and of the filter's norm.
+
     A triangle is a lower bound, a hollow mark stands for minus its value, and what is exactly 0 or
     not known is written at the left.
 
@@ -41,7 +44,7 @@ def plot_flatness(
         InvalidArgument: another number of labels.
     """
     tables = [found, *beside]
-    names = [str(k + 1) for k in range(len(tables))] if labels is None else list(labels)
+    names = [str(k) for k in range(len(tables))] if labels is None else list(labels)
     if len(names) != len(tables):
         raise InvalidArgument(f"labels: expected {len(tables)}, got {len(names)}")
     keys = list(dict.fromkeys((r.name, r.rho) for table in tables for r in table))
@@ -102,4 +105,7 @@ def _legend(names: Sequence[str]) -> list[Any]:
 
 def _name(name: str, rho: float | None) -> str:
     words = name.replace("_", " ").replace("worst", "worst case").replace("average", "average case")
-    return words if rho is None else rf"{words}, $\rho$ = {rho:g}"
+    if rho is None:
+        return words
+    what = r"$\sigma$" if name.startswith("average") else r"$\rho$"
+    return f"{words}, {what} = {rho:g}"

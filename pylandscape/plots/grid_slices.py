@@ -1,4 +1,5 @@
-"""Grids of one to three dimensions; three as slices side by side with one range of colours."""
+"""Grids of one to three dimensions; three as slices side by side with one range of colours, or as
+isosurfaces."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from ..arguments import integer
 from ..errors import InvalidArgument
+from .isosurfaces import plot_isosurfaces
 from .scale import Scale
 from .style import COLUMN_WIDTH, check_figsize, own_style
 from .surface import plot, plot_surface
@@ -38,7 +40,8 @@ def plot_grid(
     """Draw a grid: a line, a surface, or slices of a volume.
 
     Args:
-        kind: that of a `Surface`; "filled" by default for slices.
+        kind: that of a `Surface`; of three dimensions "filled" slices by default, or
+            "isosurface" (see `plot_isosurfaces`, whose options it takes).
         ax: of one or two dimensions only.
         axis: which one the slices cross.
         indices: of the slices along it; default five, evenly spaced, with both ends.
@@ -56,6 +59,8 @@ def plot_grid(
         raise InvalidArgument(f"metric: expected one of {sorted(grid.metrics)}, got {metric!r}")
     shown: dict[str, Any] = {"metric": metric, "log": log, "vmin": vmin, "vmax": vmax, **options}
     count = len(grid.axes)
+    if kind == "isosurface":
+        return plot_isosurfaces(grid, ax, figsize=figsize, **shown)
     if count < 3:
         return plot(grid.flat(), kind, ax, figsize=figsize, **shown)
     if count > 3:

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..errors import InvalidArgument
 from .paths import INK
-from .style import LINE_COLOURS, legend_above, new_axes, own_style
+from .style import LINE_COLOURS, legend_above, new_axes, own_style, whole_ticks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,7 +23,7 @@ def plot_runs(
     *,
     metric: str | None = None,
     labels: Sequence[str] | None = None,
-    log: bool = False,
+    log: bool | None = None,
     title: str | None = None,
     figsize: tuple[float, float] | None = None,
 ) -> Axes:
@@ -33,7 +33,7 @@ def plot_runs(
         runs: a `Runs`.
         metric: one of its ``metrics``; default the loss over the data, else of mini-batches.
         labels: P names; default their numbers.
-        log: a logarithmic axis.
+        log: a logarithmic axis; default where a run explodes (`Runs.exploded`).
         figsize: (width, height) of a figure of its own, in inches.
 
     A run that is not finite from a point on ends there with a cross.
@@ -48,6 +48,9 @@ def plot_runs(
     if labels is not None and len(labels) != len(values):
         raise InvalidArgument(f"labels: expected {len(values)}, got {len(labels)}")
     many = len(values) > NAMED and labels is None
+    if log is None:
+        log = bool(runs.exploded) and not (values <= 0.0).any()
+    marked = min(runs.diverged, default=-1)
     with own_style(ax is None):
         axes: Any = new_axes(height=0.75, figsize=figsize) if ax is None else ax
         for p, row in enumerate(values):
@@ -59,7 +62,10 @@ def plot_runs(
             )  # fmt: skip
             if good.any() and not good[-1]:
                 last = np.flatnonzero(good)[-1]
-                axes.plot(runs.steps[last], row[last], "x", color=colour, markersize=5)
+                axes.plot(
+                    runs.steps[last], row[last], "x", color=colour, markersize=5,
+                    label="last finite loss" if p == marked else "_",
+                )  # fmt: skip
         if many:
             there = np.isfinite(values).any(axis=0)  # some run has not diverged
             shown = np.where(np.isfinite(values), values, np.nan)[:, there]
@@ -72,6 +78,7 @@ def plot_runs(
             )
         if log:
             axes.set_yscale("log")
+        whole_ticks(axes)
         axes.set_xlabel("training step")
         axes.set_ylabel(
             {"batch_loss": "loss of mini-batches", "lr": "learning rate"}.get(name, name)

@@ -42,9 +42,7 @@ def runs_of(surface: Surface, given: Any) -> list[Run]:
     if isinstance(given, Mapping):
         runs = [_run(surface, each, f"trajectory[{k!r}]", str(k)) for k, each in given.items()]
     elif _is_several(given):
-        runs = [
-            _run(surface, each, f"trajectory[{k}]", f"run {k + 1}") for k, each in enumerate(given)
-        ]
+        runs = [_run(surface, each, f"trajectory[{k}]", f"run {k}") for k, each in enumerate(given)]
     else:
         runs = [_run(surface, given, "trajectory", None)]
     return [run for run in runs if len(run.points)]

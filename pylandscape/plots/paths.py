@@ -17,10 +17,13 @@ from .style import (
     LINE_COLOURS,
     LINE_DASHES,
     STYLE,
+    Panels,
     check_figsize,
     legend_above,
     new_axes,
     own_style,
+    whole_locator,
+    whole_ticks,
 )
 
 if TYPE_CHECKING:
@@ -46,7 +49,7 @@ def two_axes(
 ) -> Any:  # fmt: skip
     """Two Axes side by side, two columns wide, or the caller's pair."""
     if ax is not None:
-        pair = tuple(np.ravel(np.asarray(ax, dtype=object)))
+        pair = Panels(np.ravel(np.asarray(ax, dtype=object)))
         if len(pair) != 2:
             raise InvalidArgument(f"axes: expected two Axes, got {len(pair)}")
         return pair
@@ -59,7 +62,7 @@ def two_axes(
     )  # fmt: skip
     for axes in pair:
         axes.tick_params(labelsize=STYLE["xtick.labelsize"], width=0.6, length=2.5)
-    return tuple(pair)
+    return Panels(pair)
 
 
 def plot_components(
@@ -84,13 +87,15 @@ def plot_components(
         right.bar(k, found.ratios[: len(k)], color=LINE_COLOURS[5], width=0.7, label="this path")
         right.plot(k, found.null[: len(k)], "x", color=INK, markersize=4, label="random walk")
         right.set_yscale("log")
+        least = min(found.ratios[: len(k)].min(), found.null[: len(k)].min())
+        right.set_ylim(bottom=0.5 * max(least, 1e-12))  # no bar ends at the axis
         right.set_xticks(k)
         right.set_xlabel("component")
         right.set_ylabel("share of the variance")
         right.legend(frameon=False)
         if title is not None:
             left.set_title(title)
-    return left, right
+    return Panels((left, right))
 
 
 def plot_projection(
@@ -111,13 +116,14 @@ def plot_projection(
             found.steps, found.off_plane, color=LINE_COLOURS[1], linestyle="--",
             label="off the plane",
         )  # fmt: skip
+        whole_ticks(right)
         right.set_xlabel("training step")
         right.set_ylabel("distance in parameter space")
         right.set_ylim(bottom=0.0)
         right.legend(frameon=False)
         if title is not None:
             left.set_title(title)
-    return left, right
+    return Panels((left, right))
 
 
 def draw_path(
@@ -226,7 +232,7 @@ def plot_embedding(
             points = found.points[found.run == run]
             colour = LINE_COLOURS[k % len(LINE_COLOURS)]
             dash = LINE_DASHES[k // len(LINE_COLOURS) % len(LINE_DASHES)]
-            name = f"run {run + 1}" if names is None else names[k]
+            name = f"run {run}" if names is None else names[k]
             handles += axes.plot(*points.T, color=colour, linestyle=dash, linewidth=0.7, label=name)
             axes.plot(*points.T, "o", color=colour, markersize=2.2)
             axes.plot(*points[0], "o", color="white", markeredgecolor=colour, markersize=4)
@@ -252,7 +258,7 @@ def plot_agreement(
 ) -> Any:  # fmt: skip
     """P(j right | i right) and P(j wrong | i wrong) as two tables; returns the two Axes."""
     count = len(found.accuracy)
-    shown = [str(i + 1) for i in range(count)] if names is None else list(names)
+    shown = [str(i) for i in range(count)] if names is None else list(names)
     if len(shown) != count:
         raise InvalidArgument(f"names: expected {count}, got {len(shown)}")
     with own_style(axes is None):
@@ -300,6 +306,7 @@ def plot_track(
                 found.steps, found.threshold, color=INK, linestyle="--", linewidth=0.9,
                 label=found.rule,
             )  # fmt: skip
+        whole_ticks(axes)
         axes.set_xlabel("training step")
         axes.set_ylabel("eigenvalue" + (" (preconditioned)" if found.preconditioned else ""))
         handles, _ = axes.get_legend_handles_labels()
@@ -397,5 +404,7 @@ def _steps_as_colour(ax: Any, points: Any, steps: Any, cmap: str) -> None:
     ax.plot(*points[0], "o", markerfacecolor="none", markeredgecolor=INK, markersize=6)
     ax.plot(*points[-1], "*", color=INK, markersize=8, markeredgecolor="white", zorder=3)
     made = ax.figure.colorbar(dots, ax=ax, pad=0.02, fraction=0.05)
+    made.locator = whole_locator()
+    made.update_ticks()
     made.set_label("training step", fontsize=STYLE["axes.labelsize"])
     made.ax.tick_params(labelsize=STYLE["ytick.labelsize"], width=0.6, length=2.5)

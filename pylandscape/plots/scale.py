@@ -159,7 +159,10 @@ class Scale:
         outside the values draws nothing.
         """
         if levels is not None and not isinstance(levels, (int, np.integer)):
-            given = np.asarray(levels, dtype=np.float64)
+            try:
+                given = np.asarray(levels, dtype=np.float64)
+            except (TypeError, ValueError):
+                given = np.empty(0)
             if given.ndim != 1 or not given.size or not np.isfinite(given).all():
                 raise InvalidArgument(f"levels: expected an int or finite numbers, got {levels!r}")
             if (np.diff(given) <= 0).any():

@@ -19,7 +19,7 @@ from .clouds import PAGE_WIDTH, plot_clouds
 from .lines import plot_lines
 from .scale import Array, Scale
 from .spectra import plot_spectra
-from .style import STYLE, metric_label, own_style
+from .style import STYLE, Panels, metric_label, own_style
 from .surface import plot_surface
 
 if TYPE_CHECKING:
@@ -32,9 +32,10 @@ ASKED = {"layout": "parameters", "loss": "loss", "data": "data", "bn": "batch no
 
 
 def compare(
-    results: Sequence[Any], *, labels: Sequence[str] | None = None, **options: Any
-) -> list[Axes]:
-    """Draw surfaces, curves, spectra or clouds together, so that they can be compared by eye.
+    results: Any, *others: Any, labels: Sequence[str] | None = None, **options: Any
+) -> Panels:
+    """Draw surfaces, curves, spectra or clouds together, so that they can be compared by eye:
+    ``compare([a, b])`` or ``compare(a, b)``.
 
     Surfaces get a panel each, with one range of values, the same contour levels, the same axes and
     one colour bar; clouds a panel each (`plot_clouds`); curves and spectra share one picture. Where
@@ -49,13 +50,15 @@ def compare(
             `plot_spectra` and `plot_clouds`.
 
     Returns:
-        The Axes: one for each surface or cloud, a single one for curves and spectra.
+        The Axes in a tuple: one for each surface or cloud, a single one for curves and spectra;
+        ``.figure`` is their figure.
 
     Raises:
         InvalidArgument: fewer than two results, results of different kinds, labels of another
             length, or an option's value.
     """
-    results = list(results)
+    several = isinstance(results, Sequence) and not isinstance(results, str)
+    results = [*results] if several and not others else [results, *others]
     if len(results) < 2:
         raise InvalidArgument(f"results: expected at least two, got {len(results)}")
     kinds = sorted({_kind(r) for r in results})
@@ -69,7 +72,7 @@ def compare(
     if isinstance(results[0], Surface):
         found = _surfaces(results, labels, **options)
     elif isinstance(results[0], Cloud):
-        found = plot_clouds(results, labels=labels, **options)
+        found = [*plot_clouds(results, labels=labels, **options)]
     else:
         together: Any = plot_lines if isinstance(results[0], Curve) else plot_spectra
         found = [together(results, labels=labels, **options)]
@@ -77,7 +80,7 @@ def compare(
     if differing and options.get("ax") is None:
         # xlabel of a figure: the layout keeps room for it
         found[0].figure.supxlabel(f"not the same {', '.join(differing)}", fontsize=7, color="0.35")
-    return found
+    return Panels(found)
 
 
 def _kind(result: Any) -> str:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 KINDS = ("lines", "evolution", "ridges", "top")
 POINTS, COLUMNS, BINS = 4_000, 800, 80  # of a line, a heat map, a histogram
-LISTED = 4  # outliers in the legend
+LISTED, MARKS = 4, 12  # outliers in the legend, and with a mark
 MAX_LINES = 7  # more spectra than that become a heat map
 HISTOGRAM, MARKED = "#c4c4c4", "#D55E00"
 XLABEL = r"eigenvalue $\lambda$"
@@ -60,7 +60,7 @@ def plot_spectrum(
             0.5 %. On the logarithmic part of a symlog axis it is thus relative to the eigenvalue.
         sigma2: variance of the kernel in units of the eigenvalues instead. A sigma2 (or
             relative_sigma2) that the spectrum was computed with is taken without this.
-        outliers: mark those of `spectrum.outliers()` on the lower edge, and list the largest.
+        outliers: mark the 12 largest of `spectrum.outliers()` on the lower edge, and list some.
         band: shade one standard error over probes.
         bins: of the histogram.
         xscale: "linear" or "symlog"; default symlog where the ends are more than 30 times farther
@@ -308,14 +308,15 @@ def _marks(axes: Any, pairs: EigenPairs, axis: Axis, bottom: float) -> list[Any]
 
 
 def _outliers(axes: Any, spectrum: Spectrum, axis: Axis, bottom: float) -> list[Any]:
-    """Marks at the drawn outliers, the largest ones listed; [] where there are none."""
+    """Marks at the largest outliers, some of them listed; [] where there are none."""
     values = axis.inside(spectrum.outliers()[0])
     if not values.size:
         return []
-    largest = values[np.argsort(-np.abs(values), kind="stable")][:LISTED]
-    more = ", ..." if values.size > LISTED else ""
-    some = ", ".join(f"{v:.3g}" for v in np.sort(largest)[::-1]) + more
-    name = f"{values.size} outliers: {some}" if values.size > 1 else f"outlier: {some}"
+    values = values[np.argsort(-np.abs(values), kind="stable")]
+    more = f" + {values.size - LISTED} more" if values.size > LISTED else ""
+    some = ", ".join(f"{v:.3g}" for v in np.sort(values[:LISTED])[::-1]) + more
+    name = f"outlier{'s' * (values.size > 1)}: {some}"
+    values = values[:MARKS]
     return list(
         axes.plot(
             values, np.full(values.size, bottom), linestyle="none", marker="^", markersize=5.5,

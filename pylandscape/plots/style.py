@@ -63,16 +63,32 @@ CONVEXITY_LABELS = {
 }
 
 
+class Panels(tuple[Any, ...]):
+    """The Axes of one picture, in order: it unpacks, and has a `figure` as one Axes has."""
+
+    @property
+    def figure(self) -> Any:
+        return self[0].figure
+
+
 @contextmanager
 def own_style(own: bool) -> Iterator[None]:
-    """The package's style for its own figures; a caller's Axes keep the caller's."""
+    """The package's style for its own figures, which do not stay open where drawing fails; a
+    caller's Axes keep the caller's."""
     if not own:
         yield
         return
     import matplotlib
+    import matplotlib.pyplot as plt
 
+    before = set(plt.get_fignums())
     with matplotlib.rc_context(STYLE):
-        yield
+        try:
+            yield
+        except BaseException:
+            for number in set(plt.get_fignums()) - before:
+                plt.close(number)
+            raise
 
 
 def new_axes(
@@ -96,6 +112,18 @@ def new_axes(
     axes.tick_params(labelsize=STYLE["xtick.labelsize"], width=0.6, length=2.5)
     axes.locator_params(nbins=5)
     return axes
+
+
+def whole_locator() -> Any:
+    """Ticks at whole numbers alone, of steps and counts."""
+    from matplotlib.ticker import MaxNLocator
+
+    return MaxNLocator(nbins=5, integer=True, min_n_ticks=1)
+
+
+def whole_ticks(axes: Any) -> None:
+    """An x axis of steps: there is none between two."""
+    axes.xaxis.set_major_locator(whole_locator())
 
 
 def check_figsize(figsize: Any) -> tuple[float, float]:

@@ -30,6 +30,7 @@ LINES = 14  # contour lines
 DIGITS = 5  # significant, of numbers on the page
 LIFT = 0.01  # of the height, of a path over its surface
 PATH = "#D55E00"
+LEGEND = {"orientation": "h", "y": 1.08}  # above the axes, off the colour bar
 ASPECT = 0.7  # height of a 3-D scene over its longest side
 
 Scene = dict[str, Any]
@@ -54,6 +55,9 @@ def surface(result: Surface, runs: Sequence[Run], log: bool) -> Scene:
         height = heights(view, result.values, scale, True, run.points) + LIFT * (high - low)
         x, y = view.place(run.points).T
         data.append({"type": "scatter3d", **_run(run, k, len(runs), x, y), "z": numbers(height)})
+    if len(view.vertices):
+        height = heights(view, result.values, scale, True, view.vertices) + LIFT * (high - low)
+        data.append({"type": "scatter3d", **_marks(view, "#000000", 4), "z": numbers(height)})
     span = np.array([np.ptp(px), np.ptp(py)])
     wide = span / span.max() if view.equal else np.ones(2)
     ticks, words = _ticks(scale)
@@ -63,9 +67,12 @@ def surface(result: Surface, runs: Sequence[Run], log: bool) -> Scene:
         "zaxis": {"title": {"text": scale.label("loss")}, "tickvals": ticks, "ticktext": words},
         "aspectmode": "manual",
         "aspectratio": {"x": float(wide[0]), "y": float(wide[1]), "z": ASPECT},
-        "camera": {"eye": {"x": 1.7, "y": -2.15, "z": 1.25}},
+        "camera": {"eye": {"x": 1.85, "y": -2.35, "z": 1.35}},
     }
-    return {"data": data, "layout": {"scene": axes, "height": 520, "margin": _margin(10)}}
+    return {
+        "data": data,
+        "layout": {"scene": axes, "height": 460, "margin": _margin(10), "legend": LEGEND},
+    }
 
 
 def contour(result: Surface, runs: Sequence[Run], log: bool) -> Scene | None:
@@ -92,8 +99,12 @@ def contour(result: Surface, runs: Sequence[Run], log: bool) -> Scene | None:
     for k, run in enumerate(runs):
         x, y = run.points.T
         data.append({"type": "scatter", **_run(run, k, len(runs), x, y)})
+    if len(view.vertices):
+        data.append({"type": "scatter", **_marks(view, "#ffffff", 7)})
+    tall = float(np.ptp(view.y) / np.ptp(view.x)) if view.equal else 1.0
     yaxis: dict[str, Any] = {
-        "title": {"text": plain(view.ylabel)}, "range": [view.y[0], view.y[-1]],
+        "title": {"text": plain(view.ylabel) if tall > 0.5 else _short(view.ylabel)},
+        "range": [view.y[0], view.y[-1]],
     }  # fmt: skip
     if view.equal:
         yaxis |= {"scaleanchor": "x", "constrain": "domain"}
@@ -102,7 +113,7 @@ def contour(result: Surface, runs: Sequence[Run], log: bool) -> Scene | None:
         "constrain": "domain",
     }  # fmt: skip
     return {"data": data, "layout": {"xaxis": xaxis, "yaxis": yaxis, "height": 460,
-                                     "margin": _margin(30)}}  # fmt: skip
+                                     "margin": _margin(30), "legend": LEGEND}}  # fmt: skip
 
 
 def curve(result: Curve) -> Scene:
@@ -279,6 +290,18 @@ def _run(run: Run, k: int, count: int, x: Array, y: Array) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _marks(view: View, ink: str, size: int) -> dict[str, Any]:
+    """The models that a plane goes through, with their names."""
+    x, y = view.place(view.vertices).T
+    names = [plain(name) for name in view.names]
+    return {
+        "mode": "markers+text" if names else "markers", "x": numbers(x), "y": numbers(y),
+        "text": names, "textposition": "top center", "name": "models", "showlegend": False,
+        "hovertemplate": "%{text}<extra></extra>", "textfont": {"color": ink, "size": 12},
+        "marker": {"color": "#ffffff", "size": size, "line": {"color": "#000000", "width": 1}},
+    }  # fmt: skip
+
+
 def _ticks(scale: Scale) -> tuple[list[float], list[str]]:
     """Of the height: positions as z, and texts in the metric's units."""
     low, high = scale.z_range
@@ -303,7 +326,7 @@ def _bar(scale: Scale) -> dict[str, Any]:
 def _layout(x: str, y: str) -> dict[str, Any]:
     return {
         "xaxis": {"title": {"text": x}}, "yaxis": {"title": {"text": y}}, "height": 400,
-        "margin": _margin(30), "legend": {"orientation": "h", "y": 1.08},
+        "margin": _margin(30), "legend": LEGEND,
     }  # fmt: skip
 
 
@@ -323,7 +346,8 @@ def _short(text: str) -> str:
 def plain(text: str) -> str:
     """matplotlib's mathematics as plain text."""
     for tex, word in (
-        (r"\alpha", "alpha"), (r"\beta", "beta"), (r"\Vert", "|"), (r"\theta", "theta"),
+        (r"\alpha", "alpha"), (r"\beta", "beta"), (r"\Vert ", "|"), (r"\Vert", "|"),
+        (r"\theta", "theta"),
         ("$", ""), ("d_1", "d1"), ("d_2", "d2"),
     ):  # fmt: skip
         text = text.replace(tex, word)

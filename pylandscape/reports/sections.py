@@ -164,9 +164,7 @@ def _surface(section: Section, surface: Surface, paths: Sequence[Any]) -> None:
         )
 
 
-def _paths_on(
-    surface: Surface, paths: Sequence[Any], notes: list[str]
-) -> tuple[list[Any], list[Run]]:
+def _paths_on(surface: Surface, paths: Sequence[Any], notes: list[str]) -> tuple[Any, list[Run]]:
     """Which of the paths are drawn on the surface, as given and as runs. Notes say why others are
     not; what the surface brings along is drawn without any."""
     kept: list[Any] = []
@@ -190,7 +188,12 @@ def _paths_on(
     given = kept[0] if len(kept) == 1 else kept or own
     if given is None:
         return [], []
-    return (given if isinstance(given, list) else [given]) if kept else [], runs_of(surface, given)
+    if kept and own:  # the curve of a connection, say, and the runs beside it
+        given = {
+            **own,
+            **{"path" if len(kept) == 1 else f"path {k}": p for k, p in enumerate(kept)},
+        }
+    return given if kept else [], runs_of(surface, given)
 
 
 def _path(section: Section, path: Any) -> None:
@@ -235,8 +238,9 @@ def _flatness(table: Flatness) -> Table:
         least = ">= " if r.bound == "lower" else ""
         error = f"{r.standard_error:.2g}" if r.standard_error > 0 else ""
         radius = "" if r.rho is None else f"{r.rho:g}"
-        rows.append((r.name, radius, f"{least}{r.value:.4g}", error, r.invariant))
-    return Table("measures", ("", "rho", "value", "standard error", "invariant to"), rows)
+        rows.append((r.name, radius, r.meaning, f"{least}{r.value:.4g}", error, r.invariant))
+    heads = ("", "rho", "which is", "value", "standard error", "invariant to")
+    return Table("measures", heads, rows)
 
 
 def _pairs(pairs: EigenPairs) -> list[Table]:

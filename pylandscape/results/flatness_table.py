@@ -35,6 +35,19 @@ class FlatnessRow:
     bound: str | None
     invariant: str
 
+    @property
+    def meaning(self) -> str:
+        """What rho is of: "sigma of each weight", "norm of the step"; "" where there is none."""
+        if self.rho is None:
+            return ""
+        case, _, rest = self.name.partition("_")
+        unit = {"element": ", in units of |weight|", "filter": ", in units of the filter's norm"}
+        if case == "average":
+            return "sigma of each weight" + unit.get(rest, "")
+        norm, _, scaled = rest.partition("_")
+        whole = "norm of the whole step" if norm == "l2" else "largest change of a weight"
+        return whole + unit.get(scaled, "")
+
 
 @dataclass(eq=False, repr=False)
 class Flatness(Pictured):
@@ -63,7 +76,8 @@ class Flatness(Pictured):
 
     def table_columns(self) -> dict[str, Any]:
         names = [f.name for f in fields(FlatnessRow)]
-        return {name: [getattr(row, name) for row in self.rows] for name in names}
+        columns = {name: [getattr(row, name) for row in self.rows] for name in names}
+        return {**columns, "rho_is": [row.meaning for row in self.rows]}
 
     def __iter__(self) -> Iterator[FlatnessRow]:
         return iter(self.rows)
@@ -89,6 +103,8 @@ class Flatness(Pictured):
             radius = "" if r.rho is None else f" (rho {r.rho:g})"
             value = f"{least}{r.value:.4g}{error}"
             lines.append(f"  {r.name + radius:<32} {value:<26} invariant to {r.invariant}")
+        meanings = {r.name: r.meaning for r in self.rows if r.rho is not None}
+        lines += [f"  rho of {name}: {text}" for name, text in meanings.items()]
         return "\n".join(lines)
 
 

@@ -53,12 +53,14 @@ class Grid(_Result):
         """Draw a grid of up to three dimensions and return the (first) Axes.
 
         Args:
-            kind: that of `Surface.plot`; "filled" for the slices of a volume.
-            ax: of one or two dimensions only; default a figure of its own.
+            kind: that of `Surface.plot`; of a volume "filled" slices by default, or "isosurface":
+                surfaces of equal loss (extra ``volume``: scikit-image).
+            ax: not for slices; default a figure of its own.
 
         Options:
             axis: which one the slices of a volume cross; default the last.
             indices: of the slices along it; default five, evenly spaced.
+            levels, elev, azim: of isosurfaces, their values (or how many) and the view in degrees.
             metric, log, vmin, vmax, figsize: as of `Surface.plot`, as all others.
         """
         axes: Axes = draw(self, kind, ax, **options)

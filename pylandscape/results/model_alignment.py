@@ -122,6 +122,7 @@ class ModelAlignment(Pictured):
         for name, p in self.permutations.items():
             moved = int((p != np.arange(p.shape[-1])).sum())
             lines.append(f"{name:<{wide}}{p.size:>9,}{moved:>9,}")
+        lines += [f"note: {note}" for note in self.info.get("notes", [])]
         return "\n".join(lines)
 
 

@@ -68,8 +68,8 @@ class Projection(Pictured):
 
     def plot(self, axes: Any = None, **options: Any) -> Any:
         """The path, dots coloured by their distance off the plane, and that distance by step;
-        returns the two Axes. Options: title; figsize (width, height) of a figure of its own, in
-        inches."""
+        returns the two Axes, a tuple with their ``.figure``. Options: title; figsize (width,
+        height) of a figure of its own, in inches."""
         return draw(self, axes, **options)
 
     def table_columns(self) -> dict[str, Any]:
@@ -113,8 +113,8 @@ class PrincipalComponents(Pictured):
 
     def plot(self, axes: Any = None, **options: Any) -> Any:
         """The path along the first two components, and the scree with the random walk's shares;
-        returns the two Axes. Options: cmap of the steps; title; figsize (width, height) of a
-        figure of its own, in inches."""
+        returns the two Axes, a tuple with their ``.figure``. Options: cmap of the steps; title;
+        figsize (width, height) of a figure of its own, in inches."""
         return draw(self, axes, **options)
 
     def table_columns(self) -> dict[str, Any]:

@@ -29,6 +29,7 @@ EPS = {
 SHORT_STEP, LONG_STEP = 1e-3, 10.0
 # |cos| between two directions. Random ones in n dimensions have about 1/sqrt(n).
 OBLIQUE, PARALLEL = 0.3, 0.99
+MOSTLY = 0.5  # share of values that are not finite beyond which a picture shows no landscape
 PLATEAU_SHARE = 0.5  # of the points within PLATEAU_BAND of the range from the top (or the bottom)
 PLATEAU_BAND = 0.02
 TAIL_RATIO = 20.0  # full range over that of the lower 90 %
@@ -36,6 +37,7 @@ JUMP_SHARE = 0.5  # of the robust range, between two neighbours
 COARSE = 15  # points along an axis
 MOST_FOR_TREES = 1 << 20  # values whose merge tree a check computes
 SLICES = ("line", "plane", "grid")
+SHOWN_NOISE = 10.0  # times the rounding noise that a range must exceed
 NOISE = 64.0  # rounding errors of the loss that a range must exceed to be a landscape
 
 # (x, y) of the vertices of interpolations.
@@ -114,6 +116,7 @@ def check(result: Checked) -> Verdict:
     findings += _batch_norm(facts, slice_kind)
     findings += _subset(facts, result)
     findings += _noise(result, axes)
+    findings += _rounding(values, axes, facts)
     if facts.get("slope_mismatch"):
         findings.append(Finding("note", "slope", str(facts["slope_mismatch"])))
     return Verdict(tuple(findings))
@@ -170,7 +173,9 @@ def _centre(values: Array, axes: list[Array], facts: dict[str, Any]) -> Iterator
             f"loss at 0 is {centre:.6g}, but the model's own loss is {expected:.6g}: check that "
             "model and data have no randomness (dropout, augmentation) and that the model was not "
             "changed in between; engine='torch' tells whether the engine is to blame"
-            if np.isfinite(expected) else f"the model's own loss is {expected:.6g}",
+            if np.isfinite(expected)
+            else f"the model's own loss is {expected:.6g}: look at the data, the weights and the "
+            "loss or objective before any picture",
         )  # fmt: skip
 
 
@@ -248,10 +253,11 @@ def _angle(facts: dict[str, Any]) -> Iterator[Finding]:
             f"{text}: this is one line drawn as a plane; use another second direction",
         )
     elif abs(cosine) > OBLIQUE:
-        yield Finding(
-            "warning", "angle",
-            f"{text}: shapes are sheared; use orthogonal=True, or say so in the caption",
-        )  # fmt: skip
+        made = [d.get("kind") for d in facts.get("directions") or [] if isinstance(d, dict)]
+        remedy = "say so in the caption"
+        if "random" in made:
+            remedy = "draw them with random_directions(..., orthogonal=True), or " + remedy
+        yield Finding("warning", "angle", f"{text}: shapes are sheared; {remedy}")
     else:
         yield Finding("ok", "angle", text)
 
@@ -285,9 +291,12 @@ def _finite(values: Array, axes: list[Array], facts: dict[str, Any]) -> Iterator
             f"{negative} of them because interpolated variances are negative there; narrow the "
             "range to between the models, or use bn='recompute'"
         )
-    yield Finding(
-        "warning" if count > 0.05 * values.size else "note", "finite", f"{text}: {advice}"
-    )
+    level: Level = "note"
+    if count > MOSTLY * values.size:  # what is drawn is mostly a hole
+        level = "error"
+    elif count > 0.05 * values.size:
+        level = "warning"
+    yield Finding(level, "finite", f"{text}: {advice}")
 
 
 def _range(
@@ -398,6 +407,37 @@ def _subset(facts: dict[str, Any], result: Checked) -> Iterator[Finding]:
             "against all of them"
         )
     yield Finding("note", "samples", text)
+
+
+def _rounding(values: Array, axes: list[Array], facts: dict[str, Any]) -> Iterator[Finding]:
+    """The noise floor of a model of half precision."""
+    noise, half = facts.get("rounding_noise"), facts.get("half")
+    finite = values[np.isfinite(values)]
+    if noise is None or not finite.size:
+        return
+    noise, span = float(noise), float(finite.max() - finite.min())
+    text = (
+        f"{half}: its rounding scatters the loss by about {noise:.2g} (standard deviation between "
+        "points as near as the weights' spacing)"
+    )
+    if span <= SHOWN_NOISE * noise:
+        yield Finding(
+            "error", "rounding",
+            f"{text}, and the picture's range is {span:.2g}: it shows rounding; "
+            "dtype=torch.float32 computes in float32",
+        )  # fmt: skip
+        return
+    steps = [np.abs(np.diff(values, axis=k)) for k in range(values.ndim) if values.shape[k] > 1]
+    every = np.concatenate([s[np.isfinite(s)].ravel() for s in steps]) if steps else np.empty(0)
+    hidden = float((every <= 2 * noise).mean()) if every.size else 0.0
+    if hidden > 0.5:
+        yield Finding(
+            "warning", "rounding",
+            f"{text}; {100 * hidden:.0f} % of neighbours differ by less than twice that: small "
+            "structures are noise; dtype=torch.float32 computes in float32",
+        )  # fmt: skip
+    else:
+        yield Finding("note", "rounding", f"{text}, a {noise / span:.1g} part of the range")
 
 
 def _noise(result: Any, axes: list[Array]) -> Iterator[Finding]:

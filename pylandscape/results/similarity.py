@@ -91,8 +91,9 @@ class Agreement(Pictured):
     info: dict[str, Any] = field(default_factory=dict)
 
     def plot(self, axes: Any = None, **options: Any) -> Any:
-        """Both matrices with their numbers; returns the two Axes. Options: names (P) of the models;
-        cmap; title; figsize (width, height) of a figure of its own, in inches."""
+        """Both matrices with their numbers; returns the two Axes, a tuple with their ``.figure``.
+        Options: names (P) of the models; cmap; title; figsize (width, height) of a figure of its
+        own, in inches."""
         return draw(self, axes, **options)
 
     def table_columns(self) -> dict[str, Any]:

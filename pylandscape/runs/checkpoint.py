@@ -40,6 +40,9 @@ class Checkpoint:
             FileFormatError: the file is damaged.
         """
         self.path, self.request = path, dict(request)
+        self.beside = path  # where ranks keep items beside it, also those that have no path here
+        self.given: Arrays | None = None  # to all ranks, what rank 0 has read
+        self.resumes = path is not None and path.exists()
         self._last = time.monotonic()
         if path is not None:
             remove_leftovers(path)
@@ -47,6 +50,9 @@ class Checkpoint:
 
     def load(self) -> Arrays | None:
         """What an earlier run of the same request left, or None; raises as the constructor."""
+        if self.given is not None:
+            given, self.given = self.given, None
+            return given
         return None if self.path is None else self._read(arrays=True)
 
     @property

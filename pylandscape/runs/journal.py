@@ -11,7 +11,8 @@ points start .. start + count. Records are only ever appended, so a process kill
 leaves whole records and at most one torn tail, which the next one cuts off. A record whose payload
 fails its checksum is skipped, and its points are computed again.
 
-One process at a time: the file is locked (flock) while it is open, where the system can.
+One process at a time: the file is locked (flock) while it is open, where the system can. Of several
+ranks each has a journal of its own (runs/resume.py).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import os
 import struct
 import time
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,14 +53,14 @@ class Journal:
     """An open, locked journal.
 
     Attributes:
-        path: of the journal itself.
+        path: of the journal itself; None: it keeps the points in memory.
         values: (total, metrics) float64: what is recorded, NaN elsewhere.
         done: (total,) bool: which points are recorded.
     """
 
     def __init__(
         self,
-        path: str | os.PathLike[str],
+        path: str | os.PathLike[str] | None,
         request: Mapping[str, Any],
         names: Sequence[str],
         total: int,
@@ -73,11 +74,15 @@ class Journal:
             InvalidArgument: its folder does not exist or cannot be written.
             OSError: the disk is full.
         """
-        self.path = Path(path)
+        self.path: Any = None
         self.values: NDArray[np.float64] = np.full((total, len(names)), np.nan)
         self.done: NDArray[np.bool_] = np.zeros(total, dtype=bool)
-        self._fd = _open_locked(self.path)
+        self._fd = -1
         self._synced = time.monotonic()
+        if path is None:
+            return
+        self.path = Path(path)
+        self._fd = _open_locked(self.path)
         try:
             text = json.dumps({"request": request, "metrics": list(names), "total": total}).encode()
             content = _read_all(self._fd)
@@ -102,17 +107,26 @@ class Journal:
         Raises:
             OSError: it could not be written (a full disk); what was recorded before is safe.
         """
-        payload = np.ascontiguousarray(block, dtype="<f8").tobytes()
-        head = _HEAD.pack(start, len(block), zlib.crc32(payload))
-        end = os.lseek(self._fd, 0, os.SEEK_END)
-        self._write(end, head + _CRC.pack(zlib.crc32(head)) + payload)
+        if self.path is not None:
+            payload = np.ascontiguousarray(block, dtype="<f8").tobytes()
+            head = _HEAD.pack(start, len(block), zlib.crc32(payload))
+            end = os.lseek(self._fd, 0, os.SEEK_END)
+            self._write(end, head + _CRC.pack(zlib.crc32(head)) + payload)
         self.values[start : start + len(block)] = block
         self.done[start : start + len(block)] = True
         if time.monotonic() - self._synced > SYNC_SECONDS:
             self.sync()
 
+    def absorb(self, other: Journal) -> None:
+        """Record the points of another journal that are not here, and wait for the disk."""
+        for begin, end in missing(self.done | ~other.done):
+            self.append(begin, other.values[begin:end])
+        self.sync()
+
     def sync(self) -> None:
         """Wait until everything recorded is on the disk."""
+        if self._fd < 0:
+            return
         try:
             os.fsync(self._fd)
         except OSError as error:  # network file systems report a full disk here
@@ -130,6 +144,8 @@ class Journal:
 
     def remove(self) -> None:
         """Delete the file and close."""
+        if self._fd < 0:
+            return
         self.path.unlink(missing_ok=True)
         os.close(self._fd)
         self._fd = -1
@@ -198,7 +214,13 @@ class Journal:
         return end is None or end == len(content)
 
 
-def _end_of_header(content: bytes, path: Path) -> int | None:
+def missing(done: NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
+    """The runs [begin, end) of points that are not done."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[True], done, [True]]).astype(np.int8)))
+    yield from zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True)
+
+
+def _end_of_header(content: bytes, path: Any) -> int | None:
     """Offset of the first record; None where the header was never completed (so nothing follows
     it)."""
     size = _PREFIX.size + _CRC.size

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import os
+import tempfile
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+import numpy as np
+
 from ..arrays import jsonable
-from ..errors import FileFormatError, PylandscapeError, ResumeMismatch
+from ..errors import FileFormatError, InvalidArgument, PylandscapeError, ResumeMismatch
 from ..files import store
 from ..files.atomic import remove_leftovers
+from ..ranks import Call, Ranks, current
 from ..results.loading import load
 from .checkpoint import SUFFIX, Checkpoint
+from .items import RANK, of_ranks
+from .journal import Journal
 from .request import differences, listing
 
 Result = TypeVar("Result")
@@ -46,21 +53,28 @@ def resumable(
     request = jsonable(request, "request")
     if path is None:
         return run(Checkpoint(None, request))
-    return answered(path, request, SUFFIX, lambda beside: Checkpoint(beside, request), run)
+
+    def record(beside: Path | None) -> Checkpoint:
+        return Checkpoint(beside, request)
+
+    return answered(path, request, SUFFIX, record, run)
 
 
 def answered(
     path: str | os.PathLike[str],
     request: Mapping[str, Any],
     suffix: str,
-    record: Callable[[Path], Kept],
+    record: Callable[[Path | None], Kept],
     run: Callable[[Kept], Result],
 ) -> Result:
     """The result of `run`, which is in the file `path` at the end; or that file's, if it is there.
 
+    Of several ranks, the first owns the file and a checkpoint; each has a journal of its own beside
+    it, which the next run merges under any number of ranks.
+
     Args:
         suffix: of the file beside the result that holds the unfinished run.
-        record: opens that file.
+        record: opens that file; of None, it keeps what it gets in memory.
         run: takes up what the record holds, and gives the result.
 
     Raises:
@@ -69,22 +83,128 @@ def answered(
         OSError: the result cannot be written.
         What `run` raises: what it recorded is kept, and the same call goes on from there.
     """
+    ranks = current()
+    if ranks is not None:
+        return _answered_by(ranks, path, request, suffix, record, run)
     target = store.target_of(path)
     beside = target.with_name(target.name + suffix)
     remove_leftovers(target)
     there: Result | None = finished(target, request)
     if there is not None:
-        if beside.exists():  # of a process killed between the two steps; or another's, which stays
-            with suppress(PylandscapeError, OSError), record(beside) as stale:
-                stale.remove()
+        _remove_stale(beside, record)
         return there
     with record(beside) as kept:
         there = finished(target, request)  # another process may have finished it just now
         if there is None:
+            _merge(kept, beside, record)
             there = run(kept)
             _save(there, target, kept)
         kept.remove()
+        _remove_items(beside)
     return there
+
+
+def _answered_by(
+    ranks: Ranks,
+    path: str | os.PathLike[str],
+    request: Mapping[str, Any],
+    suffix: str,
+    record: Callable[[Path | None], Kept],
+    run: Callable[[Kept], Result],
+) -> Result:
+    """As `answered`, by one of several ranks."""
+    with ranks.call(f"{request.get('kind', 'result')} in a file", request) as call:
+        target = store.target_of(path) if call.first else Path(os.path.realpath(path))
+        beside = target.with_name(target.name + suffix)
+        with ExitStack() as stack:
+            there: Result | None = None
+            if call.first:
+                remove_leftovers(target)
+                there = finished(target, request)
+                if there is not None:
+                    _remove_stale(beside, record)
+                else:
+                    kept = stack.enter_context(record(beside))
+                    _merge(kept, beside, record)
+            content = b"" if there is None else target.read_bytes()
+            found = call.from_first([np.frombuffer(content, dtype=np.uint8)])[0].tobytes()
+            if found:
+                return there if there is not None else _read(found)
+            if not call.first:
+                kept = stack.enter_context(_own(record, beside, call.rank))
+            _unite(call, kept)
+            there = run(kept)
+            call.meet("the end of the work")
+            if call.first:
+                _save(there, target, kept)
+            call.meet("the file")  # what is recorded goes when the result is on the disk
+            kept.remove()
+            if call.first:
+                _remove_items(beside)
+            call.meet("the end")
+    return there
+
+
+def _own(record: Callable[[Path | None], Kept], beside: Path, rank: int) -> Kept:
+    """The record of another rank than the first: a journal of its own where that can be written; in
+    memory elsewhere, from where points go to rank 0."""
+    kept = record(None)
+    if isinstance(kept, Checkpoint):
+        kept.beside = beside
+    if not isinstance(kept, Journal):
+        return kept
+    try:
+        return record(beside.with_name(f"{beside.name}{RANK}{rank}"))
+    except (InvalidArgument, OSError):
+        return kept
+
+
+def _unite(call: Call, kept: Record) -> None:
+    """All ranks know what any of them has recorded."""
+    if isinstance(kept, Journal):
+        own = np.flatnonzero(kept.done)
+        for at, values in call.exchange([own, kept.values[own]]):
+            kept.values[at], kept.done[at] = values, True
+    elif isinstance(kept, Checkpoint):
+        arrays = kept.load() if call.first else None
+        names = json.dumps(None if arrays is None else list(arrays)).encode()
+        told, *found = call.from_first(
+            [np.frombuffer(names, dtype=np.uint8), *(arrays or {}).values()]
+        )
+        listed = json.loads(told.tobytes())
+        kept.resumes = listed is not None
+        kept.given = None if listed is None else dict(zip(listed, found, strict=True))
+
+
+def _merge(kept: Record, beside: Path, record: Callable[[Path | None], Record]) -> None:
+    """Take over the journals that other ranks of an earlier run left."""
+    for path in of_ranks(beside):
+        with record(path) as other:
+            if isinstance(kept, Journal) and isinstance(other, Journal):
+                kept.absorb(other)
+                other.remove()
+
+
+def _remove_stale(beside: Path, record: Callable[[Path | None], Record]) -> None:
+    """Remove what a process killed at the very end left; what is another's stays."""
+    for path in (beside, *of_ranks(beside)):
+        if path.exists():
+            with suppress(PylandscapeError, OSError), record(path) as stale:
+                stale.remove()
+
+
+def _remove_items(beside: Path) -> None:
+    """Remove what ranks kept of items (items.py); journals have been merged before."""
+    for path in of_ranks(beside):
+        path.unlink(missing_ok=True)
+
+
+def _read(content: bytes) -> Any:
+    """The result that a file of rank 0's holds."""
+    with tempfile.TemporaryDirectory(prefix="pylandscape-") as folder:
+        copied = Path(folder) / "result.h5"
+        copied.write_bytes(content)
+        return load(copied)
 
 
 def finished(target: Path, request: Mapping[str, Any]) -> Any:

@@ -124,7 +124,10 @@ class _Ends:
     ) -> None:
         self._land, self._asked, self._tol = land, asked, tol
         self._warm, self._seed = warm, seed
-        self._loss = land.prepare(asked.vectors, theta=asked.base)
+        base, vectors = asked.base, asked.vectors
+        self._base = base if isinstance(base, Tensor) else base.whole()
+        self._vectors = vectors if isinstance(vectors, Tensor) else vectors.matrix()
+        self._loss = land.prepare(self._vectors, theta=self._base)
         self._row = asked.axes["y"].size
         self._index = {c.tobytes(): i for i, c in enumerate(asked.coefficients)}
         self._last: tuple[int, Tensor | None] = (-1, None)  # a point and its vectors (2, n)
@@ -146,8 +149,8 @@ class _Ends:
 
     def _point(self, i: int) -> Tensor:
         c = torch.as_tensor(self._asked.coefficients[i])[None]
-        base = self._asked.base
-        return (base.double() + combine(c, self._asked.vectors.double())[0]).to(base.dtype)
+        base = self._base
+        return (base.double() + combine(c, self._vectors.double())[0]).to(base.dtype)
 
     def _dense(self, i: int) -> tuple[float, float, float]:
         hessian = self._land.hessian(self._point(i))

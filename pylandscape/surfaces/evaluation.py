@@ -27,7 +27,9 @@ from ..runs.request import FORMAT, Metric, build, with_loss
 from ..runs.resume import answered
 from ..theta import running_statistics
 from ..theta.identity import of_metric
+from ..theta.layout import ParameterLayout
 from ..theta.losses import metric_name
+from ..theta.pieces import Row, Rows, digest_of, distance_of, dot_of, norm_of, row_of
 
 if TYPE_CHECKING:
     from ..landscape import Landscape
@@ -38,6 +40,7 @@ BATCHNORM_NOTE = (
 )
 
 
+NOISE_POINTS = 11  # whose scatter tells the rounding of a half-precision model
 SLICES = ("line", "plane", "grid")  # kinds that have a centre; the others lie between solutions
 
 
@@ -49,8 +52,9 @@ class GridQuestion:
         kind: of the result.
         axes: name -> (n,), one per dimension.
         coefficients: C (G, k), the grid in row-major order.
-        base: (n,), with the running statistics after it where they move (running_statistics.py).
-        vectors: D (k, n), likewise.
+        base: (n,), with the running statistics after it where they move (running_statistics.py);
+            a Row where it is not stored.
+        vectors: D (k, n), likewise; Rows where directions are not stored.
         infos: one per vector, JSON-able.
         own_loss: gives the loss of the model at the base, by torch; None where none lies there.
     """
@@ -58,8 +62,8 @@ class GridQuestion:
     kind: str
     axes: dict[str, Array]
     coefficients: Array
-    base: torch.Tensor
-    vectors: torch.Tensor
+    base: torch.Tensor | Row
+    vectors: torch.Tensor | Rows
     infos: Sequence[Mapping[str, Any]]
     own_loss: Callable[[], float] | None
 
@@ -119,6 +123,7 @@ def evaluate_grid(
             label=asked.kind,
             exact=land.device.type == "cpu",
             guess=land.point_seconds,
+            request=request,
         )
         seconds = time.perf_counter() - started
         axes = list(asked.axes.values())
@@ -142,9 +147,33 @@ def evaluate_grid(
     else:
         found = answered(path, request, SUFFIX, lambda at: Journal(at, request, names, total), run)
     if isinstance(found, Surface) and asked.kind == "plane":
-        base, vectors = asked.base[: land.n_params], asked.vectors[:, : land.n_params]
-        found.frame = Frame(base, vectors, land.layout)
+        found.frame = _frame(land, asked)
     return found
+
+
+class _RowsFrame(Frame):
+    """The frame of a plane whose directions are not stored: they are made when it is asked."""
+
+    def __init__(self, base: torch.Tensor | Row, rows: Rows, layout: ParameterLayout) -> None:
+        self.__dict__.update(base=row_of(base), rows=rows, layout=layout)
+
+    base: Row
+    rows: Rows
+
+    @property
+    def theta(self) -> torch.Tensor:
+        return self.base.whole()
+
+    @property
+    def directions(self) -> torch.Tensor:
+        return self.rows.matrix()
+
+
+def _frame(land: Landscape, asked: GridQuestion) -> Frame:
+    if isinstance(asked.vectors, Rows):
+        return _RowsFrame(asked.base, asked.vectors, land.layout)
+    base = asked.base.whole() if isinstance(asked.base, Row) else asked.base
+    return Frame(base[: land.n_params], asked.vectors[:, : land.n_params], land.layout)
 
 
 def request_for(
@@ -152,8 +181,8 @@ def request_for(
     kind: str,
     axes: Mapping[str, Array],
     metrics: Sequence[Metric],
-    base: torch.Tensor,
-    vectors: torch.Tensor,
+    base: torch.Tensor | Row,
+    vectors: torch.Tensor | Rows,
     infos: Sequence[Mapping[str, Any]],
     **more: Any,
 ) -> dict[str, Any]:
@@ -166,9 +195,10 @@ def request_for(
             for name, axis in axes.items()
         },
         metrics=[of_metric(land, metric, metric_name(metric)) for metric in metrics],
-        theta=digest(base),
+        theta=digest_of(base),
         directions=[
-            {**info, "digest": digest(vector)} for info, vector in zip(infos, vectors, strict=True)
+            {**info, "digest": digest_of(vector)}
+            for info, vector in zip(infos, vectors, strict=True)
         ],
         **more,
     )
@@ -177,8 +207,10 @@ def request_for(
 def _info(
     land: Landscape, asked: GridQuestion, request: dict[str, Any], losses: Array
 ) -> dict[str, Any]:
-    vectors, base = asked.vectors[:, : land.n_params], asked.base[: land.n_params]
-    norms = [float(torch.linalg.vector_norm(v, dtype=torch.float64)) for v in vectors]
+    base, vectors = asked.base, asked.vectors
+    if isinstance(base, torch.Tensor) and isinstance(vectors, torch.Tensor):
+        base, vectors = base[: land.n_params], vectors[:, : land.n_params]
+    norms = [norm_of(v) for v in vectors]
     info: dict[str, Any] = {
         "format": FORMAT,
         "request": request,
@@ -199,12 +231,18 @@ def _info(
     mismatch = land.slope_note()
     if mismatch is not None:
         info["slope_mismatch"] = mismatch
-    negative = running_statistics.negative(land.moved, asked.base, asked.vectors)
+    info |= _rounding_noise(land, asked, norms)
+    negative = None
+    if isinstance(asked.base, torch.Tensor) and isinstance(asked.vectors, torch.Tensor):
+        negative = running_statistics.negative(land.moved, asked.base, asked.vectors)
     if negative is not None:
         info["negative_variance"] = int(negative(asked.coefficients).sum())
     if asked.kind not in SLICES:
         distances = _distances(vectors)
-        info["vertex_losses"] = land.losses(points=asked.vectors)
+        if isinstance(asked.vectors, Rows):  # base is 0
+            info["vertex_losses"] = _losses(land, asked, np.eye(len(asked.vectors)))
+        else:
+            info["vertex_losses"] = land.losses(points=asked.vectors)
         info["vertex_norms"] = norms
         info["vertex_distances"] = distances
         if asked.kind == "barycentric":
@@ -213,27 +251,64 @@ def _info(
             info["notes"].append(BATCHNORM_NOTE)
         return info
     centre = np.flatnonzero((asked.coefficients == 0.0).all(axis=1))
-    info["center_loss"] = float(losses[centre[0]]) if centre.size else land.loss(asked.base)
+    if centre.size:
+        info["center_loss"] = float(losses[centre[0]])
+    elif isinstance(asked.base, torch.Tensor):
+        info["center_loss"] = land.loss(asked.base)
+    else:
+        info["center_loss"] = float(_losses(land, asked, np.zeros((1, len(vectors))))[0])
     info["model_loss"] = None if asked.own_loss is None else asked.own_loss()
     info["direction_norms"] = norms
     info["direction_cosine"] = _cosine(vectors, norms)
-    info["theta_norm"] = float(torch.linalg.vector_norm(base, dtype=torch.float64))
+    info["theta_norm"] = norm_of(base)
     return info
 
 
-def _distances(vectors: torch.Tensor) -> Array:
+def _rounding_noise(land: Landscape, asked: GridQuestion, norms: list[float]) -> dict[str, Any]:
+    """Of half-precision models, how far L scatters along the first direction by rounding alone.
+
+    Points one spacing of the weights apart are rounded differently; what is left of their losses
+    after a parabola is rounding (methods: differences below the spacing of the weights are noise).
+    """
+    spacing = max(torch.finfo(e.dtype).eps for e in land.layout.entries)
+    if spacing <= torch.finfo(torch.float32).eps or land.half is None:
+        return {}
+    middle = asked.coefficients[len(asked.coefficients) // 2]
+    along = np.zeros(len(norms))
+    if asked.kind in SLICES:
+        size, length = norm_of(asked.base), norms[0]
+        middle, along[0] = np.zeros(len(norms)), 1.0
+    else:
+        size, length = norms[0], distance_of(row_of(asked.vectors[0]), row_of(asked.vectors[1]))
+        along[:2] = -1.0, 1.0
+    if not size * length > 0.0:
+        return {}
+    steps = np.arange(NOISE_POINTS) - NOISE_POINTS // 2
+    found = _losses(land, asked, middle + np.outer(steps * spacing * size / length, along))
+    if not np.isfinite(found).all():
+        return {}
+    left = found - np.polyval(np.polyfit(steps, found, 2), steps)
+    return {
+        "rounding_noise": float(np.sqrt(np.square(left).sum() / (NOISE_POINTS - 3))),
+        "half": land.half,
+    }
+
+
+def _losses(land: Landscape, asked: GridQuestion, coefficients: Array) -> Array:
+    return land.prepare(asked.vectors, theta=asked.base)(coefficients)["loss"]
+
+
+def _distances(vectors: torch.Tensor | Rows) -> Array:
     """(v, v) ‖theta_i - theta_j‖, differences and sums in float64."""
     v = len(vectors)
     out = np.zeros((v, v))
     for i in range(v):
         for j in range(i):
-            out[i, j] = out[j, i] = float(
-                torch.linalg.vector_norm(vectors[i].double() - vectors[j].double())
-            )
+            out[i, j] = out[j, i] = distance_of(row_of(vectors[i]), row_of(vectors[j]))
     return out
 
 
-def _cosine(vectors: torch.Tensor, norms: list[float]) -> float | None:
+def _cosine(vectors: torch.Tensor | Rows, norms: list[float]) -> float | None:
     if len(norms) != 2 or not norms[0] * norms[1] > 0.0:
         return None
-    return float(torch.dot(vectors[0].double(), vectors[1].double())) / (norms[0] * norms[1])
+    return dot_of(row_of(vectors[0]), row_of(vectors[1])) / (norms[0] * norms[1])

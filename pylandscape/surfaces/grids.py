@@ -28,7 +28,8 @@ from ..results.surface import Surface
 from ..runs.request import Metric
 from ..theta import running_statistics
 from ..theta.checkpoints import MODELS
-from ..theta.directions import as_steps
+from ..theta.directions import LARGE, as_rows, solution
+from ..theta.pieces import Row, Rows, Stored, Zeros, nonzero, row_of
 from .evaluation import GridQuestion, evaluate_grid
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def line(
     check_landscape(land, "line")
     axis, land = make_axis(x, "x"), land.at(theta)
     vectors, infos = _directions(land, {"direction": direction})
-    centre = _centre(land, theta)
+    centre = _centre(land, theta, vectors)
     question = GridQuestion(
         "line", {"x": axis}, axis[:, None], centre[0], vectors, infos, centre[1]
     )
@@ -96,7 +97,7 @@ def line(
 def plane(
     land: Landscape,
     d1: Any,
-    d2: Any,
+    d2: Any = None,
     x: Axis = LINE_AXIS,
     y: Axis = LINE_AXIS,
     *,
@@ -119,6 +120,12 @@ def plane(
         As `line`.
     """
     check_landscape(land, "plane")
+    if d2 is None:
+        several = isinstance(d1, list | tuple) and len(d1) == 2
+        raise InvalidArgument(
+            "d2: expected a second direction, got none"
+            + ("; a list of two is unpacked by *: plane(land, *directions)" if several else "")
+        )
     land = land.at(theta)
     question = plane_question(land, d1, d2, x, y, theta)
     result = evaluate_grid(land, question, metrics, path, progress)
@@ -178,7 +185,7 @@ def grid(
             f"take {need:,.0f} GiB; take fewer points along an axis"
         )
     vectors, infos = _directions(land, {f"directions[{k}]": d for k, d in enumerate(given)})
-    base, own_loss = _centre(land, theta)
+    base, own_loss = _centre(land, theta, vectors)
     coefficients = np.stack(_mesh(found), axis=1)
     question = GridQuestion("grid", found, coefficients, base, vectors, infos, own_loss)
     result = evaluate_grid(land, question, metrics, path, progress)
@@ -193,7 +200,7 @@ def plane_question(
     the landscape, which must be ``land.at(theta)``."""
     axes = {"x": make_axis(x, "x"), "y": make_axis(y, "y")}
     vectors, infos = _directions(land, {"d1": d1, "d2": d2})
-    base, own_loss = _centre(land, theta)
+    base, own_loss = _centre(land, theta, vectors)
     coefficients = np.stack(_mesh(axes), axis=1)
     return GridQuestion("plane", axes, coefficients, base, vectors, infos, own_loss)
 
@@ -221,6 +228,8 @@ def interpolate(
     Args:
         vertices: 2, 3 or 4 of: module, state dict, path of a checkpoint, Direction, tensor or
             array (n,); with bn="interpolate", of what has running statistics: the first three.
+            Of 2^25 parameters and more, the first three are read piece by piece and not stored,
+            where torch answers.
         x: alpha; y: beta, for three and four vertices: (min, max, n) or increasing arrays, by
             default (0, 1, 25) each.
         The others are those of `line`; "difference_standard_error" is that of L minus the same
@@ -244,12 +253,7 @@ def interpolate(
         raise InvalidArgument(f"vertices: expected a sequence of 2, 3 or 4 solutions, got {got}")
     if len(given) == 2 and y is not None:
         raise InvalidArgument(f"y: expected None for two vertices, got {y!r}")
-    solutions = torch.stack(
-        [
-            running_statistics.point(land, v, f"vertices[{i}]", needed=True)
-            for i, v in enumerate(given)
-        ]
-    )
+    solutions = _solutions(land, given)
     default = BETWEEN_TWO if len(given) == 2 else BETWEEN_MORE
     axes = {"x": make_axis(default if x is None else x, "x")}
     if len(given) > 2:
@@ -262,7 +266,9 @@ def interpolate(
     else:
         kind, weights = "bilinear", bilinear_weights(*mesh)
     infos = [{"kind": "vertex", "index": i} for i in range(len(given))]
-    base = torch.zeros_like(solutions[0])
+    base: torch.Tensor | Row = (
+        Zeros(solutions[0]) if isinstance(solutions, Rows) else (torch.zeros_like(solutions[0]))
+    )
     question = GridQuestion(kind, axes, weights, base, solutions, infos, None)
     found = evaluate_grid(land, question, metrics, path, progress)
     assert isinstance(found, Curve | Surface)
@@ -302,25 +308,51 @@ def make_axis(axis: Axis, name: str) -> Array:
     return check_axis(points, name)
 
 
+def _solutions(land: Landscape, given: Sequence[Any]) -> torch.Tensor | Rows:
+    """(k, n) the vertices; large ones of tensors by name as Rows, which reads them in pieces."""
+    names = [f"vertices[{i}]" for i in range(len(given))]
+    apart = land.n_params >= LARGE and land.moved.n == land.n_params and land.native is None
+    if apart and any(isinstance(v, MODELS) for v in given):
+        return Rows([solution(land, v, name) for v, name in zip(given, names, strict=True)])
+    return torch.stack(
+        [
+            running_statistics.point(land, v, name, needed=True)
+            for v, name in zip(given, names, strict=True)
+        ]
+    )
+
+
 def _directions(
     land: Landscape, given: dict[str, Any]
-) -> tuple[torch.Tensor, list[dict[str, Any]]]:
-    """(k, n) vectors and their infos, one per argument."""
-    parts, infos = [], []
+) -> tuple[torch.Tensor | Rows, list[dict[str, Any]]]:
+    """(k, n) vectors and their infos, one per argument; Rows where some are not stored."""
+    parts: list[torch.Tensor | Rows] = []
+    infos = []
     for name, direction in given.items():
-        vectors, found = as_steps(land, direction, name)
+        vectors, found = as_rows(land, direction, name)
         if len(vectors) != 1:
             raise InvalidArgument(f"{name}: expected one direction (n,), got {len(vectors)}")
+        if not nonzero(row_of(vectors[0])):
+            raise InvalidArgument(
+                f"{name}: expected a direction along which something moves, got zeros alone (are "
+                "all parameters ignored, or of norm 0?)"
+            )
         parts.append(vectors)
         infos += found
-    return torch.cat(parts), infos
+    if any(isinstance(part, Rows) for part in parts):
+        return Rows(
+            [part[0] if isinstance(part, Rows) else Stored(part[0]) for part in parts]
+        ), infos
+    return torch.cat([part for part in parts if isinstance(part, torch.Tensor)]), infos
 
 
-def _centre(land: Landscape, theta: Any) -> tuple[torch.Tensor, Callable[[], float] | None]:
+def _centre(
+    land: Landscape, theta: Any, vectors: torch.Tensor | Rows
+) -> tuple[torch.Tensor | Row, Callable[[], float] | None]:
     """The base of a line or plane, and what gives the loss of the model that lies there, by torch;
     None for a bare vector. ``land``: ``land.at(theta)``."""
     if theta is None:
-        return land.origin, land.model_loss
+        return land.base if isinstance(vectors, Rows) else land.origin, land.model_loss
     base = running_statistics.point(land, theta, "theta")
     if isinstance(theta, MODELS):
         return base, lambda: land.model_loss(base)

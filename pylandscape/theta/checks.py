@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -21,6 +22,8 @@ Metric = str | Callable[[Tensor, Tensor], Any]
 
 _BN_MODES = ("eval", "recompute", "batch", "interpolate")
 _ENGINES = ("auto", "native", "torch")
+
+log = logging.getLogger("pylandscape")
 
 
 def check_choices(
@@ -205,6 +208,62 @@ def check_fits_memory(n: int, device: torch.device) -> None:
         )
 
 
+def check_room(
+    model: nn.Module, dtype: torch.dtype | None, device: torch.device, copy: bool
+) -> None:
+    """Whether a landscape's own copy of the model, and its point, fit the memory that is free.
+
+    Raises InvalidArgument where they do not; says so in the log where they take half of it.
+    """
+    held = theta = 0
+    for t in {id(t): t for t in (*model.parameters(), *model.buffers())}.values():
+        wide = dtype is not None and t.is_floating_point()
+        held += t.numel() * (torch.empty(0, dtype=dtype).element_size() if wide else t.itemsize)
+    if copy:
+        n = sum(t.numel() for t in model.parameters())
+        theta = n * max(4, torch.empty(0, dtype=dtype or torch.float32).element_size())
+    needed, free = held + theta, free_memory(device)
+    if 2 * needed <= free:
+        return
+    size = f"{needed / 2**30:.3g} GiB"
+    parts = f"{held / 2**30:.3g} for its copy of the model"
+    if copy:
+        parts += (
+            f", {theta / 2**30:.3g} for the point that directions start from, which copy=False "
+            "reads from the model"
+        )
+    if needed > free:
+        raise InvalidArgument(
+            f"model: a landscape of it needs {size} of memory beside it ({parts}) and "
+            f"{free / 2**30:.3g} are free on {device}"
+        )
+    log.warning(
+        "Landscape: needs %s of memory beside the model (%s); %.3g GiB are free on %s",
+        size, parts, free / 2**30, device,
+    )  # fmt: skip
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free on the device; on a CPU also within the limit of the control group."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    free = 1 << 40
+    try:
+        rows = dict(line.split(":", 1) for line in _read("/proc/meminfo").splitlines())
+        free = int(rows["MemAvailable"].split()[0]) * 1024
+        limit = _read("/sys/fs/cgroup/memory.max").strip()
+        if limit.isdigit():
+            free = min(free, int(limit) - int(_read("/sys/fs/cgroup/memory.current")))
+    except (OSError, KeyError, ValueError):  # not on this system
+        pass
+    return free
+
+
+def _read(path: str) -> str:
+    with open(path) as file:
+        return file.read()
+
+
 def _memory_of(device: torch.device) -> int:
     """Bytes of all of the device's memory."""
     if device.type == "cuda":
@@ -213,6 +272,17 @@ def _memory_of(device: torch.device) -> int:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError, AttributeError):  # not on this system
         return 1 << 40
+
+
+def _shapes(batch: Batch) -> str:
+    """ ", inputs (40, 3), target (40,)" of a first batch of plain tensors."""
+    parts = (("inputs", batch.inputs), ("target", batch.target))
+    known = [f"{n} {tuple(t.shape)}" for n, t in parts if isinstance(t, Tensor)]
+    return "".join(f", {text}" for text in known)
+
+
+def _span(whole: Tensor) -> str:
+    return f"{int(whole.min())} to {int(whole.max())}"
 
 
 def advice_on_first_run(error: BaseException, batches: Sequence[Batch], dtype: torch.dtype) -> str:
@@ -249,12 +319,20 @@ def advice_on_first_run(error: BaseException, batches: Sequence[Batch], dtype: t
             f"the inputs are {got} and the parameters {str(dtype).removeprefix('torch.')}: convert "
             "the inputs, or pass dtype=torch.float64 to compute all in float64"
         )
+    elif isinstance(error, IndexError) and "index out of range" in str(error):
+        whole = [t for t in Batch(inputs, None, None, 0).tensors() if not t.is_floating_point()]
+        seen = f": they are {_span(whole[0])}" if whole and whole[0].numel() else ""
+        advice = f"an embedding has fewer rows than the indices in the inputs need{seen}"
+    elif isinstance(error, IndexError) and isinstance(batch.target, Tensor):
+        whole = [] if batch.target.is_floating_point() else [b.target for b in batches]
+        seen = f": they are {_span(torch.cat([t.reshape(-1) for t in whole]))}" if whole else ""
+        advice = f"classes are counted from 0 to one less than the model's outputs{seen}"
     elif len(batches) == 2 and all(isinstance(b.inputs, Tensor) for b in batches):
         advice += (
             "; data of two tuples are two batches: one batch of several inputs and targets is "
             "written [((x1, x2), (y1, y2))]"
         )
     return (
-        "data: the model and its loss could not be run on the batches given: "
+        f"data: the model and its loss could not be run on the batches given{_shapes(batch)}: "
         f"{type(error).__name__}: {error} ({advice})"
     )

@@ -23,7 +23,7 @@ from torch.utils.data import (
 from torch.utils.data import Dataset as TorchDataset
 
 from ..arguments import integer
-from ..arrays import digest_of_all
+from ..arrays import digest_of_all, is_plain
 from ..errors import InvalidArgument, out_of_memory, wrapping
 from .random_source import SUBSET, fill
 
@@ -142,8 +142,11 @@ class Dataset:
         seed: int = 0,
     ) -> None:
         pairs = targets is not None
+        self.targets = targets
         with untouched_random_state():
             whole = data is None or _is_one_batch(data, pairs)
+            if whole and targets not in (None, "classes"):
+                _check_unambiguous(data)
             raw = [data] if whole else _read(data, max_batches)
         if not raw:
             raise InvalidArgument("data: expected at least one batch, got none")
@@ -156,8 +159,6 @@ class Dataset:
         if self.size == 0:
             raise InvalidArgument("data: expected at least one sample, got none")
         self.notes = () if whole else _notes(data, len(raw))
-        if pairs and whole and isinstance(data, list) and _alike(data):
-            self.notes += ("the list of two tensors was read as one pair (x, y)",)
         if pairs and any(b.inputs is b.target for b in self.batches):
             self.notes += ("the inputs are their own targets",)
         self.subset: Subset | None = None
@@ -181,6 +182,31 @@ class Dataset:
                 raw = _rows_of(batch.raw, own, batch.size, index)
                 found.append(_batch(raw, len(found), targets))
         return found
+
+    @property
+    def plain(self) -> bool:
+        """Whether the digest tells all of the batches."""
+        return all(is_plain(batch.raw) for batch in self.batches)
+
+    def of(self, batches: list[Batch]) -> Dataset:
+        """The same with these batches alone."""
+        found = copy.copy(self)
+        found.batches, found.size = batches, sum(batch.size for batch in batches)
+        found.digest = digest_of_all(batch.raw for batch in batches)
+        return found
+
+    def rows(self, first: int, last: int) -> Dataset:
+        """The samples [first, last), in their batches."""
+        start = 0
+        found: list[Batch] = []
+        for index, batch in enumerate(self.batches):
+            low, high = max(first - start, 0), min(last - start, batch.size)
+            start += batch.size
+            if low < high:
+                own = torch.arange(low, high)
+                raw = _rows_of(batch.raw, own, batch.size, index)
+                found.append(_batch(raw, len(found), self.targets))
+        return self.of(found)
 
     def tensors(self) -> tuple[Tensor, Tensor] | None:
         """All inputs and targets, concatenated; None where batches are not plain tensor pairs."""
@@ -224,10 +250,17 @@ def _form(part: Any) -> str | None:
     return "sequence" if isinstance(part, tuple | list) else None
 
 
-def _alike(data: list[Any]) -> bool:
-    """Two tensors that could as well be two batches of x alone."""
+def _check_unambiguous(data: Any) -> None:
+    """Refuses a list of two tensors that could as well be two batches of x alone."""
+    if not isinstance(data, list) or [_form(part) for part in data] != ["tensor", "tensor"]:
+        return
     a, b = (torch.as_tensor(part) for part in data)
-    return a.shape == b.shape and a.is_floating_point() and b.is_floating_point()
+    if a.shape == b.shape and a.is_floating_point() and b.is_floating_point():
+        raise InvalidArgument(
+            f"data: a list of two tensors of the same shape {tuple(a.shape)} is either inputs and "
+            "targets or two batches of inputs; pass the tuple (x, y), or [(x1, x1), (x2, x2)] "
+            "where the inputs are their own targets"
+        )
 
 
 def _notes(data: Any, read: int) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,8 @@ from .._native import cuda_problem, ops
 from ..arguments import check_landscape
 from ..errors import CudaUnavailable, InvalidArgument, LayoutMismatch
 from . import running_statistics
+from .checkpoints import tensors_of
+from .pieces import Random, Row, Rows, Stored, Tensors, finite, norm_of, row_of
 
 if TYPE_CHECKING:
     from .layout import ParameterLayout
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 NORMALIZATIONS = ("filter", "layer", "model", "weight", "dfilter", "dlayer", None)
 _PER_ROW = ("filter", "dfilter")
 _KINDS = ("bias", "norm")
+LARGE = 1 << 25  # parameters from which on random directions are not stored unless asked for
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +61,28 @@ class Direction:
         return f"Direction({', '.join([kind, *size, *more, *moved])})"
 
 
+class NamedDirection(Direction):
+    """A direction that is not stored: ``vector`` makes its n numbers anew each time it is read.
+
+    Lines, planes and grids read it piece by piece and never hold it whole.
+    """
+
+    def __init__(self, row: Row, info: dict[str, Any]) -> None:
+        self.__dict__.update(row=row, info=info, statistics=None)
+
+    row: Row
+
+    @property
+    def vector(self) -> Tensor:
+        return self.row.whole()
+
+    def __repr__(self) -> str:
+        names = ("normalize", "seed", "index")
+        more = [f"{k} {self.info[k]}" for k in names if self.info.get(k) is not None]
+        size = [f"n = {self.row.n:,}", f"norm {self.info['norm']:.4g}"]
+        return f"Direction({', '.join([str(self.info['kind']), *size, *more, 'not stored'])})"
+
+
 def random_directions(
     land: Space,
     count: int = 2,
@@ -67,6 +92,7 @@ def random_directions(
     seed: int = 0,
     orthogonal: bool = False,
     theta: Any = None,
+    stored: bool | None = None,
 ) -> list[Direction]:
     """``count`` Gaussian directions, normalised as in Li et al. (2018), section 4.
 
@@ -84,10 +110,15 @@ def random_directions(
             in double, after the normalisation). It is not normalised again, which would undo it:
             the norm of a filter changes by what is removed, relatively of order 1 / sqrt(n).
         theta: the point whose norms count; default the model's parameters.
+        stored: False: keep the seed and a scale for each filter instead of n numbers, which are
+            drawn again at every point, with the same bits: directions then take no memory, and the
+            torch engine needs none for them. Default: where theta has fewer than 2^25 (33,554,432)
+            elements, or ``orthogonal`` is asked for. Engines other than torch's store them in any
+            case.
 
     Raises:
         InvalidArgument: for an unknown normalisation, kind or pattern, a count below 1, a seed
-            beyond 64 bits.
+            beyond 64 bits, ``orthogonal`` with stored=False.
         CudaUnavailable: for a landscape on CUDA without this package's CUDA kernels.
 
     Numerics: the raw numbers have the same bits on every CPU and GPU, in either dtype; on CPUs the
@@ -96,20 +127,23 @@ def random_directions(
     """
     check_landscape(land, "random_directions")
     count, seed = _integer(count, "count", 1, 2**31), _integer(seed, "seed", -(2**63), 2**63)
-    point = (
-        land.theta
-        if theta is None
-        else running_statistics.point(land, theta, "theta")[: land.n_params]
-    )
+    if stored is not None and not isinstance(stored, bool):
+        raise InvalidArgument(f"stored: expected True, False or None, got {stored!r}")
+    if stored is False and orthogonal:
+        raise InvalidArgument(
+            "stored: expected True together with orthogonal=True, which makes each direction from "
+            "those before it; of n parameters, random directions are orthogonal up to 1 / sqrt(n)"
+        )
+    keep = orthogonal or land.layout.n < LARGE if stored is None else stored
+    base = land.base if theta is None else row_of(land.point(theta))
     mode = _mode(normalize)
     segments = _segments(land.layout, normalize in _PER_ROW, ignore)
-    _check_device(point.device)
+    _check_device(base.device)
+    point = base.whole()[: land.layout.n] if keep and not isinstance(base, Stored) else None
+    if keep and isinstance(base, Stored):
+        point = base.vector[: land.layout.n]
     found: list[Direction] = []
     for index in range(count):
-        vector = ops.random_direction(point, segments, mode, seed, index)
-        if orthogonal:
-            for earlier in found:
-                vector = _without(vector, earlier.vector)
         info = {
             "kind": "random",
             "normalize": normalize,
@@ -118,6 +152,14 @@ def random_directions(
             "index": index,
             "orthogonal": orthogonal,
         }
+        if point is None:
+            row = Random(base, land.layout.n, segments, mode, seed, index)
+            found.append(_named(land, row, info))
+            continue
+        vector = ops.random_direction(point, segments, mode, seed, index)
+        if orthogonal:
+            for earlier in found:
+                vector = _without(vector, earlier.vector)
         found.append(_direction(land, vector, info))
     return found
 
@@ -168,11 +210,16 @@ def target_direction(
     *,
     normalize: str | None = None,
     ignore: Sequence[str] = (),
+    stored: bool = True,
 ) -> Direction:
     """From the model's parameters to ``target`` (a module, a state dict or a vector (n,)).
 
     With bn="interpolate" also from its running statistics to the target's, which must have them;
     ``normalize`` must be None then, and ignore=("norm",) leaves the statistics still as well.
+
+    ``stored``: False: the difference is taken where it is needed, of the tensors of a module, a
+    state dict or a checkpoint's file, which must stay as they are; a ``.safetensors`` file, or one
+    of `torch.save`, is read tensor by tensor. The direction then takes no memory.
 
     Raises:
         InvalidArgument: with another ``bn``, for a target whose buffers are others, which the way
@@ -181,9 +228,40 @@ def target_direction(
     check_landscape(land, "target_direction")
     n = land.n_params
     moves = land.moved.n > n
+    if not stored:
+        if moves or normalize is not None or ignore:
+            raise InvalidArgument(
+                "stored: expected True together with normalize=, ignore= or bn='interpolate', got "
+                f"{stored!r}"
+            )
+        info: dict[str, Any] = {"kind": "target", "normalize": None, "ignore": []}
+        return _named(land, solution(land, target, "target", land.base), info)
     step = running_statistics.point(land, target, "target", needed=moves) - land.origin
     difference = Direction(step[:n], {"kind": "target"}, step[n:] if moves else None)
     return normalize_direction(land, difference, normalize=normalize, ignore=ignore)
+
+
+def solution(land: Space, value: Any, name: str, base: Row | None = None) -> Row:
+    """What `running_statistics.point` gives, read piece by piece where the value has tensors by
+    name (a module, a state dict, a checkpoint's path); minus ``base``, where one is given.
+
+    Raises: as `running_statistics.point`.
+    """
+    tensors = tensors_of(getattr(value, "vector", value), name)
+    if not isinstance(tensors, Mapping):
+        found = running_statistics.point(land, value, name)
+        return Stored(found if base is None else found - base.whole())
+    running_statistics.check_buffers(land, tensors, name)
+    named = land.layout.named(tensors, name)
+    moving = {t.untyped_storage().data_ptr() for t in land.model.parameters()}
+    for key, t in named.items():
+        if t.layout == torch.strided and t.untyped_storage().data_ptr() in moving:
+            named[key] = t.detach().clone()  # of the landscape's own copy, which points move
+    row = Tensors(named, land.layout, land.dtype, land.device, base)
+    bad = finite(row)
+    if bad:
+        raise InvalidArgument(f"{name}: expected finite elements, got {bad} that are not")
+    return row
 
 
 def as_directions(
@@ -211,6 +289,39 @@ def as_steps(
     return _rows(land, directions, name, lambda item, own: running_statistics.step(land, item, own))
 
 
+def as_rows(
+    land: Space, directions: Any, name: str = "directions"
+) -> tuple[Tensor | Rows, list[dict[str, Any]]]:
+    """As `as_steps`, but Rows where directions are among them that are not stored."""
+    if isinstance(directions, Rows):
+        return directions, [{"kind": "given"} for _ in directions]
+    given = directions if isinstance(directions, list | tuple) else [directions]
+    if land.moved.n > land.n_params or not any(isinstance(d, NamedDirection) for d in given):
+        return as_steps(land, directions, name)
+    rows: list[Row] = []
+    infos = []
+    for i, item in enumerate(given):
+        own = name if len(given) == 1 else f"{name}[{i}]"
+        if isinstance(item, NamedDirection):
+            _check_layout(land, item, own)
+            rows.append(item.row)
+            infos.append(dict(item.info))
+        else:
+            vectors, found = as_steps(land, item, own)
+            rows += [Stored(v) for v in vectors]
+            infos += found
+    return Rows(rows), infos
+
+
+def _check_layout(land: Space, item: Any, name: str) -> None:
+    layout = getattr(item, "info", {}).get("layout")
+    if layout is not None and layout != land.layout.digest:
+        raise LayoutMismatch(
+            f"{name}: expected a direction of this model's parameter layout "
+            f"({land.layout.digest[:12]}), got one of {layout[:12]}"
+        )
+
+
 def _rows(
     land: Space, directions: Any, name: str, read: Callable[[Any, str], Tensor]
 ) -> tuple[Tensor, list[dict[str, Any]]]:
@@ -228,12 +339,7 @@ def _rows(
     rows, infos = [], []
     for i, item in enumerate(directions):
         own = name if len(directions) == 1 else f"{name}[{i}]"
-        layout = getattr(item, "info", {}).get("layout")
-        if layout is not None and layout != land.layout.digest:
-            raise LayoutMismatch(
-                f"{own}: expected a direction of this model's parameter layout "
-                f"({land.layout.digest[:12]}), got one of {layout[:12]}"
-            )
+        _check_layout(land, item, own)
         rows.append(read(item, own))
         infos.append(dict(getattr(item, "info", {"kind": "given"})))
     return torch.stack(rows), infos
@@ -318,5 +424,8 @@ def _without(vector: Tensor, along: Tensor) -> Tensor:
 
 
 def _direction(land: Space, vector: Tensor, info: dict[str, Any]) -> Direction:
-    norm = float(torch.linalg.vector_norm(vector, dtype=torch.float64))
-    return Direction(vector, {**info, "layout": land.layout.digest, "norm": norm})
+    return Direction(vector, {**info, "layout": land.layout.digest, "norm": norm_of(vector)})
+
+
+def _named(land: Space, row: Row, info: dict[str, Any]) -> NamedDirection:
+    return NamedDirection(row, {**info, "layout": land.layout.digest, "norm": norm_of(row)})

@@ -17,9 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..arrays import OPAQUE, digest, is_plain, text_digest
+from ..arrays import OPAQUE, digest, text_digest
 from .losses import KnownLoss
 from .naming import Record
+from .pieces import Row, Rows, digest_of
 from .space import Problem
 
 GPU_TOLERANCE = 1e-6  # relative, of such numbers on a GPU; on a CPU they must be equal
@@ -73,7 +74,7 @@ def of_landscape(land: Asked, state: str) -> dict[str, Any]:
         "n_params": land.n_params,
         "layout": land.layout.digest,
         "model": model.parts,
-        "model_theta": digest(land.origin),
+        "model_theta": digest_of(land.base),
         "model_state": state,
         "data": land.dataset.digest,
         "bn": land.bn,
@@ -84,7 +85,7 @@ def of_landscape(land: Asked, state: str) -> dict[str, Any]:
         found["subset"] = asdict(land.dataset.subset)
     hidden = [f"model: {each}" for each in model.opaque]
     hidden += [f"loss: {each}" for each in loss.opaque]
-    if not all(is_plain(batch.raw) for batch in land.dataset.batches):
+    if not land.dataset.plain:
         data = Record()
         for i, batch in enumerate(land.dataset.batches):
             data.add(f"batch {i}", batch.raw)
@@ -154,13 +155,25 @@ def _told_by(what: list[str], numbers: list[float], device: torch.device) -> dic
 
 def _at_two_points(land: Asked, metric: Any, name: str = "loss") -> list[float]:
     """The metric at the model's own theta and at one moved from there."""
-    theta = land.theta.detach().cpu()
-    step = _gaussian(land.n_params, 0).to(theta) * REACH * theta.abs().clamp(min=LEAST)
-    found = land.evaluate(np.array([[0.0], [1.0]]), step.to(land.device), metrics=(metric,))
+    steps = Rows([_Step(land.base, land.n_params)])
+    directions: Any = steps if land.moved.n == land.n_params else steps.matrix()
+    found = land.evaluate(np.array([[0.0], [1.0]]), directions, metrics=(metric,))
     return [float(value) for value in found[name]]
 
 
-def _gaussian(count: int, stream: int) -> Tensor:
+class _Step(Row):
+    """From the model's own theta to a point nearby."""
+
+    def __init__(self, base: Row, n: int) -> None:
+        self.n, self.dtype, self.device, self._at = n, base.dtype, base.device, base
+
+    def piece(self, begin: int, end: int) -> Tensor:
+        theta = self._at.piece(begin, end).cpu()
+        step = _gaussian(end - begin, 0, begin).to(theta) * REACH
+        return (step * theta.abs().clamp(min=LEAST)).to(self.device)
+
+
+def _gaussian(count: int, stream: int, first: int = 0) -> Tensor:
     from .directions import gaussian
 
-    return gaussian(SEED, stream, 0, count)
+    return gaussian(SEED, stream, first, count)

@@ -139,7 +139,7 @@ class ParameterLayout:
         """
         value = tensors_of(getattr(value, "vector", value), name)
         if isinstance(value, Mapping):
-            vector = self._from_mapping(value, name, dtype, device)
+            vector = self.flatten(self.named(value, name), dtype, device)
         elif isinstance(value, Tensor | np.ndarray) or hasattr(value, "__dlpack__"):
             own = isinstance(value, Tensor | np.ndarray)
             tensor = torch.as_tensor(value) if own else torch.from_dlpack(value)
@@ -159,9 +159,8 @@ class ParameterLayout:
             raise InvalidArgument(f"{name}: expected finite elements, got {bad} that are not")
         return vector
 
-    def _from_mapping(
-        self, value: Mapping[str, Any], name: str, dtype: torch.dtype, device: torch.device | str
-    ) -> Tensor:
+    def named(self, value: Mapping[str, Any], name: str) -> dict[str, Tensor]:
+        """The layout's tensors by name from a state dict, as they are. Raises LayoutMismatch."""
         found: dict[str, Tensor] = {}
         value = fitted(value, self.aliases)
         for alias, own in self.aliases.items():
@@ -183,7 +182,7 @@ class ParameterLayout:
                 raise LayoutMismatch(
                     f"{name}: expected shape {entry.shape} for {entry.name!r}, got {shape}"
                 )
-        return self.flatten(found, dtype, device)
+        return found
 
 
 _NORM_TYPES = (

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -344,11 +345,22 @@ def resolve_loss(loss: Any) -> KnownLoss | FreeLoss:
         raise InvalidArgument(
             f"loss: expected a callable, a torch.nn loss or a name, got {type(loss).__name__}"
         )
+    kind = _known_function(loss)
+    if kind is not None:
+        return KnownLoss(kind)
+    if isinstance(loss, partial) and not loss.args and (kind := _known_function(loss.func)):
+        try:  # the classes have the functions' keywords
+            return resolve_loss(_CLASSES[kind](**loss.keywords))
+        except TypeError:
+            pass  # such as mse's weight
+    return FreeLoss(loss)
+
+
+def _known_function(loss: Any) -> str | None:
     try:
-        kind = _FUNCTIONS.get(loss)
+        return _FUNCTIONS.get(loss)
     except TypeError:  # an unhashable callable
-        kind = None
-    return KnownLoss(kind) if kind else FreeLoss(loss)
+        return None
 
 
 # torch.nn losses that run as they are, by how near they are to one that is compiled.
@@ -369,10 +381,13 @@ _NEAR_FUNCTIONS = {
     "soft_margin_loss": "SoftMarginLoss",
     "multi_margin_loss": "MultiMarginLoss",
 }
-_KNOWN_MODULES = (
-    nn.CrossEntropyLoss, nn.NLLLoss, nn.MSELoss, nn.BCEWithLogitsLoss, nn.L1Loss, nn.SmoothL1Loss,
-    nn.HuberLoss, nn.BCELoss, nn.KLDivLoss, nn.PoissonNLLLoss,
-)  # fmt: skip
+_CLASSES: dict[str, type[nn.Module]] = {
+    "cross_entropy": nn.CrossEntropyLoss, "nll": nn.NLLLoss, "mse": nn.MSELoss,
+    "bce_with_logits": nn.BCEWithLogitsLoss, "l1": nn.L1Loss, "smooth_l1": nn.SmoothL1Loss,
+    "huber": nn.HuberLoss, "bce": nn.BCELoss, "kl_div": nn.KLDivLoss,
+    "poisson_nll": nn.PoissonNLLLoss,
+}  # fmt: skip
+_KNOWN_MODULES = tuple(_CLASSES.values())
 
 
 def why_free(loss: Any) -> str:
@@ -388,6 +403,8 @@ def why_free(loss: Any) -> str:
             f"the objective {name!r} is Python code of your own; "
             "loss= with cross_entropy, nll, mse or bce_with_logits can be compiled"
         )
+    if type(fn) in _KNOWN_MODULES:
+        return f"the loss {name} has hooks or a forward of its own; without them it is compiled"
     near = _NEAR_FUNCTIONS.get(name, name)
     own = type(fn).__module__ == "torch.nn.modules.loss" or getattr(F, name, None) is fn
     if own:
@@ -415,6 +432,11 @@ def _instance(kind: type[nn.Module]) -> nn.Module:
 
 
 def _from_module(loss: Any) -> KnownLoss | None:
+    if isinstance(loss, nn.Module) and (
+        loss._forward_hooks or loss._forward_pre_hooks or loss._backward_hooks
+        or loss._backward_pre_hooks or "forward" in loss.__dict__
+    ):  # fmt: skip
+        return None  # it does not compute what its class does
     if type(loss) is nn.CrossEntropyLoss:
         return KnownLoss(
             "cross_entropy",

@@ -25,21 +25,23 @@ ORDER = 0x18  # the order of the samples in an epoch of training,
 DROPOUT = 0x19  # masks of training, also in csrc/program/ops/dropout.cpp
 PROFILES = 0x1C  # directions in which a valley is looked at
 SUBSET = 0x1D  # which samples of the data a landscape takes
+STEP = 0x1E  # the step to the point where a copy is compared with its module
 
 
-def fill(out: Tensor, seed: int, kind: int, index: int = 0) -> Tensor:
+def fill(out: Tensor, seed: int, kind: int, index: int = 0, first: int = 0) -> Tensor:
     """Standard normal numbers in out (n,), float32 or float64, on any device; returns it.
 
     Args:
         seed: any integer, modulo 2^64.
         kind: one of this module's.
         index: which vector of its kind, below 2^56.
+        first: the number of the vector that goes into out[0].
     """
     there = out.device.type == "cpu" or (out.device.type == "cuda" and cuda_problem() is None)
     direct = there and out.dtype == torch.float32 and out.is_contiguous()
     place = out.device if there else "cpu"
     drawn = out if direct else torch.empty(out.shape, dtype=torch.float32, device=place)
-    ops.gaussian(_signed(seed), _signed(kind << 56 | index), 0, out=drawn)
+    ops.gaussian(_signed(seed), _signed(kind << 56 | index), first, out=drawn)
     return out if direct else out.copy_(drawn)
 
 

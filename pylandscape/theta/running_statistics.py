@@ -73,9 +73,7 @@ def point(land: Space, value: Any, name: str, *, needed: bool = False) -> Tensor
     A vector (n,) says nothing of statistics: they are the model's own, or, where they are
     ``needed``, InvalidArgument is raised; as for a module or state dict with other buffers.
     """
-    buffers = foreign_buffers(land, value, name)
-    if buffers:
-        raise InvalidArgument(_no_place(land, sorted(buffers), name))
+    check_buffers(land, value, name)
     vector, statistics = _parts(land, value, name)
     if statistics is None and needed:
         raise InvalidArgument(
@@ -83,6 +81,13 @@ def point(land: Space, value: Any, name: str, *, needed: bool = False) -> Tensor
             f"bn='interpolate' moves, got parameters alone ({type(value).__name__})"
         )
     return torch.cat([vector, land.origin[land.n_params :] if statistics is None else statistics])
+
+
+def check_buffers(land: Space, value: Any, name: str) -> None:
+    """Raises InvalidArgument for a module or state dict with other buffers, which are no point."""
+    buffers = foreign_buffers(land, value, name)
+    if buffers:
+        raise InvalidArgument(_no_place(land, sorted(buffers), name))
 
 
 def step(land: Space, value: Any, name: str) -> Tensor:
@@ -102,7 +107,7 @@ def step(land: Space, value: Any, name: str) -> Tensor:
                 "make it with target_direction() of this landscape"
             )
         statistics = vector.new_zeros(m)
-    return torch.cat([vector, statistics])
+    return torch.cat([vector, statistics]) if m else vector
 
 
 def check_direction(value: Any, name: str) -> None:

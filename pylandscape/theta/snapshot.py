@@ -14,6 +14,7 @@ import copyreg
 import functools
 import random
 import sys
+import threading
 import types
 import weakref
 from collections import deque
@@ -331,6 +332,10 @@ class Snapshot:
             return self._cached(x)
         if isinstance(x, weakref.ref):
             return self._weak(x)
+        if isinstance(x, threading.local):  # what this thread has in it
+            own = self._note(x, type(x)())
+            self._fill(own.__dict__, x.__dict__, self.copy)
+            return own
         if isinstance(x, torch.Generator):
             own = torch.Generator(x.device)
             own.set_state(x.get_state())

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from .data import Dataset
 from .layout import ParameterLayout
+from .pieces import Row
 
 
 class Space(Protocol):
@@ -20,16 +21,26 @@ class Space(Protocol):
 
     layout: ParameterLayout
     moved: ParameterLayout
-    origin: Tensor  # (n + m,): the model's own point
-    theta: Tensor  # (n,): its parameters
+    base: Row  # (n + m,): the model's own point, read piece by piece
     dtype: torch.dtype
     device: torch.device
     model: nn.Module  # the landscape's own copy
     bn: str  # "eval", "recompute", "batch" or "interpolate", as the caller chose
 
     @property
+    def origin(self) -> Tensor:
+        """(n + m,): the model's own point."""
+
+    @property
+    def theta(self) -> Tensor:
+        """(n,): its parameters."""
+
+    @property
     def n_params(self) -> int:
         """n."""
+
+    def point(self, theta: Any) -> Tensor:
+        """The parameters and what else the landscape moves, (n + m,)."""
 
 
 class Problem(Space, Protocol):

@@ -8,7 +8,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +24,10 @@ from ..engines.eager import TorchEngine
 from ..engines.eager_training import TorchStepper
 from ..errors import InvalidArgument, NotLowered, ResumeMismatch
 from ..files.store import target_of
-from ..runs.checkpoint import Checkpoint
+from ..ranks import by_itself, current
+from ..runs.checkpoint import Arrays, Checkpoint
 from ..runs.chunks import next_size
+from ..runs.items import by_ranks, of_ranks
 from ..runs.request import build, differences, listing
 from ..theta import random_source
 from ..theta.checks import chosen_metrics
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
 
 SUFFIX = ".training"  # of the file that holds the state of unfinished runs
 ENGINES = ("auto", "native", "torch")
+COLUMNS = ("step", "metrics", "values", "crc")  # of a record
 
 logger = logging.getLogger("pylandscape")
 
@@ -143,7 +146,27 @@ def train(
     )  # fmt: skip
     evaluate = _evaluator(land, chosen, layout)
     training = _Training(stepper, plan, rates, state, header, evaluate, progress)
-    runs = training.kept(path, request) if path is not None else training.in_memory()
+    whole = jsonable(request, "request")
+
+    def some(at: np.ndarray, beat: Callable[[], None]) -> Arrays:
+        own = plan if len(plan.seeds) == 1 else replace(plan, seeds=tuple(seeds[i] for i in at))
+        chosen = torch.as_tensor(at, device=theta.device)
+        part = RunState(
+            theta[chosen], [torch.zeros_like(theta[chosen]) for _ in rule.slots],
+            statistics[chosen], 0, torch.tensor([seeds[i] for i in at], dtype=torch.int64),
+        )  # fmt: skip
+        return _Training(stepper, own, rates, part, header, evaluate, False, beat).by_run()
+
+    def shared(kept: Checkpoint | None) -> Arrays | None:
+        found = by_ranks("train", whole, count, some, kept=kept, unit="run", progress=progress)
+        return None if found is None else {k: _by_moment(found[k]) for k in COLUMNS}
+
+    if path is not None:
+        runs = training.kept(path, whole, shared)
+    elif (columns := shared(None)) is not None:
+        runs = Runs(header, columns)
+    else:
+        runs = training.in_memory()
     if bad := runs.diverged:
         warnings.warn(
             f"{len(bad)} of {count} runs diverged (their loss or parameters are not finite any "
@@ -203,10 +226,12 @@ class _Training:
         header: log.Header,
         evaluate: Callable[[Tensor, Tensor], Array],
         progress: bool,
+        beat: Callable[[], None] = lambda: None,
     ) -> None:
         self._stepper, self._plan, self._state = stepper, plan, state
         self._rates = torch.from_numpy(rates)
         self._header, self._evaluate, self._progress = header, evaluate, progress
+        self._beat = beat  # called after each chunk of steps
         self._count = len(state.theta)
         self._sums = np.zeros(self._count)  # of the mini-batches' losses since the last record,
         self._terms = 0  # and how many
@@ -214,6 +239,18 @@ class _Training:
 
     def in_memory(self) -> Runs:
         """All records in arrays."""
+        return Runs(self._header, self._columns())
+
+    def by_run(self) -> Arrays:
+        """The records' columns (P, moments, ...)."""
+        shape = (len(self._plan.recorded), self._count)
+        return {
+            name: np.ascontiguousarray(np.moveaxis(column.reshape(*shape, *column.shape[1:]), 1, 0))
+            for name, column in self._columns().items()
+        }
+
+    def _columns(self) -> Arrays:
+        """The records' columns (moments P, ...)."""
         kind = self._header.record()
         found = np.zeros(len(self._plan.recorded) * self._count, kind)
 
@@ -223,18 +260,75 @@ class _Training:
             found[row]["crc"] = log.crc_of(found[row])
 
         self._run(keep, None)
-        return Runs(self._header, {k: found[k] for k in ("step", "metrics", "values", "crc")})
+        return {k: found[k] for k in COLUMNS}
 
-    def kept(self, path: str | os.PathLike[str], request: Mapping[str, Any]) -> Runs:
-        """Records in a file, which a killed run goes on from."""
-        target = target_of(path)
+    def kept(
+        self,
+        path: str | os.PathLike[str],
+        request: Mapping[str, Any],
+        shared: Callable[[Checkpoint], Arrays | None],
+    ) -> Runs:
+        """Records in a file, which a killed run goes on from.
+
+        Several ranks (`shared` gives the columns) keep whole runs, each in a file of its own, and
+        the first writes the result.
+        """
+        ranks = current()
+        if ranks is None:
+            target = target_of(path)
+            if not self._stands(target, request):
+                self._write(target, request, shared)
+            return Runs.open(target)
+        with ranks.call("train in a file", request) as call:
+            first = call.first
+            target = target_of(path) if first else Path(os.path.realpath(path))
+            stands, begun = False, False
+            if first:
+                stands = self._stands(target, request)
+                begun = any(
+                    target.with_name(target.name + s).exists() for s in (log.SUFFIX, SUFFIX)
+                )
+            stands, begun = call.from_first([np.array([stands, begun])])[0].tolist()
+            if not stands and not begun:
+                self._write(target, request, shared, first)
+            elif not stands and first:  # what one process began, one goes on with
+                self._beat = call.beat
+                with by_itself():
+                    self._write(target, request, shared)
+            call.meet("the file of the runs")
+            if first:
+                runs = Runs.open(target)
+                call.from_first([np.asarray(runs.columns[k]) for k in COLUMNS])
+                return runs
+            return Runs(self._header, dict(zip(COLUMNS, call.from_first([]), strict=True)))
+
+    def _stands(self, target: Path, request: Mapping[str, Any]) -> bool:
+        """Whether the file is there, of the same request."""
+        if not target.exists() or target.with_name(target.name + log.SUFFIX).exists():
+            return False
+        _check_same(target, request)
+        return True
+
+    def _write(
+        self,
+        target: Path,
+        request: Mapping[str, Any],
+        shared: Callable[[Checkpoint], Arrays | None],
+        owner: bool = True,
+    ) -> None:
+        """Train, and write the file; another rank than the owner helps."""
         beside = target.with_name(target.name + log.SUFFIX)
         state = target.with_name(target.name + SUFFIX)
-        if target.exists() and not beside.exists():
-            _check_same(target, request)
-            return Runs.open(target)
+        kept = Checkpoint(state if owner else None, request)
+        kept.beside = state
+        if not beside.exists() and (columns := shared(kept)) is not None:
+            if owner:
+                write(target, self._header, columns)
+                for record in of_ranks(state):
+                    record.unlink(missing_ok=True)
+            return
         with ExitStack() as stack:
-            checkpoint = stack.enter_context(Checkpoint(state, jsonable(request, "request")))
+            checkpoint = stack.enter_context(Checkpoint(state, request))
             writer = log.Writer(beside, self._header)
             stack.callback(writer.close)
             before = log.read(beside)[1] if writer.steps else None
@@ -256,10 +350,9 @@ class _Training:
                 raise
             writer.sync()
             header, found = log.read(beside)
-            write(target, header, {k: found[k] for k in ("step", "metrics", "values", "crc")})
+            write(target, header, {k: found[k] for k in COLUMNS})
             checkpoint.remove()
             beside.unlink(missing_ok=True)
-        return Runs.open(target)
 
     def _run(self, keep: Callable[..., None], checkpoint: Checkpoint | None) -> None:
         """``keep(row, step, metrics, values)`` of each record that a resumed run did not have."""
@@ -281,6 +374,7 @@ class _Training:
                     last = min(state.steps + size, stop)
                     taken, begun = last - state.steps, time.perf_counter()
                     self._advance(last)
+                    self._beat()
                     size = next_size(taken, time.perf_counter() - begun)
                     bar.update(taken)
                 self._record(moment, stop, keep)
@@ -328,6 +422,12 @@ class _Training:
             moment.copy_(torch.from_numpy(found[f"moment{k}"]))
         state.steps = int(found["steps"])
         self._sums, self._terms = found["sums"].copy(), int(found["terms"])
+
+
+def _by_moment(column: np.ndarray) -> np.ndarray:
+    """(P, moments, ...) as a log's (moments P, ...)."""
+    turned = np.moveaxis(column, 0, 1)
+    return np.ascontiguousarray(turned).reshape(-1, *turned.shape[2:])
 
 
 def _seeds(seed: Any, count: int) -> list[int]:

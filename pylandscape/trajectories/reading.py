@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 
 
 def trajectory(
-    source: Any, like: Landscape | nn.Module | None = None, *, steps: Any = None
-) -> Trajectory:
+    source: Any, like: Landscape | nn.Module | None = None, *, steps: Any = None,
+    run: int | None = None,
+) -> Trajectory:  # fmt: skip
     """The points of a run, in order.
 
     Args:
@@ -36,21 +37,25 @@ def trajectory(
             and where a model has other floating-point buffers.
         steps: (T,) integers; default those recorded, or the last number in the files' names where
             these increase, else 0 .. T - 1.
+        run: which one of a recording of several runs (`train`), counted from 0.
 
     Raises:
-        InvalidArgument: nothing there, a state of another model (it says which names are missing
-            and which are left over), vectors without ``like``.
+        InvalidArgument: nothing there, a recording of several runs without ``run``, a state of
+            another model (it says which names are missing and which are left over), vectors
+            without ``like``.
         FileFormatError: a damaged recording.
     """
     layout = _layout(like)
     if isinstance(source, Trajectory):
         return source if steps is None else _with_steps(source, steps)
     if isinstance(source, str | os.PathLike):
-        found = _recording(Path(source))
+        found = _recording(Path(source), run)
         if found is not None:
             _check_same(found.layout, layout, source)
             return found if steps is None else _with_steps(found, steps)
         source = series(source, "trajectory")
+    if run is not None:
+        raise InvalidArgument("run: expected with a recording of several runs, got another source")
     if hasattr(source, "shape") and getattr(source, "ndim", 0) == 2:
         if layout is None:
             raise _needs_like("an array")
@@ -101,18 +106,18 @@ def _of_items(items: list[Any], layout: ParameterLayout | None, steps: Any) -> T
     return of_states(states, layout or layout_of(states[0]), names, steps=steps)
 
 
-def _recording(path: Path) -> Trajectory | None:
+def _recording(path: Path, run: int | None) -> Trajectory | None:
     """The recording at ``path``, or the one that goes on beside it; None if it is neither."""
     beside = path.with_name(path.name + log.SUFFIX)
     if beside.is_file():  # a finished file that goes on is in it
-        return of_log(beside)
+        return of_log(beside, run)
     if not path.is_file():
         return None
     if log.is_log(path):
-        return of_log(path)
+        return of_log(path, run)
     with open(path, "rb") as file:
         is_hdf5 = file.read(8) == b"\x89HDF\r\n\x1a\n"
-    return of_file(path) if is_hdf5 else None
+    return of_file(path, run) if is_hdf5 else None
 
 
 def _layout(like: Any) -> ParameterLayout | None:

@@ -23,6 +23,8 @@ from . import log, records, store
 from .base import Trajectory
 from .reading import trajectory
 
+EXPLODED = 100.0  # times the loss at the start
+
 
 class Runs(Pictured, Sequence[Trajectory]):
     """P training runs of one model, side by side; ``runs[p]`` is the `Trajectory` of run p.
@@ -81,6 +83,11 @@ class Runs(Pictured, Sequence[Trajectory]):
         return cls(header, columns, name)
 
     @property
+    def columns(self) -> Mapping[str, Any]:
+        """The records' columns (T P, ...): step, metrics, values, crc."""
+        return self._columns
+
+    @property
     def n(self) -> int:
         """The number of parameters."""
         return self.layout.n
@@ -113,6 +120,17 @@ class Runs(Pictured, Sequence[Trajectory]):
                 bad.append(p)
         return bad
 
+    @property
+    def exploded(self) -> list[int]:
+        """The runs that diverged, and those whose loss ends at more than 100 times its start."""
+        name = next((k for k in ("loss", "batch_loss") if k in self.metrics), None)
+        if name is None:
+            return self.diverged
+        found = self.metrics[name]
+        start = found[:, 0 if name == "loss" else min(1, found.shape[1] - 1)]
+        high = found[:, -1] > EXPLODED * np.abs(start)
+        return sorted({*self.diverged, *map(int, np.flatnonzero(high))})
+
     def ends(self) -> Tensor:
         """(P, n) float64: where the runs ended."""
         last = np.array(self._columns["values"][-self._count :, : self.n], dtype=np.float64)
@@ -129,7 +147,7 @@ class Runs(Pictured, Sequence[Trajectory]):
         Options:
             metric: one of `metrics`; default the loss over the data, else of mini-batches.
             labels: P names; default their numbers.
-            log: a logarithmic axis.
+            log: a logarithmic axis; default where a run explodes (`exploded`).
             title: above the picture.
             figsize: (width, height) of a figure of its own, in inches.
         """

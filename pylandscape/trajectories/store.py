@@ -19,21 +19,21 @@ from .records import CONTENT
 from .sources import VERIFIED, ArraySource
 
 
-def of_log(path: str | os.PathLike[str]) -> Trajectory:
-    """The trajectory in a log; its numbers stay in the file."""
+def of_log(path: str | os.PathLike[str], run: int | None = None) -> Trajectory:
+    """The trajectory in a log, or one of its runs; its numbers stay in the file."""
     header, records = records_of_log(path)
-    return trajectory_of(_alone(header, path), records, path)
+    return trajectory_of(header, _of_run(header, records, run, path), path)
 
 
-def of_file(path: str | os.PathLike[str]) -> Trajectory:
-    """The trajectory in an HDF5 file; its numbers stay in the file.
+def of_file(path: str | os.PathLike[str], run: int | None = None) -> Trajectory:
+    """The trajectory in an HDF5 file, or one of its runs; its numbers stay in the file.
 
     Raises:
         FileFormatError: damaged (of a large file only its shape is looked at, the rest by
             `Trajectory.verify`), or another result.
     """
     header, records, source = records_of_file(path)
-    return trajectory_of(_alone(header, source), records, source)
+    return trajectory_of(header, _of_run(header, records, run, source), source)
 
 
 def records_of_log(path: str | os.PathLike[str]) -> tuple[log.Header, dict[str, Any]]:
@@ -62,13 +62,21 @@ def records_of_file(path: str | os.PathLike[str]) -> tuple[log.Header, dict[str,
     return header, {**records, "values": mapped}, source
 
 
-def _alone(header: log.Header, path: Any) -> log.Header:
-    count = header.about.get("runs", 1)
-    if count > 1:
+def _of_run(
+    header: log.Header, records: dict[str, Any], run: int | None, path: Any
+) -> dict[str, Any]:
+    """The records of one run among those of several, which lie in turns."""
+    count = int(header.about.get("runs", 1))
+    if run is None and count > 1:
         raise InvalidArgument(
-            f"trajectory: {path} holds {count} runs; Runs.open(path)[p] is the trajectory of one"
+            f"run: expected 0 to {count - 1}, got none: {path} holds {count} runs, and run=K is "
+            "the trajectory of one; Runs.open(path) has all of them"
         )
-    return header
+    chosen = 0 if run is None else run
+    if isinstance(chosen, bool) or not isinstance(chosen, int) or not -count <= chosen < count:
+        raise InvalidArgument(f"run: expected 0 to {count - 1}, a run of {path}, got {run!r}")
+    whole = len(records["step"]) // count * count  # a killed run may lack the last few
+    return {k: column[:whole][chosen % count :: count] for k, column in records.items()}
 
 
 def trajectory_of(header: log.Header, records: dict[str, Any], path: Any) -> Trajectory:

@@ -35,7 +35,10 @@ struct Conv : Rules<Conv> {
   static int64_t channels(const Op& op) { return op.conv.groups * op.conv.channels; }
   static int64_t outputs(const Op& op) { return op.conv.groups * op.conv.rows; }
   static Columns columns(const Op& op) {
-    return {pixels(op), channels(op), 0, op.conv.in_w, 1, pixels(op), 0};
+    const cpu::ConvArgs& a = op.conv;
+    if (!a.by_patches()) return {pixels(op), channels(op), 0, a.in_w, 1, pixels(op), 0};
+    const int64_t out = a.out_h * a.out_w;
+    return {out, channels(op) * a.kernel_h * a.kernel_w, 0, a.out_w, 1, out, 0, true};
   }
 
   template <typename T>
@@ -55,14 +58,14 @@ struct Conv : Rules<Conv> {
     const Call<T> c = call_of(p);
     call(c);
     if (p.packs_forward())
-      p.kernels.pack_pixels(pixels(p.op), channels(p.op), p.cols, c.x(),
+      p.kernels.pack_pixels(p.op.conv, p.cols, c.x(),
                             p.to.columns.data() + p.layout.columns_at[p.number]);
   }
 
   template <typename T>
   static void reverse(const Reverse<T>& p) {
     if (p.dw != nullptr && p.packs_late())
-      p.kernels.pack_pixels(pixels(p.op), channels(p.op), p.cols, p.x(), p.late_columns);
+      p.kernels.pack_pixels(p.op.conv, p.cols, p.x(), p.late_columns);
     if (p.dw != nullptr) p.kernels.conv_outer_add(p.op.conv, p.cols, p.dy, p.columns(), p.dw);
     if (p.db != nullptr) pixel_sums_add(p, p.dy, p.db);
     if (p.dx != nullptr)
@@ -91,7 +94,7 @@ struct Conv : Rules<Conv> {
     if (p.rdw != nullptr) {
       p.kernels.conv_outer_add(a, p.cols, p.rdy, p.columns(), p.rdw);
       if (p.rx != nullptr) {
-        p.kernels.pack_pixels(pixels(p.op), channels(p.op), p.cols, p.rx, p.own_columns);
+        p.kernels.pack_pixels(p.op.conv, p.cols, p.rx, p.own_columns);
         p.kernels.conv_outer_add(a, p.cols, p.dy, p.own_columns, p.rdw);
       }
     }

@@ -30,8 +30,9 @@ struct Columns {
   int64_t vectors;
   int64_t at_once;     // blocks whose tangents are needed together
   int64_t panel_rows;  // rows of the output whose adjoints are kept as panels
+  bool own = false;    // no other op reads them
   bool same_input(const Columns& o) const {
-    return count == o.count && k == o.k && first == o.first && width == o.width;
+    return !own && !o.own && count == o.count && k == o.k && first == o.first && width == o.width;
   }
 };
 

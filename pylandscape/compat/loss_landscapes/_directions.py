@@ -15,6 +15,7 @@ from torch import Tensor
 from ...errors import InvalidArgument
 from ...theta.directions import random_directions
 from ...theta.layout import ParameterEntry, ParameterLayout
+from ...theta.pieces import Stored
 from .model_interface.model_parameters import (
     ModelParameters,
     orthogonal_to,
@@ -40,6 +41,11 @@ class _Theta:
 
     layout: ParameterLayout
     theta: Tensor
+
+    @property
+    def base(self) -> Stored:
+        """theta, as what is read piece by piece."""
+        return Stored(self.theta)
 
 
 def check_normalization(normalization: Any) -> None:

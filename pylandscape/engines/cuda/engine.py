@@ -511,6 +511,7 @@ def lower(
         own, loss, dataset, layout, theta.cpu(), dtype=dtype, memory=memory, bn=bn
     )
     data = Data.of(dataset, dtype)
+    own = data.module(own)
 
     def engine_of(lowered: NativeEngine, some: Data) -> CudaEngine:
         return CudaEngine(

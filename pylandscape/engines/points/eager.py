@@ -30,8 +30,7 @@ class TorchPoints:
     """A `PointEngine` of every landscape, by a float64 copy of its model.
 
     Points are vectorised by torch.func where the model allows it, otherwise they run one by one
-    through double backward; so for layer norm, of which torch.func (2.13) misses mixed second
-    derivatives: its Hessian is not symmetric then. Batch norm as in ``Landscape.gradient``.
+    through double backward. Batch norm as in ``Landscape.gradient``.
     """
 
     reason: str | None = None
@@ -66,7 +65,8 @@ class TorchPoints:
     def hessians(self, points: np.ndarray) -> tuple[Losses, np.ndarray, np.ndarray]:
         """The same, and Hessians (p, n, n), exactly symmetric."""
         value = torch.func.grad_and_value(self._engine.functional_loss)
-        hessian = torch.func.hessian(self._engine.functional_loss)
+        # Backward twice, as `_hessian` and users take it: forward mode differs at some kinks.
+        hessian = torch.func.jacrev(torch.func.jacrev(self._engine.functional_loss))
 
         def all_three(p: Tensor) -> tuple[Tensor, ...]:
             gradient, loss = torch.func.vmap(value)(p)

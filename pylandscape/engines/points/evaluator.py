@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,13 +27,16 @@ class PointEvaluator:
     Made once: the model and its data are compiled in float64, for the CPU or for the GPU that they
     are on, or, where the core cannot, copied for torch (``reason`` says why). Calls take contiguous
     float64 arrays (p, n) and check nothing. ``engine`` answers: `NativePoints`, `PointsCuda` or
-    `TorchPoints`.
+    `TorchPoints`; the last also for points with a finite loss whose derivatives are not finite in
+    the others (of an infinite slope behind a zero one, autograd takes some as zero).
     """
 
     def __init__(self, land: Answered) -> None:
         self.n = land.n_params
         self.reason: str | None = None
         self.engine: PointEngine
+        self._land = land
+        self._torch: TorchPoints | None = None
         try:
             self.engine = compiled_points(land)
         except NotLowered as refusal:
@@ -41,11 +45,17 @@ class PointEvaluator:
 
     def gradients(self, points: np.ndarray) -> tuple[Losses, np.ndarray]:
         """Losses (p,) and gradients (p, n)."""
-        return self.engine.gradients(points)
+        found = self.engine.gradients(points)
+        for rows, asked in self._not_finite(points, found):
+            found[1][rows] = asked.gradients(points[rows])[1]
+        return found
 
     def hessians(self, points: np.ndarray) -> tuple[Losses, np.ndarray, np.ndarray]:
         """Losses (p,), gradients (p, n) and Hessians (p, n, n)."""
-        return self.engine.hessians(points)
+        found = self.engine.hessians(points)
+        for rows, asked in self._not_finite(points, found):
+            _, found[1][rows], found[2][rows] = asked.hessians(points[rows])
+        return found
 
     def spectra(self, points: np.ndarray) -> tuple[Losses, np.ndarray, np.ndarray]:
         """Losses (p,), gradients (p, n) and the Hessians' eigenvalues (p, n), ascending.
@@ -54,6 +64,11 @@ class PointEvaluator:
         """
         found = self.engine.spectra(points)
         if found is not None:
+            for rows, asked in self._not_finite(points, found):
+                for row in rows:  # one Hessian at a time
+                    own = slice(row, row + 1)
+                    _, found[1][own], matrices = asked.hessians(points[own])
+                    found[2][own] = eigenvalues(matrices)
             return found
         size = block_size(self.n)
         parts = []
@@ -62,6 +77,22 @@ class PointEvaluator:
             parts.append((losses, gradients, eigenvalues(matrices)))
         losses, gradients, values = (np.concatenate(column) for column in zip(*parts, strict=True))
         return losses, gradients, values
+
+    def _not_finite(
+        self, points: np.ndarray, found: tuple[np.ndarray, ...]
+    ) -> Iterator[tuple[np.ndarray, TorchPoints]]:
+        """The points that torch is asked for, in parts, and whom to ask."""
+        if isinstance(self.engine, TorchPoints):
+            return
+        losses, derivatives = found[0], found[1:]
+        good = np.isfinite(losses) & np.isfinite(points).all(axis=1)
+        whole = [np.isfinite(d).all(axis=tuple(range(1, d.ndim))) for d in derivatives]
+        rows = np.flatnonzero(good & ~np.logical_and.reduce(whole))
+        size = block_size(self.n)
+        for first in range(0, len(rows), size):
+            if self._torch is None:
+                self._torch = TorchPoints(self._land)
+            yield rows[first : first + size], self._torch
 
 
 def eigenvalues(matrices: Any) -> np.ndarray:

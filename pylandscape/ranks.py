@@ -1,0 +1,663 @@
+"""Several processes that answer as one: the ranks of a torch.distributed group.
+
+Every rank runs the same script and calls the same functions. Long work is cut into items; ranks
+draw them from a counter in the group's store, compute them alone, and exchange what they found, so
+every rank ends with the whole result and with the bits of one process. Where: runs/chunks.py
+(points), runs/items.py (walks, probes, runs of training), runs/resume.py (files).
+
+All waiting goes through the store and has a time limit: ranks compare what they ask before they
+start, look for failures of others between items and while they wait, and notice a rank that gives
+no sign of life. Arrays go through a gloo group of our own, whatever the user's backend is; they are
+numbers with a shape, never pickled objects.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+
+from .errors import InvalidArgument, RankFailed
+
+TIMEOUT = 1800.0  # seconds without a sign of life after which a rank counts as lost
+GRACE = 2.0  # seconds in which the other ranks may say what they ask, once one differs
+LEAVING = 5.0  # seconds that rank 0, which may hold the store, waits for the others at the end
+LISTEN = 1.0  # seconds between two looks at the signs of life
+SMALL = 1 << 16  # bytes that go through the store; more go through gloo
+PIECE = 1 << 28  # bytes of one broadcast
+OWNER = "PYLANDSCAPE_RANK_PROCESS"  # environment: the process that is the rank; children are not
+
+# Which part of a request a field belongs to; all others are arguments.
+PARTS = {
+    "model": ("model", "model_state", "layout", "n_params", "dtype", "bn", "has_batchnorm", "loss"),
+    "theta": ("theta", "model_theta"),
+    "data": ("data", "batches", "subset"),
+    "arithmetic": ("engine", "instruction_set", "arithmetic", "versions"),
+}
+HINTS = {
+    "data": "every rank needs the same samples in the same order: does the loader shuffle, or has "
+    "it a DistributedSampler (whose shards differ, and are padded with duplicates)? Give every "
+    "rank all of the data; Landscape(..., shard='data') shares out their samples by itself",
+    "model": "load the same checkpoint on all ranks, or broadcast rank 0's",
+    "theta": "load the same checkpoint on all ranks, or broadcast rank 0's",
+    "arithmetic": "ranks need the same versions, kind of processor or GPU, and number of threads "
+    "for the bits of one process",
+    "function": "every rank must make the same calls in the same order",
+    "arguments": "every rank must give the same arguments, seeds included",
+}
+
+
+class Ranks:
+    """The group as this process sees it.
+
+    Attributes:
+        rank, size: this process's number among how many.
+    """
+
+    def __init__(self, store: Any, rank: int, size: int) -> None:
+        self.rank, self.size = rank, size
+        self._store = store
+        self._calls = 0
+        self._open: list[int] = []  # the calls that we are in, outermost first
+        self._posted = -1  # the outermost call whose failure we told
+        self._beats = 0
+        self._failures: list[dict[str, Any]] = []
+        self._old: list[str] = []  # our keys of calls that have ended
+        self._gloo: Any = None
+        self._generation = 0  # of the gloo group: another one after a failure
+
+    @property
+    def first(self) -> bool:
+        """Whether this is rank 0, which owns files and speaks."""
+        return self.rank == 0
+
+    @property
+    def timeout(self) -> float:
+        """Seconds without a sign of life after which a rank counts as lost."""
+        return _state.timeout or TIMEOUT
+
+    def __repr__(self) -> str:
+        return f"<rank {self.rank} of {self.size}>"
+
+    @contextmanager
+    def call(self, function: str, request: Mapping[str, Any]) -> Iterator[Call]:
+        """One piece of work of all ranks, begun together; an exception in it ends it on all.
+
+        Raises:
+            InvalidArgument: the ranks ask different things.
+            RankFailed: another rank failed or is lost.
+        """
+        call = Call(self, self._calls)
+        self._calls += 1
+        self._open.append(call.number)
+        try:
+            call.agree(function, request)
+            for key in self._old:
+                with suppress(Exception):
+                    self._store.delete_key(key)
+            self._old = []
+            yield call
+        except BaseException as error:
+            self._fail(error)
+            raise
+        finally:
+            self._open.pop()
+            self._old += call.keys
+
+    def beat(self) -> None:
+        """A sign of life, and a look for failures of others."""
+        self._beats += 1
+        self.put(f"beat/{self.rank}", str(self._beats))
+        self.check()
+
+    def check(self) -> None:
+        """Raises RankFailed where another rank failed in the call that we are in."""
+        count = self._ask(lambda: self._store.add("failures", 0))
+        for i in range(len(self._failures), count):
+            told = self.get(f"failure/{i}")
+            if told is None:  # counted, not yet written
+                break
+            self._failures.append(json.loads(told))
+        if not self._open:
+            return
+        for failure in self._failures:
+            if failure["call"] == self._open[0] and failure["rank"] != self.rank:
+                raise RankFailed(f"rank {failure['rank']} stopped: {failure['text']}", told=True)
+
+    def put(self, key: str, value: str | bytes) -> None:
+        self._ask(lambda: self._store.set(key, value))
+
+    def get(self, key: str) -> bytes | None:
+        """What is there, or None; waits for nothing."""
+        if not self._ask(lambda: self._store.check([key])):
+            return None
+        found: bytes = self._ask(lambda: self._store.get(key))
+        return found
+
+    def add(self, key: str, count: int) -> int:
+        return int(self._ask(lambda: self._store.add(key, count)))
+
+    def wait(
+        self,
+        ranks: Sequence[int],
+        there: Callable[[int], bool],
+        what: str,
+        meanwhile: Callable[[], None] | None = None,
+        enough: Callable[[], bool] | None = None,
+    ) -> None:
+        """Wait until `there` holds for all of the ranks, or until it is `enough`.
+
+        Raises:
+            RankFailed: one failed, has left, or gave no sign of life for `timeout` seconds.
+        """
+        left, delay, begun = list(ranks), 1e-3, time.monotonic()
+        heard = dict.fromkeys(left, (b"", begun))
+        listened = begun
+        while left := [r for r in left if not there(r)]:
+            self.check()
+            if enough is not None and enough():
+                return
+            now = time.monotonic()
+            if now - listened > min(LISTEN, self.timeout / 4):
+                listened = now
+                for r in left:
+                    self._listen(r, heard, now, what)
+            if meanwhile is not None:
+                meanwhile()
+            time.sleep(delay)
+            delay = min(1.5 * delay, 0.05)
+
+    def leave(self, error: BaseException | None) -> None:
+        """Tell the others that this rank takes part in nothing more."""
+        text = "it has left the group" if error is None else _told(error)
+        with suppress(Exception):
+            self._store.set(f"left/{self.rank}", text)
+            if self.first:
+                end = time.monotonic() + LEAVING
+                others = [f"left/{r}" for r in range(1, self.size)]
+                while not self._store.check(others) and time.monotonic() < end:
+                    time.sleep(0.01)
+
+    def broadcast(self, buffer: np.ndarray, source: int) -> None:
+        """The bytes of rank `source` into the others' buffer (b,) uint8, by gloo."""
+        import torch
+        import torch.distributed as dist
+
+        try:
+            if self._gloo is None:
+                self._gloo = dist.ProcessGroupGloo(
+                    dist.PrefixStore(f"gloo/{self._generation}", self._store), self.rank,
+                    self.size, timedelta(seconds=self.timeout),
+                )  # fmt: skip
+            options = dist.BroadcastOptions()
+            options.rootRank, options.rootTensor = source, 0
+            for begin in range(0, buffer.size, PIECE):
+                part = torch.from_numpy(buffer[begin : begin + PIECE])
+                work, delay = self._gloo.broadcast([part], options), 1e-4
+                while not work.is_completed():
+                    self.check()
+                    time.sleep(delay)
+                    delay = min(1.5 * delay, 0.01)
+                work.wait()
+        except RankFailed:
+            raise
+        except Exception as error:
+            raise RankFailed(
+                f"the ranks lost each other while arrays of rank {source} were sent: {error}"
+            ) from error
+
+    def _listen(
+        self, rank: int, heard: dict[int, tuple[bytes, float]], now: float, what: str
+    ) -> None:
+        gone = self.get(f"left/{rank}")
+        if gone is not None:
+            raise RankFailed(f"rank {rank} does not come to {what}: {gone.decode()}")
+        beat = self.get(f"beat/{rank}") or b""
+        if beat != heard[rank][0]:
+            heard[rank] = beat, now
+        silent = now - heard[rank][1]
+        if silent > self.timeout:
+            raise RankFailed(
+                f"rank {rank} did not come to {what} and gave no sign of life for "
+                f"{silent:.0f} s: it ended, hangs, or does not make this call (every rank must; "
+                "with pl.distributed(alone=True): is for work of one rank). "
+                "pl.distributed(timeout=...) sets the limit"
+            )
+
+    def _fail(self, error: BaseException) -> None:
+        """Tell the others, once for each outermost call."""
+        self._gloo = None  # some may be in the middle of it
+        self._generation += 1
+        told_by_another = isinstance(error, RankFailed) and error.told
+        if told_by_another or self._posted == self._open[0]:
+            return
+        self._posted = self._open[0]
+        told = {"rank": self.rank, "call": self._open[0], "text": _told(error)}
+        with suppress(Exception):
+            number = self._store.add("failures", 1) - 1
+            self._store.set(f"failure/{number}", json.dumps(told))
+
+    def _ask(self, question: Callable[[], Any]) -> Any:
+        try:
+            return question()
+        except Exception as error:
+            raise RankFailed(
+                f"the store of the group does not answer; the process that holds it (rank 0, or "
+                f"torchrun) ended: {error}"
+            ) from error
+
+
+class Call:
+    """One call of all ranks; see `Ranks.call`. All make the same exchanges in the same order."""
+
+    def __init__(self, ranks: Ranks, number: int) -> None:
+        self.ranks, self.number = ranks, number
+        self.rank, self.size, self.first = ranks.rank, ranks.size, ranks.first
+        self.keys: list[str] = []  # that this rank wrote
+        self._steps = 0
+        self._sent = 0
+        self._received = [0] * ranks.size
+
+    def agree(self, function: str, request: Mapping[str, Any]) -> None:
+        """Compare with the other ranks; see `Ranks.call`."""
+        own = {"function": function, **_parts(request)}
+        mine = {"asked": own, "gloo": self.ranks._generation}
+        self._put(f"asked/{self.rank}", json.dumps(mine))
+        others = [r for r in range(self.size) if r != self.rank]
+        found: dict[int, Any] = {self.rank: mine}
+
+        def there(rank: int) -> bool:
+            told = self.ranks.get(self._key(f"asked/{rank}"))
+            if told is not None:
+                found[rank] = json.loads(told)
+            return told is not None
+
+        def differs() -> bool:
+            return any(each["asked"] != own for each in found.values())
+
+        end = math.inf
+
+        def enough() -> bool:
+            nonlocal end
+            if differs():
+                end = min(end, time.monotonic() + GRACE)
+            return time.monotonic() > end
+
+        self.ranks.wait(others, there, f"call {self.number + 1}, {function}", enough=enough)
+        if differs():
+            asked = {rank: each["asked"] for rank, each in found.items()}
+            raise InvalidArgument(_difference(self.number, asked))
+        newest = max(each["gloo"] for each in found.values())
+        if newest > self.ranks._generation:
+            self.ranks._generation, self.ranks._gloo = newest, None
+
+    def draw(self, count: int) -> int:
+        """The first of `count` numbers that no other rank gets: 0, 1, 2, ..."""
+        key = "next"
+        if self.first and self._key(key) not in self.keys:
+            self.keys.append(self._key(key))
+        return self.ranks.add(self._key(key), count) - count
+
+    def beat(self) -> None:
+        self.ranks.beat()
+
+    def meet(self, what: str, meanwhile: Callable[[], None] | None = None) -> None:
+        """Wait until all ranks are here."""
+        name = self._step()
+        self._put(f"{name}/{self.rank}", "1")
+        others = [r for r in range(self.size) if r != self.rank]
+
+        def there(rank: int) -> bool:
+            return self.ranks.get(self._key(f"{name}/{rank}")) is not None
+
+        self.ranks.wait(others, there, what, meanwhile)
+
+    def exchange(self, arrays: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
+        """Every rank's arrays, of numbers, on all ranks."""
+        given = [np.asarray(a, order="C") for a in arrays]
+        content = b"".join(a.tobytes() for a in given)
+        header = json.dumps([[a.dtype.str, list(a.shape)] for a in given]).encode()
+        name = self._step()
+        head = len(header).to_bytes(8, "little") + len(content).to_bytes(8, "little") + header
+        self._put(f"{name}/{self.rank}", head + (content if len(content) <= SMALL else b""))
+        told: dict[int, bytes] = {}
+
+        def there(rank: int) -> bool:
+            found = self.ranks.get(self._key(f"{name}/{rank}"))
+            if found is not None:
+                told[rank] = found
+            return found is not None
+
+        self.ranks.wait(range(self.size), there, "the exchange of results")
+        found = []
+        for rank in range(self.size):
+            length, size = (int.from_bytes(told[rank][i : i + 8], "little") for i in (0, 8))
+            kinds = json.loads(told[rank][16 : 16 + length])
+            if size <= SMALL:
+                raw = np.frombuffer(told[rank][16 + length :], dtype=np.uint8)
+            else:
+                raw = np.empty(size, dtype=np.uint8)
+                if rank == self.rank:
+                    raw[:] = np.frombuffer(content, dtype=np.uint8)
+                self.ranks.broadcast(raw, rank)
+            found.append(_arrays(raw, kinds))
+        return found
+
+    def from_first(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Rank 0's arrays; those of others are not looked at."""
+        return self.exchange(arrays if self.first else [])[0]
+
+    def send(self, *arrays: np.ndarray) -> None:
+        """Arrays to rank 0, which gets them by `received` whenever it looks."""
+        given = [np.asarray(a, order="C") for a in arrays]
+        header = json.dumps([[a.dtype.str, list(a.shape)] for a in given]).encode()
+        content = b"".join(a.tobytes() for a in given)
+        key = f"sent/{self.rank}/{self._sent}"
+        self.ranks.put(self._key(key), len(header).to_bytes(8, "little") + header + content)
+        self._sent += 1
+
+    def received(self) -> Iterator[list[np.ndarray]]:
+        """What others have sent since the last look."""
+        for rank in range(1, self.size):
+            while True:
+                key = self._key(f"sent/{rank}/{self._received[rank]}")
+                told = self.ranks.get(key)
+                if told is None:
+                    break
+                self._received[rank] += 1
+                self.keys.append(key)
+                length = int.from_bytes(told[:8], "little")
+                kinds = json.loads(told[8 : 8 + length])
+                yield _arrays(np.frombuffer(told[8 + length :], dtype=np.uint8), kinds)
+
+    def _step(self) -> str:
+        self._steps += 1
+        return f"step{self._steps}"
+
+    def _key(self, name: str) -> str:
+        return f"{self.number}/{name}"
+
+    def _put(self, name: str, value: str | bytes) -> None:
+        self.keys.append(self._key(name))
+        self.ranks.put(self._key(name), value)
+
+
+class _Alone(threading.local):
+    depth = 0
+
+
+class _State:
+    """Of this process: the group, and what `distributed` asked for."""
+
+    ranks: Ranks | None = None
+    of: Any = None  # the torch group, or the store, that `ranks` is of
+    timeout: float | None = None
+
+
+_alone = _Alone()
+_state = _State()
+
+
+def current() -> Ranks | None:
+    """The ranks that share the work; None where this process works alone."""
+    if _alone.depth:
+        return None
+    dist: Any = sys.modules.get("torch.distributed")
+    if dist is not None and dist.is_available() and dist.is_initialized():
+        if dist.get_world_size() == 1:
+            return None
+        world = dist.group.WORLD
+        if _state.ranks is None or _state.of is not world:
+            store = dist.distributed_c10d._get_default_store()
+            _join(store, dist.get_rank(), dist.get_world_size(), world)
+        return _state.ranks
+    if not _launched():
+        return None
+    if _state.ranks is None or not isinstance(_state.of, str):
+        import torch.distributed as dist
+
+        if not dist.is_available():
+            return None
+        store, rank, size = _rendezvous(dist)
+        _join(store, rank, size, "torchrun")
+    return _state.ranks
+
+
+def in_step(request: Mapping[str, Any]) -> bool:
+    """Whether the ranks answer this one together, each for its own samples (shard="data")."""
+    return request.get("operator", request).get("shard") == "data"
+
+
+def speaks() -> bool:
+    """Whether this process shows progress and prints: one that is alone, or rank 0."""
+    if _state.ranks is not None:
+        return _state.ranks.first
+    dist: Any = sys.modules.get("torch.distributed")
+    if dist is not None and dist.is_available() and dist.is_initialized():
+        return bool(dist.get_rank() == 0)
+    return not _launched() or os.environ.get("RANK", "0") == "0"
+
+
+@contextmanager
+def by_itself() -> Iterator[None]:
+    """A block in which this process works by itself: an item, or work of one rank."""
+    _alone.depth += 1
+    try:
+        yield
+    finally:
+        _alone.depth -= 1
+
+
+@contextmanager
+def distributed(
+    timeout: float | timedelta | None = None, backend: str | None = None, *, alone: bool = False
+) -> Iterator[Any]:
+    """Share the work of a block among the processes that torchrun started::
+
+        with pl.distributed() as ranks:  # torchrun --nproc-per-node=4 script.py
+            surface = pl.plane(land, *directions, path="surface.h5")
+        if ranks.rank == 0:
+            surface.plot().figure.savefig("surface.png")
+
+    Every rank makes the same calls and gets the same results, with the bits of one process. Under
+    torchrun that is so without this block, too; it also makes torch's default group, with which
+    the script may go on, and destroys it at the end. A group that exists (Accelerate, Lightning,
+    ``init_process_group``) is used as it is. In one process nothing changes.
+
+    Args:
+        timeout: seconds without a sign of life (each finished item is one) after which a rank
+            counts as lost, and of meeting the others at the start; default 1,800.
+        backend: of the group that is made; default gloo, and NCCL for tensors on GPUs where every
+            process of this machine has one.
+        alone: the opposite: a block in which this process works by itself, for what not all ranks
+            call.
+
+    Gives an object with ``rank``, ``size`` and ``first``.
+
+    Raises:
+        InvalidArgument: a world size above 1 in the environment without an address to meet at, NCCL
+            without GPUs, a timeout that is no positive number.
+        RankFailed: the ranks do not meet in time.
+    """
+    limit = _seconds(timeout)
+    if alone:
+        with by_itself():
+            yield _One()
+        return
+    import torch
+    import torch.distributed as dist
+
+    if backend is not None and "nccl" in backend and not torch.cuda.is_available():
+        raise InvalidArgument("backend: expected 'gloo' on a machine without GPUs, got 'nccl'")
+    made = dist.is_available() and not dist.is_initialized() and _world_size() > 1
+    device = torch.cuda.current_device() if made and torch.cuda.is_available() else None
+    before, _state.timeout = _state.timeout, limit or _state.timeout
+    ended: BaseException | None = None
+    try:
+        if made:
+            _make(dist, torch, backend)
+        yield current() or _One()
+    except BaseException as error:
+        ended = error
+        raise
+    finally:
+        if made:
+            if _state.ranks is not None:
+                _state.ranks.leave(ended)
+            _state.ranks = _state.of = None
+            if dist.is_initialized():
+                dist.destroy_process_group()
+            if device is not None:
+                torch.cuda.set_device(device)
+        _state.timeout = before
+
+
+class _One:
+    """A process that is alone, as `Ranks`."""
+
+    rank, size, first = 0, 1, True
+
+
+def _make(dist: Any, torch: Any, backend: str | None) -> None:
+    """torch's default group, from torchrun's environment."""
+    missing = [n for n in ("RANK", "MASTER_ADDR", "MASTER_PORT") if n not in os.environ]
+    if missing:
+        raise InvalidArgument(
+            f"distributed: WORLD_SIZE is {os.environ['WORLD_SIZE']} in the environment, but "
+            f"{', '.join(missing)} is not: start the script by torchrun, make the group "
+            "(torch.distributed.init_process_group), or unset WORLD_SIZE"
+        )
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
+    if backend is None:
+        enough = torch.cuda.is_available() and torch.cuda.device_count() >= here
+        backend = "cpu:gloo,cuda:nccl" if enough and dist.is_nccl_available() else "gloo"
+    if "nccl" in backend:
+        torch.cuda.set_device(local)
+    limit = timedelta(seconds=_state.timeout or TIMEOUT)
+    try:
+        dist.init_process_group(backend, timeout=limit)
+    except Exception as error:
+        raise RankFailed(_no_meeting(error)) from error
+
+
+def _rendezvous(dist: Any) -> tuple[Any, int, int]:
+    try:
+        limit = timedelta(seconds=_state.timeout or TIMEOUT)
+        found: tuple[Any, int, int] = next(iter(dist.rendezvous("env://", timeout=limit)))
+    except Exception as error:
+        raise RankFailed(_no_meeting(error)) from error
+    return found
+
+
+def _no_meeting(error: Exception) -> str:
+    where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+    first = (str(error).splitlines() or [type(error).__name__])[0]
+    return (
+        f"rank {os.environ.get('RANK')} of {os.environ.get('WORLD_SIZE')} did not meet the others "
+        f"at {where}: {first}"
+    )
+
+
+def _join(store: Any, rank: int, size: int, of: Any) -> None:
+    import torch.distributed as dist
+
+    store = dist.PrefixStore("pylandscape", store)
+    # The n-th group that a rank joins is the n-th of all: what an earlier one left is not read.
+    turn = store.add(f"joined/{rank}", 1)
+    _state.ranks = Ranks(dist.PrefixStore(str(turn), store), rank, size)
+    _state.of = of
+    os.environ[OWNER] = str(os.getpid())
+
+
+def _launched() -> bool:
+    """Whether torchrun started this very process as one of several."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("WORLD_SIZE", "1") == "1":
+        return False
+    return os.environ.get(OWNER, str(os.getpid())) == str(os.getpid())
+
+
+def _world_size() -> int:
+    text = os.environ.get("WORLD_SIZE", "1")
+    if os.environ.get(OWNER, str(os.getpid())) != str(os.getpid()):
+        return 1  # a child of a rank
+    if not text.isdecimal() or int(text) < 1:
+        raise InvalidArgument(
+            f"distributed: expected a positive WORLD_SIZE in the environment, got {text!r}"
+        )
+    return int(text)
+
+
+def _seconds(timeout: Any) -> float | None:
+    if timeout is None:
+        return None
+    found = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
+    number = isinstance(found, int | float) and not isinstance(found, bool)
+    if not number or not 0.0 < found < math.inf:
+        raise InvalidArgument(f"timeout: expected a positive number of seconds, got {timeout!r}")
+    return float(found)
+
+
+def _parts(request: Mapping[str, Any]) -> dict[str, str]:
+    """Digests of a request's parts."""
+    flat = {**request.get("operator", {}), **{k: v for k, v in request.items() if k != "operator"}}
+    parts: dict[str, dict[str, Any]] = {name: {} for name in (*PARTS, "arguments")}
+    of = {field: part for part, fields in PARTS.items() for field in fields}
+    for name, value in flat.items():
+        parts[of.get(name, "arguments")][name] = value
+    return {
+        name: hashlib.sha256(json.dumps(part, sort_keys=True, default=str).encode()).hexdigest()[
+            :12
+        ]
+        for name, part in parts.items()
+    }
+
+
+def _difference(number: int, asked: Mapping[int, Mapping[str, str]]) -> str:
+    lines: list[str] = []
+    hints: list[str] = []
+    for part in ("function", *PARTS, "arguments"):
+        groups: dict[str, list[int]] = {}
+        for rank in sorted(asked):
+            groups.setdefault(asked[rank][part], []).append(rank)
+        if len(groups) > 1:
+            each = ", ".join(f"{value} on {_ranks(who)}" for value, who in groups.items())
+            lines.append(f"\n  {part}: {each}")
+            if (hint := f"\n  {HINTS[part]}") not in hints:
+                hints.append(hint)
+        if lines and part in ("function", "arithmetic"):  # digests of arguments follow from these
+            break
+    hints.append("\n  with pl.distributed(alone=True): is for work that a rank does by itself")
+    return f"call {number + 1}: the ranks ask different things.{''.join(lines)}{''.join(hints)}"
+
+
+def _ranks(numbers: Sequence[int]) -> str:
+    return f"rank{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}"
+
+
+def _told(error: BaseException) -> str:
+    text = " ".join(str(error).split())[:2000]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _arrays(raw: np.ndarray, kinds: Sequence[tuple[str, Sequence[int]]]) -> list[np.ndarray]:
+    """Arrays of numbers from their bytes."""
+    found, at = [], 0
+    for text, shape in kinds:
+        dtype = np.dtype(text)
+        if dtype.kind not in "biuf":
+            raise RankFailed(f"the ranks exchange numbers, got an array of {dtype}")
+        size = dtype.itemsize * math.prod(shape)
+        found.append(raw[at : at + size].view(dtype).reshape(tuple(shape)).copy())
+        at += size
+    return found

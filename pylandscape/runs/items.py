@@ -1,0 +1,229 @@
+"""Independent pieces of work, such as walks, probes or runs of training, shared among ranks.
+
+Each rank draws some of the items that are left, computes them alone and records what it finished in
+a file of its own beside the result; at the end all ranks have all items. An item does not depend on
+which others are computed with it, so that bits are those of one process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..arrays import progress_bar
+from ..errors import InvalidArgument
+from ..ranks import Call, by_itself, current, in_step
+from .checkpoint import SECONDS, Arrays, Checkpoint
+
+RANK = ".rank"  # of the name of a rank's record beside a result, before its number
+ITEMS = "items"  # name of the array that says which items the others of a record are of
+BEAT = 0.5  # seconds between two signs of life
+
+Work = Callable[[np.ndarray, Callable[[], None]], Mapping[str, np.ndarray]]
+
+
+def by_ranks(
+    label: str,
+    request: Mapping[str, Any],
+    count: int,
+    work: Work,
+    *,
+    kept: Checkpoint | None = None,
+    most: int | None = None,
+    unit: str = "item",
+    progress: bool = True,
+) -> Arrays | None:
+    """{name: (count, ...)}: what `work` gives for all items, or None where this process is alone.
+
+    Also None where the ranks share out the samples (``shard="data"``), and where one process left
+    a checkpoint: all ranks go on from that together. And not None where one process finds what
+    ranks have recorded: it does the rest.
+
+    Args:
+        label: of the work, in errors and on the bar.
+        request: what is asked, for the ranks to compare.
+        work: (indices of items (m,), a function to call now and then as a sign of life) to
+            {name: (m, ...)}, numbers only.
+        kept: of the result's file, if there is one.
+        most: items at once.
+
+    Raises:
+        RankFailed: another rank stopped.
+        What `work` raises: items that were finished are kept.
+    """
+    ranks = current()
+    beside = None if kept is None else kept.beside
+    if (kept is not None and kept.resumes) or (ranks is not None and in_step(request)):
+        return None
+    if ranks is None and not (beside is not None and of_ranks(beside)):
+        return None
+    with nullcontext() if ranks is None else ranks.call(label, request) as call:
+        record = _Record(beside, request if kept is None else kept.request, call)
+        share = _Share(count, record, call, most)
+        with progress_bar(count, label, unit, progress, count - len(share.left)) as bar:
+            with by_itself(), record.saved():
+                while (at := share.next()).size:
+                    record.add(at, work(at, share.beat))
+                    bar.update(count - len(share.left) + share.drawn - bar.n)
+            return share.gathered()
+
+
+class _Share:
+    """Which items this rank computes."""
+
+    def __init__(self, count: int, record: _Record, call: Call | None, most: int | None) -> None:
+        self.count, self.record, self.call = count, record, call
+        self.most = most or count
+        self.drawn = 0
+        self._last = time.monotonic()
+        parts = record.read()
+        self.known = [parts] if call is None else [_part(*f) for f in call.exchange(_flat(parts))]
+        done = np.zeros(count, dtype=bool)
+        for part in self.known:
+            done[part[ITEMS]] = True
+        self.left = np.flatnonzero(~done)
+
+    def next(self) -> np.ndarray:
+        """Items that nobody else gets; none at the end."""
+        self.beat(True)
+        size = self.call.size if self.call is not None else 1
+        left = len(self.left) - self.drawn
+        wanted = (
+            left if size == 1 else max(-(-left // (2 * size)), -(-len(self.left) // (6 * size)))
+        )
+        wanted = max(1, min(wanted, self.most))  # fewer and fewer: all ranks end together
+        at = self.drawn if self.call is None else self.call.draw(wanted)
+        self.drawn = min(at + wanted, len(self.left))
+        return self.left[at : at + wanted]
+
+    def beat(self, now: bool = False) -> None:
+        """A sign of life, not too often."""
+        if self.call is not None and (now or time.monotonic() - self._last > BEAT):
+            self._last = time.monotonic()
+            self.call.beat()
+            self.record.hear()
+
+    def gathered(self) -> Arrays:
+        if self.call is None:
+            parts = [*self.known, self.record.part()]
+        else:
+            self.call.meet("the end of the items", self.record.hear)
+            self.record.hear()
+            own = _flat(self.record.part())
+            parts = [*self.known, *(_part(*found) for found in self.call.exchange(own))]
+        parts = [part for part in parts if part[ITEMS].size]
+        found = {}
+        for name, array in parts[0].items():
+            if name != ITEMS:
+                whole = np.empty((self.count, *array.shape[1:]), dtype=array.dtype)
+                for part in parts:
+                    whole[part[ITEMS]] = part[name]
+                found[name] = whole
+        return found
+
+
+class _Record:
+    """What this rank has finished, in its file where there is one; rank 0 also has what ranks
+    without a file send it."""
+
+    def __init__(self, beside: Path | None, request: Mapping[str, Any], call: Call | None) -> None:
+        self.beside, self.request, self.call = beside, request, call
+        self.rank = 0 if call is None else call.rank
+        self._parts: list[Arrays] = []  # of this run
+        self._before: list[Arrays] = []  # from files of earlier ones, and of others
+        self._sends = False
+        self._saved = time.monotonic()
+
+    @property
+    def path(self) -> Path | None:
+        if self.beside is None:
+            return None
+        return self.beside.with_name(f"{self.beside.name}{RANK}{self.rank}")
+
+    def read(self) -> Arrays:
+        """What the files hold that this rank sees: rank 0 looks for all."""
+        if self.beside is None:
+            return _joined([])
+        paths = of_ranks(self.beside) if self.rank == 0 else [self.path]
+        for path in paths:
+            found = None
+            if path is not None:
+                with suppress(PermissionError):
+                    found = Checkpoint(path, self.request).load()
+            if found is not None:
+                self._before.append(found)
+        return _joined(self._before)
+
+    def add(self, at: np.ndarray, found: Mapping[str, np.ndarray]) -> None:
+        part = {ITEMS: np.asarray(at, dtype=np.int64), **found}
+        self._parts.append(part)
+        if self._sends and self.call is not None:
+            self.call.send(*_flat(part))
+        elif time.monotonic() - self._saved > SECONDS:
+            self._save()
+
+    def part(self) -> Arrays:
+        """What this run of this rank has finished."""
+        return _joined(self._parts)
+
+    def hear(self) -> None:
+        """Rank 0: take what others send, and keep it."""
+        if self.call is not None and self.call.first and self.beside is not None:
+            heard = [_part(*found) for found in self.call.received()]
+            self._before += heard
+            if heard:
+                self._save()
+
+    @contextmanager
+    def saved(self) -> Iterator[None]:
+        """Keeps what there is when the block ends, however it does."""
+        try:
+            yield
+        finally:
+            if self._parts and not self._sends:
+                self._save()
+
+    def _save(self) -> None:
+        path = self.path
+        if path is None:
+            return
+        try:
+            Checkpoint(path, self.request).save(_joined([*self._before, *self._parts]))
+        except (OSError, InvalidArgument):
+            if self.call is None or self.call.first:
+                raise
+            self._sends = True  # rank 0 keeps them
+            self.call.send(*_flat(self.part()))
+        self._saved = time.monotonic()
+
+
+def of_ranks(beside: Path) -> list[Path]:
+    """The records of ranks beside a result."""
+    pattern = re.compile(re.escape(beside.name + RANK) + r"\d+")
+    with suppress(OSError), os.scandir(beside.parent) as found:
+        return sorted(Path(entry.path) for entry in found if pattern.fullmatch(entry.name))
+    return []
+
+
+def _joined(parts: Sequence[Arrays]) -> Arrays:
+    parts = [part for part in parts if part[ITEMS].size]
+    if not parts:
+        return {ITEMS: np.empty(0, dtype=np.int64)}
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _flat(part: Arrays) -> list[np.ndarray]:
+    names = json.dumps(list(part)).encode()
+    return [np.frombuffer(names, dtype=np.uint8), *part.values()]
+
+
+def _part(names: np.ndarray, *arrays: np.ndarray) -> Arrays:
+    return dict(zip(json.loads(names.tobytes()), arrays, strict=True))
