@@ -17,6 +17,7 @@ from . import (
     dropin,
     eigen,
     errors,
+    families,
     harness,
     headline,
     hessians,
@@ -60,6 +61,7 @@ _TIMED = {
     "topology": topology.topology,
     "errors": errors.errors,
     "large": language.large,
+    "FAMILIES": families.families,
     "ranks": ranks.ranks,
 }
 

@@ -46,7 +46,8 @@ class Problem:
         return copy.deepcopy(self.model).eval()
 
     def double(self) -> Problem:
-        return Problem(self.copy().double(), self.x.double(), self.y)
+        x = self.x.double() if self.x.is_floating_point() else self.x
+        return Problem(self.copy().double(), x, self.y)
 
     def loss(self, model: nn.Module) -> Tensor:
         return F.cross_entropy(model(self.x), self.y)

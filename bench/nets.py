@@ -46,12 +46,12 @@ class Workload:
     share: float | None = None  # of the sgemm peak; None: not asked
 
 
-def _images(count: int) -> Data:
+def images(count: int) -> Data:
     return torch.randn(count, 3, 32, 32), torch.randint(0, 10, (count,))
 
 
 def resnet20(quick: bool) -> tuple[nn.Module, Tensor, Tensor]:
-    x, y = _images(6 if quick else 500)
+    x, y = images(6 if quick else 500)
     return settle(ResNet(8 if quick else 20), x), x, y
 
 
@@ -62,12 +62,12 @@ def _lenet(quick: bool) -> tuple[nn.Module, Tensor, Tensor]:
 
 
 def _dcnn(quick: bool) -> tuple[nn.Module, Tensor, Tensor]:
-    x, y = _images(10 if quick else 1000)
+    x, y = images(10 if quick else 1000)
     return settle(dcnn(), x), x, y
 
 
 def _vit(quick: bool) -> tuple[nn.Module, Tensor, Tensor]:
-    return ViT(depth=1 if quick else 4), *_images(5 if quick else 500)
+    return ViT(depth=1 if quick else 4), *images(5 if quick else 500)
 
 
 def _lstm(quick: bool) -> tuple[nn.Module, Tensor, Tensor]:
@@ -85,10 +85,11 @@ WORKLOADS = (
 
 
 def nets(quick: bool, repetitions: int) -> list[Row]:
-    return [row for w in WORKLOADS for row in _table(w, quick, repetitions)]
+    return [row for w in WORKLOADS for row in table_of(w, quick, repetitions)]
 
 
-def _table(workload: Workload, quick: bool, repetitions: int) -> list[Row]:
+def table_of(workload: Workload, quick: bool, repetitions: int) -> list[Row]:
+    """A plane of the network, by us, by the user's loop and by torch's best form."""
     torch.manual_seed(0)
     torch.compiler.reset()  # it compiles one function for so many models only
     model, x, y = workload.make(quick)

@@ -7,6 +7,7 @@ and outputs (N, classes); the language model takes tokens (N, L) and gives (N, v
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -247,16 +248,16 @@ def densenet_bc(
 class SelfAttention(nn.Module):
     """One linear layer for queries, keys and values, and torch's fused attention."""
 
-    def __init__(self, dim: int, heads: int) -> None:
+    def __init__(self, dim: int, heads: int, causal: bool = False) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.causal = heads, causal
         self.qkv, self.out = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         n, tokens, dim = x.shape
         qkv = self.qkv(x).view(n, tokens, 3, self.heads, dim // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        mixed = F.scaled_dot_product_attention(q, k, v)
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
         return self.out(mixed.transpose(1, 2).reshape(n, tokens, dim))
 
 
@@ -321,18 +322,131 @@ class ViT(nn.Module):
 
 
 class LanguageModel(nn.Module):
-    """Embedding, LSTM, linear: the logits of each next token, (N, vocabulary, L)."""
+    """Embedding, LSTM (or another ``cell``), linear: logits of each next token, (N, classes, L)."""
 
-    def __init__(self, vocabulary: int = 64, hidden: int = 128, layers: int = 2) -> None:
+    def __init__(
+        self,
+        vocabulary: int = 64,
+        hidden: int = 128,
+        layers: int = 2,
+        cell: Callable[..., nn.Module] = nn.LSTM,
+    ) -> None:
         super().__init__()
         self.embedding = nn.Embedding(vocabulary, hidden)
-        self.lstm = nn.LSTM(hidden, hidden, layers, batch_first=True)
+        self.lstm = cell(hidden, hidden, layers, batch_first=True)
         self.linear = nn.Linear(hidden, vocabulary)
 
     def forward(self, tokens: Tensor) -> Tensor:
         states, _ = self.lstm(self.embedding(tokens))
         logits: Tensor = self.linear(states)
         return logits.transpose(1, 2)
+
+
+class GPT(nn.Module):
+    """Pre-norm decoder: the logits of each next token, (N, vocabulary, L)."""
+
+    def __init__(
+        self,
+        vocabulary: int = 64,
+        dim: int = 128,
+        depth: int = 4,
+        heads: int = 4,
+        length: int = 128,
+    ) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(vocabulary, dim)
+        self.position = nn.Parameter(0.02 * torch.randn(1, length, dim))
+        attention = partial(SelfAttention, causal=True)
+        self.blocks = nn.Sequential(*(Encoder(dim, heads, attention) for _ in range(depth)))
+        self.norm, self.linear = nn.LayerNorm(dim), nn.Linear(dim, vocabulary)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        h = self.embedding(tokens) + self.position[:, : tokens.shape[1]]
+        logits: Tensor = self.linear(self.norm(self.blocks(h)))
+        return logits.transpose(1, 2)
+
+
+class InvertedResidual(nn.Module):
+    """1 x 1 to ``expand`` times the width, depthwise 3 x 3, 1 x 1; each with batch norm."""
+
+    def __init__(self, inputs: int, width: int, stride: int, expand: int) -> None:
+        super().__init__()
+        wide = inputs * expand
+        layers: list[nn.Module] = []
+        if expand > 1:
+            layers += [nn.Conv2d(inputs, wide, 1, bias=False), nn.BatchNorm2d(wide), nn.ReLU6()]
+        layers.append(nn.Conv2d(wide, wide, 3, stride, 1, groups=wide, bias=False))
+        layers += [nn.BatchNorm2d(wide), nn.ReLU6(), nn.Conv2d(wide, width, 1, bias=False)]
+        self.inner = nn.Sequential(*layers, nn.BatchNorm2d(width))
+        self.same = stride == 1 and inputs == width
+
+    def forward(self, x: Tensor) -> Tensor:
+        h: Tensor = self.inner(x)
+        return x + h if self.same else h
+
+
+MOBILE = ((16, 1, 1), (24, 1, 6), (24, 1, 6), (32, 2, 6), (32, 1, 6), (64, 2, 6), (64, 1, 6))
+
+
+def mobilenet_v2(
+    plan: Sequence[tuple[int, int, int]] = MOBILE, channels: int = 3, classes: int = 10
+) -> nn.Sequential:
+    """MobileNetV2 (Sandler et al. 2018) for small images; plan: width, stride, expansion."""
+    parts: list[nn.Module] = [nn.Conv2d(channels, 32, 3, padding=1, bias=False)]
+    parts += [nn.BatchNorm2d(32), nn.ReLU6()]
+    inputs = 32
+    for width, stride, expand in plan:
+        parts.append(InvertedResidual(inputs, width, stride, expand))
+        inputs = width
+    parts += [nn.Conv2d(inputs, 4 * inputs, 1, bias=False), nn.BatchNorm2d(4 * inputs), nn.ReLU6()]
+    return nn.Sequential(*parts, *_head(4 * inputs, classes))
+
+
+def with_group_norm(model: nn.Module, groups: int = 8) -> nn.Module:
+    """The model with every batch norm replaced by a group norm."""
+    for name, child in model.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            setattr(model, name, nn.GroupNorm(groups, child.num_features))
+        else:
+            with_group_norm(child, groups)
+    return model
+
+
+class UNet(nn.Module):
+    """Two levels (after Ronneberger et al. 2015): the logits of every pixel, (N, classes, H, W).
+
+    up: "transposed" convolutions, or "bilinear" interpolation and 1 x 1.
+    """
+
+    def __init__(
+        self, width: int = 16, channels: int = 3, classes: int = 4, up: str = "transposed"
+    ) -> None:
+        super().__init__()
+        self.down1, self.down2 = _two(channels, width), _two(width, 2 * width)
+        self.middle = _two(2 * width, 4 * width)
+        self.up2, self.up1 = _up(4 * width, 2 * width, up), _up(2 * width, width, up)
+        self.join2, self.join1 = _two(4 * width, 2 * width), _two(2 * width, width)
+        self.last = nn.Conv2d(width, classes, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = self.down1(x)
+        b = self.down2(F.max_pool2d(a, 2))
+        h = self.middle(F.max_pool2d(b, 2))
+        h = self.join2(torch.cat([b, self.up2(h)], 1))
+        out: Tensor = self.last(self.join1(torch.cat([a, self.up1(h)], 1)))
+        return out
+
+
+def _two(inputs: int, width: int) -> nn.Sequential:
+    first, second = nn.Conv2d(inputs, width, 3, padding=1), nn.Conv2d(width, width, 3, padding=1)
+    return nn.Sequential(first, nn.ReLU(), second, nn.ReLU())
+
+
+def _up(inputs: int, width: int, how: str) -> nn.Module:
+    if how == "transposed":
+        return nn.ConvTranspose2d(inputs, width, 2, 2)
+    scale = nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False)
+    return nn.Sequential(scale, nn.Conv2d(inputs, width, 1))
 
 
 def settle(model: nn.Module, x: Tensor) -> nn.Module:

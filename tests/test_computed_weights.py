@@ -72,6 +72,15 @@ def test_a_large_computed_weight_goes_to_torch() -> None:
     assert "90000 elements of a computed parameter" in str(report.reason)
 
 
+def test_computed_weights_of_many_samples_go_to_torch_which_computes_them_once() -> None:
+    model = Weights(CALLS["a mask"])
+    x, y = torch.randn(1 << 15, 3), torch.randn(1 << 15, 2)
+    few = pl.Landscape(model, "mse", (x[: 1 << 13], y[: 1 << 13])).engine_report()
+    many = pl.Landscape(model, "mse", (x, y)).engine_report()
+    assert (few.engine, many.engine) == ("native", "torch")
+    assert "16 elements of a parameter that the forward pass computes" in str(many.reason)
+
+
 @pytest.mark.ci
 @pytest.mark.parametrize("name", ["weight norm", "a kernel"])
 def test_the_cuda_engine_has_the_same_values_and_derivatives(

@@ -54,6 +54,9 @@ if TYPE_CHECKING:
 
 SEVERAL = "several targets per sample where samples depend on their batch"
 
+# Elements of a computed parameter times samples, each of which computes them anew.
+_MOST_COMPUTED = 1 << 18
+
 
 class NativeEngine:
     """Answers questions about L from a compiled program (csrc/program)."""
@@ -398,6 +401,11 @@ def lower(
     if output is None:
         raise NotLowered("the model returns nothing")
     program.finish(output.id)
+    if lowering.computed * len(data.inputs) > _MOST_COMPUTED:
+        raise NotLowered(
+            f"{lowering.computed} elements of a parameter that the forward pass computes, for "
+            f"{len(data.inputs)} samples: torch, which computes them once for all, is faster"
+        )
     if program.mixes:
         program.set_batches(list(data.sizes))
     values = data.inputs.to(dtype)  # of integers, those that an embedding may read are exact

@@ -54,6 +54,7 @@ class Lowering(torch.fx.Interpreter):
         self.sources = sources  # id(tensor) -> source
         self.lowered: dict[torch.fx.Node, Any] = {}
         self.samples = 0
+        self.computed = 0  # elements of the largest parameter that the forward pass computes
         self.trace_dtype = torch.float32
         self.inputs = 0
         self.ids: int | None = None  # the input's slot where that holds integers
@@ -163,6 +164,7 @@ class Lowering(torch.fx.Interpreter):
         """A call with parameters alone, lowered as if each of the samples had its own."""
         if call.value.numel() > _MOST_COMPUTED:
             raise call.refuse(f"{call.value.numel()} elements of a computed parameter")
+        self.computed = max(self.computed, call.value.numel())
         rank = call.value.dim() if call.name in _OF_ELEMENTS else None
 
         def with_samples(x: Any) -> Any:

@@ -1,0 +1,226 @@
+"""FAMILIES: planes of networks nobody tuned for, gradients and products of sequence models, the
+rates of the norms' derivatives, what a Landscape costs.
+
+To compare AVX2 with AVX2 on a machine that has more, torch's libraries want it said too:
+PYLANDSCAPE_CPU_CAPABILITY=avx2 ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2
+MKL_ENABLE_INSTRUCTIONS=AVX2.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import pylandscape as pl
+
+from . import products
+from .curvature import Field, Problem, check_rows
+from .harness import Arm, Row, absent, interleave, rows
+from .nets import Workload, images, table_of
+from .networks import (
+    GPT,
+    LanguageModel,
+    ResNet,
+    UNet,
+    ViT,
+    densenet_bc,
+    mobilenet_v2,
+    settle,
+    with_group_norm,
+)
+
+RTOL = 1e-4  # of a gradient's norm
+PRODUCT_RTOL = 1e-3  # of a product's norm; ReLUs near 0 flip
+NORMS = 4  # copies whose time is taken, beside two
+
+Made = tuple[nn.Module, Tensor, Tensor]
+
+
+def densenet(quick: bool) -> Made:
+    x, y = images(4 if quick else 200)
+    return settle(densenet_bc(1 if quick else 6), x), x, y
+
+
+def mobilenet(quick: bool) -> Made:
+    x, y = images(4 if quick else 200)
+    return settle(mobilenet_v2(((16, 1, 1), (24, 2, 6))) if quick else mobilenet_v2(), x), x, y
+
+
+def group_norm(quick: bool) -> Made:
+    return with_group_norm(ResNet(8 if quick else 20)), *images(4 if quick else 200)
+
+
+def unet(up: str, quick: bool) -> Made:
+    x, _ = images(4 if quick else 100)
+    return UNet(4 if quick else 16, up=up), x, torch.randint(0, 4, (len(x), 32, 32))
+
+
+def _texts(count: int, length: int) -> tuple[Tensor, Tensor]:
+    text = torch.randint(0, 64, (count, length + 1))
+    return text[:, :-1].contiguous(), text[:, 1:].contiguous()
+
+
+def lstm(quick: bool) -> Made:
+    return LanguageModel(), *_texts(5 if quick else 128, 32)
+
+
+def gru(quick: bool) -> Made:
+    return LanguageModel(cell=nn.GRU), *_texts(5 if quick else 128, 32)
+
+
+def vit(quick: bool) -> Made:
+    return ViT(depth=1 if quick else 4), *images(5 if quick else 128)
+
+
+def gpt(quick: bool) -> Made:
+    return GPT(depth=1 if quick else 4), *_texts(2 if quick else 16, 128)
+
+
+PLANES = (
+    Workload("DenseNet-BC 6", densenet, 1.5, 1.5),
+    Workload("MobileNetV2", mobilenet, 1.5, 1.5),
+    Workload("ResNet-20, group norm", group_norm, 1.5, 1.5),
+    Workload("U-Net, transposed", partial(unet, "transposed"), 1.5, 1.5),
+    Workload("U-Net, bilinear", partial(unet, "bilinear"), 1.5, 1.5),
+    Workload("GRU 2 x 128", gru, 3, 3),
+)
+GRADIENTS: dict[str, tuple[Callable[[bool], Made], float]] = {
+    "LSTM 2 x 128": (lstm, 1.5),
+    "GRU 2 x 128": (gru, 1.5),
+    "ViT 4 x 64": (vit, 1.5),
+}
+PRODUCTS: dict[str, tuple[Callable[[bool], Made], float]] = {
+    "LSTM 2 x 128": (lstm, 1.5),
+    "GPT 4 x 128": (gpt, 2.0),
+    "MobileNetV2": (mobilenet, 1.5),
+    "ResNet-20, group norm": (group_norm, 1.5),
+}
+
+
+def families(quick: bool, repetitions: int) -> list[Row]:
+    table = [row for w in PLANES for row in table_of(w, quick, repetitions)]
+    for name, (make, target) in GRADIENTS.items():
+        table += _gradient(name, make, target, quick, repetitions)
+    for name, (make, target) in PRODUCTS.items():
+        table += _product(name, make, target, quick, repetitions)
+    for kind in ("layer norm", "group norm", "batch norm"):
+        table += _norm(kind, quick, repetitions)
+    return table + _construction(quick, repetitions)
+
+
+def _gradient(
+    name: str, make: Callable[[bool], Made], target: float, quick: bool, repetitions: int
+) -> list[Row]:
+    """A gradient at a new theta."""
+    torch.manual_seed(0)
+    model, x, y = make(quick)
+    problem = Problem(model.eval(), x, y)
+    land = pl.Landscape(model, "cross_entropy", (x, y), engine="native")
+    thetas = itertools.cycle([land.theta, land.theta * (1 + 1e-7)])  # else the last one is kept
+    copied = problem.copy()
+    parameters = list(copied.parameters())
+
+    def theirs() -> Tensor:
+        found = torch.autograd.grad(problem.loss(copied), parameters)
+        return torch.cat([g.flatten() for g in found])[None]
+
+    exact = problem.double()
+    double = exact.copy()
+    found = torch.autograd.grad(exact.loss(double), list(double.parameters()))
+    want = torch.cat([g.flatten() for g in found])[None]
+    check = partial(check_rows, want=want, rtol=RTOL)
+    field = Field(f"gradient, {name}, {len(x)} samples", "gradient")
+    mine = Arm("pylandscape gradient()", lambda: land.gradient(next(thetas)).reshape(1, -1))
+    field.add_ours(mine, check)
+    field.add("torch autograd", {"": lambda: theirs}, check, target=target)
+    field.measure(repetitions)
+    return field.rows()
+
+
+def _product(
+    name: str, make: Callable[[bool], Made], target: float, quick: bool, repetitions: int
+) -> list[Row]:
+    """A Hessian-vector product; attention by torch's plain kernel, the others have no second
+    derivative."""
+    torch.manual_seed(0)
+    model, x, y = make(quick)
+    problem = Problem(model.eval(), x, y)
+    land = pl.Landscape(model, "cross_entropy", (x, y), engine="native")
+    v = torch.randn(1, problem.n)
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        want = products.retained(problem.double())(v.double())
+        check = partial(check_rows, want=want, rtol=PRODUCT_RTOL)
+        field = Field(f"Hessian product, {name}, {len(x)} samples", "product")
+        field.add_ours(
+            Arm("pylandscape hvp(v)", lambda: land.hvp(v), note="all of the call"), check
+        )
+        make_run = {"": lambda: partial(products.retained(problem), v)}
+        field.add(
+            "torch autograd", make_run, check, target=target, note="graph of the gradient kept"
+        )
+        field.measure(repetitions)
+    return field.rows()
+
+
+def _norm(kind: str, quick: bool, repetitions: int) -> list[Row]:
+    """Hessian products of copies of a norm: the time of the copies beyond the first two, against
+    that of copying as much memory as their passes read and write once."""
+    size, count = (6, 8) if quick else (16, 128)
+    lands = []
+    for copies in (2, 2 + NORMS):
+        torch.manual_seed(0)
+        tokens = kind == "layer norm"
+        make = {
+            "layer norm": lambda: nn.LayerNorm(32),
+            "group norm": lambda: nn.GroupNorm(8, 32),
+            "batch norm": lambda: nn.BatchNorm2d(32),
+        }[kind]
+        first = nn.Linear(1, 32) if tokens else nn.Conv2d(1, 32, 1)
+        last = [nn.Flatten(), nn.Linear(32 * size * size, 3)]
+        model = nn.Sequential(first, *(make() for _ in range(copies)), *last)
+        shape = (count, size * size, 1) if tokens else (count, 1, size, size)
+        data = torch.randn(*shape), torch.randint(0, 3, (count,))
+        lands.append(pl.Landscape(model.eval(), "cross_entropy", data, engine="native"))
+    arms = []
+    for land in lands:
+        v = torch.randn(1, land.n_params)
+        arms.append(Arm("hvp", partial(land.hvp, v)))
+    elements = 32 * size * size * count * NORMS
+    # tangents: x, rx, ry; of adjoints: x, rx, dy, rdy, rdx read and written; both rows cleared
+    moved = 4 * 11 * elements
+    x = torch.randn(moved // 8)
+    copy = Arm("copy of as many bytes", partial(torch.empty_like(x).copy_, x))
+    interleave([*arms, copy], repetitions)
+    own = Arm(f"pylandscape, {kind}", arms[0].run, note=f"{moved / 1e6:.0f} MB")
+    less = np.array(arms[1].seconds) - np.array(arms[0].seconds)
+    if less.min() <= 0:  # toy sizes, busy machines
+        return [absent(f"norm derivatives, {kind}", own.name, "its time is lost in the noise")]
+    own.seconds = less.tolist()
+    copy.target, copy.at_most = 2.0, True
+    return rows(f"norm derivatives, {kind}", own, [copy], f"{NORMS} norms")
+
+
+def _construction(quick: bool, repetitions: int) -> list[Row]:
+    """A Landscape, with its comparison of values and gradients, against one evaluation."""
+    table = []
+    for name, make in (("MobileNetV2", mobilenet), ("ViT 4 x 64", vit)):
+        torch.manual_seed(0)
+        model, x, y = make(quick)
+        model.eval()
+        build = partial(pl.Landscape, model, "cross_entropy", (x, y), engine="native")
+
+        def evaluate(model: nn.Module = model, x: Tensor = x, y: Tensor = y) -> float:
+            with torch.no_grad():
+                return float(F.cross_entropy(model(x), y))
+
+        mine = Arm("pylandscape Landscape()", build)
+        one = Arm("one evaluation of the module", evaluate, target=2.0, at_most=True)
+        interleave([mine, one], repetitions)
+        table += rows(f"construction, {name}, {len(x)} samples", mine, [one], "call")
+    return table
