@@ -247,8 +247,7 @@ bool CurveGradient<T>::run(int64_t points, int64_t bends, const double* weights,
   });
   if (!done) return false;
   known_ = true;
-  // Without a target that counts the loss is 0 / 0, as torch's, and its gradient 0.
-  const double share = data_.denominator != 0 ? 1 / data_.denominator : 0.0;
+  const double share = data_.scale;
   for (int64_t i = 0; i < size; ++i) {
     double sum = 0;
     for (int64_t g = 0; g < groups; ++g) sum += sums[g * size + i];
