@@ -61,7 +61,7 @@ from .theta.losses import (
     resolve_loss,
 )
 from .theta.pieces import ModuleTensors, Row, Rows, Stored, named_tensors
-from .theta.snapshot import Snapshot, unwrapped
+from .theta.snapshot import Snapshot, into_eval, unwrapped
 
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
@@ -175,6 +175,7 @@ class Landscape:
         if whole is not model:  # what holds the wrapper gets the copy of the module inside
             snapshot.alias(whole, model)
         self.model = snapshot.model
+        into_eval(self.model)
         if whole is not model:
             params = own_names(params)
         self.layout = ParameterLayout.of(self.model, params)

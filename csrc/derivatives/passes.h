@@ -79,6 +79,9 @@ struct Pass {
   bool given() const { return data_columns != nullptr && op.inputs[0] == 0; }
   bool packs_forward() const { return multiplies() && !given() && late_columns == nullptr; }
   bool packs_late() const { return multiplies() && !given() && late_columns != nullptr; }
+  // Whether a reverse pass adds the op's product to the sums by itself, not with those of other ops
+  // of the same weight: their columns are there only where forward packs them.
+  bool sums_alone() const { return late_columns != nullptr || layout.alone(number); }
   const T* columns() const { return packs_late() ? late_columns : kept_columns(number); }
   // Those of any op.
   const T* kept_columns(size_t of) const {

@@ -46,7 +46,7 @@ from ..theta.losses import metric_name as _name
 from ..theta.pieces import Row, Rows, Stored, row_of, spans, write_sum
 from ..theta.random_source import STEP, fill
 from ..theta.running_statistics import KIND
-from ..theta.snapshot import Snapshot, State, same_bits
+from ..theta.snapshot import Snapshot, State, into_eval, same_bits
 from .eager_derivatives import MEMORY, Derivatives
 from .eager_switches import (
     LOCK,
@@ -80,6 +80,7 @@ def eval_mode(model: nn.Module, train_norms: bool = False) -> Iterator[None]:
     With ``train_norms``, batch-norm layers use the batch's statistics and track none.
     """
     with restored_attributes(model):
+        into_eval(model)
         for module in model.modules():
             module.training = train_norms and isinstance(module, _BatchNorm)
             if module.training:

@@ -110,7 +110,7 @@ struct Linear : Rules<Linear> {
         p.kernels.linear_add(op.k, p.cols, op.m, p.transposed(p.theta), d, group(p, p.dx, o));
     }
     if (p.dw == nullptr || !p.multiplies()) return;
-    if (p.packs_late() || p.layout.alone(p.number)) {
+    if (p.sums_alone()) {
       for (int64_t o = 0; o < op.outer; o += kTogether) {
         OuterSum<T> sum;
         for (int64_t i = o; i < std::min(op.outer, o + kTogether); ++i) {
