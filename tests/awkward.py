@@ -467,7 +467,8 @@ def frozen(item: Any, seen: dict[int, Any] | None = None) -> Any:
 
 def state_of(built: Built) -> dict[str, Any]:
     return {
-        "module": frozen(built.model),
+        # torch.compile's wrapper holds settings of torch's own, which change when these are loaded.
+        "module": frozen(getattr(built.model, "_orig_mod", built.model)),
         "data": frozen(built.batches),
         "loss": frozen(built.loss if built.objective is None else built.objective),
         "torch's random state": torch.get_rng_state().numpy().tobytes(),
