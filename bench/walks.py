@@ -63,7 +63,7 @@ def _case(
     want = reference(model, F.mse_loss, x, y, points)
     arms[0].check(found.losses.ravel()[sample], want, RTOL)
     # with our random numbers, the torch walk goes where ours goes
-    draws = Streams(0, count, land.n_params).next(steps)
+    draws = Streams(0, range(count), land.n_params).next(steps)
     same = peer.walk(torch.as_tensor(np.ascontiguousarray(draws)))
     arms[1].check(same[1].T.ravel()[torch.as_tensor(sample)], want, RTOL)
     interleave(arms, repetitions)

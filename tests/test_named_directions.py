@@ -281,15 +281,21 @@ x = torch.randn(4, 2500)
 with torch.no_grad():
     model(x)
 
+def explore(model, x, count):
+    land = pl.Landscape(model, "mse", (x, x), engine="torch", copy=False)
+    d = pl.random_directions(land, count, stored=False)
+    pl.grid(land, d, [(-1, 1, 2)] * count, progress=False)
+    return land.n_params
+
+explore(nn.Linear(3, 3), x[:, :3], 1)  # loads what is loaded once
+
 def peak():
     rows = dict(line.split(":", 1) for line in open("/proc/self/status"))
     return int(rows["VmHWM"].split()[0]) * 1024
 
 before = peak()
-land = pl.Landscape(model, "mse", (x, x), engine="torch", copy=False)
-d = pl.random_directions(land, int(sys.argv[1]), stored=False)
-c = pl.grid(land, d, [(-1, 1, 2)] * len(d), progress=False)
-print((peak() - before) / (4 * land.n_params))
+n = explore(model, x, int(sys.argv[1]))
+print((peak() - before - 4 * n) / 2**20)
 """
 
 
@@ -301,4 +307,5 @@ def test_memory_does_not_grow_with_the_number_of_directions() -> None:
             [sys.executable, "-c", MEASURED, str(count)], env=env, capture_output=True, text=True
         )
         assert run.returncode == 0, run.stderr
-        assert float(run.stdout) < 1.3  # thetas beside the module: one, and small change
+        # Beside the module: one theta (76 MiB), and the pieces that are worked on.
+        assert float(run.stdout) < 48
