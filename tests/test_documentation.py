@@ -56,4 +56,7 @@ def test_links_lead_to_files_that_exist(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)\)", page.read_text()):
         written = target.startswith(("gallery/", "reference/"))  # when the documentation is built
         if not written and not target.startswith(("http", "/")):
-            assert (page.parent / target).exists(), target
+            found = page.parent / target
+            assert found.exists(), target
+            if DOCS in page.parents and found.suffix == ".md":  # sphinx knows no page outside
+                assert DOCS in found.resolve().parents, target
