@@ -7,12 +7,9 @@ directions that are not stored against stored ones; products by differences agai
 from __future__ import annotations
 
 import copy
-import os
-import subprocess
-import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from tempfile import gettempdir
 from typing import Any
 
 import numpy as np
@@ -23,26 +20,11 @@ from torch.nn import functional as F
 import pylandscape as pl
 
 from .harness import Arm, Row, interleave, rows
+from .memory import child
+from .networks import Encoder, SelfAttention, UNet
 
 POINTS = 4
 _CHILD = "import sys; from bench.language import plane_memory; plane_memory(*sys.argv[1:])"
-
-
-class Block(nn.Module):
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.ln_1, self.ln_2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.c_attn, self.c_proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.fc, self.proj = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        count, tokens, width = x.shape
-        parts = self.c_attn(self.ln_1(x)).split(width, dim=2)
-        q, k, v = (z.view(count, tokens, self.heads, -1).transpose(1, 2) for z in parts)
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        x = x + self.c_proj(y.transpose(1, 2).reshape(count, tokens, width))
-        return x + self.proj(F.gelu(self.fc(self.ln_2(x)), approximate="tanh"))
 
 
 class GPT(nn.Module):
@@ -51,38 +33,25 @@ class GPT(nn.Module):
     def __init__(self, layers: int, width: int, heads: int, words: int, places: int) -> None:
         super().__init__()
         self.wte, self.wpe = nn.Embedding(words, width), nn.Embedding(places, width)
-        self.h = nn.ModuleList(Block(width, heads) for _ in range(layers))
+        attention = partial(SelfAttention, causal=True)
+        self.h = nn.Sequential(*(Encoder(width, heads, attention) for _ in range(layers)))
         self.ln_f = nn.LayerNorm(width)
 
     def forward(self, input_ids: Tensor, labels: Tensor) -> dict[str, Tensor]:
         x = self.wte(input_ids) + self.wpe(torch.arange(input_ids.shape[1]))
-        for block in self.h:
-            x = block(x)
-        logits = self.ln_f(x) @ self.wte.weight.T
+        logits = self.ln_f(self.h(x)) @ self.wte.weight.T
         return {"loss": F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())}
 
 
-class UNet(nn.Module):
-    """Two levels down and up with skip connections, and its own loss."""
+class OwnLoss(nn.Module):
+    """A network of images with its own loss of every pixel's class."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, net: nn.Module) -> None:
         super().__init__()
-
-        def pair(a: int, b: int) -> nn.Sequential:
-            return nn.Sequential(nn.Conv2d(a, b, 3, padding=1), nn.ReLU(),
-                                 nn.Conv2d(b, b, 3, padding=1), nn.ReLU())  # fmt: skip
-
-        self.first, self.second = pair(3, width), pair(width, 2 * width)
-        self.bottom = pair(2 * width, 4 * width)
-        self.up, self.last = pair(6 * width, 2 * width), pair(3 * width, width)
-        self.head = nn.Conv2d(width, 2, 1)
+        self.net = net
 
     def forward(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        a = self.first(images)
-        b = self.second(F.max_pool2d(a, 2))
-        c = F.interpolate(self.bottom(F.max_pool2d(b, 2)), scale_factor=2.0)
-        d = F.interpolate(self.up(torch.cat([c, b], 1)), scale_factor=2.0)
-        return {"loss": F.cross_entropy(self.head(self.last(torch.cat([d, a], 1))), labels)}
+        return {"loss": F.cross_entropy(self.net(images), labels)}
 
 
 def texts(words: int, count: int, tokens: int) -> dict[str, Tensor]:
@@ -118,7 +87,9 @@ def large(quick: bool, repetitions: int) -> list[Row]:
         images = {"images": torch.randn(4, 3, 64, 64), "labels": torch.randint(2, (4, 64, 64))}
     gpt = GPT(layers, width, 4, 512, tokens)
     table = _a_point(f"GPT, {layers} layers of {width}", gpt, texts(512, 1, tokens), repetitions)
-    table += _a_point("U-Net", UNet(4 if quick else 16), images, repetitions)
+    table += _a_point(
+        "U-Net", OwnLoss(UNet(4 if quick else 16, classes=2, up="bilinear")), images, repetitions
+    )
     table += _named(quick, repetitions)
     table += _differences()
     table.append(_peak(quick))
@@ -215,14 +186,7 @@ def plane_memory(layers: str, width: str, words: str, tokens: str, threads: str)
 
 def _peak(quick: bool) -> Row:
     shape = ("2", "64", "211", "16") if quick else ("12", "768", "50257", "32")
-    checkout = Path(__file__).resolve().parent.parent
-    paths = [p for p in sys.path if p] + [str(checkout)]
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-    command = [sys.executable, "-c", _CHILD, *shape, str(torch.get_num_threads())]
-    run = subprocess.run(command, env=env, cwd=gettempdir(), capture_output=True, text=True)
-    if run.returncode != 0:
-        raise RuntimeError(run.stderr)
-    n, share = run.stdout.split()
+    n, share = child(_CHILD, *shape).split()
     return {
         "workload": f"peak memory of a 3x3 plane, n = {int(n):,}",
         "arm": "pylandscape, thetas beside the model and a forward pass", "median_us": float("nan"),

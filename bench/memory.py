@@ -45,17 +45,22 @@ def draw(case: str, side: str, threads: str) -> None:
     print(next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")))
 
 
-def peak_kib(case: str, side: int) -> int:
-    """Peak resident memory of a fresh process that draws a side x side surface."""
+def child(code: str, *arguments: str) -> str:
+    """What code prints in a fresh process that gets the arguments and this one's threads."""
     # The checkout comes last: its source folder must not hide an installed package.
     checkout = Path(__file__).resolve().parent.parent
     paths = [p for p in sys.path if p] + [str(checkout)]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-    command = [sys.executable, "-c", _CHILD, case, str(side), str(torch.get_num_threads())]
+    command = [sys.executable, "-c", code, *arguments, str(torch.get_num_threads())]
     run = subprocess.run(command, env=env, cwd=gettempdir(), capture_output=True, text=True)
     if run.returncode != 0:
         raise RuntimeError(run.stderr)
-    return int(run.stdout)
+    return run.stdout
+
+
+def peak_kib(case: str, side: int) -> int:
+    """Peak resident memory of a fresh process that draws a side x side surface."""
+    return int(child(_CHILD, case, str(side)))
 
 
 def memory(quick: bool) -> list[Row]:

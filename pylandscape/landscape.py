@@ -168,7 +168,9 @@ class Landscape:
         own_device = device_of(model)
         self.device = own_device if device is None else chosen_device(device)
         check_finite(model)
-        check_room(model, dtype, self.device, copy)
+        if whole is not model:
+            params = own_names(params)
+        check_room(model, dtype, self.device, copy, params)
         moved = None if self.device == own_device else self.device
         with LOCK:  # another landscape in the making moves its module
             snapshot = Snapshot(model, dtype, moved)
@@ -176,8 +178,6 @@ class Landscape:
             snapshot.alias(whole, model)
         self.model = snapshot.model
         into_eval(self.model)
-        if whole is not model:
-            params = own_names(params)
         self.layout = ParameterLayout.of(self.model, params)
         self.dtype = dtype or theta_dtype(self.layout)
         named: dict[str, Tensor] = dict(self.model.named_parameters())
@@ -359,11 +359,7 @@ class Landscape:
     @property
     def half(self) -> str | None:
         """Which half precision the model computes in, "bfloat16" for example; None in none."""
-        kinds = {e.dtype for e in self.layout.entries if torch.finfo(e.dtype).bits < 32}
-        asked = self._asked[1]
-        if not kinds or (asked is not None and torch.finfo(asked).bits >= 32):
-            return None
-        return " and ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds))
+        return None if self._asked[1] is not None else self.layout.half
 
     def slope_note(self) -> str | None:
         """`slope_mismatch` where it is cheap or known already, else None."""

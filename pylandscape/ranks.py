@@ -8,7 +8,8 @@ every rank ends with the whole result and with the bits of one process. Where: r
 All waiting goes through the store and has a time limit: ranks compare what they ask before they
 start, look for failures of others between items and while they wait, and notice a rank that gives
 no sign of life. Arrays go through a gloo group of our own, whatever the user's backend is; they are
-numbers with a shape, never pickled objects.
+numbers with a shape, never pickled objects. Small ones, and those of `Call.send`, go through the
+store.
 """
 
 from __future__ import annotations
@@ -67,10 +68,10 @@ class Ranks:
     def __init__(self, store: Any, rank: int, size: int) -> None:
         self.rank, self.size = rank, size
         self._store = store
-        self._calls = 0
+        # Ranks that end an outermost call at different calls within it still count alike.
+        self._calls = self._inner = 0
         self._open: list[int] = []  # the calls that we are in, outermost first
         self._posted = -1  # the outermost call whose failure we told
-        self._beats = 0
         self._failures: list[dict[str, Any]] = []
         self._old: list[str] = []  # our keys of calls that have ended
         self._gloo: Any = None
@@ -97,8 +98,11 @@ class Ranks:
             InvalidArgument: the ranks ask different things.
             RankFailed: another rank failed or is lost.
         """
-        call = Call(self, self._calls)
-        self._calls += 1
+        if self._open:
+            self._inner += 1
+        else:
+            self._calls, self._inner = self._calls + 1, 0
+        call = Call(self, self._calls - 1, self._inner)
         self._open.append(call.number)
         try:
             call.agree(function, request)
@@ -116,8 +120,7 @@ class Ranks:
 
     def beat(self) -> None:
         """A sign of life, and a look for failures of others."""
-        self._beats += 1
-        self.put(f"beat/{self.rank}", str(self._beats))
+        self.add(f"beat/{self.rank}", 1)
         self.check()
 
     def check(self) -> None:
@@ -260,8 +263,8 @@ class Ranks:
 class Call:
     """One call of all ranks; see `Ranks.call`. All make the same exchanges in the same order."""
 
-    def __init__(self, ranks: Ranks, number: int) -> None:
-        self.ranks, self.number = ranks, number
+    def __init__(self, ranks: Ranks, number: int, inner: int) -> None:
+        self.ranks, self.number, self._inner = ranks, number, inner
         self.rank, self.size, self.first = ranks.rank, ranks.size, ranks.first
         self.keys: list[str] = []  # that this rank wrote
         self._steps = 0
@@ -271,19 +274,15 @@ class Call:
     def agree(self, function: str, request: Mapping[str, Any]) -> None:
         """Compare with the other ranks; see `Ranks.call`."""
         own = {"function": function, **_parts(request)}
-        mine = {"asked": own, "gloo": self.ranks._generation}
-        self._put(f"asked/{self.rank}", json.dumps(mine))
-        others = [r for r in range(self.size) if r != self.rank]
-        found: dict[int, Any] = {self.rank: mine}
+        mine = json.dumps({"asked": own, "gloo": self.ranks._generation})
+        self._put(f"asked/{self.rank}", mine)
+        told = {self.rank: mine.encode()}
 
-        def there(rank: int) -> bool:
-            told = self.ranks.get(self._key(f"asked/{rank}"))
-            if told is not None:
-                found[rank] = json.loads(told)
-            return told is not None
+        def found() -> dict[int, Any]:
+            return {rank: json.loads(text) for rank, text in told.items()}
 
         def differs() -> bool:
-            return any(each["asked"] != own for each in found.values())
+            return any(each["asked"] != own for each in found().values())
 
         end = math.inf
 
@@ -293,20 +292,21 @@ class Call:
                 end = min(end, time.monotonic() + GRACE)
             return time.monotonic() > end
 
-        self.ranks.wait(others, there, f"call {self.number + 1}, {function}", enough=enough)
+        self._hear("asked", told, f"call {self.number + 1}, {function}", enough=enough)
         if differs():
-            asked = {rank: each["asked"] for rank, each in found.items()}
+            asked = {rank: each["asked"] for rank, each in found().items()}
             raise InvalidArgument(_difference(self.number, asked))
-        newest = max(each["gloo"] for each in found.values())
+        newest = max(each["gloo"] for each in found().values())
         if newest > self.ranks._generation:
             self.ranks._generation, self.ranks._gloo = newest, None
 
     def draw(self, count: int) -> int:
         """The first of `count` numbers that no other rank gets: 0, 1, 2, ..."""
-        key = "next"
-        if self.first and self._key(key) not in self.keys:
-            self.keys.append(self._key(key))
-        return self.ranks.add(self._key(key), count) - count
+        key = self._key("next")
+        at = self.ranks.add(key, count) - count
+        if at == 0:
+            self.keys.append(key)
+        return at
 
     def beat(self) -> None:
         self.ranks.beat()
@@ -315,12 +315,7 @@ class Call:
         """Wait until all ranks are here."""
         name = self._step()
         self._put(f"{name}/{self.rank}", "1")
-        others = [r for r in range(self.size) if r != self.rank]
-
-        def there(rank: int) -> bool:
-            return self.ranks.get(self._key(f"{name}/{rank}")) is not None
-
-        self.ranks.wait(others, there, what, meanwhile)
+        self._hear(name, {self.rank: b"1"}, what, meanwhile)
 
     def exchange(self, arrays: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
         """Every rank's arrays, of numbers, on all ranks."""
@@ -331,14 +326,7 @@ class Call:
         head = len(header).to_bytes(8, "little") + len(content).to_bytes(8, "little") + header
         self._put(f"{name}/{self.rank}", head + (content if len(content) <= SMALL else b""))
         told: dict[int, bytes] = {}
-
-        def there(rank: int) -> bool:
-            found = self.ranks.get(self._key(f"{name}/{rank}"))
-            if found is not None:
-                told[rank] = found
-            return found is not None
-
-        self.ranks.wait(range(self.size), there, "the exchange of results")
+        self._hear(name, told, "the exchange of results")
         found = []
         for rank in range(self.size):
             length, size = (int.from_bytes(told[rank][i : i + 8], "little") for i in (0, 8))
@@ -380,12 +368,31 @@ class Call:
                 kinds = json.loads(told[8 : 8 + length])
                 yield _arrays(np.frombuffer(told[8 + length :], dtype=np.uint8), kinds)
 
+    def _hear(
+        self,
+        name: str,
+        told: dict[int, bytes],
+        what: str,
+        meanwhile: Callable[[], None] | None = None,
+        enough: Callable[[], bool] | None = None,
+    ) -> None:
+        """Puts into `told` what each rank that is not there yet says under a name, as they come."""
+
+        def there(rank: int) -> bool:
+            found = self.ranks.get(self._key(f"{name}/{rank}"))
+            if found is not None:
+                told[rank] = found
+            return found is not None
+
+        left = [rank for rank in range(self.size) if rank not in told]
+        self.ranks.wait(left, there, what, meanwhile, enough)
+
     def _step(self) -> str:
         self._steps += 1
         return f"step{self._steps}"
 
     def _key(self, name: str) -> str:
-        return f"{self.number}/{name}"
+        return f"{self.number}.{self._inner}/{name}"
 
     def _put(self, name: str, value: str | bytes) -> None:
         self.keys.append(self._key(name))
@@ -400,7 +407,7 @@ class _State:
     """Of this process: the group, and what `distributed` asked for."""
 
     ranks: Ranks | None = None
-    of: Any = None  # the torch group, or the store, that `ranks` is of
+    of: Any = None  # what `ranks` is of: the torch group, or "torchrun"
     timeout: float | None = None
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 import pylandscape as pl
+from pylandscape.ranks import current
 
 CASES: dict[str, Callable[..., Any]] = {}
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -171,6 +172,19 @@ def raising(folder: Path, rank: int = 1) -> dict[str, Any]:
     land = landscape()
     d = pl.random_directions(land, 2, seed=0)
     pl.plane(land, *d, x=(-1, 1, 21), y=(-1, 1, 21), metrics=("loss", metric), progress=False)
+    return {}
+
+
+@case
+def between(folder: Path) -> dict[str, Any]:
+    """Rank 1 fails between two calls within one, where rank 0 has begun the next."""
+    ranks = current()
+    assert ranks is not None
+    with ranks.call("outer", {}):
+        if ranks.rank == 1:
+            raise ValueError("no use")
+        with ranks.call("inner", {}):
+            pass
     return {}
 
 

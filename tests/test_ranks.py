@@ -34,7 +34,9 @@ def failed(found: list[dict[str, object]]) -> list[str]:
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Group:
     """Two ranks that go through many cases; after an error they go on with the next one."""
-    cases = "points raising different:data different:function files few_shared hanging early"
+    cases = (
+        "points raising different:data different:function between files few_shared hanging early"
+    )
     group = Group(tmp_path_factory.mktemp("two"), cases, 2)
     group.end()
     return group
@@ -52,6 +54,12 @@ def test_an_exception_of_one_rank_ends_the_work_of_all_with_its_number(two: Grou
     assert "no such score" in one
     assert "no such score" in other
     assert "rank" not in other
+
+
+def test_a_rank_that_fails_between_two_inner_calls_counts_like_the_others(two: Group) -> None:
+    one, other = failed(two.found("between"))
+    assert "rank 1 stopped: ValueError: no use" in one
+    assert other == "ValueError: no use"
 
 
 def test_a_rank_that_hangs_is_noticed_in_time(two: Group) -> None:

@@ -82,36 +82,16 @@ void conv_reverse(const ConvArgs& a, int64_t cols, const T* packed, const T* dy,
       }
 }
 
-template <typename V, typename I>
-inline V shuffled(V a, V b, I mask) {
-  return __builtin_shuffle(a, b, mask);
-}
-
-// N elements each of N rows (null: zeros) become N vectors one after the other: interleaving the
-// halves log2 N times transposes.
+// N elements each of N rows (null: zeros) become N vectors one after the other.
 template <typename T>
-inline void transpose(const T* const* rows, int64_t at, T* dst) {
+inline void transpose_rows(const T* const* rows, int64_t at, T* dst) {
   constexpr int N = kLanes<T>;
-  IVec<T> low, high;
-  for (int i = 0; i < N; ++i) {
-    low[i] = i / 2 + (i % 2) * N;
-    high[i] = low[i] + N / 2;
-  }
-  Vec<T> a[N], b[N];
+  Vec<T> block[N];
 #pragma GCC unroll 16
-  for (int i = 0; i < N; ++i) a[i] = rows[i] != nullptr ? load<T, N>(rows[i] + at) : Vec<T>{};
-#pragma GCC unroll 4
-  for (int step = 1; step < N; step *= 2) {
-#pragma GCC unroll 8
-    for (int i = 0; i < N / 2; ++i) {
-      b[2 * i] = shuffled(a[i], a[i + N / 2], low);
-      b[2 * i + 1] = shuffled(a[i], a[i + N / 2], high);
-    }
+  for (int i = 0; i < N; ++i) block[i] = rows[i] != nullptr ? load<T, N>(rows[i] + at) : Vec<T>{};
+  transpose<T>(block);
 #pragma GCC unroll 16
-    for (int i = 0; i < N; ++i) a[i] = b[i];
-  }
-#pragma GCC unroll 16
-  for (int i = 0; i < N; ++i) store<T, N>(dst + i * N, a[i]);
+  for (int i = 0; i < N; ++i) store<T, N>(dst + i * N, block[i]);
 }
 
 // Blocks of N rows of every pixel, each (cols, N), the last one filled up with zeros.
@@ -142,7 +122,7 @@ void pack_pixels(const ConvArgs& a, int64_t cols, const T* x, T* dst) {
           if (ih >= 0 && ih < a.in_h && iw >= 0 && iw < a.in_w)
             rows[i] = x + ((ih * a.in_w + iw) * channels + channel[i]) * cols;
         }
-        for (int64_t c = 0; c < cols; c += N) transpose(rows, c, to + c * N);
+        for (int64_t c = 0; c < cols; c += N) transpose_rows(rows, c, to + c * N);
       }
   }
 }

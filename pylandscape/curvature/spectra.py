@@ -33,6 +33,7 @@ from ..runs.checkpoint import Arrays, Checkpoint
 from ..runs.items import by_ranks
 from ..runs.request import build
 from ..runs.resume import resumable
+from ..theta.checks import free_memory
 from ..theta.random_source import SOURCE
 from .lanczos import RECHECK, REORTHOGONALIZE, Lanczos, outcome_of, random_starts, watched
 from .operators import Balanced, as_operator
@@ -273,9 +274,8 @@ class _Quadrature:
         kept, count = self.checkpoint, len(self.starts)
         if count - first < 2 or self._together() < 1:
             return False
-        request = {**kept.request, "probes of": digest(self.starts)}
         found = by_ranks(
-            "spectrum", request, count - first, work, kept=kept, most=self._together(),
+            "spectrum", kept.request, count - first, work, kept=kept, most=self._together(),
             unit="probe", progress=progress,
         )  # fmt: skip
         if found is None:
@@ -426,8 +426,7 @@ _NAMES = ["complete", "breakdown", "exhausted", "not finite", "stopped"]
 def _free_memory(device: torch.device) -> int:
     """Bytes that a basis there may take part of."""
     if device.type == "cuda":
-        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return int(torch.cuda.mem_get_info(device)[0]) + kept
+        return free_memory(device)
     try:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError, AttributeError):  # not on this system

@@ -132,10 +132,9 @@ def _compiled(problem: Problem, eager: TorchEngine, bn: str) -> CompiledEngine:
 
 def _half(layout: ParameterLayout, dtype: torch.dtype | None) -> str | None:
     """How a model of half precision is computed; None for others."""
-    half = {e.dtype for e in layout.entries if torch.finfo(e.dtype).bits < 32}
-    if not half:
+    names = layout.half
+    if names is None:
         return None
-    names = " and ".join(sorted(str(d).removeprefix("torch.") for d in half))
     if dtype is not None:
         return f"a {names} model, converted to {dtype}".replace("torch.", "")
     return (

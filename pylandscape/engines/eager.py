@@ -227,7 +227,6 @@ class TorchEngine:
         self._draws: list[str] = []  # generators other than torch's: "random", "numpy"
         self._derivatives = Derivatives(self, memory)
         self._shares: np.ndarray | None = None
-        self._spread = -1, 0.0  # of the tensor that lies there (`_step`)
 
     def prepare(
         self,
@@ -238,7 +237,8 @@ class TorchEngine:
     ) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
         """A function of coefficients (g, k) to {metric: (g,)} along directions (k, n).
 
-        Of Rows, no vector is held: each tensor of a point is written anew, with the same bits.
+        Of Rows, no vector is held: each tensor of a point is written anew, on a CPU with the
+        same bits.
         """
         k = len(directions)
         base = row_of(theta)
@@ -724,17 +724,17 @@ class TorchEngine:
         """(n,) Gaussian, every parameter tensor scaled to its own spread; statistics stay."""
         step = torch.zeros(self._base.n, dtype=self.dtype, device=self.device)
         for e in self._layout.entries:
-            own = self._base.piece(e.offset, e.offset + e.numel)
-            for begin, end in spans(e.numel if e.kind != KIND else 0):
-                step[e.offset + begin : e.offset + end] = self._step(own, e.offset, begin, end)
+            if e.kind == KIND:
+                continue
+            spread = _spread(self._base.piece(e.offset, e.offset + e.numel))
+            for begin, end in spans(e.numel):
+                at = e.offset + begin
+                step[at : e.offset + end] = self._step(spread, at, end - begin)
         return step
 
-    def _step(self, own: Tensor, offset: int, begin: int, end: int) -> Tensor:
-        """Elements begin .. end - 1 of `random_step` in a tensor of the point, own (numel,), which
-        lies at ``offset`` of theta."""
-        spread = _spread(own) if begin == 0 or self._spread[0] != offset else self._spread[1]
-        self._spread = offset, spread
-        noise = fill(torch.empty(end - begin), _SEED, STEP, first=offset + begin)
+    def _step(self, spread: float, first: int, count: int) -> Tensor:
+        """Elements first .. first + count - 1 of `random_step`, in a tensor of that spread."""
+        noise = fill(torch.empty(count), _SEED, STEP, first=first)
         return noise.to(self.device, self.dtype).mul_(spread + 1e-3)
 
     def place_near(self) -> None:
@@ -754,9 +754,10 @@ class TorchEngine:
                 continue
             data, flat = slot.data, at.detach().reshape(-1)
             out = data.view(-1) if data.is_contiguous() else data.reshape(-1).clone()
+            spread = _spread(flat)
             for begin, end in spans(e.numel):
                 moved = flat[begin:end].to(self.device, self.dtype)
-                moved = moved + _STEP * self._step(flat, e.offset, begin, end)
+                moved = moved + _STEP * self._step(spread, e.offset + begin, end - begin)
                 out[begin:end].copy_(moved)
             if not data.is_contiguous():
                 data.copy_(out.view(data.shape))

@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 SEVERAL = "several targets per sample where samples depend on their batch"
 
 # Elements of a computed parameter times samples, each of which computes them anew.
-_MOST_COMPUTED = 1 << 18
+_MOST_COMPUTED_ANEW = 1 << 18
 
 
 class NativeEngine:
@@ -401,7 +401,7 @@ def lower(
     if output is None:
         raise NotLowered("the model returns nothing")
     program.finish(output.id)
-    if lowering.computed * len(data.inputs) > _MOST_COMPUTED:
+    if lowering.computed * len(data.inputs) > _MOST_COMPUTED_ANEW:
         raise NotLowered(
             f"{lowering.computed} elements of a parameter that the forward pass computes, for "
             f"{len(data.inputs)} samples: torch, which computes them once for all, is faster"

@@ -28,7 +28,7 @@ from torch import Tensor
 from ..arguments import callers_level
 from ..arrays import text_digest
 from ..errors import InvalidArgument, NotLowered
-from ..ranks import Ranks, current
+from ..ranks import current
 from ..theta.checks import as_coefficients
 from ..theta.data import Dataset
 from ..theta.losses import KnownLoss, Objective, metric_name
@@ -119,13 +119,15 @@ def plan(data: Dataset, loss: Any, padded: bool) -> Plan:
     if ranks is not None:
         count = ranks.size
         with ranks.call("sharing out the data", {}) as call:
-            texts = [np.frombuffer(data.digest.encode(), dtype=np.uint8)]
-            given = call.exchange([*texts, table, _hashes(data)])
-        digests = [found[0].tobytes().decode() for found in given]
-        if len(set(digests)) == 1:  # every rank was given all
+            text = np.frombuffer(data.digest.encode(), dtype=np.uint8)
+            given = call.exchange([text, table])
+            digests = [found[0].tobytes().decode() for found in given]
+            same = len(set(digests)) == 1
+            hashes = [] if same else [found[0] for found in call.exchange([_hashes(data)])]
+        if same:  # every rank was given all
             first, last = (len(chunks) * (ranks.rank + k) // count for k in (0, 1))
         else:
-            _check_apart([found[2] for found in given], padded)
+            _check_apart(hashes, padded)
             if data.subset is not None:
                 raise InvalidArgument("samples: expected the same data on all ranks, with a subset")
             starts = np.cumsum([0, *(len(found[1]) for found in given)])
@@ -166,10 +168,11 @@ class DataShards:
     ) -> Evaluate:
         names, k = self._checked(metrics), len(directions)
         asks = {i: e[0].prepare(theta, directions, metrics) for i, e in self._own.items()}
+        fixed = [_crc(x) for x in (theta, directions)] if self._plan.ranks > 1 else []
 
         def evaluate(coefficients: np.ndarray) -> dict[str, np.ndarray]:
             c = as_coefficients(coefficients, k)
-            return self._values(names, asks, c, len(c), (theta, directions, c))
+            return self._values(names, asks, c, len(c), (*fixed, c))
 
         return evaluate
 
@@ -250,19 +253,16 @@ class DataShards:
             )
         size = 1 << max(count - 1, 0).bit_length()
         nodes = _branches(0, size, *self._plan.own, count)
-        if ranks is None:
-            return _branch(*nodes[0], term, count)
-        return self._exchanged(ranks, nodes, term, (size, *shape), what, asked)
 
-    def _exchanged(
-        self, ranks: Ranks, nodes: Sequence[tuple[int, int]], term: Callable[[int], np.ndarray],
-        shape: tuple[int, ...], what: str, asked: Sequence[Any],
-    ) -> np.ndarray:  # fmt: skip
-        count = len(self._weights)
-        request = {"kind": what, "asked": [_crc(each) for each in asked]}
+        def leaf(low: int, high: int) -> np.ndarray | None:
+            return term(low) if high - low == 1 else None
+
+        if ranks is None:
+            return _summed(*nodes[0], leaf, count)
+        request = {"kind": what, "asked": [a if isinstance(a, str) else _crc(a) for a in asked]}
         with ranks.call(f"{what} of shared samples", request) as call:
-            sums = [_branch(*node, term, count) for node in nodes]
-            own = np.stack(sums) if sums else np.empty((0, *shape[1:]))
+            sums = [_summed(*node, leaf, count) for node in nodes]
+            own = np.stack(sums) if sums else np.empty((0, *shape))
             bounds = np.array(nodes, dtype=np.int64).reshape(-1, 2)
             found = call.exchange([bounds, own])
         known = {
@@ -270,7 +270,7 @@ class DataShards:
             for each, totals in found
             for (a, b), total in zip(each, totals, strict=True)
         }
-        return _joined(0, shape[0], known, count)
+        return _summed(0, size, lambda low, high: known.get((low, high)), count)
 
     def _checked(self, metrics: Sequence[Any]) -> list[str]:
         for metric in metrics:
@@ -319,22 +319,15 @@ def _branches(low: int, high: int, first: int, last: int, count: int) -> list[tu
     ]
 
 
-def _branch(low: int, high: int, term: Callable[[int], np.ndarray], count: int) -> np.ndarray:
-    if high - low == 1:
-        return term(low)
-    middle = (low + high) // 2
-    left = _branch(low, middle, term, count)
-    return left if middle >= count else left + _branch(middle, high, term, count)
-
-
-def _joined(
-    low: int, high: int, known: Mapping[tuple[int, int], np.ndarray], count: int
+def _summed(
+    low: int, high: int, known: Callable[[int, int], np.ndarray | None], count: int
 ) -> np.ndarray:
-    if (low, high) in known:
-        return known[low, high]
+    """The sum over the chunks [low, high), by the tree from the branches that are known."""
+    if (found := known(low, high)) is not None:
+        return found
     middle = (low + high) // 2
-    left = _joined(low, middle, known, count)
-    return left if middle >= count else left + _joined(middle, high, known, count)
+    left = _summed(low, middle, known, count)
+    return left if middle >= count else left + _summed(middle, high, known, count)
 
 
 def _crc(array: Any) -> str:

@@ -11,7 +11,7 @@ csrc/training.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -323,7 +323,7 @@ def _few(land: Answered, data: Data) -> tuple[Data, Tensor]:
         rows = rows[counted] if bool(counted.any()) else rows
     rows = rows[:_CHECKED_SAMPLES]
     chosen = targets[rows].flatten(0, 1)
-    return Data(data.inputs[rows], chosen, (len(rows),), data.dtype, data.form), rows
+    return replace(data, inputs=data.inputs[rows], targets=chosen, sizes=(len(rows),)), rows
 
 
 def _counts_batches(name: str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -105,7 +105,7 @@ class Data:
         if len(self.targets) % len(self.inputs):
             raise NotLowered("another number of targets per input in every batch")
         targets = self.targets.unflatten(0, (len(self.inputs), -1))[rows].flatten(0, 1)
-        return Data(self.inputs[rows], targets, sizes, self.dtype, self.form), rows
+        return replace(self, inputs=self.inputs[rows], targets=targets, sizes=sizes), rows
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches' inputs and targets."""
@@ -116,7 +116,7 @@ class Data:
     def in_dtype(self, dtype: torch.dtype, targets: Tensor) -> Data:
         """The same inputs, for a program of another dtype, with other targets."""
         inputs = self.inputs.to(dtype) if self.inputs.is_floating_point() else self.inputs
-        return Data(inputs, targets, self.sizes, dtype, self.form)
+        return replace(self, inputs=inputs, targets=targets, dtype=dtype)
 
     def with_lone_samples_twice(self) -> Data:
         """The same batches, but those of one sample hold it twice."""
@@ -128,7 +128,7 @@ class Data:
         )
         targets = self.targets.unflatten(0, (len(self.inputs), -1))[rows].flatten(0, 1)
         sizes = tuple(max(2, size) if size else 0 for size in self.sizes)
-        return Data(self.inputs[rows], targets, sizes, self.dtype, self.form)
+        return replace(self, inputs=self.inputs[rows], targets=targets, sizes=sizes)
 
 
 def _several(dataset: Dataset, dtype: torch.dtype) -> tuple[tuple[Tensor, Tensor], Form]:

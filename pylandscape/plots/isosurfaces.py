@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..arguments import callers_level
 from ..errors import InvalidArgument, PylandscapeError
 from .scale import Array, Scale, distinct_rounding, format_levels
 from .style import (
@@ -76,7 +77,7 @@ def plot_isosurfaces(
         warnings.warn(
             f"levels: {chosen.size - inside.size} of {chosen.size} lie outside of the values, "
             f"{low:.4g} to {high:.4g}",
-            stacklevel=3,
+            stacklevel=callers_level(),
         )
     import matplotlib as mpl
     from matplotlib.cm import ScalarMappable

@@ -369,8 +369,7 @@ def _resolution(values: Array, axes: list[Array]) -> Iterator[Finding]:
     top = float(np.quantile(finite, 0.95))
     robust = top - float(finite.min())
     seen = np.where(np.isfinite(values) & (values <= top), values, np.nan)  # not the steep rim
-    steps = [np.abs(np.diff(seen, axis=k)) for k in range(values.ndim) if values.shape[k] > 1]
-    jumps = np.concatenate([s[np.isfinite(s)].ravel() for s in steps])
+    jumps = _jumps(seen)
     jump = float(np.quantile(jumps, 0.99)) if jumps.size else 0.0
     if robust > 0 and jump > JUMP_SHARE * robust:
         yield Finding(
@@ -427,8 +426,7 @@ def _rounding(values: Array, axes: list[Array], facts: dict[str, Any]) -> Iterat
             "dtype=torch.float32 computes in float32",
         )  # fmt: skip
         return
-    steps = [np.abs(np.diff(values, axis=k)) for k in range(values.ndim) if values.shape[k] > 1]
-    every = np.concatenate([s[np.isfinite(s)].ravel() for s in steps]) if steps else np.empty(0)
+    every = _jumps(values)
     hidden = float((every <= 2 * noise).mean()) if every.size else 0.0
     if hidden > 0.5:
         yield Finding(
@@ -438,6 +436,12 @@ def _rounding(values: Array, axes: list[Array], facts: dict[str, Any]) -> Iterat
         )  # fmt: skip
     else:
         yield Finding("note", "rounding", f"{text}, a {noise / span:.1g} part of the range")
+
+
+def _jumps(values: Array) -> Array:
+    """|differences| between neighbours along every axis, where both are finite."""
+    steps = [np.abs(np.diff(values, axis=k)) for k in range(values.ndim)]
+    return np.concatenate([s[np.isfinite(s)].ravel() for s in steps])
 
 
 def _noise(result: Any, axes: list[Array]) -> Iterator[Finding]:

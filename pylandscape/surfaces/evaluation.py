@@ -270,9 +270,10 @@ def _rounding_noise(land: Landscape, asked: GridQuestion, norms: list[float]) ->
     Points one spacing of the weights apart are rounded differently; what is left of their losses
     after a parabola is rounding (methods: differences below the spacing of the weights are noise).
     """
-    spacing = max(torch.finfo(e.dtype).eps for e in land.layout.entries)
-    if spacing <= torch.finfo(torch.float32).eps or land.half is None:
+    half = land.half
+    if half is None:
         return {}
+    spacing = max(torch.finfo(e.dtype).eps for e in land.layout.entries)
     middle = asked.coefficients[len(asked.coefficients) // 2]
     along = np.zeros(len(norms))
     if asked.kind in SLICES:
@@ -290,7 +291,7 @@ def _rounding_noise(land: Landscape, asked: GridQuestion, norms: list[float]) ->
     left = found - np.polyval(np.polyfit(steps, found, 2), steps)
     return {
         "rounding_noise": float(np.sqrt(np.square(left).sum() / (NOISE_POINTS - 3))),
-        "half": land.half,
+        "half": half,
     }
 
 

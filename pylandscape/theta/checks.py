@@ -209,7 +209,11 @@ def check_fits_memory(n: int, device: torch.device) -> None:
 
 
 def check_room(
-    model: nn.Module, dtype: torch.dtype | None, device: torch.device, copy: bool
+    model: nn.Module,
+    dtype: torch.dtype | None,
+    device: torch.device,
+    copy: bool,
+    params: Sequence[str] | None = None,
 ) -> None:
     """Whether a landscape's own copy of the model, and its point, fit the memory that is free.
 
@@ -218,10 +222,10 @@ def check_room(
     held = theta = 0
     for t in {id(t): t for t in (*model.parameters(), *model.buffers())}.values():
         wide = dtype is not None and t.is_floating_point()
-        held += t.numel() * (torch.empty(0, dtype=dtype).element_size() if wide else t.itemsize)
+        held += t.numel() * (dtype.itemsize if wide and dtype is not None else t.itemsize)
     if copy:
-        n = sum(t.numel() for t in model.parameters())
-        theta = n * max(4, torch.empty(0, dtype=dtype or torch.float32).element_size())
+        n = ParameterLayout.of(model, params).n
+        theta = n * max(4, (dtype or torch.float32).itemsize)
     needed, free = held + theta, free_memory(device)
     if 2 * needed <= free:
         return
@@ -246,14 +250,18 @@ def check_room(
 def free_memory(device: torch.device) -> int:
     """Bytes that are free on the device; on a CPU also within the limit of the control group."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + kept
     free = 1 << 40
     try:
         rows = dict(line.split(":", 1) for line in _read("/proc/meminfo").splitlines())
         free = int(rows["MemAvailable"].split()[0]) * 1024
         limit = _read("/sys/fs/cgroup/memory.max").strip()
         if limit.isdigit():
-            free = min(free, int(limit) - int(_read("/sys/fs/cgroup/memory.current")))
+            used = int(_read("/sys/fs/cgroup/memory.current"))
+            stat = dict(line.split() for line in _read("/sys/fs/cgroup/memory.stat").splitlines())
+            files = int(stat["active_file"]) + int(stat["inactive_file"])  # given up when asked for
+            free = min(free, int(limit) - used + files)
     except (OSError, KeyError, ValueError):  # not on this system
         pass
     return free

@@ -17,7 +17,7 @@ from ..arguments import check_landscape
 from ..errors import CudaUnavailable, InvalidArgument, LayoutMismatch
 from . import running_statistics
 from .checkpoints import tensors_of
-from .pieces import Random, Row, Rows, Stored, Tensors, finite, norm_of, row_of
+from .pieces import Random, Row, Rows, Stored, Tensors, finite, norm_of, row_of, vector_of
 
 if TYPE_CHECKING:
     from .layout import ParameterLayout
@@ -111,10 +111,10 @@ def random_directions(
             the norm of a filter changes by what is removed, relatively of order 1 / sqrt(n).
         theta: the point whose norms count; default the model's parameters.
         stored: False: keep the seed and a scale for each filter instead of n numbers, which are
-            drawn again at every point, with the same bits: directions then take no memory, and the
-            torch engine needs none for them. Default: where theta has fewer than 2^25 (33,554,432)
-            elements, or ``orthogonal`` is asked for. Engines other than torch's store them in any
-            case.
+            drawn again at every point, on a CPU with the same bits: directions then take no
+            memory, and the torch engine needs none for them. Default: where theta has fewer than
+            2^25 (33,554,432) elements, or ``orthogonal`` is asked for. Engines other than torch's
+            store them in any case.
 
     Raises:
         InvalidArgument: for an unknown normalisation, kind or pattern, a count below 1, a seed
@@ -139,9 +139,7 @@ def random_directions(
     mode = _mode(normalize)
     segments = _segments(land.layout, normalize in _PER_ROW, ignore)
     _check_device(base.device)
-    point = base.whole()[: land.layout.n] if keep and not isinstance(base, Stored) else None
-    if keep and isinstance(base, Stored):
-        point = base.vector[: land.layout.n]
+    point = vector_of(base)[: land.layout.n] if keep else None
     found: list[Direction] = []
     for index in range(count):
         info = {

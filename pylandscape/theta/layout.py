@@ -42,6 +42,12 @@ class ParameterLayout:
     entries: tuple[ParameterEntry, ...]
     aliases: Mapping[str, str]
 
+    @property
+    def half(self) -> str | None:
+        """Its dtypes of less than 32 bits, "bfloat16" for example; None where there are none."""
+        kinds = {e.dtype for e in self.entries if torch.finfo(e.dtype).bits < 32}
+        return " and ".join(sorted(str(k).removeprefix("torch.") for k in kinds)) or None
+
     @classmethod
     def of(cls, model: nn.Module, params: Sequence[str] | None = None) -> ParameterLayout:
         """The layout of all parameters, or of those whose names match a pattern of ``params``.

@@ -3,7 +3,7 @@
 A `Row` knows n numbers and gives any part of them: a stored tensor, a random direction that is
 drawn again where it is needed, the tensors of a module or a checkpoint's file. A point is then
 written as theta + c_1 d_1 + ... one piece after the other (`write_sum`), with the bits that stored
-vectors give: every product and sum is rounded once, in the order of the directions.
+vectors give on a CPU: every product and sum is rounded once, in the order of the directions.
 """
 
 from __future__ import annotations
@@ -269,14 +269,19 @@ def row_of(x: Tensor | Row) -> Row:
 def digest_of(x: Tensor | Row) -> str:
     """`arrays.digest`, which a row has in common with the vector that it stands for."""
     if isinstance(x, Tensor | Stored):
-        return digest(x if isinstance(x, Tensor) else x.vector)
-    kind = np.dtype(str(x.dtype).removeprefix("torch.")).str if x.dtype != torch.bfloat16 else None
-    if kind is None:
-        return digest(x.whole())
+        return digest(vector_of(x))
+    kind = np.dtype(str(x.dtype).removeprefix("torch.")).str  # of a landscape: 32 or 64 bits
     state = hashlib.sha256(f"{kind} {(x.n,)} ".encode())
     for begin, end in spans(x.n):
         state.update(x.piece(begin, end).cpu().contiguous().numpy().data)
     return state.hexdigest()
+
+
+def vector_of(x: Tensor | Row) -> Tensor:
+    """(n,), only to be read: what is stored, or new memory."""
+    if isinstance(x, Stored):
+        return x.vector
+    return x.whole() if isinstance(x, Row) else x
 
 
 def norm_of(x: Tensor | Row) -> float:
