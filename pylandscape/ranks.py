@@ -534,6 +534,9 @@ class _One:
 
     rank, size, first = 0, 1, True
 
+    def __repr__(self) -> str:
+        return "<rank 0 of 1>"
+
 
 def _make(dist: Any, torch: Any, backend: str | None) -> None:
     """torch's default group, from torchrun's environment."""
