@@ -326,7 +326,8 @@ def test_the_command_line_under_torchrun_prints_and_writes_once(tmp_path: Path) 
     ]  # fmt: skip
     run = [*base, "torch.distributed.run", "--nproc-per-node=2", "--master-port",
            str(rank_cases.free_port()), "-m"]  # fmt: skip
-    env = environment(PYTHONPATH=os.pathsep.join(map(str, [tests.parent, tests, tmp_path])))
+    package = Path(pl.__file__).resolve().parent.parent  # installed, or built in the checkout
+    env = environment(PYTHONPATH=os.pathsep.join(map(str, [package, tests, tmp_path])))
     env.pop("PYTHONSAFEPATH", None)
     found = subprocess.run(
         [*run, *command, "two.h5"], cwd=tmp_path, env=env, capture_output=True, text=True
