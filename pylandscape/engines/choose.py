@@ -17,7 +17,8 @@ from ..lowering.capture import refused
 from ..theta.losses import KnownLoss, why_free
 from . import equal_loss, native, recompute
 from .cuda import engine as cuda
-from .eager import TorchEngine, eval_mode
+from .eager import TorchEngine
+from .forward_pass import eval_mode
 
 if TYPE_CHECKING:
     from ..theta.layout import ParameterLayout
