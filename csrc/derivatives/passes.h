@@ -47,8 +47,9 @@ struct Pass {
   // Of the ops that multiply by the data: their columns, where these are packed already.
   const T* data_columns = nullptr;
   const Draw* draw = nullptr;  // null: nothing is dropped
-  // Where a reverse pass packs columns, as much as one op may want; null: forward does.
-  T* late_columns = nullptr;
+  // Where a reverse pass packs columns, as much as one op may want; null: forward does. That of
+  // tangents then packs the adjoints at theta too, into panels of a tile.
+  T *late_columns = nullptr, *late_panels = nullptr;
 
   int64_t rows() const { return program.features(op.output); }
   int64_t size() const { return rows() * cols; }
