@@ -48,8 +48,9 @@ struct Pass {
   // Of the ops that multiply by the data: their columns, where these are packed already.
   const T* data_columns = nullptr;
   const Draw* draw = nullptr;  // null: nothing is dropped
-  // Where a reverse pass packs columns, as much as one op may want; null: forward does.
-  T* late_columns = nullptr;
+  // Where a reverse pass packs columns, as much as one op may want; null: forward does. That of
+  // tangents then packs the adjoints at theta too, into panels of a tile.
+  T *late_columns = nullptr, *late_panels = nullptr;
 
   const std::vector<int64_t>& features() const { return program.slots(); }
   int64_t rows() const { return program.features(op.output); }

@@ -234,15 +234,23 @@ struct Linear : Rules<Linear> {
   template <typename T>
   static void add_weights(const TangentReverse<T>& p) {
     const Op& op = p.op;
-    const T* adjoints = p.primal.panels.data();
-    for (int64_t o = 0; o < op.outer; ++o)
-      p.kernels.pack(op.m, p.cols, p.rdy + o * op.m * p.cols,
-                     panels(p, p.own_panels, p.number, o));
-    if (p.layout.alone(p.number)) {
+    const bool late = p.packs_late();
+    const T* adjoints = late ? p.late_panels : p.primal.panels.data();
+    for (int64_t o = 0; o < op.outer; ++o) {
+      const int64_t at = o * op.m * p.cols;
+      p.kernels.pack(op.m, p.cols, p.rdy + at, panels(p, p.own_panels, p.number, o));
+      if (late && p.rx != nullptr)
+        p.kernels.pack(op.m, p.cols, p.dy + at, panels(p, p.late_panels, p.number, o));
+    }
+    if (p.sums_alone()) {
       for (int64_t o = 0; o < op.outer; o += kTogether) {
         OuterSum<T> sum;
         for (int64_t i = o; i < std::min(op.outer, o + kTogether); ++i) {
-          sum.take(panels(p, p.own_panels, p.number, i), p.columns() + i * block(p));
+          const T* kept = p.columns() + (late ? i - o : i) * block(p);
+          if (late)
+            p.kernels.pack_columns(op.k, p.cols, group(p, p.x(), i),
+                                   p.late_columns + (i - o) * block(p));
+          sum.take(panels(p, p.own_panels, p.number, i), kept);
           if (p.rx == nullptr) continue;
           T* columns = p.own_columns + (i - o) * block(p);
           p.kernels.pack_columns(op.k, p.cols, group(p, p.rx, i), columns);
