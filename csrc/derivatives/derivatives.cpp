@@ -1,8 +1,11 @@
 #include "derivatives/derivatives.h"
 
 #include <algorithm>
+#include <memory>
+#include <new>
 #include <numeric>
 #include <stdexcept>
+#include <utility>
 
 #include "derivatives/parameters.h"
 #include "program/items.h"
@@ -34,9 +37,12 @@ Derivatives<T>::Derivatives(const Program<T>& program, const T* theta, int64_t m
                             const Parallel& parallel, const ShouldStop& stop)
     : program_(program),
       kernels_(program.kernels_),
+      shelf_(program.shelf_),
+      memory_(memory),
       groups_(std::min(kGroups, program.tiles_)),
       layout_(program, program.tile_, program.kernels_.vector_length) {
   const Program<T>& p = program_;
+  take_memory();
   pack_parameters(p, layout_, theta, p.constants_.data(), theta_);
   if (p.mixes()) {
     take_batches(parallel, stop);
@@ -63,6 +69,26 @@ Derivatives<T>::Derivatives(const Program<T>& program, const T* theta, int64_t m
   loss_ = std::accumulate(losses.begin(), losses.end(), 0.0);
   gradient_.assign(p.n_, 0.0);
   for (int64_t g = 0; g < groups_; ++g) add(p.n_, partial.data() + g * p.n_, gradient_.data());
+}
+
+// Every pass writes what it reads, so that values of another theta do no harm.
+template <typename T>
+void Derivatives<T>::take_memory() {
+  const auto found = std::static_pointer_cast<Memory>(shelf_->take());
+  if (found == nullptr || found->bytes != memory_) return;
+  theta_ = std::move(found->theta), kept_ = std::move(found->kept);
+  works_ = std::move(found->works), vectors_ = std::move(found->vectors);
+  partial_ = std::move(found->partial);
+}
+
+template <typename T>
+Derivatives<T>::~Derivatives() {
+  try {
+    shelf_->put(std::make_shared<Memory>(
+        Memory{memory_, std::move(theta_), std::move(kept_), std::move(works_),
+               std::move(vectors_), std::move(partial_)}));
+  } catch (const std::bad_alloc&) {
+  }
 }
 
 // Loss and gradient of batches whose samples depend on each other.

@@ -13,6 +13,7 @@
 // Where samples depend on their batch there are the loss and its gradient alone, batch by batch
 // (batch_passes.h).
 #pragma once
+#include <memory>
 #include <mutex>
 
 #include "derivatives/batch_passes.h"
@@ -30,6 +31,7 @@ class Derivatives {
   // theta (n,). Throws Stopped.
   Derivatives(const Program<T>& program, const T* theta, int64_t memory, const Parallel& parallel,
               const ShouldStop& stop);
+  ~Derivatives();  // leaves its memory to the program's next ones
 
   // Sum of the loss terms over the samples.
   double loss() const { return loss_; }
@@ -52,6 +54,17 @@ class Derivatives {
     std::vector<Tangents<T>> tangents;  // (block_)
     Buffer<T> columns, panels, dots;
   };
+
+  // What all derivatives of a program need as much of, if they may keep as many bytes.
+  struct Memory {
+    int64_t bytes;
+    Vector<T> theta;
+    std::vector<Primal<T>> kept;
+    std::vector<Work> works;
+    std::vector<Vector<T>> vectors;
+    std::vector<double> partial;
+  };
+  void take_memory();
 
   void take_batches(const Parallel& parallel, const ShouldStop& stop);
   void require_apart() const;
@@ -80,6 +93,8 @@ class Derivatives {
 
   const Program<T>& program_;
   const cpu::Kernels<T>& kernels_;
+  const std::shared_ptr<Shelf> shelf_;
+  int64_t memory_;
   int64_t groups_;
   TileLayout layout_;
   int64_t block_ = 1;  // vectors that a tile takes together
