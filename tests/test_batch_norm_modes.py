@@ -292,6 +292,27 @@ def test_products_through_a_batchs_statistics_have_the_same_bits_however_they_ar
         assert torch.equal(one, want[:2])
 
 
+@pytest.mark.parametrize("bn", ["batch", "eval"])
+def test_derivatives_elsewhere_take_the_memory_of_those_before_and_leave_what_is_in_use(
+    bn: str,
+) -> None:
+    model, shape = make("sequence", torch.float32)
+    data = batches(shape, (37, 11), torch.float32)
+    land, fresh = (pl.Landscape(model, "cross_entropy", data, bn=bn) for _ in range(2))
+    v, theta = steps(land), land.theta + steps(land, 1)[0]
+    want = [fresh.native.product("hessian", theta, v), fresh.native.gradient(theta)]
+    used = land.native.products_at("hessian", land.theta)()
+    before = torch.empty(v.shape, dtype=torch.float64)
+    used[0].products(used[1], len(v), v.data_ptr(), before.data_ptr(), used[2])
+    for _ in range(3):  # the first while the others are in use
+        assert torch.equal(land.native.product("hessian", theta, v), want[0])
+        assert torch.equal(land.native.gradient(theta), want[1])
+        after = torch.empty_like(before)
+        used[0].products(used[1], len(v), v.data_ptr(), after.data_ptr(), used[2])
+        assert torch.equal(after, before)
+        assert not torch.equal(land.native.product("hessian", land.theta, v), want[0])
+
+
 def test_products_through_a_batchs_statistics_in_single_precision() -> None:
     """Means far from zero: what is left of a channel after them has few digits in float32."""
     model, shape = make("dense", torch.float64)

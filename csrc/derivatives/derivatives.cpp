@@ -33,11 +33,12 @@ void add(int64_t n, const double* x, double* y) {
 
 template <typename T>
 Derivatives<T>::Derivatives(const Program<T>& program, const T* theta, int64_t memory,
-                            const Parallel& parallel, const ShouldStop& stop)
+                            Heir<T>* from, const Parallel& parallel, const ShouldStop& stop)
     : program_(program),
       kernels_(program.kernels_),
       groups_(std::min(kGroups, program.tiles_)),
       layout_(program, program.tile_, program.kernels_.vector_length) {
+  if (from != nullptr) memory_ = from->take();
   const Program<T>& p = program_;
   pack_parameters(p, layout_, theta, p.constants_.data(), theta_);
   if (p.mixes()) {
@@ -101,6 +102,11 @@ bool Derivatives<T>::each_batch(const Parallel& parallel, const ShouldStop& stop
   batch_works_[0].scratch.resize(std::max<size_t>(batch_works_[0].scratch.size(), parallel.workers));
   for (int64_t b = 0; b < batches && done; ++b) one(b, spread, batch_works_[0], -1);
   return done;
+}
+
+template <typename T>
+Derivatives<T>::~Derivatives() {
+  if (const std::shared_ptr<Heir<T>> heir = heir_.lock()) heir->give(std::move(memory_));
 }
 
 // Loss and gradient of batches whose samples depend on each other.

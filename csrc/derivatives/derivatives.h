@@ -13,20 +13,62 @@
 // Where samples depend on their batch, all of this is done batch by batch (batch_passes.h); there
 // are no samples' own gradients then, nor their covariance.
 #pragma once
+#include <memory>
 #include <mutex>
 #include <optional>
+#include <utility>
 
 #include "derivatives/batch_passes.h"
 #include "program/program.h"
 
 namespace pylandscape {
 
+// What Derivatives of one Program and one `memory` leave to those that come after them: new memory
+// costs a gradient a third of its time.
+template <typename T>
+struct DerivativeMemory {
+  struct Work {  // of one worker
+    Primal<T> primal;
+    std::vector<Tangents<T>> tangents;
+    Buffer<T> columns, panels, dots;
+  };
+  struct BatchWork {  // of one worker, or of all that share a batch
+    BatchMemory<T> memory;
+    std::vector<BatchScratch<T>> scratch;
+    std::vector<BatchTangents<T>> tangents;
+  };
+  std::vector<Primal<T>> kept;  // by tile
+  std::vector<BatchMemory<T>> kept_batches;
+  std::vector<Work> works;
+  std::vector<BatchWork> batch_works;
+};
+
+template <typename T>
+class Heir {  // may be asked from several threads
+ public:
+  void give(DerivativeMemory<T>&& memory) {
+    const std::lock_guard<std::mutex> lock(busy_);
+    memory_ = std::move(memory);
+  }
+  DerivativeMemory<T> take() {
+    const std::lock_guard<std::mutex> lock(busy_);
+    return std::exchange(memory_, {});
+  }
+
+ private:
+  std::mutex busy_;
+  DerivativeMemory<T> memory_;
+};
+
 template <typename T>
 class Derivatives {
  public:
-  // theta (n,). Throws Stopped.
-  Derivatives(const Program<T>& program, const T* theta, int64_t memory, const Parallel& parallel,
-              const ShouldStop& stop);
+  // theta (n,). from: that of Derivatives of the same program and memory, or null. Throws Stopped.
+  Derivatives(const Program<T>& program, const T* theta, int64_t memory, Heir<T>* from,
+              const Parallel& parallel, const ShouldStop& stop);
+  ~Derivatives();
+  // Who gets the memory when these end, if it is still there then.
+  void leave_to(const std::shared_ptr<Heir<T>>& heir) { heir_ = heir; }
 
   // Sum of the loss terms over the samples.
   double loss() const { return loss_; }
@@ -45,17 +87,8 @@ class Derivatives {
   bool sample_gradients(T* out, const Parallel& parallel, const ShouldStop& stop) const;
 
  private:
-  struct Work {  // of one worker
-    Primal<T> primal;
-    std::vector<Tangents<T>> tangents;  // (block_)
-    Buffer<T> columns, panels, dots;
-  };
-
-  struct BatchWork {  // of one worker, or of all that share a batch
-    BatchMemory<T> memory;
-    std::vector<BatchScratch<T>> scratch;
-    std::vector<BatchTangents<T>> tangents;  // (block_)
-  };
+  using Work = typename DerivativeMemory<T>::Work;
+  using BatchWork = typename DerivativeMemory<T>::BatchWork;
 
   void take_batches(int64_t memory, const Parallel& parallel, const ShouldStop& stop);
   bool batch_products(Matrix matrix, int64_t k, const T* vectors, double scale, double* out,
@@ -97,14 +130,16 @@ class Derivatives {
   bool apart_ = false;                    // batches are divided among the groups
   int64_t block_ = 1;  // vectors that a tile, or a batch, takes together
   Vector<T> theta_;
-  std::vector<Primal<T>> kept_;  // by tile
-  std::vector<BatchMemory<T>> kept_batches_;
+  DerivativeMemory<T> memory_;
+  std::vector<Primal<T>>& kept_ = memory_.kept;  // empty: computed anew
+  std::vector<BatchMemory<T>>& kept_batches_ = memory_.kept_batches;
+  std::weak_ptr<Heir<T>> heir_;
   double loss_ = 0;
   std::vector<double> gradient_;
 
   std::mutex busy_;  // scratch of products
-  std::vector<Work> works_;
-  std::vector<BatchWork> batch_works_;
+  std::vector<Work>& works_ = memory_.works;
+  std::vector<BatchWork>& batch_works_ = memory_.batch_works;
   std::vector<Vector<T>> vectors_;
   std::vector<double> partial_;
 };

@@ -206,9 +206,10 @@ class NativeEngine:
         point = theta.detach().to("cpu", self._dtype).contiguous()
         with self._lock:  # threads at different points make their own, one after the other
             if self._kept is None or not torch.equal(self._kept[0], point):
-                self._kept = None  # before the next one takes its memory
+                heir = None if self._kept is None else self._kept[1].heir()
+                self._kept = None  # the heir gets its memory, unless someone else uses it still
                 kind = PROGRAMS[self._dtype][2]
-                derivatives = kind(self.program, point.data_ptr(), self._memory)
+                derivatives = kind(self.program, point.data_ptr(), self._memory, heir)
                 self._kept = (point.clone(), derivatives)
             return self._kept[1]
 

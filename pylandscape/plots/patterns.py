@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import InvalidArgument
+from .options import picture
 from .style import COLUMN_WIDTH, STYLE, check_figsize, own_style
 
 if TYPE_CHECKING:
     from ..results.patterns import ConstructedPattern, Pattern
 
 
+@picture
 def plot_pattern(
     found: Pattern,
     axes: Any = None,
@@ -53,6 +55,7 @@ def plot_pattern(
     )
 
 
+@picture
 def plot_constructed(
     found: ConstructedPattern,
     axes: Any = None,
