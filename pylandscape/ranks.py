@@ -319,21 +319,16 @@ class Call:
 
     def exchange(self, arrays: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
         """Every rank's arrays, of numbers, on all ranks."""
-        given = [np.asarray(a, order="C") for a in arrays]
-        content = b"".join(a.tobytes() for a in given)
-        header = json.dumps([[a.dtype.str, list(a.shape)] for a in given]).encode()
+        head, content = _packed(arrays)
         name = self._step()
-        head = len(header).to_bytes(8, "little") + len(content).to_bytes(8, "little") + header
         self._put(f"{name}/{self.rank}", head + (content if len(content) <= SMALL else b""))
         told: dict[int, bytes] = {}
         self._hear(name, told, "the exchange of results")
         found = []
         for rank in range(self.size):
-            length, size = (int.from_bytes(told[rank][i : i + 8], "little") for i in (0, 8))
-            kinds = json.loads(told[rank][16 : 16 + length])
-            if size <= SMALL:
-                raw = np.frombuffer(told[rank][16 + length :], dtype=np.uint8)
-            else:
+            kinds, raw = _unpacked(told[rank])
+            size = sum(np.dtype(dtype).itemsize * math.prod(shape) for dtype, shape in kinds)
+            if size > SMALL:
                 raw = np.empty(size, dtype=np.uint8)
                 if rank == self.rank:
                     raw[:] = np.frombuffer(content, dtype=np.uint8)
@@ -347,11 +342,7 @@ class Call:
 
     def send(self, *arrays: np.ndarray) -> None:
         """Arrays to rank 0, which gets them by `received` whenever it looks."""
-        given = [np.asarray(a, order="C") for a in arrays]
-        header = json.dumps([[a.dtype.str, list(a.shape)] for a in given]).encode()
-        content = b"".join(a.tobytes() for a in given)
-        key = f"sent/{self.rank}/{self._sent}"
-        self.ranks.put(self._key(key), len(header).to_bytes(8, "little") + header + content)
+        self.ranks.put(self._key(f"sent/{self.rank}/{self._sent}"), b"".join(_packed(arrays)))
         self._sent += 1
 
     def received(self) -> Iterator[list[np.ndarray]]:
@@ -364,9 +355,8 @@ class Call:
                     break
                 self._received[rank] += 1
                 self.keys.append(key)
-                length = int.from_bytes(told[:8], "little")
-                kinds = json.loads(told[8 : 8 + length])
-                yield _arrays(np.frombuffer(told[8 + length :], dtype=np.uint8), kinds)
+                kinds, raw = _unpacked(told)
+                yield _arrays(raw, kinds)
 
     def _hear(
         self,
@@ -658,6 +648,19 @@ def _ranks(numbers: Sequence[int]) -> str:
 def _told(error: BaseException) -> str:
     text = " ".join(str(error).split())[:2000]
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _packed(arrays: Sequence[np.ndarray]) -> tuple[bytes, bytes]:
+    """What arrays are, with the length of that before it; their numbers."""
+    given = [np.asarray(a, order="C") for a in arrays]
+    header = json.dumps([[a.dtype.str, list(a.shape)] for a in given]).encode()
+    return len(header).to_bytes(8, "little") + header, b"".join(a.tobytes() for a in given)
+
+
+def _unpacked(told: bytes) -> tuple[list[Any], np.ndarray]:
+    """What they are, and the bytes of their numbers, if they came along."""
+    end = 8 + int.from_bytes(told[:8], "little")
+    return json.loads(told[8:end]), np.frombuffer(told[end:], dtype=np.uint8)
 
 
 def _arrays(raw: np.ndarray, kinds: Sequence[tuple[str, Sequence[int]]]) -> list[np.ndarray]:

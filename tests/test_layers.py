@@ -5,11 +5,13 @@ count like all others."""
 from __future__ import annotations
 
 import ast
+import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
+from types import FrameType
 
 import torch
 
@@ -263,6 +265,47 @@ def test_a_surface_reaches_the_core_through_four_files_and_each_names_the_next()
         tops = [ast.get_docstring(ast.parse(f.read_text())) or "" for f in way]
         for top, after in pairwise([*zip(tops, way, strict=True), ("", Path("csrc/question"))]):
             assert after[1].name in top[0], f"{top[1]} does not say that {after[1].name} is next"
+
+
+def files_on_the_way(call: Callable[[], object], last: str) -> set[str]:
+    """Our files on the stack whenever a function of the file `last` is called."""
+    found: set[str] = set()
+
+    def look(frame: FrameType | None, event: str, _: object) -> None:
+        if frame is None or event != "call" or not frame.f_code.co_filename.endswith(last):
+            return
+        while frame is not None:
+            path = Path(frame.f_code.co_filename)
+            found.update({str(path.relative_to(ROOT))} if path.is_relative_to(ROOT) else ())
+            frame = frame.f_back
+
+    sys.setprofile(look)
+    try:
+        call()
+    finally:
+        sys.setprofile(None)
+    return found
+
+
+def test_a_probe_reaches_the_core_through_three_files_and_a_point_through_four():
+    data = torch.randn(5, 3), torch.randn(5, 2)
+    wide = torch.nn.Sequential(torch.nn.Linear(3, 40), torch.nn.Tanh(), torch.nn.Linear(40, 2))
+    land = pylandscape.Landscape(wide, "mse", data, engine="native")
+    spectrum = pylandscape.spectrum  # imported now, not on the way
+    way = files_on_the_way(
+        lambda: spectrum(land, 1, 3, seed=0, progress=False), "curvature/lanczos.py"
+    )
+    assert way == {"curvature/spectra.py", "curvature/lanczos.py", "runs/resume.py"}
+    small = pylandscape.Landscape(torch.nn.Linear(3, 2), "mse", data, engine="native")
+    points = small.theta[None].double().numpy()
+    pylandscape.classify(small, points, progress=False)  # its program in float64 is made once
+    way = files_on_the_way(
+        lambda: pylandscape.classify(small, points, progress=False), "points/native.py"
+    )
+    assert way == {
+        "critical/classification.py", "runs/chunks.py", "engines/points/evaluator.py",
+        "engines/points/native.py",
+    }  # fmt: skip
 
 
 def is_private(name: str) -> bool:

@@ -186,7 +186,7 @@ class _Classification:
     def _evaluate(self) -> Callable[[Array], dict[str, Array]]:
         """A function from points (g, n) to their columns."""
         if self.method == "exact":
-            evaluator = PointEvaluator(self.land)
+            evaluator = self.land.point_evaluator()
             return lambda points: dict(
                 zip(self.names, self._exact(evaluator, points).T, strict=True)
             )

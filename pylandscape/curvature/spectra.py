@@ -312,12 +312,14 @@ class _Quadrature:
         if self.found is not None and "basis" in self.found:
             self._load(lanczos, self.found)
         self.found = None
+
+        def told(products: int) -> None:
+            show(products)
+            if self.checkpoint.due:
+                self.checkpoint.save(self._arrays(lanczos))
+
         try:
-            while any(lanczos.running(i) for i in range(len(group))):
-                lanczos.run(max(lanczos.steps(i) for i in range(len(group))) + 1)
-                show(self.products)
-                if self.checkpoint.due:
-                    self.checkpoint.save(self._arrays(lanczos))
+            self._run(lanczos, told)
         except BaseException:
             if self.checkpoint.path is not None:
                 self.checkpoint.save(self._arrays(lanczos))

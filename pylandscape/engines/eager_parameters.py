@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .._native import ops
 from ..theta.layout import ParameterLayout
-from ..theta.pieces import Row, Rows, Stored, row_of, spans, write_sum
+from ..theta.pieces import Row, Rows, Stored, named_tensors, row_of, spans, write_sum
 from ..theta.random_source import STEP, fill
 from ..theta.running_statistics import KIND
 
@@ -38,7 +38,7 @@ class CopyParameters:
         base: Row | None,
     ) -> None:
         self._layout, self.device = layout, device
-        named = {**dict(model.named_buffers()), **dict(model.named_parameters())}
+        named = named_tensors(model)
         self.slots = [named[e.name] for e in layout.entries]
         # The parameters that derivatives are in; statistics (bn="interpolate") come after them.
         self.leaves = [t for t, e in zip(self.slots, layout.entries, strict=True) if e.kind != KIND]

@@ -82,7 +82,8 @@ def run(
     progress: bool = True,
     say: Any = print,
 ) -> dict[str, Path]:
-    """Train, draw, save and judge; returns the files written, by name.
+    """Train, draw, save and judge; returns the files written, by name. One step after the other, as
+    a user's script would have them.
 
     Args:
         out: folder for surface.h5, contour.png, surface.png, line.png, and the Hessian's spectrum

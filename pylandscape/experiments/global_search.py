@@ -120,10 +120,8 @@ def global_search(
         if name not in METHODS or (name == "gradient" and land is None):
             raise InvalidArgument(f"methods: expected some of {', '.join(METHODS)}, got {name!r}")
     runs, population = integer(runs, "runs", 1), integer(population, "population", 2)
-    elite, evaluations = (
-        integer(elite, "elite", 1, population),
-        integer(evaluations, "evaluations", population),
-    )
+    elite = integer(elite, "elite", 1, population)
+    evaluations = integer(evaluations, "evaluations", population)
     if not 0 < rate <= 1 or not deviation > 0 or not lr > 0:
         raise InvalidArgument(
             f"rate, deviation, lr: expected 0 < rate <= 1, the others above 0, got {rate}, "
@@ -165,19 +163,30 @@ def global_search(
             shape = (len(chosen), runs, -1)
             best, theta = (shared[name].reshape(shape) for name in ("best", "theta"))
             return GlobalSearch(told.astype(np.float64), best, theta, chosen, info)
-        best = np.full((len(chosen), runs, len(told)), np.nan)
-        theta = np.zeros((len(chosen), runs, size))
-        done = 0
-        if (before := kept.load()) is not None:
-            best, theta, done = before["best"], before["theta"], int(before["done"])
-        with progress_bar(len(chosen) * runs, "search", "run", progress, done) as bar:
-            for k in range(done, len(chosen) * runs):
-                best[divmod(k, runs)], theta[divmod(k, runs)] = one(k)
-                bar.update()
-                kept.save({"best": best, "theta": theta, "done": np.array(k + 1)})
+        best, theta = _one_by_one(one, (len(chosen), runs), (len(told), size), kept, progress)
         return GlobalSearch(told.astype(np.float64), best, theta, chosen, info)
 
     return resumable(path, request, run)
+
+
+def _one_by_one(
+    one: Callable[[int], tuple[Array, Array]],
+    shape: tuple[int, int],
+    sizes: tuple[int, int],
+    kept: Checkpoint,
+    progress: bool,
+) -> tuple[Array, Array]:
+    """The best losses and points of all searches, in a process alone."""
+    best, theta = np.full((*shape, sizes[0]), np.nan), np.zeros((*shape, sizes[1]))
+    count, done = shape[0] * shape[1], 0
+    if (before := kept.load()) is not None:
+        best, theta, done = before["best"], before["theta"], int(before["done"])
+    with progress_bar(count, "search", "run", progress, done) as bar:
+        for k in range(done, count):
+            best[divmod(k, shape[1])], theta[divmod(k, shape[1])] = one(k)
+            bar.update()
+            kept.save({"best": best, "theta": theta, "done": np.array(k + 1)})
+    return best, theta
 
 
 def _followed(stream: Iterator[tuple[Array, Array]], told: Any) -> tuple[Array, Array]:

@@ -140,6 +140,8 @@ def plot_surface(
     Raises:
         InvalidArgument: names the argument; also fewer than 2 x 2 points for contours and 3-D.
     """
+    # Twenty options, as one picture has them: they are checked first, then drawn from the values at
+    # the bottom to the title at the top. What each takes is in surface_strokes.py.
     values = _metric(surface, metric)
     _check(kind, values, ax)
     count = band_width(band, [surface.metrics], metric)

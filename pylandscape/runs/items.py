@@ -85,7 +85,7 @@ class _Share:
         self.drawn = 0
         self._last = time.monotonic()
         parts = record.read()
-        self.known = [parts] if call is None else [_part(*f) for f in call.exchange(_flat(parts))]
+        self.known = [parts] if call is None else [named(*f) for f in call.exchange(flat(parts))]
         done = np.zeros(count, dtype=bool)
         for part in self.known:
             done[part[ITEMS]] = True
@@ -117,8 +117,8 @@ class _Share:
         else:
             self.call.meet("the end of the items", self.record.hear)
             self.record.hear()
-            own = _flat(self.record.part())
-            parts = [*self.known, *(_part(*found) for found in self.call.exchange(own))]
+            own = flat(self.record.part())
+            parts = [*self.known, *(named(*found) for found in self.call.exchange(own))]
         parts = [part for part in parts if part[ITEMS].size]
         found = {}
         for name, array in parts[0].items():
@@ -166,7 +166,7 @@ class _Record:
         part = {ITEMS: np.asarray(at, dtype=np.int64), **found}
         self._parts.append(part)
         if self._sends and self.call is not None:
-            self.call.send(*_flat(part))
+            self.call.send(*flat(part))
         elif time.monotonic() - self._saved > SECONDS:
             self._save()
 
@@ -177,7 +177,7 @@ class _Record:
     def hear(self) -> None:
         """Rank 0: take what others send, and keep it."""
         if self.call is not None and self.call.first and self.beside is not None:
-            heard = [_part(*found) for found in self.call.received()]
+            heard = [named(*found) for found in self.call.received()]
             self._before += heard
             if heard:
                 self._save()
@@ -201,7 +201,7 @@ class _Record:
             if self.call is None or self.call.first:
                 raise
             self._sends = True  # rank 0 keeps them
-            self.call.send(*_flat(self.part()))
+            self.call.send(*flat(self.part()))
         self._saved = time.monotonic()
 
 
@@ -220,10 +220,12 @@ def _joined(parts: Sequence[Arrays]) -> Arrays:
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def _flat(part: Arrays) -> list[np.ndarray]:
+def flat(part: Arrays) -> list[np.ndarray]:
+    """Named arrays as arrays alone, to be exchanged: the names come first."""
     names = json.dumps(list(part)).encode()
     return [np.frombuffer(names, dtype=np.uint8), *part.values()]
 
 
-def _part(names: np.ndarray, *arrays: np.ndarray) -> Arrays:
+def named(names: np.ndarray, *arrays: np.ndarray) -> Arrays:
+    """What `flat` was made of."""
     return dict(zip(json.loads(names.tobytes()), arrays, strict=True))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from collections.abc import Callable, Mapping
@@ -19,7 +18,7 @@ from ..files.atomic import remove_leftovers
 from ..ranks import Call, Ranks, current
 from ..results.loading import load
 from .checkpoint import SUFFIX, Checkpoint
-from .items import RANK, of_ranks
+from .items import RANK, flat, named, of_ranks
 from .journal import Journal
 from .request import differences, listing
 
@@ -167,13 +166,9 @@ def _unite(call: Call, kept: Record) -> None:
             kept.values[at], kept.done[at] = values, True
     elif isinstance(kept, Checkpoint):
         arrays = kept.load() if call.first else None
-        names = json.dumps(None if arrays is None else list(arrays)).encode()
-        told, *found = call.from_first(
-            [np.frombuffer(names, dtype=np.uint8), *(arrays or {}).values()]
-        )
-        listed = json.loads(told.tobytes())
-        kept.resumes = listed is not None
-        kept.given = None if listed is None else dict(zip(listed, found, strict=True))
+        found = call.from_first([] if arrays is None else flat(arrays))
+        kept.resumes = bool(found)
+        kept.given = named(*found) if found else None
 
 
 def _merge(kept: Record, beside: Path, record: Callable[[Path | None], Record]) -> None:
