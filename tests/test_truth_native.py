@@ -420,11 +420,15 @@ def test_a_class_of_loss_is_its_default_instance_and_near_ones_are_named() -> No
 
 def test_the_report_says_where_derivatives_run() -> None:
     x, y = (t.double() for t in regression(12))
-    both = pl.Landscape(normed(0), "mse", (x, y), bn="batch").engine_report()
+    batch = pl.Landscape(normed(0), "mse", (x, y), bn="batch").engine_report()
+    assert str(batch).startswith("native (")
+    assert "torch" not in str(batch)
+    norm = nn.BatchNorm1d(4, track_running_stats=False).double()
+    untracked = nn.Sequential(nn.Linear(2, 4).double(), norm, nn.Linear(4, 1).double())
+    both = pl.Landscape(untracked, "mse", (x, y)).engine_report()
     assert both.engine == "native"
-    assert str(both).startswith("values native (")
-    assert "derivatives torch (products are torch's" in str(both)
-    assert "the gradient is compiled)" in str(both)
+    assert both.derivatives is None
+    assert "the samples' own derivatives torch (samples depend on their batch" in str(both)
     one = pl.Landscape(normed(0), "mse", (x, y)).engine_report()
     assert str(one).startswith("native (")
 

@@ -34,7 +34,6 @@ void Program<T>::plan_tiles() {
     tile_ = std::max(tile_, tile);
   }
   tiles_ = batch_tile_.back();
-  shelf_ = std::make_shared<Shelf>();
   const bool able = std::all_of(ops_.begin(), ops_.end(), [&](const Op& op) {
     const bool transposed = op.weight >= 0 && uses_[op.weight].transposed();
     return entry(op.kind).point_lanes && !transposed;

@@ -10,12 +10,9 @@
 // which work items run: a tile's arithmetic is fixed by shapes, its loss is summed column by column
 // in double, and tiles are added in order.
 #pragma once
-#include <memory>
-
 #include "program/buffer.h"
 #include "program/op_list.h"
 #include "program/parallel.h"
-#include "program/shelf.h"
 
 namespace pylandscape {
 
@@ -82,7 +79,6 @@ class Program : public OpList {
   std::vector<int64_t> batches_;     // samples of each
   std::vector<int64_t> tile_first_;  // (tiles + 1,) its first sample
   std::vector<int64_t> batch_tile_;  // (batches + 1,) its first tile
-  std::shared_ptr<Shelf> shelf_;     // of derivatives, whose sizes are those of these tiles
   Buffer<T> x_;  // (tiles, features, tile)
   cpu::LossArgs loss_{};
   std::vector<double> weight_, pos_weight_;

@@ -40,8 +40,8 @@ _STEP = 0.1  # of each parameter tensor's spread, to the points near theta
 _LEAST = 1e-11  # of the whole gradient: rounding in float64 of what cancels exactly
 
 
-# No compiled derivatives but the gradient.
-MIXED = "products are torch's, as samples depend on their batch; the gradient is compiled"
+# No per-sample gradients, nor their covariance.
+MIXED = "samples depend on their batch"
 
 
 class Separated(Final):

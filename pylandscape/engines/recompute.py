@@ -38,12 +38,16 @@ class RecomputeEngine:
     """Answers questions about L; derivatives hold the statistics at theta, as torch's engine."""
 
     name = "native"
-    mixes = False  # derivatives hold the statistics
 
     def __init__(self, collector: NativeEngine, fixed: NativeEngine, n: int, extended: int) -> None:
         self._collector, self._fixed = collector, fixed
         self._n, self._more = n, extended - n
         self.how, self.ops, self.instruction_set = fixed.how, fixed.ops, fixed.instruction_set
+
+    @property
+    def mixes(self) -> bool:
+        """As `NativeEngine`: of norms that track no statistics. The others' are held."""
+        return self._fixed.mixes
 
     @property
     def no_derivatives(self) -> str | None:
