@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from . import (
+    cold,
     connectivity,
     dropin,
     eigen,
@@ -63,6 +64,7 @@ _TIMED = {
     "large": language.large,
     "FAMILIES": families.families,
     "ranks": ranks.ranks,
+    "cold": cold.cold,
 }
 
 

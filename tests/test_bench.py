@@ -59,6 +59,7 @@ ARMS = {
     "errors": {"pylandscape plane() with", "pylandscape plane() without"},
     "large": {"pylandscape, torch engine", "the best plain loop", "pylandscape, stored"},
     "FAMILIES": {"pylandscape plane", "pylandscape gradient", "pylandscape hvp", "pylandscape, "},
+    "cold": {"pylandscape, whole script"},
     "headline": {"pylandscape", "torch Lanczos"},
     "memory": set(),
     "kernels": {"sgemm", "linear", "tanh", "cross_entropy", "gaussian", "normalize_direction"},
