@@ -89,3 +89,10 @@ def test_colour_maps_are_taken_as_objects_and_labels_as_numbers():
     assert texts == ["0.1", "0.2"]
     plt.close(ax.figure)
     plt.close(named.figure)
+
+
+def test_what_stands_beside_a_flatness_table_is_one():
+    table = pl.Flatness((), 0.1)
+    with pytest.raises(InvalidArgument, match=r"beside: expected .* flatness tables, got str"):
+        table.plot(beside="a")
+    assert not plt.get_fignums()
