@@ -20,8 +20,9 @@ from pylandscape.engines.contract import Rule, RunState
 from pylandscape.engines.training import build
 from pylandscape.theta.running_statistics import with_statistics
 
-from .curvature import Field
-from .harness import Arm, Row
+from . import products
+from .curvature import Field, Problem, check_rows
+from .harness import Arm, Row, Run
 from .networks import ResNet, dcnn
 from .workloads import digits, mlp, split
 
@@ -81,11 +82,13 @@ class Case:
             ends.append(nn.utils.parameters_to_vector(model.parameters()).detach())
         return torch.stack(ends)
 
-    def compiled(self) -> Callable[[], Tensor]:
-        """torch.compile of the loss and its gradient of one run, channels last."""
+    def compiled(self, channels_last: bool) -> Callable[[], Tensor]:
+        """torch.compile of the loss and its gradient of one run."""
+        torch.compiler.reset()  # it compiles one function for so many models only
+        layout = torch.channels_last if channels_last else torch.contiguous_format
         model: Any = copy.deepcopy(self.model).train()
-        model = model.to(memory_format=torch.channels_last)
-        x, like = self.x.to(memory_format=torch.channels_last), list(model.parameters())
+        model = model.to(memory_format=layout)
+        x, like = self.x.to(memory_format=layout), list(model.parameters())
         before = copy.deepcopy(model.state_dict())
         loss = torch.compile(lambda x, y: self.fn(model(x), y))
 
@@ -144,11 +147,103 @@ def training(quick: bool, repetitions: int) -> list[Row]:
 
 
 def training_norms(quick: bool, repetitions: int) -> list[Row]:
-    """One run of networks with batch norm in training mode."""
+    """One run of networks with batch norm in training mode; derivatives of such a loss."""
     return [
         *_norm_rows(_images(quick, "DCNN", 100), (2.5, 1.5), quick, repetitions),
         *_norm_rows(_images(quick, "ResNet-20", 128), (1.5, 1.2), quick, repetitions),
+        *_norm_derivatives(quick, repetitions),
     ]
+
+
+EXACT, KEPT = 100, 8 << 30  # images of the comparison with float64; bytes of values at theta
+ROUNDING = 1e-3  # of a vector's norm, in float32: where ReLUs are near 0
+
+
+@dataclass(frozen=True)
+class InTraining(Problem):
+    """The same in train mode, all of the data in one batch."""
+
+    def copy(self) -> nn.Module:
+        return copy.deepcopy(self.model).train()
+
+    def of(self, layout: torch.memory_format) -> InTraining:
+        moved = self.copy().to(memory_format=layout)  # type: ignore[call-overload]
+        return InTraining(moved, self.x.contiguous(memory_format=layout), self.y)
+
+    def gradient(self) -> Run:
+        model = self.copy()
+        parameters = list(model.parameters())
+
+        def run() -> Tensor:
+            found = torch.autograd.grad(self.loss(model), parameters)
+            return torch.cat([part.flatten() for part in found])[None]
+
+        return run
+
+
+def _norm_derivatives(quick: bool, repetitions: int) -> list[Row]:
+    """Gradient and Hessian product of ResNet-20, through the statistics of one batch.
+
+    Every answer is compared with float64 over the first images, which is what memory has room for,
+    and over all of them with autograd's of the same dtype.
+    """
+    torch.manual_seed(0)
+    count = 6 if quick else 500
+    model = ResNet(8, 4) if quick else ResNet()
+    problem = InTraining(model, *_random_images(count))
+    few = InTraining(model, problem.x[:EXACT], problem.y[:EXACT])
+    v = torch.randn(1, problem.n)
+
+    def landscape(of: Problem) -> pl.Landscape:
+        return pl.Landscape(
+            model, "cross_entropy", (of.x, of.y), bn="batch", engine="native", memory=KEPT
+        )
+
+    def gradient(land: pl.Landscape) -> Run:
+        near = iter(range(10**6))  # another point each time: values at the last one are kept
+
+        def run() -> Tensor:
+            return land.gradient(land.theta * (1 + 1e-6 * (next(near) % 2)))[None]
+
+        return run
+
+    def product(land: pl.Landscape) -> Run:
+        land.native.product("hessian", land.theta, v)  # land.hvp would quietly be torch's
+        return lambda: land.hvp(v)
+
+    def autograd_product(of: Problem) -> Run:
+        return partial(products.retained(of), v.to(of.x.dtype))
+
+    table: list[Row] = []
+    for what, ours, theirs, target in (
+        ("gradient", gradient, InTraining.gradient, 2.0),
+        ("Hessian product", product, autograd_product, 1.5),
+    ):
+        exact = theirs(InTraining(few.copy().double(), few.x.double(), few.y))()
+        for name, run in (("ours", ours(landscape(few))), ("autograd", theirs(few))):
+            check_rows(Arm(name, run), run(), exact, ROUNDING)
+        want = theirs(problem)()
+        check = partial(_agrees, want)
+        field = Field(f'{what}, bn="batch", {type(model).__name__}, {count} images', "call")
+        field.add_ours(Arm("pylandscape", ours(landscape(problem)), note="all of the call"), check)
+        layouts = {"contiguous": torch.contiguous_format, "channels last": torch.channels_last}
+        forms = {
+            name: lambda layout=layout, theirs=theirs: theirs(problem.of(layout))
+            for name, layout in layouts.items()
+        }
+        note = "" if what == "gradient" else "graph of the gradient kept, not timed"
+        field.add("torch autograd", forms, check, target=target, note=note)
+        field.measure(repetitions)
+        table += field.rows()
+    return table
+
+
+def _agrees(want: Tensor, arm: Arm, got: Tensor) -> None:
+    check_rows(arm, got, want, ROUNDING)
+
+
+def _random_images(count: int) -> tuple[Tensor, Tensor]:
+    return torch.randn(count, 3, 32, 32), torch.randint(0, 10, (count,))
 
 
 def _images(quick: bool, name: str, batch: int) -> Case:
@@ -158,7 +253,7 @@ def _images(quick: bool, name: str, batch: int) -> Case:
     else:
         model = ResNet(8, 4) if quick else ResNet()
     batch = 6 if quick else batch
-    x, y = torch.randn(2 * batch, 3, 32, 32), torch.randint(0, 10, (2 * batch,))
+    x, y = _random_images(2 * batch)
     start = nn.utils.parameters_to_vector(model.parameters()).detach()
     return Case(
         f"one run of {name} ({len(start):,} parameters), batch norm of the batch, batch {batch}",
@@ -187,8 +282,8 @@ def _norm_rows(
     }
     field.add("torch loop", loops, check, units=steps, target=targets[0])
     if not quick:
-        form = {"channels last": case.compiled}
-        field.add("torch.compile of the loss", form, check, units=steps, target=targets[1])
+        forms = {form: partial(case.compiled, last) for form, last in layouts.items()}
+        field.add("torch.compile of the loss", forms, check, units=steps, target=targets[1])
     field.measure(repetitions)
     return field.rows()
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import pylandscape as pl
 from pylandscape._native import core
+from pylandscape.errors import InvalidArgument
 
 MODES = ("eval", "recompute", "batch", "interpolate")
 
@@ -235,23 +236,115 @@ def test_derivatives_with_recomputed_statistics_hold_them() -> None:
     close(pairs[0], pairs[1], eps, 1e8)
 
 
-@pytest.mark.parametrize(("name", "bn"), [("residual", "batch"), ("partly", "recompute")])
-def test_products_through_a_batchs_statistics_are_torchs(name: str, bn: str) -> None:
-    native, torchs = both(name, bn)
-    assert native.engine == "native"
-    v = steps(native)
-    assert torch.equal(native.hvp(v), torchs.hvp(v))
-    assert native.native.products_at("hessian", native.theta) is None
-    assert "the gradient is compiled" in str(native.engine_report())
+PRODUCTS = ("hessian", "gauss_newton")
+SIZES = [(37, 37, 11), (90,), (9, 5, 7, 2, 30, 12)]
+NORMED = ["residual", "no-affine", "dense", "sequence", "partly"]
 
 
-@pytest.mark.parametrize("sizes", [(37, 37, 11), (90,), (9, 5, 7, 2, 30, 12)])
-@pytest.mark.parametrize("name", ["residual", "no-affine", "dense", "sequence", "partly"])
+@pytest.mark.parametrize("sizes", [(37, 11), (9, 5, 7, 2, 30, 12)])
+@pytest.mark.parametrize("name", NORMED)
+def test_products_through_a_batchs_statistics_are_autograds(
+    name: str, sizes: tuple[int, ...]
+) -> None:
+    native, torchs = both(name, "batch", sizes)
+    theta, eps = native.theta + steps(native, 1)[0], torch.finfo(torch.float64).eps
+    v = steps(native, 3)
+    for matrix in PRODUCTS:
+        got = native.native.product(matrix, theta, v)
+        want = torchs.product_at(matrix, v, theta)
+        close(got, want, eps, 1e5)
+        assert torch.equal(native.product_at(matrix, v, theta), got)
+    assert str(native.engine_report()).startswith("native")
+
+
+def test_products_through_a_batchs_statistics_of_a_norm_that_never_tracks() -> None:
+    """With bn="recompute" the other norms hold theirs; a norm without any has the batch's own."""
+    for name, bn in (("partly", "recompute"), ("untracked", "eval")):
+        native, torchs = both(name, bn)
+        v, eps = steps(native), torch.finfo(torch.float64).eps
+        assert native.engine == "native"
+        close(native.native.product("hessian", native.theta, v), torchs.hvp(v), eps, 1e5)
+        close(native.per_sample_gradients(), torchs.per_sample_gradients(), eps, 1e4)
+        close(native.covariance_product(v), torchs.covariance_product(v), eps, 1e4)
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+def test_products_through_a_batchs_statistics_have_the_same_bits_however_they_are_had(
+    sizes: tuple[int, ...],
+) -> None:
+    """One by one or in a block, by any number of threads, values kept at theta or had anew."""
+    model, shape = make("residual", torch.float32)
+    data = batches(shape, sizes, torch.float32)
+    kept, anew = (
+        pl.Landscape(model, "cross_entropy", data, bn="batch", memory=m) for m in (1 << 30, 0)
+    )
+    v, threads = steps(kept, 11), torch.get_num_threads()
+    for matrix in PRODUCTS:
+        want = kept.native.product(matrix, kept.theta, v)
+        try:
+            torch.set_num_threads(3)
+            again = [kept, anew]
+            found = [land.native.product(matrix, land.theta, v) for land in again]
+        finally:
+            torch.set_num_threads(threads)
+        one = torch.cat([anew.native.product(matrix, anew.theta, u[None]) for u in v[:2]])
+        assert all(torch.equal(each, want) for each in found)
+        assert torch.equal(one, want[:2])
+
+
+@pytest.mark.parametrize("bn", ["batch", "eval"])
+def test_derivatives_elsewhere_take_the_memory_of_those_before_and_leave_what_is_in_use(
+    bn: str,
+) -> None:
+    model, shape = make("sequence", torch.float32)
+    data = batches(shape, (37, 11), torch.float32)
+    land, fresh = (pl.Landscape(model, "cross_entropy", data, bn=bn) for _ in range(2))
+    v, theta = steps(land), land.theta + steps(land, 1)[0]
+    want = [fresh.native.product("hessian", theta, v), fresh.native.gradient(theta)]
+    used = land.native.products_at("hessian", land.theta)()
+    before = torch.empty(v.shape, dtype=torch.float64)
+    used[0].products(used[1], len(v), v.data_ptr(), before.data_ptr(), used[2])
+    for _ in range(3):  # the first while the others are in use
+        assert torch.equal(land.native.product("hessian", theta, v), want[0])
+        assert torch.equal(land.native.gradient(theta), want[1])
+        after = torch.empty_like(before)
+        used[0].products(used[1], len(v), v.data_ptr(), after.data_ptr(), used[2])
+        assert torch.equal(after, before)
+        assert not torch.equal(land.native.product("hessian", land.theta, v), want[0])
+
+
+def test_products_through_a_batchs_statistics_in_single_precision() -> None:
+    """Means far from zero: what is left of a channel after them has few digits in float32."""
+    model, shape = make("dense", torch.float64)
+    data = [(x + 20, y) for x, y in batches(shape, (300, 21), torch.float64)]
+    single = [(x.float(), y) for x, y in data]
+    double = pl.Landscape(model, "cross_entropy", data, bn="batch", engine="torch")
+    native = pl.Landscape(copy.deepcopy(model).float(), "cross_entropy", single, bn="batch")
+    v = steps(double, 4)
+    want = double.hvp(v)
+    got = native.native.product("hessian", native.theta, v.float())
+    assert float((got - want).norm(dim=1).max() / want.norm(dim=1).max()) < 2e-5
+
+
+def test_eigenpairs_through_a_batchs_statistics_and_what_is_of_samples_alone() -> None:
+    native, torchs = both("dense", "batch")
+    assert native.native.products_at("hessian", native.theta) is not None
+    assert native.native.products_at("covariance", native.theta) is None
+    pairs = [pl.eigenpairs(land, 1, progress=False, tol=1e-8).values for land in (native, torchs)]
+    close(pairs[0], pairs[1], torch.finfo(torch.float64).eps, 1e8)
+    for land in (native, torchs):
+        for ask in (land.per_sample_gradients, lambda of=land: of.covariance_product(steps(of))):
+            with pytest.raises(InvalidArgument, match="got bn='batch'"):
+                ask()
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize("name", NORMED)
 def test_gradients_through_a_batchs_statistics_are_autograds(
     name: str, sizes: tuple[int, ...]
 ) -> None:
     native, torchs = both(name, "batch", sizes)
-    assert native.native.no_gradient is None
+    assert native.native.derivatives_refused() is None
     theta, eps = native.theta + steps(native, 1)[0], torch.finfo(torch.float64).eps
     got = native.native.gradient(theta)
     close(got, torchs.gradient(theta), eps, 1e4)

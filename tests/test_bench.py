@@ -54,7 +54,7 @@ ARMS = {
     "hessians": {"pylandscape", "torch vmap", "torch, point by point"},
     "trajectories": {"pylandscape", "read", "torch svd", "peak memory"},
     "training": {"pylandscape", "torch loop", "torch.func.vmap"},
-    "training_norms": {"pylandscape", "torch loop"},
+    "training_norms": {"pylandscape", "torch loop", "torch autograd"},
     "topology": {"pylandscape", "gudhi"},
     "errors": {"pylandscape plane() with", "pylandscape plane() without"},
     "large": {"pylandscape, torch engine", "the best plain loop", "pylandscape, stored"},

@@ -16,7 +16,8 @@ using namespace pylandscape;
 namespace {
 
 template <typename T>
-void bind(py::module_& m, const char* question_name, const char* derivatives_name) {
+void bind(py::module_& m, const char* question_name, const char* derivatives_name,
+          const char* heir_name) {
   using P = Program<T>;
   using Q = Question<T>;
   using D = Derivatives<T>;
@@ -57,11 +58,19 @@ void bind(py::module_& m, const char* question_name, const char* derivatives_nam
       .def_property_readonly("bytes", &Q::bytes)
       .def("describe", &Q::describe);
 
+  py::class_<Heir<T>, std::shared_ptr<Heir<T>>>(m, heir_name);
   py::class_<D>(m, derivatives_name)
-      .def(py::init([](const P& p, Address theta, int64_t memory) {
-             return construct<D>(p, in<T>(theta), memory);
+      .def(py::init([](const P& p, Address theta, int64_t memory, Heir<T>* from) {
+             return construct<D>(p, in<T>(theta), memory, from);
            }),
-           py::keep_alive<1, 2>())
+           py::keep_alive<1, 2>(), py::arg("program"), py::arg("theta"), py::arg("memory"),
+           py::arg("heir") = nullptr)
+      .def("heir",
+           [](D& d) {
+             auto heir = std::make_shared<Heir<T>>();
+             d.leave_to(heir);
+             return heir;
+           })
       .def_property_readonly("loss", &D::loss)
       .def_property_readonly("kept", &D::kept)
       .def("gradient",
@@ -85,6 +94,6 @@ void bind(py::module_& m, const char* question_name, const char* derivatives_nam
 }  // namespace
 
 void pylandscape::bind_questions(py::module_& m) {
-  bind<float>(m, "QuestionF32", "DerivativesF32");
-  bind<double>(m, "QuestionF64", "DerivativesF64");
+  bind<float>(m, "QuestionF32", "DerivativesF32", "DerivativeHeirF32");
+  bind<double>(m, "QuestionF64", "DerivativesF64", "DerivativeHeirF64");
 }

@@ -157,5 +157,93 @@ void own_norm_reverse(int64_t pixels, int64_t channels, int64_t cols, int64_t sa
     }
 }
 
+template <typename T>
+void own_norm_moves(int64_t pixels, int64_t channels, int64_t cols, int64_t samples,
+                    const OwnNorm<T>& a, const T* x, const T* rx, double* sums) {
+  constexpr int N = kLanes<T>;
+  const int64_t whole = samples / N * N;
+  alignas(64) T ones[N];
+  for (int64_t l = 0; l < N; ++l) ones[l] = whole + l < samples ? T(1) : T(0);
+  for (int64_t c0 = 0; c0 < channels; c0 += kSummed) {
+    const int64_t count = channels - c0 < kSummed ? channels - c0 : kSummed;
+    const ChannelSums<T> found(
+        pixels, count, cols, [&](int64_t p, int64_t c, Vec<T>& first, Vec<T>& second) {
+          const int64_t at = (p * channels + c0 + c) * cols;
+          const auto take = [&](int64_t i, Vec<T> r) {
+            first += r, second += r * (load<T, N>(x + i) * a.inverse[c0 + c] + a.centre[c0 + c]);
+          };
+          for (int64_t i = at; i < at + whole; i += N) take(i, load<T, N>(rx + i));
+          if (whole < samples) take(at + whole, load<T, N>(rx + at + whole) * load<T, N>(ones));
+        });
+    for (int64_t c = 0; c < count; ++c) {
+      sums[c0 + c] += found.total(0, c);
+      sums[channels + c0 + c] += found.total(1, c);
+    }
+  }
+}
+
+template <typename T>
+void own_norm_tangent(int64_t pixels, int64_t channels, int64_t cols, const OwnNorm<T>& a,
+                      const OwnNormTangent<T>& r, const T* x, const T* rx, T* ry) {
+  constexpr int N = kLanes<T>;
+  for (int64_t p = 0; p < pixels; ++p)
+    for (int64_t c = 0; c < channels; ++c) {
+      const int64_t at = (p * channels + c) * cols;
+      for (int64_t i = at; i < at + cols; i += N) {
+        const Vec<T> v = load<T, N>(x + i);
+        Vec<T> found = v * r.slope[c] + r.offset[c];
+        if (rx != nullptr) found += load<T, N>(rx + i) * a.scale[c];
+        store<T, N>(ry + i, let_through(a, c, v, found));
+      }
+    }
+}
+
+template <typename T>
+void own_norm_tangent_sums(int64_t pixels, int64_t channels, int64_t cols, const OwnNorm<T>& a,
+                           const OwnNormTangent<T>& r, const T* x, const T* rx, const T* dy,
+                           const T* rdy, double* sums) {
+  constexpr int N = kLanes<T>;
+  for (int64_t c0 = 0; c0 < channels; c0 += kSummed) {
+    const int64_t count = channels - c0 < kSummed ? channels - c0 : kSummed;
+    const ChannelSums<T> found(
+        pixels, count, cols, [&](int64_t p, int64_t k, Vec<T>& first, Vec<T>& second) {
+          const int64_t c = c0 + k, at = (p * channels + c) * cols;
+          for (int64_t i = at; i < at + cols; i += N) {
+            const Vec<T> v = load<T, N>(x + i);
+            const Vec<T> rd = let_through(a, c, v, load<T, N>(rdy + i));
+            first += rd, second += rd * (v * a.inverse[c] + a.centre[c]);
+            if (rx == nullptr) continue;
+            const Vec<T> rz =
+                load<T, N>(rx + i) * a.inverse[c] + (v * r.along[c] + r.around[c]);
+            second += let_through(a, c, v, load<T, N>(dy + i)) * rz;
+          }
+        });
+    for (int64_t c = 0; c < count; ++c) {
+      sums[c0 + c] += found.total(0, c);
+      sums[channels + c0 + c] += found.total(1, c);
+    }
+  }
+}
+
+template <typename T>
+void own_norm_reverse_tangent(int64_t pixels, int64_t channels, int64_t cols, int64_t samples,
+                              const OwnNorm<T>& a, const OwnNormTangent<T>& r, const T* x,
+                              const T* rx, const T* dy, const T* rdy, bool add, T* rdx) {
+  constexpr int N = kLanes<T>;
+  for (int64_t p = 0; p < pixels; ++p)
+    for (int64_t c = 0; c < channels; ++c) {
+      const int64_t at = (p * channels + c) * cols;
+      for (int64_t i = at; i < at + cols; i += N) {
+        const Vec<T> v = load<T, N>(x + i);
+        const Vec<T> through = let_through(
+            a, c, v, load<T, N>(rdy + i) * a.scale[c] + load<T, N>(dy + i) * r.bend[c]);
+        const Vec<T> found =
+            through + (load<T, N>(rx + i) * a.slope[c] + (v * r.curve[c] + r.base[c]));
+        store<T, N>(rdx + i, add ? load<T, N>(rdx + i) + found : found);
+      }
+      for (int64_t i = at + samples; i < at + cols; ++i) rdx[i] = T(0);
+    }
+}
+
 }  // namespace
 }  // namespace pylandscape::cpu

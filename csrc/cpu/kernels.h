@@ -152,6 +152,14 @@ struct OwnNorm {
   bool relu;
 };
 
+// Its tangents, (channels,) each: ry = rx scale + x slope + offset where relu lets through; of the
+// normalised, rz = rx inverse + x along + around. Backward, where a is its OwnNorm:
+// rdx = rdy a.scale + dy bend + rx a.slope + x curve + base.
+template <typename T>
+struct OwnNormTangent {
+  const T *slope, *offset, *along, *around, *bend, *curve, *base;
+};
+
 // One step of an optimiser, as torch.optim takes it. All decay rates are those of torch's
 // hyperparameters but for Adam, whose decay is 1 - beta1 and decay2 is beta2. Roots are
 // sqrt(. + inside) + eps.
@@ -340,6 +348,20 @@ struct Kernels {
   // dx = (see OwnNorm), or += where `add`; zero beyond the first `samples` columns.
   void (*own_norm_reverse)(int64_t pixels, int64_t channels, int64_t cols, int64_t samples,
                            const OwnNorm<T>& a, const T* x, const T* dy, bool add, T* dx);
+  // Tangents of the same. rx may be null: zero. sums (2, channels) += those of rx and of rx z over
+  // the first `samples` columns.
+  void (*own_norm_moves)(int64_t pixels, int64_t channels, int64_t cols, int64_t samples,
+                         const OwnNorm<T>& a, const T* x, const T* rx, double* sums);
+  void (*own_norm_tangent)(int64_t pixels, int64_t channels, int64_t cols, const OwnNorm<T>& a,
+                           const OwnNormTangent<T>& r, const T* x, const T* rx, T* ry);
+  // sums (2, channels) += those of rdy and of rdy z + dy rz; as own_norm_sums.
+  void (*own_norm_tangent_sums)(int64_t pixels, int64_t channels, int64_t cols,
+                                const OwnNorm<T>& a, const OwnNormTangent<T>& r, const T* x,
+                                const T* rx, const T* dy, const T* rdy, double* sums);
+  // rdx = (see OwnNormTangent), or += where `add`; rx is not null. As own_norm_reverse.
+  void (*own_norm_reverse_tangent)(int64_t pixels, int64_t channels, int64_t cols, int64_t samples,
+                                   const OwnNorm<T>& a, const OwnNormTangent<T>& r, const T* x,
+                                   const T* rx, const T* dy, const T* rdy, bool add, T* rdx);
 
   // theta (n,) and the optimiser's slots (n,) each by one step with the gradient scale * g (n,), in
   // one pass. No alignment is asked for, and n may be anything (optimiser.inl).

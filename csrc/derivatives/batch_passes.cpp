@@ -4,8 +4,6 @@
 #include <cmath>
 #include <numeric>
 
-#include "derivatives/parameters.h"
-
 namespace pylandscape {
 
 template <typename T>
@@ -44,24 +42,15 @@ size_t BatchPasses<T>::end(size_t part) const {
 }
 
 template <typename T>
-void BatchPasses<T>::ready(const Call& call, int workers) const {
-  Memory& m = call.memory;
-  const auto tiles = call.tiles.size();
-  if (m.tiles.size() < tiles) m.tiles.resize(tiles);
-  for (size_t t = 0; t < tiles; ++t) {
-    Primal<T>& p = m.tiles[t].primal;
-    if (p.values.size() > 0) continue;
-    const int64_t size = layout_.rows * width_, bent = layout_.bent_rows * width_;
-    p.values = Buffer<T>(size), p.adjoints = Buffer<T>(size);
-    p.first = Buffer<T>(bent), p.curved = Buffer<T>(bent);
-  }
-  if (m.scratch.size() < static_cast<size_t>(workers)) m.scratch.resize(workers);
-  if (m.norms.empty()) m.norms.resize(own_.size());
+int64_t BatchPasses<T>::most_channels() const {
+  int64_t most = 0;
+  for (const size_t i : own_) most = std::max(most, program_.ops_[i].k);
+  return most;
 }
 
 template <typename T>
-typename BatchMemory<T>::Scratch& BatchPasses<T>::scratch(Memory& memory, int worker) const {
-  typename Memory::Scratch& found = memory.scratch[std::max(worker, 0)];
+BatchScratch<T>& BatchPasses<T>::scratch(const Call& call, int worker) const {
+  BatchScratch<T>& found = call.scratch[std::max(worker, 0)];
   if (found.terms.empty()) {
     found.panels = Buffer<T>(layout_.panels), found.columns = Buffer<T>(layout_.most_columns);
     found.terms.resize(width_);
@@ -69,49 +58,31 @@ typename BatchMemory<T>::Scratch& BatchPasses<T>::scratch(Memory& memory, int wo
   return found;
 }
 
+// A padding column weighs nothing: with a zero seed, all of its adjoints are zero.
 template <typename T>
-template <typename F>
-void BatchPasses<T>::with_pass(const Call& call, int64_t t, const typename Memory::Scratch& scratch,
-                               F f) const {
-  const BatchTile<T>& tile = call.tiles[t];
-  Draw draw{};
-  if (call.draw != nullptr) draw = *call.draw, draw.first = tile.first;
-  f([&](size_t i) -> Pass<T> {
-    return {program_,
-            layout_,
-            kernels_,
-            call.theta,
-            call.memory.tiles[t].primal,
-            tile.data,
-            width_,
-            tile.cols,
-            tile.samples,
-            i,
-            program_.ops_[i],
-            tile.columns,
-            call.draw != nullptr ? &draw : nullptr,
-            scratch.columns.data()};
-  });
+void BatchPasses<T>::clear_padding(const BatchTile<T>& tile, T* seed) const {
+  for (int64_t f = 0; f < program_.slots_[program_.output_]; ++f)
+    std::fill(seed + f * tile.cols + tile.samples, seed + (f + 1) * tile.cols, T(0));
 }
 
 // A norm's result, then the ops up to the next one, then its moments.
 template <typename T>
-void BatchPasses<T>::forward(const Call& call, size_t part, int64_t t,
-                             const typename Memory::Scratch& scratch) const {
-  typename Memory::Tile& to = call.memory.tiles[t];
+void BatchPasses<T>::forward(const Call& call, Memory& memory, size_t part, int64_t t,
+                             const BatchScratch<T>& scratch) const {
+  typename Memory::Tile& to = memory.tiles[t];
   const BatchTile<T>& tile = call.tiles[t];
   if (part == 0) {
     to.slots.assign(program_.slots_.size(), nullptr);
     to.slots[0] = tile.data;
   } else {
     const Op& op = program_.ops_[own_[part - 1]];
-    const cpu::OwnNorm<T>& a = call.memory.norms[part - 1].args;
+    const cpu::OwnNorm<T>& a = memory.norms[part - 1].args;
     T* y = to.primal.values.data() + layout_.row[op.output] * width_;
     kernels_.channel_affine(op.outer, op.k, tile.cols, a.scale, a.shift, a.relu,
                             to.slots[op.inputs[0]], y);
     to.slots[op.output] = y;
   }
-  with_pass(call, t, scratch, [&](const auto& pass) {
+  with_pass(call, memory, t, scratch, [&](const auto& pass) {
     for (size_t i = begin(part); i < end(part); ++i) {
       const Forward<T> at(pass(i), to.primal, to.slots.data());
       passes<T>(at.op.kind).forward(at);
@@ -120,76 +91,52 @@ void BatchPasses<T>::forward(const Call& call, size_t part, int64_t t,
   });
   if (part == own_.size()) return;
   const Op& op = program_.ops_[own_[part]];
-  double* mean = call.memory.moments.data() + t * 2 * op.k;
+  double* mean = memory.moments.data() + t * 2 * op.k;
   kernels_.batch_moments(op.outer, op.k, tile.cols, tile.samples, to.slots[op.inputs[0]], mean,
                          mean + op.k);
 }
 
 // The tile's loss; the adjoints of its outputs.
 template <typename T>
-double BatchPasses<T>::loss(const Call& call, int64_t t, typename Memory::Scratch& scratch) const {
+double BatchPasses<T>::loss(const Call& call, Memory& memory, int64_t t,
+                            BatchScratch<T>& scratch) const {
   const Program<T>& p = program_;
   const BatchTile<T>& tile = call.tiles[t];
-  const typename Memory::Tile& at = call.memory.tiles[t];
+  const typename Memory::Tile& at = memory.tiles[t];
   const T* output = at.slots[p.output_];
   kernels_.loss(p.loss_, tile.targets, tile.cols, output, scratch.terms.data(), nullptr);
-  if (layout_.moves[p.output_]) {
-    T* seed = at.primal.adjoints.data() + layout_.row[p.output_] * width_;
+  if (T* seed = rows(at.primal.adjoints, p.output_)) {
     kernels_.loss_gradient(p.loss_, tile.targets, tile.cols, output, seed);
-    for (int64_t f = 0; f < p.slots_[p.output_]; ++f)  // a padding column weighs nothing
-      std::fill(seed + f * tile.cols + tile.samples, seed + (f + 1) * tile.cols, T(0));
+    clear_padding(tile, seed);
   }
   return std::accumulate(scratch.terms.begin(), scratch.terms.begin() + tile.samples, 0.0);
 }
 
-// What a norm adds to the adjoints before it, then the ops down to the norm before, then the sums
-// over its adjoints.
+// f'' dy, which a tangent meets again and again.
 template <typename T>
-void BatchPasses<T>::reverse(const Call& call, size_t part, int64_t t,
-                             typename Memory::Scratch& scratch, double* sums) const {
-  const BatchTile<T>& tile = call.tiles[t];
-  const Primal<T>& primal = call.memory.tiles[t].primal;
-  const auto adjoint = [&](int slot) {
-    return layout_.moves[slot] ? primal.adjoints.data() + layout_.row[slot] * width_ : nullptr;
-  };
-  const auto& slots = call.memory.tiles[t].slots;
-  if (part < own_.size()) {
-    const Op& op = program_.ops_[own_[part]];
-    T* dx = adjoint(op.inputs[0]);
-    if (dx != nullptr)
-      kernels_.own_norm_reverse(op.outer, op.k, tile.cols, tile.samples,
-                                call.memory.norms[part].args, slots[op.inputs[0]],
-                                adjoint(op.output), !fresh_[own_[part]], dx);
-  }
-  with_pass(call, t, scratch, [&](const auto& pass) {
-    for (size_t i = end(part); i-- > begin(part);) {
-      const Op& op = program_.ops_[i];
-      if (!reverses(op)) continue;
-      for (const int slot : cleared_[i])
-        std::fill_n(adjoint(slot), program_.slots_[slot] * tile.cols, T(0));
-      const Reverse<T> at(pass(i), primal.adjoints, scratch.panels.data(), sums);
-      if (op.relu) kernels_.mask(at.size(), at.y(), at.dy);
-      passes<T>(op.kind).reverse(at);
+void BatchPasses<T>::bend(const Call& call, Memory& memory, int64_t t,
+                          const BatchScratch<T>& scratch) const {
+  Primal<T>& to = memory.tiles[t].primal;
+  with_pass(call, memory, t, scratch, [&](const auto& pass) {
+    for (size_t i = 0; i < program_.ops_.size(); ++i) {
+      if (layout_.bent_row[program_.ops_[i].output] < 0) continue;
+      const Pass<T> at = pass(i);
+      T* curved = at.bent(to.curved);
+      kernels_.binary(cpu::Binary::kMul, at.size(), curved, at.at(to.adjoints, at.op.output),
+                      curved);
     }
   });
-  if (part == 0) return;
-  const Op& op = program_.ops_[own_[part - 1]];
-  if (!reverses(op)) return;
-  double* found = call.memory.moments.data() + t * 2 * op.k;
-  std::fill_n(found, 2 * op.k, 0.0);
-  kernels_.own_norm_sums(op.outer, op.k, tile.cols, call.memory.norms[part - 1].args,
-                         slots[op.inputs[0]], adjoint(op.output), found);
 }
 
 // Chan et al. 1983.
 template <typename T>
-void BatchPasses<T>::combine_moments(const Call& call, size_t norm) const {
+void BatchPasses<T>::combine_moments(const Call& call, Memory& memory, size_t norm) const {
   const Op& op = program_.ops_[own_[norm]];
-  typename Memory::Norm& to = call.memory.norms[norm];
+  typename Memory::Norm& to = memory.norms[norm];
   to.mean.assign(op.k, 0.0), to.variance.assign(op.k, 0.0), to.affine.assign(6 * op.k, T(0));
   double count = 0;
   for (size_t t = 0; t < call.tiles.size(); ++t) {
-    const double* mean = call.memory.moments.data() + t * 2 * op.k;
+    const double* mean = memory.moments.data() + t * 2 * op.k;
     const double more = static_cast<double>(call.tiles[t].samples * op.outer);
     for (int64_t c = 0; c < op.k; ++c) {
       const double step = mean[c] - to.mean[c];
@@ -214,62 +161,78 @@ void BatchPasses<T>::combine_moments(const Call& call, size_t norm) const {
   to.args = {a, a + op.k, a + 2 * op.k, a + 3 * op.k, a + 4 * op.k, a + 5 * op.k, op.relu};
 }
 
-// dx = scale (dy - <dy> - z <z dy>), where <.> is the mean over the batch and the pixels.
 template <typename T>
-void BatchPasses<T>::combine_sums(const Call& call, size_t norm, double* sums) const {
+std::vector<double> BatchPasses<T>::combine_sums(const Call& call,
+                                                 const std::vector<double>& moments, size_t norm,
+                                                 double* sums) const {
   const Op& op = program_.ops_[own_[norm]];
-  typename Memory::Norm& to = call.memory.norms[norm];
   std::vector<double> found(2 * op.k, 0.0);
   double count = 0;
   for (size_t t = 0; t < call.tiles.size(); ++t) {
-    const double* from = call.memory.moments.data() + t * 2 * op.k;
+    const double* from = moments.data() + t * 2 * op.k;
     for (int64_t i = 0; i < 2 * op.k; ++i) found[i] += from[i];
     count += static_cast<double>(call.tiles[t].samples * op.outer);
   }
   const auto target = [&](int use) {
-    return program_.in_theta(use) ? sums + program_.uses_[use].source : nullptr;
+    return sums != nullptr && program_.in_theta(use) ? sums + program_.uses_[use].source : nullptr;
   };
   double *dgain = target(op.norm.gain), *dshift = target(op.norm.shift);
-  T* a = to.affine.data();
   for (int64_t c = 0; c < op.k; ++c) {
     if (dshift != nullptr) dshift[c] += found[c];
     if (dgain != nullptr) dgain[c] += found[op.k + c];
-    const double inverse = 1 / std::sqrt(to.variance[c] + op.norm.eps), scale = a[c];
-    const double slope = -scale * inverse * found[op.k + c] / count;
-    a[4 * op.k + c] = static_cast<T>(slope);
-    a[5 * op.k + c] = static_cast<T>(-scale * found[c] / count - slope * to.mean[c]);
+    found[c] /= count, found[op.k + c] /= count;
+  }
+  return found;
+}
+
+// dx = scale (dy - <dy> - z <z dy>), where <.> is the mean over the batch and the pixels.
+template <typename T>
+void BatchPasses<T>::set_adjoints(const typename Memory::Norm& at, size_t norm,
+                                  const std::vector<double>& means, T* slope, T* offset) const {
+  const Op& op = program_.ops_[own_[norm]];
+  for (int64_t c = 0; c < op.k; ++c) {
+    const double inverse = 1 / std::sqrt(at.variance[c] + op.norm.eps), scale = at.args.scale[c];
+    const double along = -scale * inverse * means[op.k + c];
+    slope[c] = static_cast<T>(along);
+    offset[c] = static_cast<T>(-scale * means[c] - along * at.mean[c]);
   }
 }
 
 template <typename T>
-double BatchPasses<T>::gradient(const std::vector<BatchTile<T>>& tiles, const Vector<T>& theta,
-                                const Draw* draw, int workers, const Groups& run,
-                                BatchMemory<T>& memory, double* const* sums) const {
-  const Call call{tiles, theta, draw, memory};
-  ready(call, workers);
-  const auto count = static_cast<int64_t>(tiles.size()), groups = std::min(kGroups, count);
-  int64_t most = 0;
-  for (const size_t i : own_) most = std::max(most, program_.ops_[i].k);
-  memory.moments.resize(count * 2 * most);
-  const auto each = [&](const auto& body) {  // tile by tile
-    run(groups, [&](int worker, int64_t group) {
-      for (int64_t t = group * count / groups; t < (group + 1) * count / groups; ++t)
-        body(scratch(memory, worker), group, t);
-    });
-  };
-  for (size_t part = 0; part < own_.size(); ++part) {
-    each([&](const auto& own, int64_t, int64_t t) { forward(call, part, t, own); });
-    combine_moments(call, part);
+double BatchPasses<T>::gradient(const Call& call, BatchMemory<T>& memory, double* const* sums,
+                                bool products) const {
+  const auto count = static_cast<int64_t>(call.tiles.size());
+  if (memory.tiles.size() < call.tiles.size()) memory.tiles.resize(count);
+  for (int64_t t = 0; t < count; ++t) {
+    Primal<T>& p = memory.tiles[t].primal;
+    if (p.values.size() > 0) continue;
+    const int64_t size = layout_.rows * width_, bent = layout_.bent_rows * width_;
+    p.values = Buffer<T>(size), p.adjoints = Buffer<T>(size);
+    p.first = Buffer<T>(bent), p.curved = Buffer<T>(bent);
   }
+  memory.norms.resize(own_.size());
+  memory.moments.resize(count * 2 * most_channels());
+  for (size_t part = 0; part < own_.size(); ++part) {
+    each(call, [&](const auto& own, int64_t, int64_t t) { forward(call, memory, part, t, own); });
+    combine_moments(call, memory, part);
+  }
+  const auto norms = [&](size_t i) -> const cpu::OwnNorm<T>& { return memory.norms[i].args; };
   for (size_t part = own_.size() + 1; part-- > 0;) {
-    each([&](auto& own, int64_t group, int64_t t) {
+    each(call, [&](auto& own, int64_t group, int64_t t) {
       if (part == own_.size()) {
-        forward(call, part, t, own);
-        memory.tiles[t].loss = loss(call, t, own);
+        forward(call, memory, part, t, own);
+        memory.tiles[t].loss = loss(call, memory, t, own);
       }
-      reverse(call, part, t, own, sums[group]);
+      const size_t moments = part > 0 ? t * 2 * program_.ops_[own_[part - 1]].k : 0;
+      reverse(call, memory, {memory.tiles[t].primal.adjoints, memory.moments.data() + moments},
+              norms, part, t, own, sums != nullptr ? sums[group] : nullptr);
+      if (part == 0 && products) bend(call, memory, t, own);
     });
-    if (part > 0 && reverses(program_.ops_[own_[part - 1]])) combine_sums(call, part - 1, sums[0]);
+    if (part == 0 || !reverses(program_.ops_[own_[part - 1]])) continue;
+    typename Memory::Norm& norm = memory.norms[part - 1];
+    norm.adjoints = combine_sums(call, memory.moments, part - 1, sums != nullptr ? sums[0] : nullptr);
+    T* slope = norm.affine.data() + 4 * program_.ops_[own_[part - 1]].k;
+    set_adjoints(norm, part - 1, norm.adjoints, slope, slope + program_.ops_[own_[part - 1]].k);
   }
   double loss = 0;
   for (int64_t t = 0; t < count; ++t) loss += memory.tiles[t].loss;

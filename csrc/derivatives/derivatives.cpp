@@ -22,6 +22,8 @@ constexpr int64_t kRecomputeBytes = int64_t{1} << 26;
 
 // Batches that take no more are divided among the groups, instead of the tiles of each.
 constexpr int64_t kApartBytes = int64_t{256} << 20;
+// Of the tangents that a batch takes at once, where its values at theta are computed anew for them.
+constexpr int64_t kBatchBytes = int64_t{1} << 28;
 
 void add(int64_t n, const double* x, double* y) {
   for (int64_t i = 0; i < n; ++i) y[i] += x[i];
@@ -31,15 +33,16 @@ void add(int64_t n, const double* x, double* y) {
 
 template <typename T>
 Derivatives<T>::Derivatives(const Program<T>& program, const T* theta, int64_t memory,
-                            const Parallel& parallel, const ShouldStop& stop)
+                            Heir<T>* from, const Parallel& parallel, const ShouldStop& stop)
     : program_(program),
       kernels_(program.kernels_),
       groups_(std::min(kGroups, program.tiles_)),
       layout_(program, program.tile_, program.kernels_.vector_length) {
+  if (from != nullptr) memory_ = from->take();
   const Program<T>& p = program_;
   pack_parameters(p, layout_, theta, p.constants_.data(), theta_);
   if (p.mixes()) {
-    take_batches(parallel, stop);
+    take_batches(memory, parallel, stop);
     return;
   }
   const int64_t bytes =
@@ -65,54 +68,124 @@ Derivatives<T>::Derivatives(const Program<T>& program, const T* theta, int64_t m
   for (int64_t g = 0; g < groups_; ++g) add(p.n_, partial.data() + g * p.n_, gradient_.data());
 }
 
-// Loss and gradient of batches whose samples depend on each other.
 template <typename T>
-void Derivatives<T>::take_batches(const Parallel& parallel, const ShouldStop& stop) {
+template <typename F>
+bool Derivatives<T>::each_batch(const Parallel& parallel, const ShouldStop& stop, F take) {
   const Program<T>& p = program_;
-  const BatchPasses<T> passes(p, layout_, p.tile_);
   const auto batches = static_cast<int64_t>(p.batches_.size());
-  const bool apart =
-      batches >= kGroups && p.most_batch_tiles() * passes.tile_bytes() <= kApartBytes;
-  std::vector<double> partial(kGroups * p.n_), losses(batches);
-  std::vector<BatchMemory<T>> memory(apart ? parallel.workers : 1);
-  const auto take = [&](int64_t b, int workers, const Groups& groups, BatchMemory<T>& own,
-                        const std::vector<double*>& sums) {
+  batch_works_.resize(std::max<size_t>(batch_works_.size(), apart_ ? parallel.workers : 1));
+  const auto one = [&](int64_t b, const Groups& groups, BatchWork& work, int64_t group) {
     std::vector<BatchTile<T>> tiles;
     for (int64_t t = p.batch_tile_[b]; t < p.batch_tile_[b + 1]; ++t)
       tiles.push_back({p.tile_data(t), nullptr, p.padded_columns(t), p.tile_columns(t),
                        p.tile_first_[t] - p.tile_first_[p.batch_tile_[b]], p.targets(t)});
-    losses[b] = passes.gradient(tiles, theta_, nullptr, workers, groups, own, sums.data());
+    take(b, typename BatchPasses<T>::Call{tiles, theta_, nullptr, groups, work.scratch}, work,
+         group);
   };
-  bool done = true;
-  if (apart) {
+  if (apart_) {
     const Groups serial = [](int64_t groups, const std::function<void(int, int64_t)>& body) {
       for (int64_t g = 0; g < groups; ++g) body(-1, g);
     };
     Items items(kGroups, parallel, stop);
-    done = items.run([&](int worker, int64_t group) {
-      const std::vector<double*> sums(kGroups, partial.data() + group * p.n_);
+    return items.run([&](int worker, int64_t group) {
+      BatchWork& work = batch_works_[worker];
+      work.scratch.resize(1);
       const int64_t last = (group + 1) * batches / kGroups;
       for (int64_t b = group * batches / kGroups; b < last && !items.stopping(); ++b)
-        take(b, 1, serial, memory[worker], sums);
+        one(b, serial, work, group);
     });
-  } else {
-    std::vector<double*> sums;
-    for (int64_t g = 0; g < kGroups; ++g) sums.push_back(partial.data() + g * p.n_);
-    const Groups spread = [&](int64_t groups, const std::function<void(int, int64_t)>& body) {
-      done = Items(groups, parallel, stop).run(body) && done;
-    };
-    for (int64_t b = 0; b < batches && done; ++b)
-      take(b, parallel.workers, spread, memory[0], sums);
   }
+  bool done = true;
+  const Groups spread = [&](int64_t groups, const std::function<void(int, int64_t)>& body) {
+    done = done && Items(groups, parallel, stop).run(body);
+  };
+  batch_works_[0].scratch.resize(std::max<size_t>(batch_works_[0].scratch.size(), parallel.workers));
+  for (int64_t b = 0; b < batches && done; ++b) one(b, spread, batch_works_[0], -1);
+  return done;
+}
+
+template <typename T>
+Derivatives<T>::~Derivatives() {
+  if (const std::shared_ptr<Heir<T>> heir = heir_.lock()) heir->give(std::move(memory_));
+}
+
+// Loss and gradient of batches whose samples depend on each other.
+template <typename T>
+void Derivatives<T>::take_batches(int64_t memory, const Parallel& parallel,
+                                  const ShouldStop& stop) {
+  const Program<T>& p = program_;
+  passes_.emplace(p, layout_, p.tile_);
+  const auto batches = static_cast<int64_t>(p.batches_.size());
+  const int64_t most = p.most_batch_tiles();
+  apart_ = batches >= kGroups && most * passes_->tile_bytes() <= kApartBytes;
+  const bool keep = passes_->tile_bytes() <= memory / p.tiles_;
+  if (keep) kept_batches_.resize(batches);
+  const int64_t tangents = std::max<int64_t>(1, most * passes_->tile_tangent_bytes());
+  block_ = std::clamp<int64_t>((keep ? kBlockBytes : kBatchBytes) / tangents, 1, kBlock);
+  std::vector<double> partial(kGroups * p.n_), losses(batches);
+  const bool done = each_batch(
+      parallel, stop,
+      [&](int64_t b, const typename BatchPasses<T>::Call& call, BatchWork& work, int64_t group) {
+        double* sums[kGroups];
+        for (int64_t g = 0; g < kGroups; ++g) sums[g] = partial.data() + (group < 0 ? g : group) * p.n_;
+        losses[b] = passes_->gradient(call, keep ? kept_batches_[b] : work.memory, sums, keep);
+      });
   if (!done) throw Stopped();
   loss_ = std::accumulate(losses.begin(), losses.end(), 0.0);
   gradient_.assign(p.n_, 0.0);
   for (int64_t g = 0; g < kGroups; ++g) add(p.n_, partial.data() + g * p.n_, gradient_.data());
 }
 
+// All vectors of a call go through one batch before the next, as far as there is room for their sums.
+template <typename T>
+bool Derivatives<T>::batch_products(Matrix matrix, int64_t k, const T* vectors, double scale,
+                                    double* out, const Parallel& parallel,
+                                    const ShouldStop& stop) {
+  const int64_t n = program_.n_, most = most_at_once();
+  for (int64_t start = 0; start < k; start += most) {
+    const int64_t count = std::min(most, k - start);
+    if (vectors_.size() < static_cast<size_t>(count)) vectors_.resize(count);
+    partial_.assign(count * kGroups * n, 0.0);
+    Items(count, parallel, {}).run([&](int, int64_t j) {
+      pack_parameters<T>(program_, layout_, vectors + (start + j) * n, nullptr, vectors_[j]);
+    });
+    const bool done = each_batch(
+        parallel, stop,
+        [&](int64_t b, const typename BatchPasses<T>::Call& call, BatchWork& work, int64_t group) {
+          if (!kept()) passes_->gradient(call, work.memory, nullptr, true);
+          work.tangents.resize(block_);
+          for (int64_t first = 0; first < count; first += block_) {
+            const int64_t taken = std::min(block_, count - first);
+            std::vector<std::vector<double*>> sums(taken, std::vector<double*>(kGroups));
+            for (int64_t j = 0; j < taken; ++j)
+              for (int64_t g = 0; g < kGroups; ++g)
+                sums[j][g] =
+                    partial_.data() + ((first + j) * kGroups + (group < 0 ? g : group)) * n;
+            passes_->products(matrix, call, kept() ? kept_batches_[b] : work.memory, taken,
+                              vectors_.data() + first, work.tangents.data(), sums);
+          }
+        });
+    if (!done) return false;
+    Items(count, parallel, {}).run([&](int, int64_t j) {
+      double* row = out + (start + j) * n;
+      std::fill_n(row, n, 0.0);
+      for (int64_t g = 0; g < kGroups; ++g) add(n, partial_.data() + (j * kGroups + g) * n, row);
+      for (int64_t i = 0; i < n; ++i) row[i] *= scale;
+    });
+  }
+  return true;
+}
+
 template <typename T>
 void Derivatives<T>::require_apart() const {
   if (program_.mixes()) throw std::invalid_argument("Derivatives: statistics of the batch");
+}
+
+template <typename T>
+int64_t Derivatives<T>::most_at_once() const {
+  const int64_t groups = passes_ ? kGroups : groups_;
+  const int64_t fit = kPartialBytes / (groups * program_.n_ * static_cast<int64_t>(sizeof(double)));
+  return std::clamp<int64_t>(fit / block_ * block_, block_, kInFlight);
 }
 
 template <typename T>
@@ -138,11 +211,10 @@ typename Derivatives<T>::Work& Derivatives<T>::ready(Work& work, bool primal) co
 template <typename T>
 bool Derivatives<T>::products(Matrix matrix, int64_t k, const T* vectors, double scale,
                               double* out, const Parallel& parallel, const ShouldStop& stop) {
-  require_apart();
+  if (matrix == Matrix::kCovariance) require_apart();
   const std::lock_guard<std::mutex> one_at_a_time(busy_);
-  const int64_t n = program_.n_;
-  const int64_t fit = kPartialBytes / (groups_ * n * static_cast<int64_t>(sizeof(double)));
-  const int64_t most = std::clamp<int64_t>(fit / block_ * block_, block_, kInFlight);
+  if (passes_) return batch_products(matrix, k, vectors, scale, out, parallel, stop);
+  const int64_t n = program_.n_, most = most_at_once();
   if (works_.size() < static_cast<size_t>(parallel.workers)) works_.resize(parallel.workers);
   for (int64_t start = 0; start < k; start += most) {
     const int64_t count = std::min(most, k - start), blocks = (count + block_ - 1) / block_;

@@ -10,50 +10,94 @@
 // and never computed. Sums over samples are taken in double, in a fixed number of groups of tiles,
 // added in order.
 //
-// Where samples depend on their batch there are the loss and its gradient alone, batch by batch
-// (batch_passes.h).
+// Where samples depend on their batch, all of this is done batch by batch (batch_passes.h); there
+// are no samples' own gradients then, nor their covariance.
 #pragma once
+#include <memory>
 #include <mutex>
+#include <optional>
+#include <utility>
 
 #include "derivatives/batch_passes.h"
 #include "program/program.h"
 
 namespace pylandscape {
 
-// Of L = sum of the loss terms l_i over the samples: its Hessian; J^T (d^2 l / d outputs^2) J;
-// sum_i (grad l_i)(grad l_i)^T.
-enum class Matrix : int { kHessian, kGaussNewton, kCovariance };
+// What Derivatives of one Program and one `memory` leave to those that come after them: new memory
+// costs a gradient a third of its time.
+template <typename T>
+struct DerivativeMemory {
+  struct Work {  // of one worker
+    Primal<T> primal;
+    std::vector<Tangents<T>> tangents;
+    Buffer<T> columns, panels, dots;
+  };
+  struct BatchWork {  // of one worker, or of all that share a batch
+    BatchMemory<T> memory;
+    std::vector<BatchScratch<T>> scratch;
+    std::vector<BatchTangents<T>> tangents;
+  };
+  std::vector<Primal<T>> kept;  // by tile
+  std::vector<BatchMemory<T>> kept_batches;
+  std::vector<Work> works;
+  std::vector<BatchWork> batch_works;
+};
+
+template <typename T>
+class Heir {  // may be asked from several threads
+ public:
+  void give(DerivativeMemory<T>&& memory) {
+    const std::lock_guard<std::mutex> lock(busy_);
+    memory_ = std::move(memory);
+  }
+  DerivativeMemory<T> take() {
+    const std::lock_guard<std::mutex> lock(busy_);
+    return std::exchange(memory_, {});
+  }
+
+ private:
+  std::mutex busy_;
+  DerivativeMemory<T> memory_;
+};
 
 template <typename T>
 class Derivatives {
  public:
-  // theta (n,). Throws Stopped.
-  Derivatives(const Program<T>& program, const T* theta, int64_t memory, const Parallel& parallel,
-              const ShouldStop& stop);
+  // theta (n,). from: that of Derivatives of the same program and memory, or null. Throws Stopped.
+  Derivatives(const Program<T>& program, const T* theta, int64_t memory, Heir<T>* from,
+              const Parallel& parallel, const ShouldStop& stop);
+  ~Derivatives();
+  // Who gets the memory when these end, if it is still there then.
+  void leave_to(const std::shared_ptr<Heir<T>>& heir) { heir_ = heir; }
 
   // Sum of the loss terms over the samples.
   double loss() const { return loss_; }
   // d loss / d theta (n,), of the same sum.
   const std::vector<double>& gradient() const { return gradient_; }
   // Whether the values at theta are kept between products.
-  bool kept() const { return !kept_.empty(); }
+  bool kept() const { return !kept_.empty() || !kept_batches_.empty(); }
   int64_t n() const { return program_.n(); }
 
   // out (k, n) = scale A v for the rows of vectors (k, n). False when stopped. Calls wait for each
-  // other. This and the next throw std::invalid_argument where samples depend on their batch.
+  // other. For the covariance, this throws std::invalid_argument where samples depend on their
+  // batch, and so does the next.
   bool products(Matrix matrix, int64_t k, const T* vectors, double scale, double* out,
                 const Parallel& parallel, const ShouldStop& stop);
   // out (samples, n): gradients of the samples' own loss terms. False when stopped.
   bool sample_gradients(T* out, const Parallel& parallel, const ShouldStop& stop) const;
 
  private:
-  struct Work {  // of one worker
-    Primal<T> primal;
-    std::vector<Tangents<T>> tangents;  // (block_)
-    Buffer<T> columns, panels, dots;
-  };
+  using Work = typename DerivativeMemory<T>::Work;
+  using BatchWork = typename DerivativeMemory<T>::BatchWork;
 
-  void take_batches(const Parallel& parallel, const ShouldStop& stop);
+  void take_batches(int64_t memory, const Parallel& parallel, const ShouldStop& stop);
+  bool batch_products(Matrix matrix, int64_t k, const T* vectors, double scale, double* out,
+                      const Parallel& parallel, const ShouldStop& stop);
+  // take(batch, its tiles, who runs them, what it may use, group) for all batches; group: of those
+  // that are divided among groups, else -1. False when stopped.
+  template <typename F>
+  bool each_batch(const Parallel& parallel, const ShouldStop& stop, F take);
+  int64_t most_at_once() const;  // vectors
   void require_apart() const;
   Primal<T> new_primal() const;
   Work& ready(Work& work, bool primal) const;
@@ -82,14 +126,20 @@ class Derivatives {
   const cpu::Kernels<T>& kernels_;
   int64_t groups_;
   TileLayout layout_;
-  int64_t block_ = 1;  // vectors that a tile takes together
+  std::optional<BatchPasses<T>> passes_;  // where samples depend on their batch
+  bool apart_ = false;                    // batches are divided among the groups
+  int64_t block_ = 1;  // vectors that a tile, or a batch, takes together
   Vector<T> theta_;
-  std::vector<Primal<T>> kept_;  // by tile
+  DerivativeMemory<T> memory_;
+  std::vector<Primal<T>>& kept_ = memory_.kept;  // empty: computed anew
+  std::vector<BatchMemory<T>>& kept_batches_ = memory_.kept_batches;
+  std::weak_ptr<Heir<T>> heir_;
   double loss_ = 0;
   std::vector<double> gradient_;
 
   std::mutex busy_;  // scratch of products
-  std::vector<Work> works_;
+  std::vector<Work>& works_ = memory_.works;
+  std::vector<BatchWork>& batch_works_ = memory_.batch_works;
   std::vector<Vector<T>> vectors_;
   std::vector<double> partial_;
 };

@@ -82,8 +82,8 @@ double Training<T>::whole_batch(const Gathered<T>& batch, const Draw& draw, Work
     tiles.push_back({batches_.data(batch, t), batches_.columns_of(batch, t),
                      batches_.padded(batch, t), batches_.columns(batch, t), t * batch.tile,
                      batches_.targets(batch, t)});
-  return passes_.gradient(tiles, work.theta, &draw, static_cast<int>(works_.size()), groups,
-                          work.memory, sums);
+  work.scratch.resize(works_.size());
+  return passes_.gradient({tiles, work.theta, &draw, groups, work.scratch}, work.memory, sums);
 }
 
 // As torch does: with the unbiased variance; a norm that runs several times moves as often. before:

@@ -59,6 +59,7 @@ class Training {
     Tile tile;
     Gathered<T> batch;  // of a run's own order
     BatchMemory<T> memory;
+    std::vector<BatchScratch<T>> scratch;
     std::vector<double> sums, partial, stage;
     std::vector<T> moved, whole;
   };

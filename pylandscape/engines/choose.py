@@ -16,8 +16,10 @@ from ..errors import InvalidArgument, NotLowered
 from ..lowering.capture import refused
 from ..theta.losses import KnownLoss, why_free
 from . import equal_loss, native, recompute
+from .capture_check import MIXED
 from .cuda import engine as cuda
-from .eager import TorchEngine, eval_mode
+from .eager import TorchEngine
+from .forward_pass import eval_mode
 
 if TYPE_CHECKING:
     from ..theta.layout import ParameterLayout
@@ -31,7 +33,8 @@ class EngineReport:
 
     ``seconds``: what capture, lowering and the comparison with the module took. ``derivatives``: of
     the native engine, why gradients and products run in torch nevertheless; None where they are
-    compiled too. ``arithmetic``: how a model of half precision is computed. ``note``: where
+    compiled too. ``samples``: why the samples' own gradients and their covariance do, where the
+    others are compiled. ``arithmetic``: how a model of half precision is computed. ``note``: where
     derivatives are not the slope of the losses (`Landscape.slope_mismatch`). ``data``: which
     subset of the data is taken; None for all. ``computed``: what numbers they are: mode, frozen
     parameters that move, how the data were read (`Landscape.repr`).
@@ -48,6 +51,7 @@ class EngineReport:
     note: str | None = None
     data: str | None = None
     computed: str | None = None
+    samples: str | None = None
 
     def __str__(self) -> str:
         more = "" if self.arithmetic is None else f"; {self.arithmetic}"
@@ -62,6 +66,8 @@ class EngineReport:
         )
         if self.derivatives is not None:
             return f"values native ({about}), derivatives torch ({self.derivatives}){end}"
+        if self.samples is not None:
+            return f"native ({about}), the samples' own derivatives torch ({self.samples}){end}"
         return f"native ({about}){end}"
 
 
@@ -96,6 +102,8 @@ def choose(
             ) from refusal
         seconds = time.perf_counter() - start
         return None, EngineReport("torch", refusal.reason, seconds, arithmetic=arithmetic)
+    refused = compiled.derivatives_refused()
+    torchs = refused is None and compiled.mixes and bn != "batch"  # where there are none at all
     return compiled, EngineReport(
         "native",
         None,
@@ -103,8 +111,9 @@ def choose(
         compiled.how,
         compiled.ops,
         compiled.instruction_set,
-        compiled.derivatives_refused(),
+        refused,
         arithmetic,
+        samples=MIXED if torchs else None,
     )
 
 

@@ -94,8 +94,8 @@ class CompiledEngine(Engine, Protocol):
 
     @property
     def mixes(self) -> bool:
-        """Whether a sample's output depends on its batch (bn="batch"): of derivatives, there is
-        the gradient at most then."""
+        """Whether a sample's output depends on its batch (bn="batch"): there are no compiled
+        derivatives of each sample then, nor their covariance."""
 
     @property
     def how(self) -> str:
@@ -114,7 +114,7 @@ class CompiledEngine(Engine, Protocol):
 
     def derivatives_refused(self) -> str | None:
         """Why `gradient`, `product` and `per_sample_gradients` raise NotLowered; None where they
-        answer."""
+        answer (where it `mixes`, those that are of each sample do not)."""
 
     def products_at(self, matrix: str, theta: Tensor) -> CoreProducts | None:
         """What multiplies with a matrix (as in `product`) at theta (n,) from within the core.

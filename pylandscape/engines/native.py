@@ -43,7 +43,7 @@ from ..lowering.loss import Output, counted_targets, set_loss
 from ..theta import sampling
 from ..theta.checks import as_coefficients
 from ..theta.losses import metric_name
-from .capture_check import CHECKED_BATCHES, CHECKED_SAMPLES, MIXED, check_capture
+from .capture_check import MIXED, check_capture, checked_part
 
 if TYPE_CHECKING:
     from ..theta.data import Dataset
@@ -91,8 +91,7 @@ class NativeEngine:
         outputs_shape = output.module_shape(program.samples)
         mean = loss.reduction != "sum"
         self.mixes: bool = program.mixes  # whether samples depend on their batch
-        self.no_derivatives: str | None = MIXED if self.mixes else None  # why there are none
-        self.no_gradient: str | None = None  # not even that
+        self.no_derivatives: str | None = None  # why there are none
         self.denominator = loss.denominator(targets, outputs_shape) if mean else 1.0
         self.counted = counted_targets(loss, targets, outputs_shape)
         self._shares_of = lambda: loss.sample_shares(targets, program.samples)
@@ -149,13 +148,12 @@ class NativeEngine:
     def gradient(self, theta: Tensor) -> Tensor:
         """(n,) float64, summed in double."""
         result = torch.empty(self.program.n, dtype=torch.float64)
-        refused = self.no_gradient if self.mixes else self.no_derivatives
-        self._derivatives_at(theta, refused).gradient(result.data_ptr())
+        self._derivatives_at(theta).gradient(result.data_ptr())
         return result / self.denominator
 
     def product(self, matrix: str, theta: Tensor, vectors: Tensor) -> Tensor:
         """(k, n) float64 of vectors (k, n); values at theta are kept for the next call."""
-        derivatives = self._derivatives_at(theta, self.no_derivatives)
+        derivatives = self._derivatives_at(theta, of_samples=matrix == "covariance")
         v = vectors.detach().to("cpu", self._dtype).contiguous()
         result = torch.empty(v.shape, dtype=torch.float64)
         which = getattr(core.Matrix, matrix)
@@ -167,15 +165,14 @@ class NativeEngine:
         """A function to (the core's derivatives at theta, the matrix, the scale of its products),
         for callers in the core, which keep the derivatives while they use them; None where they are
         not compiled."""
-        if self.no_derivatives is not None:
+        if self.no_derivatives is not None or (self.mixes and matrix == "covariance"):
             return None
         which, scale = getattr(core.Matrix, matrix), self.product_scale(matrix)
-        return lambda: (self._derivatives_at(theta, self.no_derivatives), which, scale)
+        return lambda: (self._derivatives_at(theta), which, scale)
 
     def refuse_derivatives(self, reason: str | None) -> None:
         """What the comparison with the module found; None: gradients agree."""
-        self.no_gradient = reason
-        self.no_derivatives = reason or (MIXED if self.mixes else None)
+        self.no_derivatives = reason
 
     def derivatives_refused(self) -> str | None:
         """Why derivatives are torch's; None where they are compiled."""
@@ -184,8 +181,9 @@ class NativeEngine:
     def sums(self) -> tuple[Any, float]:
         """The program, whose losses are sums over the samples, and what L divides them by; for
         derivatives. Raises NotLowered where they are not compiled."""
-        if self.no_derivatives is not None:
-            raise NotLowered(self.no_derivatives)
+        refused = self.no_derivatives or (MIXED if self.mixes else None)
+        if refused is not None:
+            raise NotLowered(refused)
         return self.program, self.denominator
 
     def product_scale(self, matrix: str) -> float:
@@ -196,20 +194,22 @@ class NativeEngine:
 
     def per_sample_gradients(self, theta: Tensor) -> Tensor:
         """(samples, n) of the program's dtype; their mean is the gradient."""
-        derivatives = self._derivatives_at(theta, self.no_derivatives)
+        derivatives = self._derivatives_at(theta, of_samples=True)
         result = torch.empty(self.program.samples, self.program.n, dtype=self._dtype)
         derivatives.sample_gradients(result.data_ptr())
         return result.mul_(_ratio(self.program.samples, self.denominator))
 
-    def _derivatives_at(self, theta: Tensor, refused: str | None) -> Any:
+    def _derivatives_at(self, theta: Tensor, of_samples: bool = False) -> Any:
+        refused = self.no_derivatives or (MIXED if of_samples and self.mixes else None)
         if refused is not None:
             raise NotLowered(refused)
         point = theta.detach().to("cpu", self._dtype).contiguous()
         with self._lock:  # threads at different points make their own, one after the other
             if self._kept is None or not torch.equal(self._kept[0], point):
-                self._kept = None  # before the next one takes its memory
+                heir = None if self._kept is None else self._kept[1].heir()
+                self._kept = None  # the heir gets its memory, unless someone else uses it still
                 kind = PROGRAMS[self._dtype][2]
-                derivatives = kind(self.program, point.data_ptr(), self._memory)
+                derivatives = kind(self.program, point.data_ptr(), self._memory, heir)
                 self._kept = (point.clone(), derivatives)
             return self._kept[1]
 
@@ -325,7 +325,7 @@ def build(
     check_tensors(model, dtype)
     check_traceable(model)
     example = example_of(model, data)
-    few, _ = data.first(CHECKED_BATCHES, CHECKED_SAMPLES // CHECKED_BATCHES)
+    few = checked_part(data)
     reasons: list[str] = []
     for how in ("fx",) if bn == "batch" else ("fx", "export"):
         try:
@@ -343,8 +343,10 @@ def build(
                         raise NotLowered(SEVERAL)
                     return engine
 
-                problem = check_capture(engine_of, model, loss, layout, theta, few, bn)
-                engine = engine_of(data, loss)
+                engine = engine_of(few, loss)
+                problem = check_capture(engine, engine_of, model, loss, layout, theta, few, bn)
+                if few.sizes != data.sizes:
+                    engine = engine_of(data, loss)
                 engine.refuse_derivatives(problem)
                 return engine
         except Final:
@@ -370,7 +372,7 @@ def lower_few(
 ) -> tuple[NativeEngine, Data]:
     """A captured model over a few samples of a few batches, to be compared with the module."""
     example = example_of(model, data)
-    few, _ = data.first(CHECKED_BATCHES, CHECKED_SAMPLES // CHECKED_BATCHES)
+    few = checked_part(data)
     with torch.no_grad():
         graph = trace(model, example, how)
         return lower(graph, example, model, loss, layout, few, how, memory), few

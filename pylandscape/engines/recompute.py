@@ -20,7 +20,7 @@ from ..lowering.capture import check_traceable, refused, trace
 from ..theta import sampling
 from ..theta.checks import as_coefficients
 from ..theta.running_statistics import with_statistics
-from .capture_check import CHECKED_BATCHES, CHECKED_SAMPLES, check_capture
+from .capture_check import check_capture, checked_part
 from .native import build as build_plain
 from .native import lower
 
@@ -38,12 +38,16 @@ class RecomputeEngine:
     """Answers questions about L; derivatives hold the statistics at theta, as torch's engine."""
 
     name = "native"
-    mixes = False  # derivatives hold the statistics
 
     def __init__(self, collector: NativeEngine, fixed: NativeEngine, n: int, extended: int) -> None:
         self._collector, self._fixed = collector, fixed
         self._n, self._more = n, extended - n
         self.how, self.ops, self.instruction_set = fixed.how, fixed.ops, fixed.instruction_set
+
+    @property
+    def mixes(self) -> bool:
+        """As `NativeEngine`: of norms that track no statistics. The others' are held."""
+        return self._fixed.mixes
 
     @property
     def no_derivatives(self) -> str | None:
@@ -158,8 +162,9 @@ def build(
 
     with refused("fx"):
         graph = trace(model, example, "fx")
-        few, _ = data.first(CHECKED_BATCHES, CHECKED_SAMPLES // CHECKED_BATCHES)
-        problem = check_capture(engine, model, loss, layout, theta, few, bn)
+        few = checked_part(data)
+        small = engine(few, loss)
+        problem = check_capture(small, engine, model, loss, layout, theta, few, bn)
         found = engine(data, loss)
         found.no_derivatives = problem
         return found

@@ -73,12 +73,12 @@ def plot_constructed(
         panels = {name: panel[:, :, middle] for name, panel in panels.items()}
     low = min(panel.min() for panel in panels.values())
     high = max(panel.max() for panel in panels.values())
-    return _rows(panels, axes, low, high, "viridis", title, asked=True, figsize=figsize)
+    return _rows(panels, axes, low, high, "viridis", title, figsize=figsize)
 
 
 def _rows(
     panels: dict[str, Any], given: Any, low: float, high: float, cmap: str, title: str | None,
-    asked: bool = False, figsize: tuple[float, float] | None = None,
+    figsize: tuple[float, float] | None = None,
 ) -> Any:  # fmt: skip
     first = next(iter(panels.values()))
     slices = [None] if first.ndim == 2 else list(range(first.shape[2]))

@@ -29,6 +29,7 @@ int OpList::conv(int x, cpu::ConvArgs a, int64_t weight, const int64_t* bias) {
 namespace {
 
 struct Conv : Rules<Conv> {
+  static constexpr const char* no_points = "convolutions";
   static constexpr bool takes_epilogue = true;
   static bool takes_relu(const Op&) { return true; }
   static int64_t pixels(const Op& op) { return op.conv.in_h * op.conv.in_w; }
@@ -92,9 +93,10 @@ struct Conv : Rules<Conv> {
     // R(dW) = R(dy) x^T + dy Rx^T; R(dx) = W^T R(dy) + V^T dy
     const cpu::ConvArgs& a = p.op.conv;
     if (p.rdw != nullptr) {
+      if (p.packs_late()) p.kernels.pack_pixels(a, p.cols, p.x(), p.late_columns);
       p.kernels.conv_outer_add(a, p.cols, p.rdy, p.columns(), p.rdw);
       if (p.rx != nullptr) {
-        p.kernels.pack_pixels(p.op.conv, p.cols, p.rx, p.own_columns);
+        p.kernels.pack_pixels(a, p.cols, p.rx, p.own_columns);
         p.kernels.conv_outer_add(a, p.cols, p.dy, p.own_columns, p.rdw);
       }
     }
