@@ -27,6 +27,14 @@ BOWL = Surface(AXIS, AXIS, 0.5 * np.add.outer(AXIS**2, AXIS**2) + 0.1)
 LINE = Curve(AXIS, values=AXIS**2 + 0.1)
 
 
+@pytest.fixture(autouse=True)
+def no_figures():
+    """Of other tests, which the ones here would count."""
+    plt.close("all")
+    yield
+    plt.close("all")
+
+
 @pytest.mark.parametrize("draws", DRAWERS, ids=lambda f: f.__name__)
 def test_every_picture_refuses_values_of_another_type_by_name(draws):
     known = list(inspect.signature(draws).parameters.values())[1:]
