@@ -455,6 +455,29 @@ def by_itself() -> Iterator[None]:
         _alone.depth -= 1
 
 
+def _check_backend(dist: Any, backend: Any, gpus: bool) -> None:
+    """Raises InvalidArgument for a backend that torch does not have here; "cpu:gloo,cuda:nccl" is
+    one for each kind of device."""
+    if not dist.is_available():
+        return
+    known = [name for name in dist.Backend.backend_list if name not in ("undefined", "fake")]
+    there = [name for name in known if getattr(dist, f"is_{name}_available", lambda: True)()]
+    parts = backend.lower().split(",") if isinstance(backend, str) else [""]
+    for part in parts:
+        name = part.rpartition(":")[2].strip()
+        if name not in known:
+            raise InvalidArgument(f"backend: expected one of {', '.join(there)}, got {backend!r}")
+        if name == "nccl" and not gpus:
+            raise InvalidArgument(
+                f"backend: expected 'gloo' on a machine without GPUs, got {backend!r}"
+            )
+        if name not in there:
+            raise InvalidArgument(
+                f"backend: expected one that this torch was built with ({', '.join(there)}), got "
+                f"{backend!r}"
+            )
+
+
 @contextmanager
 def distributed(
     timeout: float | timedelta | None = None, backend: str | None = None, *, alone: bool = False
@@ -482,8 +505,9 @@ def distributed(
     Gives an object with ``rank``, ``size`` and ``first``.
 
     Raises:
-        InvalidArgument: a world size above 1 in the environment without an address to meet at, NCCL
-            without GPUs, a timeout that is no positive number.
+        InvalidArgument: a world size above 1 in the environment without an address to meet at, a
+            backend that torch does not have here, NCCL without GPUs, a timeout that is no positive
+            number.
         RankFailed: the ranks do not meet in time.
     """
     limit = _seconds(timeout)
@@ -494,8 +518,8 @@ def distributed(
     import torch
     import torch.distributed as dist
 
-    if backend is not None and "nccl" in backend and not torch.cuda.is_available():
-        raise InvalidArgument("backend: expected 'gloo' on a machine without GPUs, got 'nccl'")
+    if backend is not None:
+        _check_backend(dist, backend, torch.cuda.is_available())
     made = dist.is_available() and not dist.is_initialized() and _world_size() > 1
     device = torch.cuda.current_device() if made and torch.cuda.is_available() else None
     before, _state.timeout = _state.timeout, limit or _state.timeout

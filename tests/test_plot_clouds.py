@@ -233,7 +233,7 @@ def test_steps_show_the_middle_over_walks() -> None:
         (lambda: plot_cloud(cloud(), color="red"), "color: expected one of loss"),
         (lambda: plot_cloud(cloud(), log="z"), "log: expected some of the letters xy"),
         (lambda: plot_cloud(cloud(), zlim=(0, 1)), "zlim: expected None for a flat cloud"),
-        (lambda: plot_cloud(cloud(), xlim=(1, 0)), "x: expected two increasing numbers"),
+        (lambda: plot_cloud(cloud(), xlim=(1, 0)), "xlim: expected two increasing numbers"),
         (lambda: plot_cloud(cloud(), zoom="far"), "zoom: expected one of inset"),
         (lambda: plot_cloud(solid(), boxes=SOLID_BOX, zoom="inset"), "zoom: expected 'panels'"),
         (lambda: plot_cloud(cloud(), vmin=0.0), "vmin, vmax, cmap: expected none with the classes"),

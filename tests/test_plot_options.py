@@ -27,6 +27,14 @@ BOWL = Surface(AXIS, AXIS, 0.5 * np.add.outer(AXIS**2, AXIS**2) + 0.1)
 LINE = Curve(AXIS, values=AXIS**2 + 0.1)
 
 
+@pytest.fixture(autouse=True)
+def no_figures():
+    """Of other tests, which the ones here would count."""
+    plt.close("all")
+    yield
+    plt.close("all")
+
+
 @pytest.mark.parametrize("draws", DRAWERS, ids=lambda f: f.__name__)
 def test_every_picture_refuses_values_of_another_type_by_name(draws):
     known = list(inspect.signature(draws).parameters.values())[1:]
@@ -57,6 +65,9 @@ def test_every_picture_refuses_values_of_another_type_by_name(draws):
         ({"levels": 2.5}, "levels: expected an integer or numbers, got 2.5"),
         ({"levels": "ten"}, "levels: expected an integer or numbers, got 'ten'"),
         ({"levels": True}, "levels: expected an integer or numbers, got True"),
+        ({"levels": 10**9}, "levels: expected at most 1000, got 1000000000"),
+        ({"vertices": "a"}, "vertices: expected numbers of shape"),
+        ({"kind": np.zeros(2)}, "kind: expected one of"),
         ({"log": "yes"}, "log: expected True or False, got 'yes'"),
         ({"vmin": "0"}, "vmin: expected a finite number, got '0'"),
         ({"figsize": 3}, "figsize: expected"),
@@ -86,3 +97,10 @@ def test_colour_maps_are_taken_as_objects_and_labels_as_numbers():
     assert texts == ["0.1", "0.2"]
     plt.close(ax.figure)
     plt.close(named.figure)
+
+
+def test_what_stands_beside_a_flatness_table_is_one():
+    table = pl.Flatness((), 0.1)
+    with pytest.raises(InvalidArgument, match=r"beside: expected .* flatness tables, got str"):
+        table.plot(beside="a")
+    assert not plt.get_fignums()

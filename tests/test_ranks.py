@@ -303,6 +303,12 @@ def test_nobody_at_the_meeting_is_an_error_within_the_limit(
 
 
 def test_nccl_without_gpus_and_odd_time_limits_are_refused() -> None:
+    for unknown in ("nccl2", "cpu:gloo,cuda:zzz", 3):
+        with (
+            pytest.raises(pl.InvalidArgument, match=r"backend: expected one of gloo.*, got"),
+            pl.distributed(backend=unknown),
+        ):
+            pass
     with pytest.raises(pl.InvalidArgument, match="backend"), pl.distributed(backend="nccl"):
         pass
     for timeout in (0, -1.0, float("nan"), True, "10"):

@@ -9,6 +9,8 @@ namespace {
 
 constexpr int kRows = kVectorBytes == 64 ? 12 : kVectorBytes == 32 ? 6 : 4;
 constexpr int64_t kDepth = 512;  // 512 x 12 floats of a panel: half of the L1 cache
+// Rows of x that are fetched ahead: they lie far apart, which the processor does not foresee.
+constexpr int64_t kAhead = 8;
 
 constexpr int vectors_for(int rows) {
   const int budget = kRegisters == 32 ? 24 : 12;
@@ -53,7 +55,10 @@ inline void micro(int64_t k, const T* __restrict__ w, const T* __restrict__ x, i
   for (int64_t i = 0; i < k; ++i) {
     Vec<T> xv[Vectors];
 #pragma GCC unroll 8
-    for (int v = 0; v < Vectors; ++v) xv[v] = load<T, N>(x + i * cols + v * N);
+    for (int v = 0; v < Vectors; ++v) {
+      xv[v] = load<T, N>(x + i * cols + v * N);
+      __builtin_prefetch(x + (i + kAhead) * cols + v * N);
+    }
 #pragma GCC unroll 16
     for (int r = 0; r < Rows; ++r) {
       const T wr = w[i * Rows + r];

@@ -69,7 +69,7 @@ def plot_cloud(
     """
     solid = cloud.height is not None
     look = Look.of([cloud], color or cloud.color, vmin, vmax, cmap)
-    limits = checked_box(xlim, ylim, zlim)
+    limits = checked_box(xlim, ylim, zlim, suffix="lim")
     windows = as_boxes(boxes)
     chosen = _zoom(zoom, solid, len(windows), ax)
     frame = draw.Frame.of([cloud], checked_log(log, solid), limits, size)
@@ -159,7 +159,7 @@ def plot_clouds(
         raise InvalidArgument(f"clouds: expected one kind of height, got {heights}")
     solid = clouds[0].height is not None
     look = Look.of(clouds, color or clouds[0].color, vmin, vmax, cmap)
-    limits, windows = checked_box(xlim, ylim, zlim), as_boxes(boxes)
+    limits, windows = checked_box(xlim, ylim, zlim, suffix="lim"), as_boxes(boxes)
     logged = checked_log(log, solid)
     wide = (2 if solid or len(clouds) % 3 else 3) if columns is None else columns
     if not isinstance(wide, int) or wide < 1:

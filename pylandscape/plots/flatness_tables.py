@@ -45,7 +45,12 @@ def plot_flatness(
     Raises:
         InvalidArgument: another number of labels.
     """
-    tables = [found, *beside]
+    tables = [found, *(beside if isinstance(beside, list | tuple) else [beside])]
+    for table in tables:
+        if not hasattr(table, "rows"):
+            raise InvalidArgument(
+                f"beside: expected a sequence of flatness tables, got {type(table).__name__}"
+            )
     names = [str(k) for k in range(len(tables))] if labels is None else list(labels)
     if len(names) != len(tables):
         raise InvalidArgument(f"labels: expected {len(tables)}, got {len(names)}")

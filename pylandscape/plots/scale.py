@@ -18,7 +18,7 @@ from ..errors import InvalidArgument
 
 Array = NDArray[np.float64]
 
-DEFAULT_LEVELS = 10
+DEFAULT_LEVELS, MOST_LEVELS = 10, 1000
 COARSE_LEVELS, FINER_LEVELS = 5, 4  # where most values are in one interval, and within that one
 CROWDED = 0.4  # share of the values in one interval, from which it is divided once more
 FINER = 2  # times
@@ -173,6 +173,8 @@ class Scale:
         count = DEFAULT_LEVELS if levels is None else int(levels)
         if count < 1:
             raise InvalidArgument(f"levels: expected at least 1, got {count}")
+        if count > MOST_LEVELS:
+            raise InvalidArgument(f"levels: expected at most {MOST_LEVELS}, got {count}")
         if self.log and levels is None and self.offset == 0:
             return _log_levels(self.vmin, self.vmax)
         z = self.cut(values, clip=True)

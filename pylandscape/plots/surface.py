@@ -65,6 +65,8 @@ def plot(
     """
     from ..results.surface import Surface
 
+    if kind is not None and not isinstance(kind, str):
+        raise InvalidArgument(f"kind: expected one of {', '.join(KINDS)}, got {kind!r}")
     if not isinstance(result, Surface):
         if kind not in (None, "line"):
             raise InvalidArgument(f"kind: expected 'line' for a curve, got {kind!r}")
@@ -302,7 +304,12 @@ def _metric(surface: Surface, metric: str) -> Array:
 
 
 def _points(name: str, points: Any) -> Array:
-    array = np.asarray(points, dtype=np.float64)
+    try:
+        array = np.asarray(points, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise InvalidArgument(
+            f"{name}: expected numbers of shape (T, 2), got {type(points).__name__}"
+        ) from error
     if array.size == 0:
         return np.empty((0, 2))
     if array.ndim != 2 or array.shape[1] != 2:

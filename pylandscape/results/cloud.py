@@ -179,9 +179,9 @@ class Cloud(Pictured):
 
 
 def checked_box(
-    x: Range | None = None, y: Range | None = None, z: Range | None = None
+    x: Range | None = None, y: Range | None = None, z: Range | None = None, *, suffix: str = ""
 ) -> dict[str, Range]:
-    """The ranges that are given, as pairs of floats."""
+    """The ranges that are given, as pairs of floats; ``suffix`` of their names in errors."""
     found: dict[str, Range] = {}
     for name, span in (("x", x), ("y", y), ("z", z)):
         if span is None:
@@ -191,7 +191,7 @@ def checked_box(
         except (TypeError, ValueError):
             low = high = np.nan
         if not low < high:
-            raise InvalidArgument(f"{name}: expected two increasing numbers, got {span!r}")
+            raise InvalidArgument(f"{name}{suffix}: expected two increasing numbers, got {span!r}")
         found[name] = (low, high)
     return found
 
