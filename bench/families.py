@@ -22,7 +22,7 @@ import pylandscape as pl
 from . import products
 from .curvature import Field, Problem, check_rows
 from .harness import Arm, Row, absent, interleave, rows
-from .nets import Workload, images, table_of
+from .nets import Workload, images, resnet20, table_of
 from .networks import (
     GPT,
     LanguageModel,
@@ -34,6 +34,7 @@ from .networks import (
     settle,
     with_group_norm,
 )
+from .workloads import digits, mlp
 
 RTOL = 1e-4  # of a gradient's norm
 PRODUCT_RTOL = 1e-3  # of a product's norm; ReLUs near 0 flip
@@ -72,6 +73,13 @@ def lstm(quick: bool) -> Made:
 
 def gru(quick: bool) -> Made:
     return LanguageModel(cell=nn.GRU), *_texts(5 if quick else 128, 32)
+
+
+def _mlp(*hidden: int, quick: bool) -> Made:
+    """Of 10,000 digits, all more than five times."""
+    x, y = digits()
+    rows = torch.arange(40 if quick else 10_000) % len(x)
+    return mlp(784, *hidden, 10), x[rows], y[rows]
 
 
 def vit(quick: bool) -> Made:
@@ -209,9 +217,13 @@ def _norm(kind: str, quick: bool, repetitions: int) -> list[Row]:
 def _construction(quick: bool, repetitions: int) -> list[Row]:
     """A Landscape, with its comparison of values and gradients, against one evaluation."""
     table = []
-    for name, make in (("MobileNetV2", mobilenet), ("ViT 4 x 64", vit)):
+    kinds = (
+        ("MobileNetV2", mobilenet), ("ViT 4 x 64", vit), ("ResNet-20", resnet20),
+        ("784-20-10", partial(_mlp, 20)), ("784-512-512-10", partial(_mlp, 512, 512)),
+    )  # fmt: skip
+    for name, make in kinds:
         torch.manual_seed(0)
-        model, x, y = make(quick)
+        model, x, y = make(quick=quick)
         model.eval()
         build = partial(pl.Landscape, model, "cross_entropy", (x, y), engine="native")
 

@@ -28,9 +28,10 @@ from .arrays import digest_of_all, scipy_operator
 from .engines import shared_data, slopes
 from .engines.choose import EngineReport, choose
 from .engines.differences import check_products, hessian_by_differences
-from .engines.eager import TorchEngine, rebound
+from .engines.eager import TorchEngine
 from .engines.eager_derivatives import MEMORY
 from .engines.eager_switches import LOCK
+from .engines.forward_pass import rebound
 from .engines.shared_data import DataShards
 from .errors import InvalidArgument, NotLowered, PylandscapeError, wrapping
 from .theta import computed, identity, running_statistics, sampling
@@ -52,6 +53,7 @@ from .theta.checks import (
     whole_bytes,
 )
 from .theta.data import Dataset, not_finite
+from .theta.eval_mode import into_eval, unwrapped
 from .theta.layout import ParameterLayout
 from .theta.losses import (
     Objective,
@@ -61,7 +63,7 @@ from .theta.losses import (
     resolve_loss,
 )
 from .theta.pieces import ModuleTensors, Row, Rows, Stored, named_tensors
-from .theta.snapshot import Snapshot, into_eval, unwrapped
+from .theta.snapshot import Snapshot
 
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
@@ -165,35 +167,10 @@ class Landscape:
         self.products = products
         self.worst_product = 0.0  # the largest bound so far of a product by differences, over |Hv|
         whole, model = model, unwrapped(model)
-        own_device = device_of(model)
-        self.device = own_device if device is None else chosen_device(device)
-        check_finite(model)
-        if whole is not model:
-            params = own_names(params)
-        check_room(model, dtype, self.device, copy, params)
-        moved = None if self.device == own_device else self.device
-        with LOCK:  # another landscape in the making moves its module
-            snapshot = Snapshot(model, dtype, moved)
-        if whole is not model:  # what holds the wrapper gets the copy of the module inside
-            snapshot.alias(whole, model)
-        self.model = snapshot.model
-        into_eval(self.model)
-        self.layout = ParameterLayout.of(self.model, params)
-        self.dtype = dtype or theta_dtype(self.layout)
-        named: dict[str, Tensor] = dict(self.model.named_parameters())
-        # What a point moves: theta, and with bn="interpolate" the running statistics after it.
-        self.moved = self.layout
-        if bn == "interpolate":
-            self.moved = running_statistics.with_statistics(self.layout, self.model, params)
-            named |= dict(self.model.named_buffers())
-        self.base: Row
-        if copy:
-            self.base = Stored(self.moved.flatten(named, self.dtype, self.device))
-        else:
-            own = named_tensors(model)
-            self.base = ModuleTensors(own, self.moved, self.dtype, self.device)
-        self.has_batchnorm = any(isinstance(m, _BatchNorm) for m in model.modules())
-        self.bn = bn
+        self.device = own_device = device_of(model)
+        if device is not None:
+            self.device = chosen_device(device)
+        snapshot = self._copied(model, whole, params, dtype, bn, copy)
         self.memory = MEMORY if memory is None else whole_bytes(memory, "memory")
         check_subset(samples, seed, weight)
         spec: Any = None if loss is None else resolve_loss(loss)
@@ -229,12 +206,12 @@ class Landscape:
         self.computed = computed.note(model, self)
         self.point_seconds = 0.0  # that L at one point took, by torch
         self._start(snapshot)
-        first = self.dataset.batches[0]
-        if moved is not None:
+        first, moved = self.dataset.batches[0], self.device != own_device
+        if moved:
             first = first.mapped(lambda t: t.to(own_device))
         # Where it is not the module itself that runs, an error there says nothing.
-        converted = dtype is not None or moved is not None or whole is not model
-        self._eager.compare(model, spec, first, converted)
+        converted = dtype is not None or moved or whole is not model
+        self._eager.comparison.compare(model, spec, first, converted)
         self._model_loss = self._first_loss()  # another where it needs gradients enabled
         parts = [] if plan is None else [self._of_part(each, snapshot) for each in plan.parts[1:]]
         self._eager.release()
@@ -248,6 +225,49 @@ class Landscape:
                 f"{said}: look at the weights and the loss or objective before any picture",
                 stacklevel=callers_level(),
             )
+
+    def _copied(
+        self,
+        model: nn.Module,
+        whole: nn.Module,
+        params: Sequence[str] | None,
+        dtype: torch.dtype | None,
+        bn: str,
+        copy: bool,
+    ) -> Snapshot:
+        """The landscape's own copy of the module, in eval mode; theta, and where it begins.
+
+        ``whole``: the module as it was given, with its wrappers.
+        """
+        check_finite(model)
+        if whole is not model:
+            params = own_names(params)
+        check_room(model, dtype, self.device, copy, params)
+        with LOCK:  # another landscape in the making moves its module
+            snapshot = Snapshot(
+                model, dtype, None if self.device == device_of(model) else self.device
+            )
+        if whole is not model:  # what holds the wrapper gets the copy of the module inside
+            snapshot.alias(whole, model)
+        self.model = snapshot.model
+        into_eval(self.model)
+        self.layout = ParameterLayout.of(self.model, params)
+        self.dtype = dtype or theta_dtype(self.layout)
+        named: dict[str, Tensor] = dict(self.model.named_parameters())
+        # What a point moves: theta, and with bn="interpolate" the running statistics after it.
+        self.moved = self.layout
+        if bn == "interpolate":
+            self.moved = running_statistics.with_statistics(self.layout, self.model, params)
+            named |= dict(self.model.named_buffers())
+        self.base: Row
+        if copy:
+            self.base = Stored(self.moved.flatten(named, self.dtype, self.device))
+        else:
+            own = named_tensors(model)
+            self.base = ModuleTensors(own, self.moved, self.dtype, self.device)
+        self.has_batchnorm = any(isinstance(m, _BatchNorm) for m in model.modules())
+        self.bn = bn
+        return snapshot
 
     def _plan(self, shard: str, data: Any, spec: Any) -> Plan:
         if shard != "data":
@@ -666,7 +686,7 @@ class Landscape:
             return self._derivative(lambda engine: engine.gradient(at))[: self.n_params]
 
         rows, bounds = hessian_by_differences(
-            gradient, point[: self.n_params], block, self._eager.rounding()
+            gradient, point[: self.n_params], block, self._eager.parameters.rounding()
         )
         sizes = torch.linalg.vector_norm(rows, dim=1)
         shares = (bounds / sizes)[sizes > 0]

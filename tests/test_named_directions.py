@@ -116,7 +116,7 @@ def test_lines_and_planes_have_the_same_bits(
     flat: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not flat:
-        monkeypatch.setattr("pylandscape.engines.eager._FLAT", 0)
+        monkeypatch.setattr("pylandscape.engines.eager_parameters._FLAT", 0)
     torch.manual_seed(0)
     land = landscape()
     stored, named = (pl.random_directions(land, 2, seed=1, stored=s) for s in (True, False))
@@ -209,7 +209,7 @@ def test_half_precision_is_perturbed_in_float32_and_rounded_once() -> None:
 
 
 def test_without_a_copy_the_point_is_the_modules_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pylandscape.engines.eager._FLAT", 0)
+    monkeypatch.setattr("pylandscape.engines.eager_parameters._FLAT", 0)
     torch.manual_seed(0)
     model = Mixed()
     before = {k: v.clone() for k, v in model.state_dict().items()}

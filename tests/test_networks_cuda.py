@@ -32,7 +32,7 @@ from pylandscape.engines.cuda.conv import (
     convolve,
     way_of,
 )
-from pylandscape.engines.eager import eval_mode
+from pylandscape.engines.forward_pass import eval_mode
 from pylandscape.errors import NotLowered
 
 DTYPES = (torch.float32, torch.float64)

@@ -241,7 +241,7 @@ def test_steps_show_the_middle_over_walks() -> None:
         (lambda: plot_clouds([]), "clouds: expected at least one Cloud"),
         (lambda: plot_clouds([cloud()], labels=["a", "b"]), "labels: expected 1, got 2"),
         (lambda: plot_clouds([cloud(), solid()]), "clouds: expected one kind of height"),
-        (lambda: plot_clouds([cloud()], columns=0.5), "columns: expected at least 1"),
+        (lambda: plot_clouds([cloud()], columns=0.5), "columns: expected an integer"),
         (lambda: plot_steps([cloud(), cloud()], "kind"), "clouds: expected one for 'kind'"),
         (lambda: plot_steps(cloud(steps=25), "height"), "quantity: expected one of"),
     ],

@@ -181,6 +181,51 @@ def test_a_branch_on_values_is_refused_at_once_and_without_a_word(
     assert said.err == said.out == ""
 
 
+SHIFT = torch.tensor([0.5, -0.25, 1.0])  # outside of the module, so of float32 in every copy
+
+
+class Single(nn.Module):
+    """Its forward pass fails in float64."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(2, 3), nn.Linear(3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(torch.tanh(F.linear(x, self.a.weight, SHIFT)))
+
+
+def test_a_network_of_float32_alone_is_compared_in_float32() -> None:
+    torch.manual_seed(0)
+    model, x, y = Single(), torch.randn(9, 2), torch.randn(9, 1)
+    with pytest.raises(RuntimeError):
+        Single().double()(x.double())
+    land = pl.Landscape(model, "mse", (x, y), engine="native")
+    loss = F.mse_loss(model(x), y)
+    want = torch.autograd.grad(loss, [model.a.weight, model.b.weight, model.b.bias])
+    assert land.engine_report().derivatives is None
+    assert land.loss() == pytest.approx(loss.item(), rel=1e-6)
+    named = land.layout.unflatten(land.gradient())
+    for name, w in zip(("a.weight", "b.weight", "b.bias"), want, strict=True):
+        torch.testing.assert_close(named[name].float(), w)
+
+
+@pytest.mark.parametrize("samples", [20, 200, 2000])
+def test_few_samples_are_compared_beside_the_one_pass_over_the_data(samples: int) -> None:
+    seen: list[int] = []
+
+    class Counting(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            if type(x) is Tensor:
+                seen.append(len(x))
+            return super().forward(x)
+
+    x, y = torch.randn(samples, 2), torch.randn(samples, 1)
+    pl.Landscape(nn.Sequential(Counting(2, 3), nn.Tanh(), nn.Linear(3, 1)), "mse", (x, y))
+    assert samples <= sum(seen) <= samples + 400
+    assert max(seen[1:]) <= 128
+
+
 def test_two_threads_at_two_points_get_their_own_products() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 10), nn.ReLU(), nn.Linear(10, 2))

@@ -51,17 +51,6 @@ inline py::dict matmul_of(const Op& op) {
   return d;
 }
 
-// Which of its functions an op computes, as core.Unary, Binary, Pool or Cell; None for other ops.
-inline py::object function_of(const Op& op) {
-  switch (op.kind) {
-    case OpKind::kUnary: return py::cast(op.unary);
-    case OpKind::kBinary: return py::cast(op.binary);
-    case OpKind::kPool: return py::cast(op.pool);
-    case OpKind::kCell: return py::cast(op.cell);
-    default: return py::none();
-  }
-}
-
 // The ops by name: as they run (with epilogues and lookups fused), or as they were given.
 inline py::list op_list(const OpList& p, bool fused) {
   py::list all;
@@ -72,7 +61,7 @@ inline py::list op_list(const OpList& p, bool fused) {
     d["weight"] = source_of(p, op.weight), d["bias"] = source_of(p, op.bias);
     d["second"] = source_of(p, op.second), d["norm"] = norm_of(p, op.norm);
     d["transposed"] = op.weight >= 0 && p.uses()[op.weight].transposed();
-    d["function"] = function_of(op);
+    d["function"] = entry(op.kind).function(op);
     d["relu"] = op.relu, d["log"] = op.log, d["a"] = op.a, d["b"] = op.b;
     d["outer"] = op.outer, d["k"] = op.k, d["m"] = op.m, d["inner"] = op.inner;
     d["index"] = py::tuple(py::cast(op.index)), d["bounds"] = py::tuple(py::cast(op.bounds));

@@ -34,6 +34,7 @@ struct Draw {
 // One tile at theta, and op `number` of it.
 template <typename T>
 struct Pass {
+  using Value = T;
   const OpList& program;
   const TileLayout& layout;
   const cpu::Kernels<T>& kernels;
@@ -51,6 +52,7 @@ struct Pass {
   // tangents then packs the adjoints at theta too, into panels of a tile.
   T *late_columns = nullptr, *late_panels = nullptr;
 
+  const std::vector<int64_t>& features() const { return program.slots(); }
   int64_t rows() const { return program.features(op.output); }
   int64_t size() const { return rows() * cols; }
   // Values at theta, of any slot, of an input, of the output.
@@ -65,6 +67,9 @@ struct Pass {
   T* at(const Buffer<T>& of, int slot) const {
     return layout.moves[slot] ? of.data() + layout.row[slot] * tile : nullptr;
   }
+  bool moves() const { return layout.moves[op.output]; }
+  // Scratch of `size` elements.
+  static std::vector<T> spare(int64_t size) { return std::vector<T>(size); }
   // The output's part of `first` or `curved`.
   T* bent(const Buffer<T>& of) const {
     return layout.moves[op.output] ? of.data() + layout.bent_row[op.output] * tile : nullptr;
@@ -113,6 +118,7 @@ struct Forward : Pass<T> {
   Primal<T>& to;
   const T* const* slots;  // values at theta, by slot
   T* out;                 // y
+  const T* x(size_t input = 0) const { return slots[this->op.inputs[input]]; }
 };
 
 // Adds to the adjoints of the inputs, and to the sums over samples of those of the parameters.

@@ -1,49 +1,43 @@
 #include "points/hessian_plan.h"
 
 #include <algorithm>
-#include <stdexcept>
 
-#include "program/ops/parts.h"
+#include "points/hessian_steps.h"
+#include "program/ops/entry.h"
 
 namespace pylandscape {
 namespace {
-
-using hessian::Kind;
 
 constexpr int64_t kReserved = 1 << 10;    // of shared memory, by the system for each block
 constexpr int64_t kWarpColumns = 64;      // samples times tangents that a warp takes
 constexpr int64_t kBlockPlaces = 128;     // parameters up to which 128 threads are a team
 constexpr int64_t kGradientColumns = 128;
 
-struct Refusal {
-  std::string reason;
-};
-
-int32_t narrow(int64_t x) {
-  if (x < INT32_MIN / 2 || x > INT32_MAX / 2) throw Refusal{"a network that is too large"};
-  return static_cast<int32_t>(x);
-}
-
 }  // namespace
 
-class HessianPlanner {
+class HessianPlanner : HessianSteps {
  public:
-  HessianPlanner(const Points& points, bool second) : p_(points), second_(second) {}
+  HessianPlanner(const Points& points, bool second)
+      : HessianSteps(points.slots_, points.n_, points.program_.constants()),
+        p_(points),
+        second_(second) {}
 
   HessianPlan plan(int64_t shared_limit) {
     try {
       place_data();
-      for (const Points::Step& step : p_.steps_) lower(step);
+      for (const PointStep& step : p_.steps_) {
+        const auto write = step.passes->hessian;
+        if (write == nullptr) refuse("an op without a kernel");
+        write(*this, step);
+      }
       describe();
       number_parameters();
       make_items();
       choose_block(shared_limit);
       make_tables();
-      if (found_.program.steps > hessian::kMaxSteps || found_.list.size() > INT32_MAX)
-        throw Refusal{"more than " + std::to_string(hessian::kMaxSteps) + " steps"};
+      found_.list = std::move(list_), found_.constants = std::move(constants_);
     } catch (const Refusal& refusal) {
       found_.reason = refusal.reason;
-      found_.list.clear(), found_.constants.clear();
     }
     return std::move(found_);
   }
@@ -51,159 +45,11 @@ class HessianPlanner {
  private:
   using Step = hessian::Step;
 
-  int32_t& row(int slot) { return rows_of_[slot]; }
-  int64_t take_rows(int64_t count) {
-    const int64_t from = rows_;
-    rows_ += count;
-    return from;
-  }
-  int32_t add_list(const std::vector<int64_t>& entries) {
-    const int32_t from = narrow(static_cast<int64_t>(found_.list.size()));
-    for (const int64_t e : entries)
-      found_.list.push_back(e == hessian::kFill ? hessian::kFill : narrow(e));
-    return from;
-  }
-  int32_t add_constants(const double* from, int64_t count) {
-    const int32_t at = narrow(p_.n_ + static_cast<int64_t>(found_.constants.size()));
-    found_.constants.insert(found_.constants.end(), from, from + count);
-    return at;
-  }
-  // Of `count` elements that stand at `place` in what Points calls the source.
-  int32_t source(int64_t place, int64_t count) {
-    if (place < 0) return -1;
-    return place < p_.n_ ? narrow(place)
-                         : add_constants(p_.program_.constants_.data() + (place - p_.n_), count);
-  }
-
   void place_data() {
-    rows_of_.assign(p_.features_.size(), -1);
     rows_ = 1;
-    row(0) = narrow(take_rows(p_.features_[0]));
-    found_.program.features = narrow(p_.features_[0]), found_.program.first = narrow(rows_);
-    if (!p_.moves_[p_.output_]) throw Refusal{"outputs that no parameter reaches"};
-  }
-
-  Step& add(Kind kind, const Points::Step& from, int32_t out) {
-    if (steps_.size() >= size_t{hessian::kMaxSteps})
-      throw Refusal{"more than " + std::to_string(hessian::kMaxSteps) + " steps"};
-    Step s{};
-    s.kind = kind, s.out = out, s.weight = s.bias = -1, s.outer = s.inner = 1;
-    s.relu = from.relu, s.moves = from.moves;
-    if (!from.inputs.empty()) s.x = row(from.inputs[0]);
-    if (from.inputs.size() > 1) s.y = row(from.inputs[1]);
-    s.m = narrow(p_.features_[from.output]);
-    if (from.op != nullptr) {
-      s.a = from.op->a, s.b = from.op->b, s.log = from.op->log;
-      s.outer = narrow(from.op->outer), s.k = narrow(from.op->k), s.inner = narrow(from.op->inner);
-    }
-    steps_.push_back(s);
-    return steps_.back();
-  }
-
-  void lower(const Points::Step& from) {
-    if (from.kind == OpKind::kExpand) return expand(from);
-    const int32_t out = row(from.output) = narrow(take_rows(p_.features_[from.output]));
-    switch (from.kind) {
-      case OpKind::kLinear: {
-        Step& s = add(Kind::kLinear, from, out);
-        const Op& op = *from.op;
-        s.x = narrow(s.x + op.first(0)), s.m = narrow(op.m), s.inner = 1;
-        s.weight = source(from.weight, op.m * op.k), s.bias = source(from.bias, op.m);
-        s.row = narrow(from.row), s.column = narrow(from.column);
-        s.inputs = from.weight_moves ? s.k : 0;
-        s.columns = s.inputs + (from.bias_moves ? 1 : 0);
-        return;
-      }
-      case OpKind::kUnary: {
-        if (from.op->unary > cpu::Unary::kExp) throw Refusal{"a rarer function of elements"};
-        Step& s = add(Kind::kUnary, from, out);
-        s.function = static_cast<int32_t>(from.op->unary);
-        s.bent = narrow(from.bent);
-        return;
-      }
-      case OpKind::kBinary:
-        add(Kind::kBinary, from, out).function = static_cast<int32_t>(from.binary);
-        return;
-      case OpKind::kLayerNorm:
-      case OpKind::kGroupNorm: {
-        Step& s = add(Kind::kNorm, from, out);
-        if (from.kind == OpKind::kLayerNorm) s.inner = 1;
-        return;
-      }
-      case OpKind::kBatchNorm: {
-        Step& s = add(Kind::kAffine, from, out);
-        s.weight = add_constants(from.scale.data(), s.k);
-        s.bias = add_constants(from.shift.data(), s.k);
-        return;
-      }
-      case OpKind::kSoftmax: add(Kind::kSoftmax, from, out); return;
-      case OpKind::kConcat: {
-        std::vector<int64_t> index;
-        each_part(*from.op, p_.features_, [&](int slot, int64_t first, int64_t, int64_t count) {
-          for (int64_t r = 0; r < count; ++r) index.push_back(row(slot) + first + r);
-        });
-        return gather(from, out, index);
-      }
-      case OpKind::kGather: {
-        std::vector<int64_t> index;
-        for (const int64_t r : from.op->index)
-          index.push_back(r < 0 ? int64_t{hessian::kFill} : row(from.inputs[0]) + r);
-        return gather(from, out, index);
-      }
-      case OpKind::kPool: return pool(from, out);
-      case OpKind::kMatmul: {
-        const cpu::MatmulArgs a = from.op->matmul();
-        std::vector<int64_t> list = {a.xi, a.xk, a.yk, a.yj, a.zi, a.zj};
-        for (const int64_t* first : {a.x_outer, a.y_outer, a.z_outer})
-          list.insert(list.end(), first, first + a.outer);
-        Step& s = add(Kind::kMatmul, from, out);
-        s.relu = 0, s.outer = narrow(a.outer), s.index = add_list(list);
-        s.m = narrow(a.m), s.k = narrow(a.k), s.inner = narrow(a.n);
-        return;
-      }
-      default: throw Refusal{"an op without a kernel"};
-    }
-  }
-
-  void gather(const Points::Step& from, int32_t out, const std::vector<int64_t>& index) {
-    Step& s = add(Kind::kGather, from, out);
-    s.relu = 0, s.index = add_list(index);
-  }
-
-  // The parameters are a linear step's bias; a gather puts them where the op does.
-  void expand(const Points::Step& from) {
-    std::vector<int64_t> index = from.index;
-    int64_t keys = 0;
-    for (const int64_t i : index) keys = std::max(keys, i + 1);
-    bool same = keys == static_cast<int64_t>(index.size());
-    for (size_t f = 0; f < index.size(); ++f) same = same && index[f] == static_cast<int64_t>(f);
-    const int32_t first = narrow(take_rows(keys));
-    Step& s = add(Kind::kLinear, from, first);
-    s.relu = 0, s.outer = 1, s.k = 0, s.m = narrow(keys), s.x = hessian::kOnes;
-    s.bias = source(from.weight, keys);
-    s.columns = from.weight_moves ? 1 : 0;
-    if (same) {
-      row(from.output) = first;
-      return;
-    }
-    row(from.output) = narrow(take_rows(p_.features_[from.output]));
-    for (int64_t& i : index) i += first;
-    gather(from, row(from.output), index);
-  }
-
-  void pool(const Points::Step& from, int32_t out) {
-    const cpu::PoolArgs args = from.op->pool_args();
-    if (args.mode != cpu::Pool::kSum) throw Refusal{"maxima over several rows"};
-    if (args.factor != nullptr && args.per_tap) throw Refusal{"weighted sums over rows"};
-    std::vector<int64_t> list(args.bounds, args.bounds + args.outputs + 1);
-    for (int64_t i = 0; i < args.bounds[args.outputs]; ++i)
-      list.push_back(row(from.inputs[0]) + args.index[i] * args.channels);
-    std::vector<double> factor(args.outputs, 1.0);
-    if (args.factor != nullptr) factor.assign(args.factor, args.factor + args.outputs);
-    Step& s = add(Kind::kSum, from, out);
-    s.relu = 0, s.outer = narrow(args.outputs), s.k = narrow(args.channels);
-    s.weight = add_constants(factor.data(), args.outputs);
-    s.index = add_list(list);
+    place(0, narrow(take_rows(features(0))));
+    found_.program.features = narrow(features(0)), found_.program.first = narrow(rows_);
+    if (!slots_.moves[p_.output_]) refuse("outputs that no parameter reaches");
   }
 
   void describe() {
@@ -212,9 +58,9 @@ class HessianPlanner {
     out.magic = hessian::Program::kMagic;
     out.steps = narrow(static_cast<int64_t>(steps_.size()));
     out.rows = narrow(rows_), out.bent_rows = narrow(p_.bent_rows_);
-    out.output = row(p_.output_), out.outputs = narrow(p_.features_[p_.output_]);
-    out.n = narrow(p_.n_);
-    out.source = narrow(p_.n_ + static_cast<int64_t>(found_.constants.size()));
+    out.output = row(p_.output_), out.outputs = narrow(features(p_.output_));
+    out.n = narrow(n_);
+    out.source = narrow(n_ + static_cast<int64_t>(constants_.size()));
     out.samples = narrow(p.samples_), out.target_rows = narrow(p.target_rows_);
     out.loss = p.loss_;
     out.loss_weights = narrow(static_cast<int64_t>(p.weight_.size()));
@@ -236,8 +82,8 @@ class HessianPlanner {
           parameter_.push_back(q < s.inputs ? s.weight + r * s.row + q * s.column : s.bias + r);
       most_tangents_ += int64_t{s.outer} * s.m;
     }
-    if (static_cast<int64_t>(parameter_.size()) != p_.n_)
-      throw Refusal{"parameters that do not reach the loss"};
+    if (static_cast<int64_t>(parameter_.size()) != n_)
+      refuse("parameters that do not reach the loss");
   }
 
   void make_items() {
@@ -253,7 +99,7 @@ class HessianPlanner {
   }
 
   // Doubles of a row of the Hessian of a step's parameter, from the step's first place on. Odd.
-  int64_t width(const Step& s) const { return (p_.n_ - s.place) | 1; }
+  int64_t width(const Step& s) const { return (n_ - s.place) | 1; }
 
   int64_t bytes() const {
     int64_t size = hessian::Layout(found_.program).total;
@@ -286,7 +132,7 @@ class HessianPlanner {
     p.tangents = narrow(most_tangents_), p.buffer = narrow(whole);
     if (samples <= hessian::kGroup && most_tangents_ * samples <= kWarpColumns && fits(share(2)))
       return;
-    p.points = 1, p.threads = p_.n_ > kBlockPlaces ? hessian::kMaxThreads : hessian::kMaxThreads / 2;
+    p.points = 1, p.threads = n_ > kBlockPlaces ? hessian::kMaxThreads : hessian::kMaxThreads / 2;
     const int64_t most = std::clamp<int64_t>(p.threads / p.columns, 1, most_tangents_);
     p.tangents = narrow(most);
     for (const int64_t room : {share(4), share(3), share(2), limit})
@@ -317,8 +163,8 @@ class HessianPlanner {
   }
 
   [[noreturn]] void too_large(int64_t limit) const {
-    throw Refusal{"a point takes " + std::to_string(bytes()) + " bytes of shared memory, of " +
-                  std::to_string(limit)};
+    refuse("a point takes " + std::to_string(bytes()) + " bytes of shared memory, of " +
+                  std::to_string(limit));
   }
 
   struct Key {  // a row of a step, of all of `outer`
@@ -359,7 +205,7 @@ class HessianPlanner {
     p.item_table = append(items_), p.tangent_table = append(tangents);
     p.round_table = append(rounds), p.batch_table = append(table), p.row_table = append(rows);
     p.parameter_table = append(parameter_);
-    p.list_size = narrow(static_cast<int64_t>(found_.list.size()));
+    p.list_size = narrow(static_cast<int64_t>(list_.size()));
     std::copy(steps_.begin(), steps_.end(), p.step);
   }
 
@@ -391,21 +237,19 @@ class HessianPlanner {
   template <typename T>
   int32_t append(const std::vector<T>& table) {
     static_assert(sizeof(T) % sizeof(int32_t) == 0);
-    while (found_.list.size() % 4 != 0) found_.list.push_back(0);
-    const int32_t from = narrow(static_cast<int64_t>(found_.list.size()));
+    while (list_.size() % 4 != 0) list_.push_back(0);
+    const int32_t from = narrow(static_cast<int64_t>(list_.size()));
     const auto* words = reinterpret_cast<const int32_t*>(table.data());
-    found_.list.insert(found_.list.end(), words, words + table.size() * sizeof(T) / 4);
+    list_.insert(list_.end(), words, words + table.size() * sizeof(T) / 4);
     return from;
   }
 
   const Points& p_;
   bool second_;
   HessianPlan found_;
-  std::vector<Step> steps_;
-  std::vector<int32_t> rows_of_;  // by slot
   std::vector<int32_t> parameter_;  // by place: where in theta
   std::vector<hessian::Item> items_;
-  int64_t rows_ = 0, most_tangents_ = 0;
+  int64_t most_tangents_ = 0;
 };
 
 HessianPlan plan_hessians(const Points& points, bool second, int64_t shared_limit) {

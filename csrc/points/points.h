@@ -15,6 +15,7 @@
 #include <optional>
 
 #include "points/eigenvalues.h"
+#include "points/passes.h"
 #include "program/program.h"
 
 namespace pylandscape {
@@ -39,31 +40,10 @@ class Points {
  private:
   friend class HessianPlanner;
   friend class LaneTraining;
-  // An op on rows of lanes; its parameters' places are those in Worker::source, or -1.
-  struct Step {
-    Step(OpKind step_kind, const Op* from, std::vector<int> slots, int to)
-        : kind(step_kind), op(from), inputs(std::move(slots)), output(to) {}
-    OpKind kind;
-    const Op* op;
-    std::vector<int> inputs;
-    int output;
-    bool relu = false, moves = false;
-    cpu::Binary binary{};
-    int64_t weight = -1, bias = -1, row = 0, column = 0;  // linear: element (r, i) of the weight
-    bool weight_moves = false, bias_moves = false;        // whether theta holds them
-    std::vector<int64_t> index;                           // expand
-    std::vector<double> scale, shift;                     // batch norm
-    std::vector<bool> reach;  // slots that depend on the output, where there are parameters
-    int64_t bent = 0;         // first row of a unary op in `first` and `curved`
-    bool has_parameters() const { return weight_moves || bias_moves; }
-  };
-  struct Rows {  // of one worker; (rows, samples, lanes)
-    Buffer<double> values, adjoints, first, curved, tangents, adjoint_tangents;
-  };
-  struct Worker {
-    Rows rows;
-    Buffer<double> source;  // (n + constants, lanes)
-    Buffer<double> x, dense, ones, zeros, terms, scratch, unused;
+  using Step = PointStep;
+  using Block = PointBlock;
+  struct Worker : PointWorker {
+    Buffer<double> dense, ones, zeros, terms, scratch;
     Buffer<int32_t> index;
     int64_t loaded = -1;  // the block of samples in x
     Buffer<double> loss, gradient, hessian;
@@ -72,20 +52,10 @@ class Points {
     std::vector<int64_t> at;
     std::optional<EigenWork> eigen;
   };
-  struct Block {  // of samples
-    int64_t first, samples, cols;
-  };
 
   void lower();
-  int add_slot(int64_t features);
-  void lower_norm(const Op& op, int slot, int gain, int shift, std::vector<int64_t> index);
-  int expand(int use, const std::vector<int64_t>& index);
   void check_untied() const;
   void plan();
-  int64_t place(int use) const;
-  int64_t parameter(const Step& step, int64_t row, int64_t column) const;
-  int64_t columns(const Step& step) const;  // parameters that a row of the output has
-  int64_t key(const Step& step, int64_t row) const;
   Worker& ready(Worker& worker, bool hessian) const;
   void group(int64_t count, const double* points, double denominator, double* losses,
              double* gradients, double* hessians, double* eigenvalues, Worker& worker) const;
@@ -94,29 +64,22 @@ class Points {
   void load_points(int64_t count, const double* points, Worker& worker) const;
   void load_block(int64_t number, const Block& block, Worker& worker) const;
 
-  // point_passes.cpp: the four passes over the steps, as in program/ops/.
+  // point_passes.cpp: the four passes over the steps, each of which is in program/ops/; and the sums
+  // over samples of what the parameters' derivatives are made of.
   void forward(const Block& b, Worker& w) const;
   void reverse(const Block& b, Worker& w) const;
   void tangent_forward(size_t from, int64_t row, const Block& b, Worker& w) const;
   void tangent_reverse(size_t from, int64_t row, const Block& b, Worker& w) const;
   void gradient_add(const Step& step, const Block& b, Worker& w) const;
-  void hessian_add(size_t from, int64_t row, const Step& step, const Block& b, Worker& w) const;
+  void hessian_add(const PointTangentReverse& p, const Step& origin, int64_t row, Worker& w) const;
   cpu::Targets targets(const Worker& w) const;
-  template <typename F>
-  void pull(const Step& step, const Block& b, const Worker& w, const double* dy, F adjoint) const;
-  template <typename F, typename G>
-  void bend(const Step& step, const Block& b, const Worker& w, F tangent, G adjoint) const;
-  void find_inputs(const Step& step, int64_t row, const Block& b, const double* rows,
-                   const double* last, std::vector<const double*>& to) const;
+  PointTile tile(const Block& b, Worker& w) const { return {slots_, kernels_, points_, b, w}; }
 
   const double* value(const Worker& w, const Block& b, int slot) const {
-    return slot == 0 ? w.x.data() : w.rows.values.data() + row_[slot] * b.cols;
+    return slot == 0 ? w.x.data() : part(w.rows.values, b, slot);
   }
-  double* at(const Buffer<double>& rows, const Block& b, int slot) const {
-    return moves_[slot] ? rows.data() + row_[slot] * b.cols : nullptr;
-  }
-  double* reached(const Buffer<double>& rows, const Block& b, const Step& from, int slot) const {
-    return from.reach[slot] ? rows.data() + row_[slot] * b.cols : nullptr;
+  double* part(const Buffer<double>& rows, const Block& b, int slot) const {
+    return rows.data() + slots_.row[slot] * b.cols;
   }
 
   const Program<double>& program_;
@@ -126,9 +89,7 @@ class Points {
   bool able_ = false;
   double work_ = 0;  // multiplications of a point's gradient, roughly
   std::vector<Step> steps_;
-  std::vector<int64_t> features_, row_;
-  std::vector<bool> moves_;
-  std::vector<int> maker_;  // step of each slot, -1 for the data
+  PointSlots slots_;
   int output_ = -1;
   std::vector<int32_t> rank_;  // by parameter: which of a pair's two places is filled
   std::mutex busy_;

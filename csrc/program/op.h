@@ -2,6 +2,7 @@
 #pragma once
 #include <cstdint>
 #include <utility>
+#include <variant>
 #include <vector>
 
 #include "cpu/kernels.h"
@@ -54,6 +55,9 @@ struct Norm {
 struct Rows {
   int64_t first, count;
 };
+
+// Which of its functions an op computes, where it has several.
+using Function = std::variant<std::monostate, cpu::Unary, cpu::Binary, cpu::Pool, cpu::Cell>;
 
 struct Op {
   Op(OpKind op_kind, std::vector<int> slots) : kind(op_kind), inputs(std::move(slots)) {}

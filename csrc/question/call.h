@@ -28,6 +28,7 @@ struct Parameters {
 
 template <typename T>
 struct Call {
+  using Value = T;
   const Op& op;
   const OpList& program;
   const cpu::Kernels<T>& kernels;
@@ -38,6 +39,7 @@ struct Call {
   T* y;            // the output, (features, cols); may be an input of an op that works in place
 
   const T* x(size_t input = 0) const { return slots[op.inputs[input]]; }
+  const std::vector<int64_t>& features() const { return program.slots(); }
   int64_t rows() const { return program.features(op.output); }
   int64_t size() const { return rows() * cols; }
 };

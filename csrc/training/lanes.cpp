@@ -65,7 +65,7 @@ void LaneTraining::gradient(const Indices& step, int64_t first_run, int64_t runs
     points_.kernels_.loss(program_.loss_, points_.targets(p), block.cols,
                           points_.value(p, block, points_.output_), p.terms.data(), nullptr);
     points_.points_.sum_add(samples, p.terms.data(), p.loss.data());
-    if (!points_.moves_[points_.output_]) continue;
+    if (!points_.slots_.moves[points_.output_]) continue;
     points_.reverse(block, p);
     for (const Points::Step& s : points_.steps_)
       if (s.has_parameters()) points_.gradient_add(s, block, p);

@@ -25,7 +25,14 @@ from typing import Any
 
 from ..errors import InvalidArgument, PylandscapeError, RankFailed
 from ..ranks import by_itself, speaks
-from .common import KINDS, NORMALIZATIONS, _picture_options, model_options, scale_options
+from .common import (
+    KINDS,
+    NORMALIZATIONS,
+    AddCommand,
+    _picture_options,
+    model_options,
+    scale_options,
+)
 from .effects import Options, begin, without_effect, written_by_user
 from .examples import TOP, complete
 from .info import _info
@@ -140,6 +147,20 @@ def parser() -> argparse.ArgumentParser:
     demo.add_argument("--seed", type=int, default=0)
     demo.add_argument("--no-progress", action="store_true")
 
+    _surface_commands(command)
+    add_commands(command)
+    critical.add_commands(command)
+    clouds.add_commands(command)
+    studies.add_commands(command)
+    trajectories.add_commands(command)
+    connectivity.add_commands(command)
+    pictures.add_commands(command)
+    _file_commands(command)
+    return top
+
+
+def _surface_commands(command: AddCommand) -> None:
+    """line, plane and interpolate."""
     line = command("line", each_checkpoint(_line), "loss along one random direction")
     plane = command("plane", each_checkpoint(_plane), "loss over two random directions")
     between = command("interpolate", _interpolate, "loss between 2, 3 or 4 checkpoints")
@@ -164,14 +185,9 @@ def parser() -> argparse.ArgumentParser:
     between.add_argument("--x", metavar="MIN:MAX:N", help="default -0.5:1.5:401 (line), 0:1:25")
     between.add_argument("--y", metavar="MIN:MAX:N", help="default 0:1:25")
 
-    add_commands(command)
-    critical.add_commands(command)
-    clouds.add_commands(command)
-    studies.add_commands(command)
-    trajectories.add_commands(command)
-    connectivity.add_commands(command)
-    pictures.add_commands(command)
 
+def _file_commands(command: AddCommand) -> None:
+    """plot, compare and info, of saved results."""
     plot = command(
         "plot", _plot, "draw a saved result; several curves or spectra go into one picture"
     )
@@ -198,7 +214,6 @@ def parser() -> argparse.ArgumentParser:
     )
     info.add_argument("files", nargs="*", metavar="FILE")
     model_options(info, required=False)
-    return top
 
 
 class _Version(argparse.Action):

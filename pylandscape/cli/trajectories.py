@@ -42,6 +42,12 @@ RULES = {
 
 def add_commands(command: AddCommand) -> None:
     """Give the parser the three commands; `command` makes one."""
+    _train_command(command)
+    _trajectory_command(command)
+    _track_command(command)
+
+
+def _train_command(command: AddCommand) -> None:
     train = command("train", _train, "runs trained side by side, recorded in one file")
     model_options(train, required=True)
     train.add_argument("--optimizer", choices=RULES, default="sgd", help="default: %(default)s")
@@ -74,6 +80,8 @@ def add_commands(command: AddCommand) -> None:
     )
     train.add_argument("--no-progress", action="store_true")
 
+
+def _trajectory_command(command: AddCommand) -> None:
     path = command(
         "trajectory", _trajectory,
         "a run as data: principal components, distances, its path on a surface, MDS",
@@ -113,6 +121,8 @@ def add_commands(command: AddCommand) -> None:
         help="of --mds (default: %(default)s)",
     )  # fmt: skip
 
+
+def _track_command(command: AddCommand) -> None:
     track = command(
         "track", _track, "largest eigenvalues of the Hessian along a run, and where it is stable"
     )

@@ -252,7 +252,7 @@ def _outputs(home: Landscape, point: Tensor, state: dict[str, Tensor]) -> list[T
     batch = engine.batch(0)
     with engine.session(), torch.no_grad():
         if not objective:
-            from ..engines.eager import call_model
+            from ..engines.forward_pass import call_model
 
             try:
                 double = copy.deepcopy(model).double()

@@ -1,6 +1,6 @@
 """The check of a capture: the compiled program must be the module, in values and in derivatives.
 
-Values are compared at theta and at two points near it, with the module run by the torch engine,
+Values are compared at theta and at two points near it; there the module is run by the torch engine,
 which moves the parameters as a user's own loop would. Derivatives are autograd's: a forward pass
 may separate them from its values (``detach``, ``no_grad``, gradient hooks, autograd functions of
 its own), of which a graph of values knows nothing. So one gradient and one Hessian product of the
@@ -9,13 +9,14 @@ are exactly zero can put many samples on a kink, where either side's slope is ri
 
 The loss of this comparison is a sum of squares over a few samples, with residuals as large as the
 outputs: its gradient is that of a random sum of the outputs, which no saturated loss hides. Both
-sides run in float64, where rounding is far from every kink, unless the model cannot.
+sides run in float64, where rounding is far from every kink, unless the model cannot. Few samples
+suffice, as samples do not depend on each other: those that do are compared by whole batches.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from ..theta.layout import ParameterLayout
 
 CHECKED_SAMPLES, CHECKED_BATCHES = 256, 2
+_SHARE, _FEWEST = 8, 64  # of a batch at theta: an eighth of the data, but not fewer than these
 MOVED_SAMPLES = 16  # at the points near theta, and of derivatives
 _STEP = 0.1  # of each parameter tensor's spread, to the points near theta
 _LEAST = 1e-11  # of the whole gradient: rounding in float64 of what cancels exactly
@@ -80,7 +82,14 @@ def check_batches(
         _compare(got.cpu(), want, len(engine.ops))
 
 
+def checked_part(data: Data) -> Data:
+    """The samples on which a program is compared with the module at theta."""
+    samples = min(CHECKED_SAMPLES // CHECKED_BATCHES, max(_FEWEST, len(data.inputs) // _SHARE))
+    return data.first(CHECKED_BATCHES, samples)[0]
+
+
 def check_capture(
+    engine: Any,
     engine_of: Callable[[Data, KnownLoss], Any],
     model: nn.Module,
     loss: KnownLoss,
@@ -91,25 +100,26 @@ def check_capture(
 ) -> str | None:
     """Values and derivatives of ``engine_of(data, loss)``; raises NotLowered where they differ.
 
+    ``engine`` is that of ``few``; the model is at theta, and in the mode that it is captured in.
     Gives what `check_derivatives` does. Fewer samples serve at the moved points, unless a sample's
     outputs depend on the others.
     """
-    engine = engine_of(few, loss)
     points = torch.stack(checked_points(layout, theta.detach().to("cpu", few.dtype)))
-    found = engine.outputs_at(points)
     together = engine.mixes or bn == "recompute"
-    reference = _reference(model, loss, layout, few, bn)
-    expected = _outputs(reference, points if together else points[:1])
-    for got, want in zip(found, expected, strict=False):
+    if together:
+        expected = _outputs(_reference(model, loss, layout, few, bn), points)
+    else:
+        with torch.no_grad(), restored_attributes(model):
+            expected = [torch.cat([model(x) for x, _ in few.batches()])]
+    found = engine.outputs_at(points[: len(expected)])
+    for got, want in zip(found, expected, strict=True):
         _compare(got, want, len(engine.ops))
     fewer, samples = few.first(CHECKED_BATCHES, MOVED_SAMPLES // CHECKED_BATCHES)
     per_sample = len(found[0]) // max(1, len(few.inputs))
     rows = (samples[:, None] * per_sample + torch.arange(per_sample)).reshape(-1)
-    if not together:
-        expected = _outputs(_reference(model, loss, layout, fewer, bn), points[1:])
-        for got, want in zip(found[1:], expected, strict=True):
-            _compare(got[rows], want, len(engine.ops))
-    return check_derivatives(engine_of, model, layout, points[1:], fewer, found[0][rows], bn)
+    values = None if together else loss
+    near = points[1:]
+    return check_derivatives(engine_of, model, layout, near, fewer, found[0][rows], bn, values)
 
 
 def check_derivatives(
@@ -120,11 +130,13 @@ def check_derivatives(
     few: Data,
     outputs: Tensor,
     bn: str,
+    loss: KnownLoss | None = None,
 ) -> str | None:
     """A gradient and a Hessian product must be autograd's; raises Separated where they are not.
 
-    ``points`` are those near theta; ``outputs`` those at theta. Gives the reason why derivatives
-    must be left to torch: the program has none, or autograd fails (and shall do so for the user).
+    ``points`` are those near theta; ``outputs`` those at theta. With a ``loss``, whatever it is,
+    the values at the points are compared too. Gives the reason why derivatives must be left to
+    torch: the program has none, or autograd fails (and shall do so for the user).
     """
     generator = torch.Generator().manual_seed(1)
     at = torch.nan_to_num(outputs.double(), 0.0, 0.0, 0.0)
@@ -135,19 +147,35 @@ def check_derivatives(
     for dtype in dict.fromkeys((torch.float64, few.dtype)):
         # torch's batch norm has wrong gradients for some batches of a single sample.
         data = few.in_dtype(dtype, at + residuals).with_lone_samples_twice()
+        near = points.to(dtype)
         # In float32, samples within rounding of a kink have either slope.
         tolerance = own**0.5 * (1 if dtype == torch.float64 else 30)
         noise = 100 * torch.finfo(dtype).eps * float(torch.linalg.vector_norm(residuals))
         try:
             engine = engine_of(data, _SQUARES)
             reference = _reference(model, _SQUARES, layout, data, bn)
+            expected = _outputs(reference, near) if loss is not None else []
+        except NotLowered as refusal:
+            if loss is not None:
+                reference = _reference(model, loss, layout, few, bn)
+                _compare_all(engine_of(few, loss), points, _outputs(reference, points), own)
+            return refusal.reason
+        except Exception as error:  # the model cannot run in float64
+            if out_of_memory(error) or (loss is not None and dtype == few.dtype):
+                raise
+            problem = error
+            continue
+        if loss is not None:
+            _compare_all(engine, near, expected, own)
+            loss = None  # no values are left to compare
+        try:
             compare = _Comparison(layout, tolerance, noise)
-            point = _agreeing(engine, reference, compare, points.to(dtype))
+            point = _agreeing(engine, reference, compare, near)
         except NotLowered as refusal:
             if isinstance(refusal, Separated):
                 raise
             return refusal.reason  # no derivatives in the program
-        except Exception as error:  # the model cannot run in float64, or has no derivatives
+        except Exception as error:  # the model has no derivatives, in this dtype
             if out_of_memory(error):
                 raise
             problem = error
@@ -157,6 +185,11 @@ def check_derivatives(
         return None
     assert problem is not None
     return f"autograd gives none: {first_line(problem)}"
+
+
+def _compare_all(engine: Any, points: Tensor, expected: Sequence[Any], eps: float) -> None:
+    for got, want in zip(engine.outputs_at(points), expected, strict=True):
+        _compare(got, want, len(engine.ops), eps)
 
 
 def checked_points(layout: ParameterLayout, theta: Tensor) -> list[Tensor]:
@@ -282,11 +315,12 @@ def _percent(gap: float) -> str:
     return f"{100 * gap:.0f} %" if gap > 0.1 else f"{100 * gap:.2g} %"
 
 
-def _compare(got: Tensor, expected: Any, ops: int) -> None:
-    """Raises NotLowered where the program's outputs are not the module's."""
+def _compare(got: Tensor, expected: Any, ops: int, eps: float | None = None) -> None:
+    """Raises NotLowered where the program's outputs are not the module's, to rounding in a dtype
+    with such ``eps``, by default their own."""
     if not isinstance(expected, Tensor) or expected.shape != got.shape:
         raise NotLowered("the program's outputs have another shape than the module's")
-    tolerance = torch.finfo(got.dtype).eps * 500 * (2 + ops)
+    tolerance = (eps or torch.finfo(got.dtype).eps) * 500 * (2 + ops)
     finite = torch.isfinite(expected)
     scale = float(expected[finite].abs().max()) if bool(finite.any()) else 0.0
     error = float((got - expected)[finite].abs().max()) if bool(finite.any()) else 0.0

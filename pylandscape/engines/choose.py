@@ -18,7 +18,8 @@ from ..theta.losses import KnownLoss, why_free
 from . import equal_loss, native, recompute
 from .capture_check import MIXED
 from .cuda import engine as cuda
-from .eager import TorchEngine, eval_mode
+from .eager import TorchEngine
+from .forward_pass import eval_mode
 
 if TYPE_CHECKING:
     from ..theta.layout import ParameterLayout

@@ -27,7 +27,8 @@ from ..theta.samples import Samples
 from ..theta.space import Problem
 from .contract import Rule, RunState
 from .dropout import CountedDropout
-from .eager import TorchEngine, call_model, failed
+from .eager import TorchEngine
+from .forward_pass import call_model, failed
 from .update_rules import apply
 
 _COUNTER = "num_batches_tracked"
@@ -138,7 +139,7 @@ class TorchStepper:
             return float("nan"), torch.full_like(theta, torch.nan)  # code that dislikes NaN
         if kept is not None:
             self._check(kept)
-        state.buffers[p] = engine.placed()[self._n :].to(state.buffers)
+        state.buffers[p] = engine.parameters.placed()[self._n :].to(state.buffers)
         zero = theta.new_zeros(())
         flat = [
             zero.expand(leaf.numel()) if part is None else part.detach().reshape(-1).to(theta)

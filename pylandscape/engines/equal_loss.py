@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ..theta.data import Batch
 from ..theta.losses import NAMES, FreeLoss, KnownLoss, Objective, own_loss
-from .eager import TorchEngine, call_model
+from .eager import TorchEngine
+from .forward_pass import call_model
 
 _FEW = 256  # samples
 _TOLERANCE = 1e-5  # relative; of losses computed in float32

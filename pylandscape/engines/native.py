@@ -43,7 +43,7 @@ from ..lowering.loss import Output, counted_targets, set_loss
 from ..theta import sampling
 from ..theta.checks import as_coefficients
 from ..theta.losses import metric_name
-from .capture_check import CHECKED_BATCHES, CHECKED_SAMPLES, MIXED, check_capture
+from .capture_check import MIXED, check_capture, checked_part
 
 if TYPE_CHECKING:
     from ..theta.data import Dataset
@@ -325,7 +325,7 @@ def build(
     check_tensors(model, dtype)
     check_traceable(model)
     example = example_of(model, data)
-    few, _ = data.first(CHECKED_BATCHES, CHECKED_SAMPLES // CHECKED_BATCHES)
+    few = checked_part(data)
     reasons: list[str] = []
     for how in ("fx",) if bn == "batch" else ("fx", "export"):
         try:
@@ -343,8 +343,10 @@ def build(
                         raise NotLowered(SEVERAL)
                     return engine
 
-                problem = check_capture(engine_of, model, loss, layout, theta, few, bn)
-                engine = engine_of(data, loss)
+                engine = engine_of(few, loss)
+                problem = check_capture(engine, engine_of, model, loss, layout, theta, few, bn)
+                if few.sizes != data.sizes:
+                    engine = engine_of(data, loss)
                 engine.refuse_derivatives(problem)
                 return engine
         except Final:
@@ -370,7 +372,7 @@ def lower_few(
 ) -> tuple[NativeEngine, Data]:
     """A captured model over a few samples of a few batches, to be compared with the module."""
     example = example_of(model, data)
-    few, _ = data.first(CHECKED_BATCHES, CHECKED_SAMPLES // CHECKED_BATCHES)
+    few = checked_part(data)
     with torch.no_grad():
         graph = trace(model, example, how)
         return lower(graph, example, model, loss, layout, few, how, memory), few

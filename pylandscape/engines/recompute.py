@@ -20,7 +20,7 @@ from ..lowering.capture import check_traceable, refused, trace
 from ..theta import sampling
 from ..theta.checks import as_coefficients
 from ..theta.running_statistics import with_statistics
-from .capture_check import CHECKED_BATCHES, CHECKED_SAMPLES, check_capture
+from .capture_check import check_capture, checked_part
 from .native import build as build_plain
 from .native import lower
 
@@ -162,8 +162,9 @@ def build(
 
     with refused("fx"):
         graph = trace(model, example, "fx")
-        few, _ = data.first(CHECKED_BATCHES, CHECKED_SAMPLES // CHECKED_BATCHES)
-        problem = check_capture(engine, model, loss, layout, theta, few, bn)
+        few = checked_part(data)
+        small = engine(few, loss)
+        problem = check_capture(small, engine, model, loss, layout, theta, few, bn)
         found = engine(data, loss)
         found.no_derivatives = problem
         return found

@@ -40,13 +40,13 @@ def mismatch(land: Answered) -> str | None:
 
 
 def _compare(engine: TorchEngine) -> str | None:
-    theta = engine.origin()
+    theta = engine.parameters.origin()
     gradient = engine.gradient(theta).to(theta)
     coarse = _rounds_to_float32(engine, theta)
     dtype = torch.float32 if coarse else theta.dtype
     step, tolerance = _STEPS[dtype], _TOLERANCE[dtype]
-    rounding = max(engine.rounding(), torch.finfo(dtype).eps)
-    directions = {"a random direction": engine.random_step()}
+    rounding = max(engine.parameters.rounding(), torch.finfo(dtype).eps)
+    directions = {"a random direction": engine.parameters.random_step()}
     norm = float(gradient.norm())
     if norm > 0:
         scale = float(directions["a random direction"].norm()) / norm
@@ -73,7 +73,7 @@ def _rounds_to_float32(engine: TorchEngine, theta: torch.Tensor) -> bool:
     that convert their logits, as transformers' do."""
     if theta.dtype != torch.float64:
         return False
-    points = torch.stack([theta, theta + _STEPS[theta.dtype] * engine.random_step()])
+    points = torch.stack([theta, theta + _STEPS[theta.dtype] * engine.parameters.random_step()])
     found = engine.prepare_points(("loss",))(points)["loss"]
     rounded = found.astype(np.float32).astype(np.float64)
     return bool((np.abs(rounded - found) <= 8 * np.finfo(np.float64).eps * np.abs(found)).all())

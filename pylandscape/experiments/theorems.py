@@ -204,7 +204,7 @@ def check_xor(
         f"{{{values[-1]:.6g}, |rest| <= {np.abs(values[:-1]).max():.0e}}}", error, 9 * EPS,
     )  # fmt: skip
     _stationary(rows, land, loss, at_zero, rng, starts)
-    _plateaus(rows, land, loss, at_zero, rng, descents)
+    _plateaus(rows, land, loss, rng, descents)
     paths = [
         monotone_path(land, rng.standard_normal(9) * 2.0, DEPART, seed=seed + k)
         for k in range(max(1, descents // 10))
@@ -245,7 +245,7 @@ def _stationary(
 
 
 def _plateaus(
-    rows: _Rows, land: Landscape, loss: str, level: float, rng: np.random.Generator, descents: int
+    rows: _Rows, land: Landscape, loss: str, rng: np.random.Generator, descents: int
 ) -> None:
     ends = _descended(land, rng.standard_normal((descents, 9)))
     levels = np.array(PLATEAUS[loss])

@@ -44,6 +44,13 @@ class Final(NotLowered):
     """No other way of capturing can help."""
 
 
+class _Graph(torch.fx.GraphModule):
+    """A graph to be interpreted: no Python code is made of it."""
+
+    def recompile(self) -> Any:
+        return None
+
+
 class _Tracer(torch.fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, _WHOLE) or type(m) in _WHOLE_THEMSELVES
@@ -153,7 +160,7 @@ def trace(model: nn.Module, example: Tensor, how: str) -> torch.fx.GraphModule:
             graph = _Tracer().trace(model)
             if any(node.target == "register_hook" for node in graph.nodes):
                 raise Final("the forward pass hooks gradients")
-            return torch.fx.GraphModule(model, graph)
+            return _Graph(model, graph)
         with _silent():
             program = torch.export.export(model, (example,), strict=False)
         return _with_own_tensors(program, model)
@@ -213,7 +220,7 @@ def _with_own_tensors(program: Any, model: nn.Module) -> torch.fx.GraphModule:
             graph.output(copied[result])
         else:
             copied[node] = graph.node_copy(node, lambda n: copied[n])
-    return torch.fx.GraphModule(model, graph)
+    return _Graph(model, graph)
 
 
 def first_line(error: BaseException) -> str:

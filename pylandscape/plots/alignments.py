@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import InvalidArgument
 from .mode_connection import draw_barriers
+from .options import picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from ..results.model_alignment import ModelAlignment
 
 
+@picture
 def plot_alignment(
     found: ModelAlignment,
     ax: Axes | None = None,

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .options import picture
 from .style import LINE_COLOURS, legend_above, new_axes, own_style
 
 if TYPE_CHECKING:
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from ..results.asymmetry_profiles import Asymmetry
 
 
+@picture
 def plot_asymmetry(
     found: Asymmetry,
     ax: Axes | None = None,

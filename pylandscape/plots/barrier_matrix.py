@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import InvalidArgument
+from .options import picture
 from .style import STYLE, new_axes, own_style
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ WORDS = {
 }
 
 
+@picture
 def plot_barriers(
     found: Barriers,
     ax: Axes | None = None,

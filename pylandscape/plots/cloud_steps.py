@@ -11,6 +11,7 @@ from ..arrays import Array
 from ..errors import InvalidArgument
 from ..results.cloud import Cloud
 from .cloud_look import CLASS_STYLES, LABELS
+from .options import picture
 from .style import LINE_COLOURS, LINE_DASHES, legend_above, new_axes, own_style
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 QUARTILES = (0.25, 0.5, 0.75)
 
 
+@picture
 def plot_steps(
     clouds: Cloud | Mapping[str, Cloud] | Sequence[Cloud],
     quantity: str = "negative",

@@ -58,7 +58,7 @@ class Frame:
         ranges = []
         for axis, name in zip(AXES, names, strict=False):
             values = np.concatenate([c.values(name) for c in clouds])
-            ranges.append(limits.get(axis) or _range(values, axis in log, name))
+            ranges.append(limits.get(axis) or _range(values, axis in log))
         most = max(len(c) for c in clouds)
         return cls(names, log, tuple(ranges), limits, dot_size(most) if size is None else size)
 
@@ -290,7 +290,7 @@ def grid(
     return figure, found
 
 
-def _range(values: Array, log: bool, name: str) -> Range:
+def _range(values: Array, log: bool) -> Range:
     """All finite values, with room around them; for a logarithm the positive ones."""
     kept = values[np.isfinite(values) & ((values > 0.0) if log else True)]
     if not kept.size:

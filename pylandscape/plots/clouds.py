@@ -13,6 +13,7 @@ from ..errors import InvalidArgument
 from ..results.cloud import Cloud, Range, as_boxes, checked_box
 from . import cloud_strokes as draw
 from .cloud_look import Look, class_handle
+from .options import picture
 from .style import COLUMN_WIDTH, STYLE, legend_above, new_axes, own_style
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ PAGE_WIDTH = 7.0  # inches: both columns of a paper
 ZOOMS = ("inset", "panels", "outline")
 
 
+@picture
 def plot_cloud(
     cloud: Cloud,
     ax: Axes | None = None,
@@ -104,6 +106,7 @@ def plot_cloud(
     return axes
 
 
+@picture
 def plot_clouds(
     clouds: Mapping[str, Cloud] | Sequence[Cloud],
     *,

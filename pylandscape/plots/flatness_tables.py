@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import InvalidArgument
+from .options import picture
 from .style import LINE_COLOURS, legend_above, new_axes, own_style
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ ROW = 0.062  # of the figure's width, for each row of the picture
 WHITE = "white"
 
 
+@picture
 def plot_flatness(
     found: Flatness,
     ax: Axes | None = None,

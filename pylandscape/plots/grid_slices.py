@@ -11,6 +11,7 @@ import numpy as np
 from ..arguments import integer
 from ..errors import InvalidArgument
 from .isosurfaces import plot_isosurfaces
+from .options import picture
 from .scale import Scale
 from .style import COLUMN_WIDTH, check_figsize, own_style
 from .surface import plot, plot_surface
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 PANELS = 5
 
 
+@picture
 def plot_grid(
     grid: Grid,
     kind: str | None = None,

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..arguments import callers_level
 from ..errors import InvalidArgument, PylandscapeError
+from .options import picture
 from .scale import Array, Scale, distinct_rounding, format_levels
 from .style import (
     COLUMN_WIDTH,
@@ -30,6 +31,7 @@ INNERMOST, OUTERMOST = 0.9, 0.25  # opacity: the outer ones are seen through
 HEIGHT = 0.86  # of the figure, as a share of its width
 
 
+@picture
 def plot_isosurfaces(
     grid: Grid, ax: Any = None, *, metric: str = "loss", log: bool = False,
     levels: int | Sequence[float] | None = None, offset: float | None = None,
@@ -86,7 +88,7 @@ def plot_isosurfaces(
     meshes = [(level, isosurface(scale.forward(values), grid.axes, finite, z))
               for level, z in zip(inside, scale.forward(inside), strict=True)]  # fmt: skip
     count = len(meshes)
-    colours = mpl.colormaps[cmap](np.linspace(0.0, 0.85, count))
+    colours = mpl.colormaps.get_cmap(cmap)(np.linspace(0.0, 0.85, count))
     own = ax is None
     with own_style(own):
         if own:

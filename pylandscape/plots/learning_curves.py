@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import InvalidArgument
+from .options import picture
 from .paths import INK
 from .style import LINE_COLOURS, legend_above, new_axes, own_style, whole_ticks
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 NAMED = 8  # runs that have a line in the legend each
 
 
+@picture
 def plot_runs(
     runs: Any,
     ax: Axes | None = None,

@@ -11,6 +11,7 @@ import numpy as np
 from ..arrays import edges
 from ..errors import InvalidArgument
 from ..theta.sampling import STANDARD
+from .options import picture
 from .scale import Array, Scale
 from .style import (
     HATCH,
@@ -73,6 +74,7 @@ def slices(surface: Surface) -> tuple[list[Any], dict[str, Any]]:
     }
 
 
+@picture
 def plot_lines(
     curves: Sequence[Curve],
     ax: Axes | None = None,

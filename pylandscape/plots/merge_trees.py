@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import InvalidArgument
+from .options import picture
 from .style import LINE_COLOURS, new_axes, own_style
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 MOST = 60  # features in a picture
 
 
+@picture
 def plot_topology(
     found: Topology,
     kind: str = "tree",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from .options import picture
 from .style import LINE_COLOURS, LINE_DASHES, legend_above, new_axes, own_style
 
 if TYPE_CHECKING:
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from ..results.mode_connection import ModeConnection
 
 
+@picture
 def plot_connection(
     found: ModeConnection,
     ax: Axes | None = None,

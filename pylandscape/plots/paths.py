@@ -12,6 +12,7 @@ import numpy as np
 
 from ..errors import InvalidArgument
 from ..files.atomic import write_bytes
+from .options import picture
 from .style import (
     COLUMN_WIDTH,
     LINE_COLOURS,
@@ -65,6 +66,7 @@ def two_axes(
     return Panels(pair)
 
 
+@picture
 def plot_components(
     found: PrincipalComponents, axes: Any = None, *, cmap: str = "viridis",
     title: str | None = None, figsize: tuple[float, float] | None = None,
@@ -98,6 +100,7 @@ def plot_components(
     return Panels((left, right))
 
 
+@picture
 def plot_projection(
     found: Projection, axes: Any = None, *, title: str | None = None,
     figsize: tuple[float, float] | None = None,
@@ -205,10 +208,11 @@ def _dots_over(ax: Any, columns: Any, colour: str, options: dict[str, Any]) -> N
     bins = np.clip((share * SHADES).round(), 0, SHADES)
     for each in np.unique(bins):
         chosen = [c[bins == each] for c in columns]
-        face = mpl.colormaps[options["cmap"]](each / SHADES)
+        face = mpl.colormaps.get_cmap(options["cmap"])(each / SHADES)
         ax.plot(*chosen, markerfacecolor=face, **style)
 
 
+@picture
 def plot_embedding(
     found: Embedding, ax: Axes | None = None, *, labels: Any = None,
     names: Sequence[str] | None = None, title: str | None = None,
@@ -251,6 +255,7 @@ def plot_embedding(
     return axes
 
 
+@picture
 def plot_agreement(
     found: Agreement, axes: Any = None, *, names: Sequence[str] | None = None,
     cmap: str = "cividis", title: str | None = None,
@@ -286,6 +291,7 @@ def plot_agreement(
     return pair
 
 
+@picture
 def plot_track(
     found: Track, ax: Axes | None = None, *, title: str | None = None,
     figsize: tuple[float, float] | None = None,

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import InvalidArgument
+from .options import picture
 from .style import COLUMN_WIDTH, STYLE, check_figsize, own_style
 
 if TYPE_CHECKING:
     from ..results.patterns import ConstructedPattern, Pattern
 
 
+@picture
 def plot_pattern(
     found: Pattern,
     axes: Any = None,
@@ -53,6 +55,7 @@ def plot_pattern(
     )
 
 
+@picture
 def plot_constructed(
     found: ConstructedPattern,
     axes: Any = None,
@@ -70,12 +73,12 @@ def plot_constructed(
         panels = {name: panel[:, :, middle] for name, panel in panels.items()}
     low = min(panel.min() for panel in panels.values())
     high = max(panel.max() for panel in panels.values())
-    return _rows(panels, axes, low, high, "viridis", title, asked=True, figsize=figsize)
+    return _rows(panels, axes, low, high, "viridis", title, figsize=figsize)
 
 
 def _rows(
     panels: dict[str, Any], given: Any, low: float, high: float, cmap: str, title: str | None,
-    asked: bool = False, figsize: tuple[float, float] | None = None,
+    figsize: tuple[float, float] | None = None,
 ) -> Any:  # fmt: skip
     first = next(iter(panels.values()))
     slices = [None] if first.ndim == 2 else list(range(first.shape[2]))

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .options import picture
 from .paths import INK, two_axes
 from .style import LINE_COLOURS, legend_above, new_axes, own_style
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from ..results.ultrametric import Ultrametricity
 
 
+@picture
 def plot_ultrametricity(
     found: Ultrametricity,
     axes: Any = None,
@@ -65,6 +67,7 @@ def _tree(axes: Any, distances: Any) -> None:
     axes.set_ylabel("distance")
 
 
+@picture
 def plot_fitness(
     found: FitnessDistance,
     ax: Any = None,

@@ -17,6 +17,7 @@ from . import surface_strokes
 from .cloud_strokes import grid
 from .clouds import PAGE_WIDTH, plot_clouds
 from .lines import plot_lines
+from .options import picture
 from .scale import Array, Scale
 from .spectra import plot_spectra
 from .style import STYLE, Panels, metric_label, own_style
@@ -70,7 +71,7 @@ def compare(
     if labels is not None and len(labels) != len(results):
         raise InvalidArgument(f"labels: expected {len(results)}, got {len(labels)}")
     if isinstance(results[0], Surface):
-        found = _surfaces(results, labels, **options)
+        found = compare_surfaces(results, labels=labels, **options)
     elif isinstance(results[0], Cloud):
         found = [*plot_clouds(results, labels=labels, **options)]
     else:
@@ -100,10 +101,11 @@ def unlike(results: Sequence[Any]) -> list[str]:
     return found
 
 
-def _surfaces(
+@picture
+def compare_surfaces(
     surfaces: Sequence[Surface],
-    labels: Sequence[str] | None,
     *,
+    labels: Sequence[str] | None = None,
     kind: str | None = None,
     metric: str = "loss",
     log: bool = False,
@@ -116,6 +118,7 @@ def _surfaces(
     title: str | None = None,
     figsize: tuple[float, float] | None = None,
 ) -> list[Axes]:
+    """A panel for each surface, on one scale; see `compare`."""
     kind = kind or "filled"
     if kind not in FLAT_KINDS:
         raise InvalidArgument(f"kind: expected one of {', '.join(FLAT_KINDS)}, got {kind!r}")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .options import picture
 from .paths import INK
 from .style import LINE_COLOURS, LINE_DASHES, legend_above, new_axes, own_style
 
@@ -17,6 +18,7 @@ DEEPEST = 1e-8  # share of the highest loss below which a search has arrived
 SHOWN = 1e-17  # share of the largest eigenvalue below which nothing is told
 
 
+@picture
 def plot_search(
     found: GlobalSearch,
     ax: Any = None,
@@ -52,6 +54,7 @@ def plot_search(
     return axes
 
 
+@picture
 def plot_volumes(
     found: VolumeLaw,
     ax: Any = None,
@@ -79,6 +82,7 @@ def plot_volumes(
     return axes
 
 
+@picture
 def plot_interpolator(
     found: Interpolator,
     ax: Any = None,

@@ -18,6 +18,7 @@ from ..errors import InvalidArgument
 from ..results.eigen_pairs import EigenPairs
 from ..results.spectra import Density, Spectrum
 from . import spectra_evolution as evolution
+from .options import picture
 from .scale import Array
 from .spectral_axis import HEADROOM, Axis
 from .style import LINE_COLOURS, LINE_DASHES, legend_above, new_axes, own_style
@@ -33,6 +34,7 @@ HISTOGRAM, MARKED = "#c4c4c4", "#D55E00"
 XLABEL = r"eigenvalue $\lambda$"
 
 
+@picture
 def plot_spectrum(
     spectrum: Spectrum,
     exact: ArrayLike | None = None,
@@ -97,6 +99,7 @@ def plot_spectrum(
     return axes
 
 
+@picture
 def plot_spectra(
     spectra: Sequence[Spectrum] | Mapping[str, Spectrum],
     ax: Axes | None = None,
@@ -190,6 +193,7 @@ def plot_spectra(
     return axes
 
 
+@picture
 def plot_pairs(
     pairs: EigenPairs,
     ax: Axes | None = None,

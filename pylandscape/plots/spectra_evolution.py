@@ -67,7 +67,7 @@ def ridges(
 
     low, high = np.log10(limits[0]), np.log10(limits[1])
     gap = float(np.diff(rows).min()) if rows.size > 1 else 1.0
-    colours = mpl.colormaps[cmap](np.linspace(*COLOUR_RANGE, rows.size))
+    colours = mpl.colormaps.get_cmap(cmap)(np.linspace(*COLOUR_RANGE, rows.size))
     for k in reversed(range(rows.size)):
         density = densities[k]
         height = (np.log10(np.maximum(density.values, limits[0])) - low) / (high - low)

@@ -20,6 +20,7 @@ from ..errors import InvalidArgument
 from ..theta.sampling import STANDARD
 from . import surface_strokes as draw
 from .lines import band_text, band_width, plot_lines, slices
+from .options import picture
 from .overlay import draw_runs, room_for, runs_of
 from .paths import animate
 from .scale import Array, Scale
@@ -74,6 +75,7 @@ def plot(
     return plot_surface(result, "contour" if kind is None else kind, ax, **options)
 
 
+@picture
 def plot_surface(
     surface: Surface,
     kind: str = "contour",

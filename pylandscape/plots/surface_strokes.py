@@ -68,7 +68,7 @@ def draw_contours(
                 linestyles="solid", corner_mask=False,
             )  # fmt: skip
         return drawn, at
-    colours = mpl.colormaps[cmap](np.linspace(*LINE_MAP_RANGE, at.size))
+    colours = mpl.colormaps.get_cmap(cmap)(np.linspace(*LINE_MAP_RANGE, at.size))
     if band is not None:
         _draw_bands(ax, (px, py), values, chosen, band, colours)
     with warnings.catch_warnings():  # plot_surface says it
@@ -160,7 +160,7 @@ def draw_sheet(ax: Any, view: View, values: Array, scale: Scale, clip: bool, cma
     spoilt = np.logical_or.reduceat(spoilt, columns[:-1], axis=1)
     px, py, z = (v[np.ix_(rows, columns)] for v in (px, py, z))
     norm = Normalize(low, high)
-    faces = mpl.colormaps[cmap](norm(_cell_means(z)))
+    faces = mpl.colormaps.get_cmap(cmap)(norm(_cell_means(z)))
     faces[spoilt] = to_rgba(NONFINITE_FACE)
     faces[..., :3] *= _shade(px, py, (z - low) / (high - low))[..., None]
     sheet = ax.plot_surface(

@@ -116,7 +116,7 @@ def check(result: Checked) -> Verdict:
     findings += _batch_norm(facts, slice_kind)
     findings += _subset(facts, result)
     findings += _noise(result, axes)
-    findings += _rounding(values, axes, facts)
+    findings += _rounding(values, facts)
     if facts.get("slope_mismatch"):
         findings.append(Finding("note", "slope", str(facts["slope_mismatch"])))
     return Verdict(tuple(findings))
@@ -408,7 +408,7 @@ def _subset(facts: dict[str, Any], result: Checked) -> Iterator[Finding]:
     yield Finding("note", "samples", text)
 
 
-def _rounding(values: Array, axes: list[Array], facts: dict[str, Any]) -> Iterator[Finding]:
+def _rounding(values: Array, facts: dict[str, Any]) -> Iterator[Finding]:
     """The noise floor of a model of half precision."""
     noise, half = facts.get("rounding_noise"), facts.get("half")
     finite = values[np.isfinite(values)]

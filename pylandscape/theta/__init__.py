@@ -5,8 +5,9 @@ space           what of a landscape is passed where a whole one is not needed
 data, losses    batches; losses that are compiled, free losses, objectives
 checks          arguments of a landscape
 running_statistics   of batch norm, where a point has them (bn="interpolate") or another model does
-snapshot        the copy of the module that an engine moves, and `State`, which puts back what a
-                forward pass changed; checkpoints: files of state dicts
+snapshot        the copy of the module that an engine moves; references: what of the module a
+                function holds; held_state: puts back what a forward pass changed; eval_mode
+checkpoints     files of state dicts
 naming, source_code, identity   whose numbers these are: what a request records of L
 random_source   every draw of the spectral path
 sampling        errors of L from the data: what they are, and of what there are none

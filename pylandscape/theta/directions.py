@@ -329,6 +329,9 @@ def _rows(
                 f"{name}: expected shape (k, {land.n_params}) (the model's parameters), "
                 f"got {tuple(directions.shape)}"
             )
+        whole = _whole(land, directions)
+        if whole is not None:
+            return whole, [{"kind": "given"} for _ in whole]
         directions = list(directions)
     elif not isinstance(directions, list | tuple):
         directions = [directions]
@@ -341,6 +344,15 @@ def _rows(
         rows.append(read(item, own))
         infos.append(dict(getattr(item, "info", {"kind": "given"})))
     return torch.stack(rows), infos
+
+
+def _whole(land: Space, directions: Any) -> Tensor | None:
+    """A copy of a matrix (k, n) of finite elements; None for what is looked at row by row."""
+    if not len(directions) or land.n_params != land.moved.n:
+        return None
+    own = land.origin
+    rows = torch.as_tensor(directions).detach().to(own.device, own.dtype, copy=True).contiguous()
+    return rows if bool(torch.isfinite(rows).all()) else None
 
 
 def gaussian(

@@ -77,6 +77,7 @@ class Record:
         self._known = dict(known or {})
         self._seen: dict[int, str] = {}
         self._named: dict[str, list[int]] = {}
+        self._scanned: set[type] = set()  # libraries' classes
         self._alive: list[Any] = []  # ids stay unique while their objects live
 
     def add(self, words: str, value: Any) -> None:
@@ -350,7 +351,10 @@ class Record:
 
     def _patched(self, cls: type) -> None:
         """Methods that someone has put into a library's class, which its name does not tell."""
-        for owner in (c for c in cls.__mro__ if _is_library(c.__module__)):
+        for owner in cls.__mro__:
+            if owner in self._scanned or not _is_library(owner.__module__):
+                continue
+            self._scanned.add(owner)
             for name, value in list(vars(owner).items()):
                 homes = [str(f.__globals__.get("__name__")) for f in _functions_of(value)]
                 if homes and not all(map(_is_library, homes)):

@@ -41,7 +41,7 @@ def points_of(
     if isinstance(starts, int):
         rows = [_drawn(land, layout, seed) for seed in seeds]
     else:
-        items = _items(starts, layout)
+        items = _items(starts)
         rows = [_row(land, layout, item, f"starts[{p}]") for p, item in enumerate(items)]
     whole = torch.stack(rows)
     return whole[:, :n].clone(), whole[:, n:].clone()
@@ -51,13 +51,13 @@ def count_of(starts: Any) -> int:
     """P. Raises InvalidArgument for none."""
     if isinstance(starts, bool) or starts is None:
         raise InvalidArgument(f"starts: expected points or how many, got {starts!r}")
-    count = starts if isinstance(starts, int) else len(_items(starts, None))
+    count = starts if isinstance(starts, int) else len(_items(starts))
     if count < 1:
         raise InvalidArgument(f"starts: expected at least one, got {count}")
     return count
 
 
-def _items(starts: Any, layout: ParameterLayout | None) -> Sequence[Any]:
+def _items(starts: Any) -> Sequence[Any]:
     """One item for each run."""
     if isinstance(starts, nn.Module | Mapping | str | os.PathLike | Trajectory):
         return [starts]

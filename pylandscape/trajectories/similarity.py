@@ -49,22 +49,22 @@ def compare_all(land: Landscape, outputs: Sequence[Tensor], target: Tensor) -> t
     width = 8 * count * max(1, outputs[0][:1].numel())
     rows = max(1, BLOCK_BYTES // width)
     for first in range(0, len(outputs[0]), rows):
-        block = [x[first : first + rows] for x in outputs]
+        block = torch.stack([x[first : first + rows] for x in outputs])
         wanted = target[first : first + rows]
-        answers = [_answers(land, x) for x in block]
-        flat = torch.stack([p.reshape(len(p), -1) for p in answers])
-        counts = None
-        if _classes(land) and not wanted.is_floating_point():  # ignored tokens do not count
-            counts = wanted.reshape(-1) != getattr(land.loss_spec, "ignore_index", -100)
-            flat = flat[:, counts]
-        seen += flat.shape[1]
-        for i in range(1, count):
-            squares[i, :i] += ((flat[:i] - flat[i]) ** 2).sum(dim=(1, 2)).numpy()
+        answers, labels = _answers(land, block), None
         if _classes(land):
-            labels = torch.stack([_labels(land, x).reshape(-1) for x in block])
-            labels = labels if counts is None else labels[:, counts]
+            labels = _labels(land, block).reshape(count, -1)
+            if not wanted.is_floating_point():  # ignored tokens do not count
+                counts = wanted.reshape(-1) != getattr(land.loss_spec, "ignore_index", -100)
+                if not bool(counts.all()):
+                    answers, labels = answers[:, counts], labels[:, counts]
             compared += labels.shape[1]
-            for i in range(1, count):
+        seen += answers.shape[1]
+        flat = answers.reshape(count, -1).numpy()
+        for i in range(1, count):
+            apart = flat[:i] - flat[i]
+            squares[i, :i] += np.einsum("pk,pk->p", apart, apart)
+            if labels is not None:
                 differ[i, :i] += (labels[:i] != labels[i]).sum(dim=1).numpy()
     with np.errstate(invalid="ignore", divide="ignore"):
         distances = np.sqrt((squares + squares.T) / np.float64(seen))
@@ -101,7 +101,7 @@ def agreement(land: Landscape, models: Sequence[Any]) -> Agreement:
             raise InvalidArgument("land: expected class indices as targets, got probabilities")
         if target.is_floating_point() and not bool(((target == 0) | (target == 1)).all()):
             raise InvalidArgument("land: expected targets 0 or 1, got probabilities")
-        answer, wanted = _labels(land, outputs).reshape(-1), target.reshape(-1).long()
+        answer, wanted = _labels(land, outputs[None]).reshape(-1), target.reshape(-1).long()
         counts = wanted != getattr(land.loss_spec, "ignore_index", -100)
         answer, wanted = answer[counts], wanted[counts]
         rows.append((answer == wanted).numpy())
@@ -152,17 +152,19 @@ def _classes(land: Landscape) -> bool:
 
 
 def _answers(land: Landscape, outputs: Tensor) -> Tensor:
-    """Probabilities (N, C), float64: of tokens, one row each; the outputs of other losses."""
+    """Of outputs (P, N, ...) of P models, float64: probabilities (P, N, C), of tokens one row each;
+    the outputs of other losses (P, N, all)."""
     x = outputs.double()
     if land.loss_spec.name == "bce_with_logits":
-        return x.sigmoid()
-    if land.loss_spec.name in ("cross_entropy", "nll"):
-        x = x.softmax(dim=1) if land.loss_spec.name == "cross_entropy" else x.exp()
-        return x.movedim(1, -1).reshape(-1, x.shape[1])
-    return x
+        x = x.sigmoid()
+    elif land.loss_spec.name in ("cross_entropy", "nll"):
+        x = x.softmax(dim=2) if land.loss_spec.name == "cross_entropy" else x.exp()
+        return x.movedim(2, -1).reshape(len(x), -1, x.shape[2])
+    return x.reshape(*x.shape[:2], -1)
 
 
 def _labels(land: Landscape, outputs: Tensor) -> Tensor:
+    """Of outputs (P, N, ...) of P models."""
     if land.loss_spec.name == "bce_with_logits":
         return (outputs > 0).long()
-    return outputs.argmax(dim=1)
+    return outputs.argmax(dim=2)

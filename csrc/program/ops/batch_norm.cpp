@@ -1,5 +1,6 @@
 // batch_norm: in each of k channels, by given statistics, which have no derivatives here, or by those
 // of the batch, which question/batches.cpp takes.
+#include <algorithm>
 #include <cmath>
 
 #include "program/ops/entry.h"
@@ -75,6 +76,25 @@ struct BatchNorm : Rules<BatchNorm> {
     return op.norm.own ? Epilogue::kNone : Epilogue::kNorm;
   }
 
+  static void lower(PointLowering& to, const Op& op) {
+    const Norm& norm = op.norm;
+    to.require(!norm.own && !to.moves(norm.mean) && !to.moves(norm.variance),
+               "batch norm whose statistics move");
+    PointStep step(op);
+    const double *mean = to.constant(norm.mean), *variance = to.constant(norm.variance);
+    for (int64_t c = 0; c < op.k; ++c) {
+      const double inverse = 1 / std::sqrt(variance[c] + norm.eps);
+      step.scale.push_back(inverse), step.shift.push_back(-mean[c] * inverse);
+    }
+    to.add_with_gain(std::move(step), norm.gain, norm.shift, op.k);
+  }
+
+  static void hessian(HessianSteps& to, const PointStep& from) {
+    hessian::Step& step = to.add(hessian::Kind::kAffine, from);
+    step.weight = to.add_constants(from.scale.data(), step.k);
+    step.bias = to.add_constants(from.shift.data(), step.k);
+  }
+
   template <typename T>
   static void call(const Call<T>& c) {
     const std::vector<T> affine = norm_affine(c);
@@ -86,7 +106,7 @@ struct BatchNorm : Rules<BatchNorm> {
   static void forward(const Forward<T>& p) {
     const Channels<T> a(p);
     p.kernels.channel_affine(p.op.outer, p.op.k, p.cols, a.scale.data(), a.shift.data(), p.op.relu,
-                             p.slots[p.op.inputs[0]], p.out);
+                             p.x(), p.out);
   }
 
   template <typename T>
@@ -120,9 +140,23 @@ struct BatchNorm : Rules<BatchNorm> {
     if (rgain != nullptr) add_scaled(p, r.scale, p.dy, p.rdx);
   }
 
+  // Of points as lanes, y = x * scale + shift by numbers that all points share.
+  static void forward(const PointForward& p) {
+    p.kernels.channel_affine(p.op.outer, p.op.k, p.cols, p.step.scale.data(), p.step.shift.data(),
+                             p.op.relu, p.x(), p.y);
+  }
+  static void reverse(const PointReverse& p) { add_scaled(p, p.step.scale, p.dy, p.dx); }
+  static void tangent_forward(const PointTangentForward& p) {
+    std::fill_n(p.ry, p.size(), 0.0);
+    add_scaled(p, p.step.scale, p.rx, p.ry);
+  }
+  static void tangent_reverse(const PointTangentReverse& p) {
+    add_scaled(p, p.step.scale, p.rdy, p.rdx);
+  }
+
   // y += x * scale.
-  template <typename T>
-  static void add_scaled(const Pass<T>& p, const std::vector<T>& scale, const T* x, T* y) {
+  template <class P, typename T>
+  static void add_scaled(const P& p, const std::vector<T>& scale, const T* x, T* y) {
     p.kernels.channel_affine_add(p.op.outer, p.op.k, p.cols, scale.data(), nullptr, x, y);
   }
 

@@ -17,6 +17,8 @@ int OpList::cell(cpu::Cell kind, int64_t hidden, int x, int h, int state, int64_
 namespace {
 
 struct Cell : Rules<Cell> {
+  static constexpr const char* no_points = "recurrent cells";
+  static Function function(const Op& op) { return op.cell; }
   template <typename T>
   static void call(const Call<T>& c) {
     c.kernels.cell(c.op.cell, c.op.k, c.cols,

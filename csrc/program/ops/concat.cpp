@@ -2,7 +2,6 @@
 #include <algorithm>
 
 #include "program/ops/entry.h"
-#include "program/ops/parts.h"
 
 namespace pylandscape {
 
@@ -34,49 +33,76 @@ int OpList::join(const std::vector<int>& inputs, std::vector<Rows> rows) {
 
 namespace {
 
+// f(input, its first row, offset in the output, rows) for the parts of a concatenation, in order;
+// features: of all slots.
+template <typename F>
+void each_part(const Op& op, const std::vector<int64_t>& features, F f) {
+  int64_t offset = 0;
+  for (size_t i = 0; i < op.rows.size(); ++i) {
+    f(i, op.rows[i].first, offset, op.rows[i].count);
+    offset += op.rows[i].count;
+  }
+  if (!op.rows.empty()) return;
+  for (int64_t o = 0; o < op.outer; ++o)
+    for (size_t i = 0; i < op.inputs.size(); ++i) {
+      const int64_t rows = features[op.inputs[i]] / op.outer;
+      f(i, o * rows, offset, rows);
+      offset += rows;
+    }
+}
+
 struct Concat : Rules<Concat> {
   static constexpr bool point_lanes = true;
 
-  template <typename T>
-  static void call(const Call<T>& c) {
-    each_part(c.op, c.program.slots(), [&](int slot, int64_t from, int64_t offset, int64_t rows) {
-      std::copy_n(c.slots[slot] + from * c.cols, rows * c.cols, c.y + offset * c.cols);
+  template <class P>
+  static void call(const P& c) {
+    each_part(c.op, c.features(), [&](size_t i, int64_t from, int64_t offset, int64_t rows) {
+      std::copy_n(c.x(i) + from * c.cols, rows * c.cols, c.y + offset * c.cols);
     });
   }
 
   static void resident(ResidentStep& s) {
     s.gather();
-    each_part(s.op, s.program.slots(), [&](int slot, int64_t from, int64_t, int64_t rows) {
-      for (int64_t r = 0; r < rows; ++r) s.list.push_back(s.row(slot, from + r));
+    each_part(s.op, s.program.slots(), [&](size_t i, int64_t from, int64_t, int64_t rows) {
+      for (int64_t r = 0; r < rows; ++r) s.list.push_back(s.row(s.op.inputs[i], from + r));
     });
   }
 
-  template <typename T>
-  static void reverse(const Reverse<T>& p) {
-    add_parts(p, p.dy, p.adjoints);
+  static void hessian(HessianSteps& to, const PointStep& step) {
+    std::vector<int64_t> index;
+    each_part(step.op, to.features(), [&](size_t i, int64_t from, int64_t, int64_t rows) {
+      for (int64_t r = 0; r < rows; ++r) index.push_back(to.row(step.op.inputs[i]) + from + r);
+    });
+    to.gather(step, index);
   }
 
-  template <typename T>
-  static void tangent_forward(const TangentForward<T>& p) {
-    each_part(p.op, p.program.slots(), [&](int slot, int64_t from, int64_t offset, int64_t rows) {
-      const T* r = p.at(p.values, slot);
-      T* out = p.ry + offset * p.cols;
+  template <class P>
+  static void reverse(const P& p) {
+    add_parts(p, p.dy, [&](size_t i) { return p.d(i); });
+  }
+
+  template <class P>
+  static void tangent_forward(const P& p) {
+    each_part(p.op, p.features(), [&](size_t i, int64_t from, int64_t offset, int64_t rows) {
+      const auto* r = p.r(i);
+      auto* out = p.ry + offset * p.cols;
       if (r != nullptr) std::copy_n(r + from * p.cols, rows * p.cols, out);
-      else std::fill_n(out, rows * p.cols, T(0));
+      else std::fill_n(out, rows * p.cols, 0);
     });
   }
 
-  template <typename T>
-  static void tangent_reverse(const TangentReverse<T>& p) {
-    add_parts(p, p.rdy, p.tangents.adjoints);
+  template <class P>
+  static void tangent_reverse(const P& p) {
+    add_parts(p, p.rdy, [&](size_t i) { return p.rd(i); });
   }
 
-  template <typename T>
-  static void add_parts(const Pass<T>& p, const T* dy, const Buffer<T>& adjoints) {
-    each_part(p.op, p.program.slots(), [&](int slot, int64_t from, int64_t offset, int64_t rows) {
-      T* to = p.at(adjoints, slot);
+  // adjoint(i): of an input, += its part of dy.
+  template <class P, typename T, typename F>
+  static void add_parts(const P& p, const T* dy, F adjoint) {
+    each_part(p.op, p.features(), [&](size_t i, int64_t from, int64_t offset, int64_t rows) {
+      T* to = adjoint(i);
       if (to == nullptr) return;
-      p.kernels.product_add(rows * p.cols, T(1), dy + offset * p.cols, nullptr, to + from * p.cols);
+      p.kernels.product_add(rows * p.cols, 1, dy + offset * p.cols, nullptr, to + from * p.cols);
     });
   }
 };

@@ -29,6 +29,7 @@ int OpList::conv(int x, cpu::ConvArgs a, int64_t weight, const int64_t* bias) {
 namespace {
 
 struct Conv : Rules<Conv> {
+  static constexpr const char* no_points = "convolutions";
   static constexpr bool takes_epilogue = true;
   static bool takes_relu(const Op&) { return true; }
   static int64_t pixels(const Op& op) { return op.conv.in_h * op.conv.in_w; }

@@ -55,6 +55,7 @@ void draw_mask(const Pass<T>& p, T* mask) {
 }
 
 struct Dropout : Rules<Dropout> {
+  static constexpr const char* no_points = "dropout";
   static constexpr bool in_place = true, curves = true;
 
   template <typename T>

@@ -2,7 +2,7 @@
 #include <cmath>
 
 #include "program/ops/entry.h"
-#include "program/ops/parts.h"
+#include "program/ops/look_up.h"
 
 namespace pylandscape {
 
@@ -22,6 +22,7 @@ int OpList::embedding(std::vector<int64_t> rows, int64_t count, int64_t size, in
 namespace {
 
 struct Embedding : Rules<Embedding> {
+  static constexpr const char* no_points = "embeddings";
   template <typename T>
   static void call(const Call<T>& c) {
     look_up(c.op, c.op.k, c.cols, c.kernels, -1, c.at.weight, c.x(), c.y);

@@ -11,9 +11,14 @@
 //   };
 //   const OpEntry ops::softmax = make_entry<Softmax>();
 //
-// A pass is asked once per op and tile; loops over elements are kernels (cpu/kernels.h).
+// A pass is asked once per op and tile; loops over elements are kernels (cpu/kernels.h). An op
+// without parameters writes its passes for any of the structs that they take (template <class P>),
+// and so has them for points as lanes, too (points/passes.h).
 #pragma once
 #include "derivatives/passes.h"
+#include "points/hessian_steps.h"
+#include "points/lowering.h"
+#include "points/passes.h"
 #include "program/resident_step.h"
 #include "question/call.h"
 
@@ -49,6 +54,17 @@ struct Passes {
   void (*sample_gradients)(const SampleGradients<T>&);
 };
 
+// Of points as lanes.
+struct PointPasses {
+  const char* refusal;  // why a network with the op does not run so; null where it does
+  void (*lower)(PointLowering&, const Op&) = nullptr;  // the steps that stand for the op
+  void (*forward)(const PointForward&) = nullptr;
+  void (*reverse)(const PointReverse&) = nullptr;
+  void (*tangent_forward)(const PointTangentForward&) = nullptr;
+  void (*tangent_reverse)(const PointTangentReverse&) = nullptr;
+  void (*hessian)(HessianSteps&, const PointStep&) = nullptr;  // its step on a GPU; null: there is none
+};
+
 struct OpEntry {
   bool in_place;        // may write over an input that is not read again
   bool point_lanes;     // able to do call_lanes
@@ -59,6 +75,8 @@ struct OpEntry {
   Epilogue (*epilogue)(const Op&);
   Columns (*columns)(const Op&);    // null: no product with a weight
   void (*resident)(ResidentStep&);  // writes its step for a GPU's block; null: there is none
+  Function (*function)(const Op&);
+  PointPasses points;
   Passes<float> f32;
   Passes<double> f64;
 };
@@ -69,6 +87,7 @@ Call<T> call_of(const Forward<T>& p) {
   const Parameters<T> at(p.op, [&](int use) { return p.parameter(use); });
   return {p.op, p.program, p.kernels, p.cols, p.slots, at, nullptr, p.out};
 }
+inline const PointForward& call_of(const PointForward& p) { return p; }
 
 // What holds for most ops.
 template <class Own>
@@ -79,14 +98,18 @@ struct Rules {
   static Epilogue epilogue(const Op&) { return Epilogue::kNone; }
   static constexpr Columns (*columns)(const Op&) = nullptr;
   static constexpr void (*resident)(ResidentStep&) = nullptr;
+  static Function function(const Op&) { return {}; }
+  static constexpr const char* no_points = nullptr;  // PointPasses::refusal
+  static void lower(PointLowering& to, const Op& op) { to.add(PointStep(op)); }
+  static constexpr void (*hessian)(HessianSteps&, const PointStep&) = nullptr;
   template <typename T>
   static void call_lanes(const Call<T>& c) {  // without parameters, a lane is a column like others
     Own::call(c);
   }
   template <typename T>
   static void check_data(const Op&, int64_t, int64_t, const T*) {}
-  template <typename T>
-  static void forward(const Forward<T>& p) {
+  template <class P>
+  static void forward(const P& p) {
     Own::call(call_of(p));
   }
   template <typename T>
@@ -95,21 +118,45 @@ struct Rules {
 
 template <class Own, typename T>
 constexpr Passes<T> passes_of() {
-  return {Own::template call<T>,
-          Own::template call_lanes<T>,
-          Own::template check_data<T>,
-          Own::template forward<T>,
-          Own::template reverse<T>,
-          Own::template tangent_forward<T>,
-          Own::template tangent_reverse<T>,
-          Own::template sample_gradients<T>};
+  return {&Own::call,
+          &Own::call_lanes,
+          &Own::check_data,
+          &Own::forward,
+          &Own::reverse,
+          &Own::tangent_forward,
+          &Own::tangent_reverse,
+          &Own::sample_gradients};
+}
+
+template <class Own>
+constexpr PointPasses point_passes_of() {
+  if constexpr (Own::no_points != nullptr)
+    return {Own::no_points};
+  else
+    return {nullptr,
+            &Own::lower,
+            &Own::forward,
+            &Own::reverse,
+            &Own::tangent_forward,
+            &Own::tangent_reverse,
+            Own::hessian};
 }
 
 template <class Own>
 constexpr OpEntry make_entry() {
-  return {Own::in_place,       Own::point_lanes, Own::combines, Own::curves,
-          Own::takes_epilogue, Own::takes_relu,  Own::epilogue, Own::columns,
-          Own::resident,       passes_of<Own, float>(), passes_of<Own, double>()};
+  return {Own::in_place,
+          Own::point_lanes,
+          Own::combines,
+          Own::curves,
+          Own::takes_epilogue,
+          Own::takes_relu,
+          Own::epilogue,
+          Own::columns,
+          Own::resident,
+          Own::function,
+          point_passes_of<Own>(),
+          passes_of<Own, float>(),
+          passes_of<Own, double>()};
 }
 
 namespace ops {

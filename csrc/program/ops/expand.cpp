@@ -29,6 +29,40 @@ struct Expand : Rules<Expand> {
     s.step.kind = resident::Kind::kExpand, s.step.weight = s.weight(s.op.weight);
   }
 
+  static void lower(PointLowering& to, const Op& op) { to.add_parameter(op.weight, op); }
+
+  // On a GPU, a bias without a product, and a copy where elements are used twice or in another order.
+  static void hessian(HessianSteps& to, const PointStep& from) {
+    std::vector<int64_t> index = from.key;
+    int64_t count = 0;
+    for (const int64_t i : index) count = std::max(count, i + 1);
+    bool same = count == static_cast<int64_t>(index.size());
+    for (size_t f = 0; f < index.size(); ++f) same = same && index[f] == static_cast<int64_t>(f);
+    const int32_t first = to.narrow(to.take_rows(count));
+    hessian::Step& s = to.add(hessian::Kind::kLinear, from, first);
+    s.relu = 0, s.outer = 1, s.k = 0, s.m = to.narrow(count), s.x = hessian::kOnes;
+    s.bias = to.source(from.bias, count), s.columns = to.narrow(from.columns());
+    if (same) return to.place(from.op.output, first);
+    for (int64_t& i : index) i += first;
+    to.gather(from, index);
+  }
+
+  // Of points as lanes, the element differs from lane to lane.
+  static void forward(const PointForward& p) {
+    const int64_t lanes = p.tile.points.lanes;
+    for (size_t f = 0; f < p.step.key.size(); ++f)
+      for (int64_t s = 0; s < p.tile.block.samples; ++s)
+        std::copy_n(p.source(p.step.bias + p.step.key[f]), lanes,
+                    p.y + static_cast<int64_t>(f) * p.cols + s * lanes);
+  }
+  template <typename T>
+  static void forward(const Forward<T>& p) {
+    call(call_of(p));
+  }
+  static void reverse(const PointReverse&) {}  // its sums are those of Points
+  static void tangent_forward(const PointTangentForward&) {}
+  static void tangent_reverse(const PointTangentReverse&) {}
+
   template <typename T>
   static void reverse(const Reverse<T>& p) {
     add_sums(p, p.dy, p.dw);

@@ -21,8 +21,8 @@ struct GroupNorm : NormRules<GroupNorm> {
   static bool takes_relu(const Op&) { return true; }
   static int64_t gains(const Op& op) { return op.outer * op.k / op.inner; }
 
-  template <typename T>
-  static void call(const Call<T>& c) {
+  template <class P>
+  static void call(const P& c) {
     c.kernels.group_norm(c.op.norm_args(), c.cols, c.at.weight, c.at.bias, c.op.relu, c.x(), c.y);
   }
 };

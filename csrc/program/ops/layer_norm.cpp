@@ -19,8 +19,8 @@ struct LayerNorm : NormRules<LayerNorm> {
   static constexpr bool in_place = true;
   static int64_t gains(const Op& op) { return op.k; }
 
-  template <typename T>
-  static void call(const Call<T>& c) {
+  template <class P>
+  static void call(const P& c) {
     c.kernels.layer_norm(c.op.outer, c.op.k, c.cols, c.op.a, c.at.weight, c.at.bias, c.x(), c.y);
   }
 

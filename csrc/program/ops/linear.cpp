@@ -76,6 +76,55 @@ struct Linear : Rules<Linear> {
     s.step.weight = s.weight(s.op.weight), s.step.bias = s.weight(s.op.bias);
   }
 
+  static void lower(PointLowering& to, const Op& op) {
+    PointStep step(op);
+    const bool transposed = to.use(op.weight).transposed();
+    step.weight = to.place(op.weight), step.weight_moves = to.moves(op.weight);
+    step.bias = to.place(op.bias), step.bias_moves = to.moves(op.bias);
+    step.row = transposed ? 1 : op.k, step.column = transposed ? op.m : 1;
+    step.first = op.first(0), step.k = op.k, step.group = op.m;
+    for (int64_t r = 0; r < op.outer * op.m; ++r) step.key.push_back(r % op.m);
+    to.add(std::move(step));
+  }
+
+  static void hessian(HessianSteps& to, const PointStep& from) {
+    const Op& op = from.op;
+    hessian::Step& s = to.add(hessian::Kind::kLinear, from);
+    s.x = to.narrow(s.x + from.first), s.m = to.narrow(op.m);
+    s.weight = to.source(from.weight, op.m * op.k), s.bias = to.source(from.bias, op.m);
+    s.row = to.narrow(from.row), s.column = to.narrow(from.column);
+    s.inputs = from.weight_moves ? s.k : 0, s.columns = to.narrow(from.columns());
+  }
+
+  // Of points as lanes: a weight of its own for each.
+  static void forward(const PointForward& p) {
+    multiply(p, p.x(), p.source(p.step.bias), p.op.relu, p.y);
+  }
+  static void tangent_forward(const PointTangentForward& p) {
+    multiply(p, p.rx, nullptr, false, p.ry);
+  }
+  static void reverse(const PointReverse& p) { multiply_transposed(p, p.dy, p.dx); }
+  static void tangent_reverse(const PointTangentReverse& p) {
+    multiply_transposed(p, p.rdy, p.rdx);
+  }
+  static void multiply(const PointPass& p, const double* x, const double* bias, bool relu,
+                       double* y) {
+    const PointStep& s = p.step;
+    const int64_t m = p.op.m;
+    for (int64_t o = 0; o < p.op.outer; ++o)
+      p.tile.points.linear(m, p.tile.block.samples, s.k, p.source(s.weight), s.row, s.column,
+                           x + (s.first + o * s.k) * p.cols, bias, relu, false,
+                           y + o * m * p.cols);
+  }
+  static void multiply_transposed(const PointPass& p, const double* dy, double* dx) {
+    const PointStep& s = p.step;
+    const int64_t m = p.op.m;
+    for (int64_t o = 0; o < p.op.outer; ++o)
+      p.tile.points.linear(s.k, p.tile.block.samples, m, p.source(s.weight), s.column, s.row,
+                           dy + o * m * p.cols, nullptr, false, true,
+                           dx + (s.first + o * s.k) * p.cols);
+  }
+
   // Group o of x; elements of its block of columns.
   template <typename T>
   static const T* group(const Pass<T>& p, const T* x, int64_t o) {

@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "program/ops/entry.h"
-#include "program/ops/parts.h"
+#include "program/ops/look_up.h"
 
 namespace pylandscape {
 
@@ -52,6 +52,7 @@ void OpList::fuse_lookups(int64_t samples, int64_t vector_length) {
 namespace {
 
 struct Lookup : Rules<Lookup> {
+  static constexpr const char* no_points = "embeddings";
   template <typename T>
   static void call(const Call<T>& c) {
     look_up(c.op, c.op.m, c.cols, c.kernels, -1, c.table, c.x(), c.y);

@@ -2,7 +2,6 @@
 #include <algorithm>
 
 #include "program/ops/entry.h"
-#include "program/ops/parts.h"
 
 namespace pylandscape {
 
@@ -43,39 +42,61 @@ int OpList::matmul(int x, int y, const cpu::MatmulArgs& a, double scale) {
 
 namespace {
 
+// Adjoints of z = x y are products again: dx (m, k) += dz y^T, dy (k, n) += x^T dz.
+cpu::MatmulArgs matmul_dx(const Op& op) {
+  const cpu::MatmulArgs a = op.matmul();
+  return {a.outer, a.m, a.k, a.n, a.zi, a.zj, a.yj, a.yk, a.xi, a.xk, a.z_outer, a.y_outer,
+          a.x_outer};
+}
+cpu::MatmulArgs matmul_dy(const Op& op) {
+  const cpu::MatmulArgs a = op.matmul();
+  return {a.outer, a.k, a.n, a.m, a.xk, a.xi, a.zi, a.zj, a.yk, a.yj, a.x_outer, a.z_outer,
+          a.y_outer};
+}
+
 struct Matmul : Rules<Matmul> {
   static constexpr bool point_lanes = true;
 
-  template <typename T>
-  static void call(const Call<T>& c) {
-    c.kernels.matmul(c.op.matmul(), c.cols, static_cast<T>(c.op.a), false, c.x(), c.x(1), c.y);
+  template <class P>
+  static void call(const P& c) {
+    c.kernels.matmul(c.op.matmul(), c.cols, static_cast<typename P::Value>(c.op.a), false, c.x(), c.x(1), c.y);
   }
 
-  template <typename T>
-  static void reverse(const Reverse<T>& p) {
-    const T scale = static_cast<T>(p.op.a);
-    T* dz = p.d(1);
+  static void hessian(HessianSteps& to, const PointStep& from) {
+    const cpu::MatmulArgs a = from.op.matmul();
+    std::vector<int64_t> list = {a.xi, a.xk, a.yk, a.yj, a.zi, a.zj};
+    for (const int64_t* first : {a.x_outer, a.y_outer, a.z_outer})
+      list.insert(list.end(), first, first + a.outer);
+    hessian::Step& step = to.add(hessian::Kind::kMatmul, from);
+    step.relu = 0, step.outer = to.narrow(a.outer), step.index = to.add_list(list);
+    step.m = to.narrow(a.m), step.k = to.narrow(a.k), step.inner = to.narrow(a.n);
+  }
+
+  template <class P>
+  static void reverse(const P& p) {
+    const auto scale = static_cast<typename P::Value>(p.op.a);
+    auto* dz = p.d(1);
     if (p.dx != nullptr)
       p.kernels.matmul(matmul_dx(p.op), p.cols, scale, true, p.dy, p.x(1), p.dx);
     if (dz != nullptr) p.kernels.matmul(matmul_dy(p.op), p.cols, scale, true, p.x(0), p.dy, dz);
   }
 
-  template <typename T>
-  static void tangent_forward(const TangentForward<T>& p) {  // R(x y) = Rx y + x Ry
-    const T scale = static_cast<T>(p.op.a);
-    const T* rz = p.r(1);
+  template <class P>
+  static void tangent_forward(const P& p) {  // R(x y) = Rx y + x Ry
+    const auto scale = static_cast<typename P::Value>(p.op.a);
+    const auto* rz = p.r(1);
     if (p.rx != nullptr)
       p.kernels.matmul(p.op.matmul(), p.cols, scale, false, p.rx, p.x(1), p.ry);
     if (rz != nullptr)
       p.kernels.matmul(p.op.matmul(), p.cols, scale, p.rx != nullptr, p.x(0), rz, p.ry);
   }
 
-  template <typename T>
-  static void tangent_reverse(const TangentReverse<T>& p) {
-    const T scale = static_cast<T>(p.op.a);
+  template <class P>
+  static void tangent_reverse(const P& p) {
+    const auto scale = static_cast<typename P::Value>(p.op.a);
     const cpu::MatmulArgs left = matmul_dx(p.op), right = matmul_dy(p.op);
-    const T* rz = p.r(1);
-    T* rdz = p.rd(1);
+    const auto* rz = p.r(1);
+    auto* rdz = p.rd(1);
     if (p.rdx != nullptr) p.kernels.matmul(left, p.cols, scale, true, p.rdy, p.x(1), p.rdx);
     if (p.rdx != nullptr && rz != nullptr)
       p.kernels.matmul(left, p.cols, scale, true, p.dy, rz, p.rdx);

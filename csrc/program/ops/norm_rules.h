@@ -8,20 +8,28 @@ namespace pylandscape {
 
 template <class Own>
 struct NormRules : Rules<Own> {
-  template <typename T>
-  static void reverse(const Reverse<T>& p) {
+  static void lower(PointLowering& to, const Op& op) {
+    to.add_with_gain(PointStep(op), op.weight, op.bias, Own::gains(op));
+  }
+
+  static void hessian(HessianSteps& to, const PointStep& from) {
+    to.add(hessian::Kind::kNorm, from);
+  }
+
+  template <class P>
+  static void reverse(const P& p) {
     p.kernels.layer_norm_reverse(p.op.norm_args(), p.cols, p.weight(), p.x(), p.dy, p.dx, p.dw,
                                  p.db);
   }
 
-  template <typename T>
-  static void tangent_forward(const TangentForward<T>& p) {
+  template <class P>
+  static void tangent_forward(const P& p) {
     p.kernels.layer_norm_tangent(p.op.norm_args(), p.cols, p.weight(), p.x(), p.rx, p.rw, p.rb,
                                  p.ry);
   }
 
-  template <typename T>
-  static void tangent_reverse(const TangentReverse<T>& p) {
+  template <class P>
+  static void tangent_reverse(const P& p) {
     p.kernels.layer_norm_reverse_tangent(p.op.norm_args(), p.cols, p.weight(),
                                          p.along(p.op.weight), p.x(), p.rx, p.dy, p.rdy, p.rdx,
                                          p.rdw, p.rdb);

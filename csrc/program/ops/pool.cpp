@@ -30,23 +30,40 @@ namespace {
 struct Pool : Rules<Pool> {
   static constexpr bool point_lanes = true;
 
-  template <typename T>
-  static void call(const Call<T>& c) {
+  template <class P>
+  static void call(const P& c) {
     c.kernels.pool(c.op.pool_args(), c.cols, c.x(), c.y);
   }
 
-  template <typename T>
-  static void reverse(const Reverse<T>& p) {
+  static Function function(const Op& op) { return op.pool; }
+
+  static void hessian(HessianSteps& to, const PointStep& from) {
+    const cpu::PoolArgs args = from.op.pool_args();
+    if (args.mode != cpu::Pool::kSum) to.refuse("maxima over several rows");
+    if (args.factor != nullptr && args.per_tap) to.refuse("weighted sums over rows");
+    std::vector<int64_t> list(args.bounds, args.bounds + args.outputs + 1);
+    for (int64_t i = 0; i < args.bounds[args.outputs]; ++i)
+      list.push_back(to.row(from.op.inputs[0]) + args.index[i] * args.channels);
+    std::vector<double> factor(args.outputs, 1.0);
+    if (args.factor != nullptr) factor.assign(args.factor, args.factor + args.outputs);
+    hessian::Step& step = to.add(hessian::Kind::kSum, from);
+    step.relu = 0, step.outer = to.narrow(args.outputs), step.k = to.narrow(args.channels);
+    step.weight = to.add_constants(factor.data(), args.outputs);
+    step.index = to.add_list(list);
+  }
+
+  template <class P>
+  static void reverse(const P& p) {
     p.kernels.pool_reverse(p.op.pool_args(), p.cols, p.x(), p.dy, p.dx);
   }
 
-  template <typename T>
-  static void tangent_forward(const TangentForward<T>& p) {
+  template <class P>
+  static void tangent_forward(const P& p) {
     p.kernels.pool_tangent(p.op.pool_args(), p.cols, p.x(), p.rx, p.ry);
   }
 
-  template <typename T>
-  static void tangent_reverse(const TangentReverse<T>& p) {  // same windows: linear almost everywhere
+  template <class P>
+  static void tangent_reverse(const P& p) {  // same windows: linear almost everywhere
     p.kernels.pool_reverse(p.op.pool_args(), p.cols, p.x(), p.rdy, p.rdx);
   }
 };

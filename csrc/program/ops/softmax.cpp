@@ -1,6 +1,5 @@
 // softmax: over the middle of (outer, k, inner), or its logarithm.
 #include "program/ops/entry.h"
-#include "program/ops/parts.h"
 
 namespace pylandscape {
 
@@ -14,28 +13,34 @@ int OpList::softmax(int x, bool log, int64_t outer, int64_t size, int64_t inner)
 
 namespace {
 
+cpu::SoftmaxArgs softmax_of(const Op& op) { return {op.log, op.outer, op.k, op.inner}; }
+
 struct Softmax : Rules<Softmax> {
   static constexpr bool in_place = true, point_lanes = true;
 
-  template <typename T>
-  static void call(const Call<T>& c) {
+  template <class P>
+  static void call(const P& c) {
     c.kernels.softmax(c.op.log, c.op.outer, c.op.k, c.op.inner, c.cols, c.x(), c.y);
   }
 
   static void resident(ResidentStep& s) { s.step.kind = resident::Kind::kSoftmax; }
 
-  template <typename T>
-  static void reverse(const Reverse<T>& p) {
+  static void hessian(HessianSteps& to, const PointStep& from) {
+    to.add(hessian::Kind::kSoftmax, from);
+  }
+
+  template <class P>
+  static void reverse(const P& p) {
     p.kernels.softmax_reverse(softmax_of(p.op), p.cols, p.y(), p.dy, p.dx);
   }
 
-  template <typename T>
-  static void tangent_forward(const TangentForward<T>& p) {
+  template <class P>
+  static void tangent_forward(const P& p) {
     p.kernels.softmax_tangent(softmax_of(p.op), p.cols, p.y(), p.rx, p.ry);
   }
 
-  template <typename T>
-  static void tangent_reverse(const TangentReverse<T>& p) {
+  template <class P>
+  static void tangent_reverse(const P& p) {
     p.kernels.softmax_reverse_tangent(softmax_of(p.op), p.cols, p.y(), p.ry, p.dy, p.rdy, p.rdx);
   }
 };

@@ -14,38 +14,46 @@ namespace {
 struct Unary : Rules<Unary> {
   static constexpr bool in_place = true, point_lanes = true, curves = true;
 
-  template <typename T>
-  static void call(const Call<T>& c) {
+  template <class P>
+  static void call(const P& c) {
     c.kernels.unary(c.op.unary, c.op.a, c.op.b, c.size(), c.x(), c.y);
   }
+
+  static Function function(const Op& op) { return op.unary; }
 
   static void resident(ResidentStep& s) {
     s.step.kind = resident::Kind::kUnary, s.step.function = static_cast<int32_t>(s.op.unary);
   }
 
+  static void hessian(HessianSteps& to, const PointStep& from) {
+    if (from.op.unary > cpu::Unary::kExp) to.refuse("a rarer function of elements");
+    hessian::Step& step = to.add(hessian::Kind::kUnary, from);
+    step.function = static_cast<int32_t>(from.op.unary), step.bent = to.narrow(from.bent);
+  }
+
   // Keeps f' and f''; Derivatives makes f'' dy of it once dy is known.
-  template <typename T>
-  static void forward(const Forward<T>& p) {
+  template <class P>
+  static void forward(const P& p) {
     call(call_of(p));
-    if (p.layout.moves[p.op.output])
-      p.kernels.unary_derivatives(p.op.unary, p.op.a, p.op.b, p.size(), p.slots[p.op.inputs[0]],
-                                  p.bent(p.to.first), p.bent(p.to.curved));
+    if (p.moves())
+      p.kernels.unary_derivatives(p.op.unary, p.op.a, p.op.b, p.size(), p.x(), p.bent(p.to.first),
+                                  p.bent(p.to.curved));
   }
 
-  template <typename T>
-  static void reverse(const Reverse<T>& p) {
-    p.kernels.product_add(p.size(), T(1), p.first(), p.dy, p.dx);
+  template <class P>
+  static void reverse(const P& p) {
+    p.kernels.product_add(p.size(), 1, p.first(), p.dy, p.dx);
   }
 
-  template <typename T>
-  static void tangent_forward(const TangentForward<T>& p) {
+  template <class P>
+  static void tangent_forward(const P& p) {
     p.kernels.binary(cpu::Binary::kMul, p.size(), p.first(), p.rx, p.ry);
   }
 
-  template <typename T>
-  static void tangent_reverse(const TangentReverse<T>& p) {  // R(dx) = f' R(dy) + (f'' dy) Rx
-    p.kernels.product_add(p.size(), T(1), p.first(), p.rdy, p.rdx);
-    p.kernels.product_add(p.size(), T(1), p.curved(), p.rx, p.rdx);
+  template <class P>
+  static void tangent_reverse(const P& p) {  // R(dx) = f' R(dy) + (f'' dy) Rx
+    p.kernels.product_add(p.size(), 1, p.first(), p.rdy, p.rdx);
+    p.kernels.product_add(p.size(), 1, p.curved(), p.rx, p.rdx);
   }
 };
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...engines.eager import eval_mode
+from ...engines.forward_pass import eval_mode
 from ...errors import InvalidArgument, LayoutMismatch
 from ...landscape import Landscape
 from ...theta.directions import Direction

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...engines.eager import eval_mode
+from ...engines.forward_pass import eval_mode
 from ...errors import InvalidArgument
 from ...theta.losses import FreeLoss, KnownLoss, as_scalar, resolve_loss
 from .._report import report

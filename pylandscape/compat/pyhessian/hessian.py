@@ -13,7 +13,7 @@ from ...curvature.eigen import eigenpairs
 from ...curvature.operators import as_operator
 from ...curvature.spectra import spectrum
 from ...curvature.symmetric_operator import SymmetricOperator
-from ...engines.eager import call_model, eval_mode
+from ...engines.forward_pass import call_model, eval_mode
 from ...errors import InvalidArgument
 from ...landscape import Landscape
 from ...theta.data import untouched_random_state

@@ -13,7 +13,7 @@ from ...errors import NotLowered
 from ...theta.data import untouched_random_state
 from ...theta.losses import KnownLoss
 from .. import native
-from ..eager import eval_mode
+from ..forward_pass import eval_mode
 
 if TYPE_CHECKING:
     from ..contract import Answered

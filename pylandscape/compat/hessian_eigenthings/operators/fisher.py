@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ....curvature.symmetric_operator import SymmetricOperator
-from ....engines.eager import eval_mode
+from ....engines.forward_pass import eval_mode
 from ....landscape import Landscape
 from ....theta.data import untouched_random_state
 from ....theta.losses import KnownLoss, resolve_loss

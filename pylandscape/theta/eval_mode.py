@@ -1,0 +1,59 @@
+"""The module that a wrapper holds, and eval mode as the user's own ``eval()`` gives it."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from ..errors import InvalidArgument, wrapping
+from .held_state import same_bits
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The module inside DataParallel, DistributedDataParallel and torch.compile's wrapper."""
+    while True:
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif type(model).__name__ == "OptimizedModule" and isinstance(
+            getattr(model, "_orig_mod", None), nn.Module
+        ):
+            model = model._orig_mod  # type: ignore[assignment]
+        else:
+            return model
+
+
+def has_own_eval(model: nn.Module) -> bool:
+    """Whether eval mode is more than flags: a module has a train() or eval() of its own."""
+    return any(
+        type(m).train is not nn.Module.train
+        or type(m).eval is not nn.Module.eval
+        or "train" in vars(m)
+        or "eval" in vars(m)
+        for m in model.modules()
+    )
+
+
+def into_eval(model: nn.Module) -> None:
+    """Eval mode as the user's own ``model.eval()`` gives it, which may do more than set flags.
+
+    Raises:
+        InvalidArgument: it raises, or changes parameters, which then are not those of theta.
+    """
+    if not any(m.training for m in model.modules()) or not has_own_eval(model):
+        return
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    try:
+        model.eval()
+    except Exception as error:
+        raise wrapping(
+            error, f"model: its eval() raised {type(error).__name__}: {error}"
+        ) from error
+    after = dict(model.named_parameters())
+    changed = [n for n, v in before.items() if n not in after or not same_bits(after[n], v)]
+    for name in changed:
+        if name in after and after[name].shape == before[name].shape:
+            after[name].data.copy_(before[name])
+    if changed:
+        raise InvalidArgument(
+            f"model: its own eval() changes the parameter {changed[0]!r} (does it fold weights?); "
+            "call model.eval() before, so that theta is what the model then has"
+        )

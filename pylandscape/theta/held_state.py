@@ -1,0 +1,197 @@
+"""What objects hold (attributes, contents, tensors changed in place), to be put back."""
+
+from __future__ import annotations
+
+import functools
+import random
+import types
+from collections import deque
+from collections.abc import Callable, Iterable
+from functools import partial
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import InvalidArgument
+from .data import dense_parts
+
+CACHED = type(functools.lru_cache(int))
+
+
+class State:
+    """What a set of objects holds, to be put back: attributes, contents, tensors in place.
+
+    Args:
+        objects: modules, dicts, lists, sets, tensors, arrays, generators and others with
+            attributes; what they refer to is held only if it is among them.
+        cells: of functions that are among the objects' owners.
+        moved: ids of tensors whose values somebody else writes: only watched.
+        lazy: ids of tensors too large to hold twice: only watched until `hold` is told a value.
+    """
+
+    def __init__(
+        self,
+        objects: Iterable[Any],
+        cells: Iterable[types.CellType] = (),
+        moved: Iterable[int] = (),
+        lazy: Iterable[int] = (),
+    ) -> None:
+        tables: dict[int, Any] = {}
+        tensors: dict[int, Tensor] = {}
+        self._arrays: list[tuple[np.ndarray, np.ndarray]] = []
+        self._generators: list[tuple[Any, Callable[[], Any], Callable[[Any], Any], Any]] = []
+        self._caches: list[tuple[Any, Any]] = []  # of functools, with what their info was
+        for x in objects:
+            if isinstance(x, Tensor):
+                tensors[id(x)] = x
+            elif isinstance(x, dict | list | set | deque):
+                tables[id(x)] = x
+            elif isinstance(x, np.ndarray):
+                self._arrays.append((x, x.copy()))
+            elif isinstance(x, torch.Generator):
+                self._add_generator(x, x.get_state, x.set_state)
+            elif isinstance(x, random.Random | np.random.RandomState):
+                name = "state" if isinstance(x, random.Random) else "_state"
+                names = {"state": ("getstate", "setstate"), "_state": ("get_state", "set_state")}
+                get, put = (getattr(x, n) for n in names[name])
+                self._add_generator(x, get, put)
+            elif isinstance(x, np.random.BitGenerator):
+                self._add_generator(x, partial(getattr, x, "state"), partial(setattr, x, "state"))
+            elif isinstance(x, CACHED):
+                self._caches.append((x, x.cache_info()))
+            elif isinstance(getattr(x, "__dict__", None), dict) and not isinstance(x, type):
+                tables[id(x.__dict__)] = x.__dict__
+        self._tables = list(tables.values())
+        self._views = [t.values() if isinstance(t, dict) else t for t in self._tables]
+        self._cells = list(cells)
+        moved, lazy = set(moved), set(lazy)
+        self._tensors = list(tensors.values())
+        self._watched = [id(t) in moved for t in self._tensors]
+        self._values: list[Tensor | None] = [
+            None if id(t) in moved or id(t) in lazy else _held(t) for t in self._tensors
+        ]
+        self._silent: list[int] = []  # tensors that change without a new version
+        self._silent_arrays: list[int] = []
+        self.settle()
+
+    def _add_generator(self, x: Any, get: Callable[[], Any], put: Callable[[Any], Any]) -> None:
+        self._generators.append((x, get, put, get()))
+
+    def settle(self) -> None:
+        """Takes the attributes and contents of now as those to put back."""
+        self._before = [dict(t) if isinstance(t, dict) else t.copy() for t in self._tables]
+        self._ids = list(map(id, chain.from_iterable(self._views)))
+        self._contents = [cell.cell_contents for cell in self._cells]
+        self._versions = list(map(_version, self._tensors))
+        self._flags = [t.requires_grad for t in self._tensors]
+
+    def differs(self) -> bool:
+        """Whether attributes or contents are others than those to put back."""
+        now = list(map(id, chain.from_iterable(self._views)))
+        return now != self._ids or any(
+            cell.cell_contents is not content
+            for cell, content in zip(self._cells, self._contents, strict=True)
+        )
+
+    def restore(self) -> None:
+        """Puts everything back. Raises InvalidArgument for a tensor that was not held."""
+        if list(map(id, chain.from_iterable(self._views))) != self._ids:
+            for table, before in zip(self._tables, self._before, strict=True):
+                _refill(table, before)
+        for cell, content in zip(self._cells, self._contents, strict=True):
+            if cell.cell_contents is not content:
+                cell.cell_contents = content
+        if list(map(_version, self._tensors)) != self._versions:
+            for i, t in enumerate(self._tensors):
+                if _version(t) != self._versions[i]:
+                    self._put_back(i)
+        for i in self._silent:
+            self._put_back(i)
+        for i in self._silent_arrays:
+            np.copyto(*self._arrays[i])
+        if [t.requires_grad for t in self._tensors] != self._flags:
+            for t, flag in zip(self._tensors, self._flags, strict=True):
+                if t.is_leaf and t.requires_grad != flag:
+                    t.requires_grad_(flag)
+        for cached, info in self._caches:
+            if cached.cache_info() != info:
+                cached.cache_clear()
+        for _, _, put, state in self._generators:
+            put(state)
+
+    def _put_back(self, i: int) -> None:
+        tensor, value = self._tensors[i], self._values[i]
+        if value is None and not self._watched[i]:
+            raise InvalidArgument(
+                f"model: its forward pass changed a tensor of shape {tuple(tensor.shape)} in "
+                "place that it left alone when the landscape was made; a frozen parameter is "
+                "expected to keep its values"
+            )
+        if value is not None:
+            if tensor.layout == torch.strided and tensor.shape == value.shape:
+                tensor.data.copy_(value)
+            else:  # sparse, or resized by the forward pass
+                tensor.data = value.clone()
+        self._versions[i] = _version(tensor)
+
+    def put_back_changes(self) -> None:
+        """`restore`, also of tensors that changed without a new version."""
+        for i, (t, value) in enumerate(zip(self._tensors, self._values, strict=True)):
+            if value is not None and i not in self._silent and not same_bits(t, value):
+                self._silent.append(i)
+        self._silent_arrays = list(range(len(self._arrays)))
+        self.restore()
+
+    def learn(self, pristine: Callable[[Tensor], Tensor | None]) -> bool:
+        """After a first run: whether tensors changed in place, and which change unseen.
+
+        ``pristine``: the value from before the run of a tensor that was not held.
+        """
+        changed = False
+        for i, t in enumerate(self._tensors):
+            value = self._values[i]
+            if _version(t) != self._versions[i]:
+                changed = True
+                if value is None and not self._watched[i]:
+                    self._values[i] = pristine(t)
+            elif value is not None and not same_bits(t, value):
+                changed = True
+                self._silent.append(i)
+        for i, (array, held) in enumerate(self._arrays):
+            if array.tobytes() != held.tobytes():
+                self._silent_arrays.append(i)
+        return changed
+
+
+def _version(t: Tensor) -> int:
+    return 0 if t.is_inference() else t._version
+
+
+def _held(t: Tensor) -> Tensor:
+    return t.detach().clone()
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are equal, NaN equal to NaN."""
+    if a.shape != b.shape or a.dtype != b.dtype or a.layout != b.layout:
+        return False
+    if a.layout != torch.strided:
+        return all(same_bits(x, y) for x, y in zip(dense_parts(a), dense_parts(b), strict=True))
+    a, b = a.detach(), b.detach()
+    return torch.equal(a, b) or bool(((a == b) | ((a != a) & (b != b))).all())
+
+
+def _refill(table: Any, before: Any) -> None:
+    if isinstance(table, dict):
+        for name in table.keys() - before.keys():
+            table.pop(name, None)
+        table.update(before)
+    elif isinstance(table, set):
+        table.intersection_update(before)
+        table.update(before)
+    elif len(table) != len(before) or any(a is not b for a, b in zip(table, before, strict=True)):
+        table.clear()
+        table.extend(before)
