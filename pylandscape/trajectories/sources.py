@@ -19,7 +19,7 @@ from ..arrays import Array
 from ..theta.layout import ParameterLayout
 
 VERIFIED = 256 << 20  # bytes: a recording up to it is compared with its checksums when opened
-_RESIDENT = 128 << 20  # bytes of a mapped file that may stay in the process after they were read
+_RESIDENT = 64 << 20  # bytes of a mapped file that may stay in the process after they were read
 
 
 class Source(Protocol):
