@@ -165,3 +165,56 @@ def test_a_wrong_shape_is_named() -> None:
     land = pl.Landscape(model, "mse", (torch.randn(4, 3), torch.randn(4, 2)))
     with pytest.raises(InvalidArgument, match=r"v: expected shape \(8,\)"):
         land.gauss_newton_product(torch.zeros(7))
+
+
+class Reader(nn.Module):
+    """Embedding, LSTM, linear."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.lstm = nn.Embedding(7, 5), nn.LSTM(5, 6, batch_first=True)
+        self.linear = nn.Linear(6, 3)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.linear(self.lstm(self.embedding(ids))[0][:, -1])
+
+
+def _convolutional() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(1, 5, 3, padding=1), nn.BatchNorm2d(5), nn.SiLU(), nn.MaxPool2d(2),
+        nn.Flatten(), nn.Linear(20, 3),
+    )  # fmt: skip
+
+
+MEMORY_OF = {
+    "linear": (lambda: nn.Sequential(nn.Linear(37, 5), nn.Tanh(), nn.Linear(5, 3)), (37,)),
+    "convolutional": (_convolutional, (1, 4, 4)),
+    "recurrent": (Reader, None),
+}
+
+
+@pytest.mark.parametrize("kind", MEMORY_OF)
+@pytest.mark.parametrize("memory", [None, 0])
+def test_nothing_of_an_earlier_theta_is_left_in_the_memory_that_it_leaves(
+    kind: str, memory: int | None
+) -> None:
+    torch.manual_seed(3)
+    make, shape = MEMORY_OF[kind]
+    model = make().eval()
+    x = torch.randint(0, 7, (301, 4)) if shape is None else torch.randn(301, *shape)
+    data = x, torch.randint(0, 3, (301,))
+
+    def landscape() -> pl.Landscape:
+        return pl.Landscape(model, "cross_entropy", data, engine="native", memory=memory)
+
+    land, fresh = landscape(), landscape()
+    v = torch.randn(3, land.n_params)
+    broken = torch.full_like(land.theta, torch.nan)
+    core = land.native
+    assert not torch.isfinite(core.gradient(broken)).any()
+    core.product("hessian", broken, v)
+    assert torch.equal(core.gradient(land.theta), fresh.native.gradient(land.theta))
+    for matrix in ("hessian", "gauss_newton", "covariance"):
+        got, want = (e.product(matrix, land.theta, v) for e in (core, fresh.native))
+        assert torch.isfinite(want).all()
+        assert torch.equal(got, want)

@@ -5,18 +5,27 @@
 namespace pylandscape::cpu {
 namespace {
 
-// dst: blocks of 2 N rows of x (k, cols), each (cols, 2 N), the last one filled up with zeros.
+// dst: blocks of 2 N rows of x (k, cols), each (cols, 2 N), the last one filled up with zeros. A
+// half of a block is N x N transposes.
 template <typename T>
 void pack_columns(int64_t k, int64_t cols, const T* x, T* dst) {
-  constexpr int W = 2 * kLanes<T>;
-  for (int64_t first = 0; first < k; first += W, dst += cols * W) {
-    const int64_t rows = k - first < W ? k - first : W;
-    for (int64_t c = 0; c < cols; c += W) {  // W x W blocks stay in the L1 cache
-      const int64_t end = c + W < cols ? c + W : cols;
-      for (int64_t r = 0; r < rows; ++r)
-        for (int64_t i = c; i < end; ++i) dst[i * W + r] = x[(first + r) * cols + i];
-      for (int64_t r = rows; r < W; ++r)
-        for (int64_t i = c; i < end; ++i) dst[i * W + r] = T(0);
+  constexpr int N = kLanes<T>, W = 2 * N;
+  const int64_t whole = k / N * N, all = (k + W - 1) / W * W;
+  for (int64_t row = 0; row < all; row += N) {
+    T* to = dst + row / W * cols * W + row % W;
+    if (row >= whole) {  // rows that are not there at the end
+      for (int64_t c = 0; c < cols; ++c)
+        for (int64_t r = row; r < row + N; ++r)
+          to[c * W + r - row] = r < k ? x[r * cols + c] : T(0);
+      continue;
+    }
+    for (int64_t c = 0; c < cols; c += N) {
+      Vec<T> block[N];
+#pragma GCC unroll 16
+      for (int r = 0; r < N; ++r) block[r] = load<T>(x + (row + r) * cols + c);
+      transpose<T>(block);
+#pragma GCC unroll 16
+      for (int i = 0; i < N; ++i) store<T, N>(to + (c + i) * W, block[i]);
     }
   }
 }
