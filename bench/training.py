@@ -102,7 +102,7 @@ class Case:
                 steps.zero_grad()
                 loss(x[rows], self.y[rows]).backward()
                 steps.step()
-            return nn.utils.parameters_to_vector(model.parameters()).detach()[None]
+            return torch.cat([p.detach().reshape(-1) for p in like])[None]  # also channels last
 
         return run
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from torch import nn
 import pylandscape as pl
 from pylandscape.trajectories.components import random_walk_shares
 from pylandscape.trajectories.embedding import strain_mds
+from pylandscape.trajectories.sources import ArraySource
 
 
 def network(seed=0, norm=False, dtype=torch.float32):
@@ -727,3 +729,20 @@ def test_ignored_samples_do_not_count_in_the_functional_distance():
     found = pl.functional_distance(land, answers([0, 1, 0, 0]), answers([0, 2, 1, 1]))
     assert found.disagreement == pytest.approx(0.5)
     assert found.square == pytest.approx(1.0)
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/smaps"), reason="needs Linux' /proc")
+def test_reading_a_file_leaves_few_of_its_pages_resident(tmp_path, monkeypatch):
+    """A mapped file of any size would else fill the process's memory, page by page."""
+    monkeypatch.setattr("pylandscape.trajectories.sources._RESIDENT", 1 << 20)
+    values = np.random.default_rng(0).standard_normal((8, 500_000), dtype=np.float32)
+    values.tofile(tmp_path / "values")
+    mapped = np.memmap(tmp_path / "values", np.float32, "r", shape=values.shape)
+    layout = pl.ParameterLayout.of(nn.Linear(values.shape[1], 1, bias=False))
+    source = ArraySource(mapped, layout)
+    parts = [source.columns(np.arange(8), i, i + 50_000) for i in range(0, 500_000, 50_000)]
+    assert np.array_equal(np.concatenate(parts, axis=1), values)
+    lines = Path("/proc/self/smaps").read_text().splitlines()
+    first = next(i for i, line in enumerate(lines) if line.endswith(str(tmp_path / "values")))
+    resident = next(line for line in lines[first:] if line.startswith("Rss:"))
+    assert int(resident.split()[1]) < 4 << 10  # KiB, of 16 MB

@@ -128,7 +128,8 @@ def _result(
     ratios = squares[:count] / squares.sum()
     entries = trajectory.layout.entries
     loadings = {
-        e.name: (vectors[:, e.offset : e.offset + e.numel] ** 2).sum(axis=1) for e in entries
+        e.name: np.array([row @ row for row in vectors[:, e.offset : e.offset + e.numel]])
+        for e in entries
     }
     widest = max((e.dtype for e in entries), key=lambda d: torch.finfo(d).bits)
     dtype = widest if torch.finfo(widest).bits >= 32 else torch.float32

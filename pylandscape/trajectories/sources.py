@@ -6,6 +6,7 @@ needs the whole (T, n) in memory, and the state of one point by name.
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -18,6 +19,7 @@ from ..arrays import Array
 from ..theta.layout import ParameterLayout
 
 VERIFIED = 256 << 20  # bytes: a recording up to it is compared with its checksums when opened
+_RESIDENT = 64 << 20  # bytes of a mapped file that may stay in the process after they were read
 
 
 class Source(Protocol):
@@ -73,6 +75,7 @@ class ArraySource:
         self._theta, self._layout = theta, layout
         self._statistics, self._places = statistics, places
         self._check = check
+        self._read = 0  # bytes since pages were given back
 
     def __len__(self) -> int:
         return len(self._theta)
@@ -81,7 +84,18 @@ class ArraySource:
         out = np.empty((len(rows), last - first))
         for i, row in enumerate(rows):
             out[i] = self._theta[row, first:last]
+        self._read += out.size * self._theta.itemsize
+        if self._read > _RESIDENT:
+            self._give_back()
         return out
+
+    def _give_back(self) -> None:
+        """Unmap the pages of a file that were read, which count as this process's memory; the
+        system keeps them as long as it likes."""
+        self._read = 0
+        mapped = getattr(self._theta, "_mmap", None)
+        if isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+            mapped.madvise(mmap.MADV_DONTNEED)
 
     def state(self, row: int) -> dict[str, Tensor]:
         theta = torch.from_numpy(np.array(self._theta[row]))
