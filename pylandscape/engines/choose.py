@@ -17,7 +17,6 @@ from ..lowering.capture import refused
 from ..theta.losses import KnownLoss, why_free
 from . import equal_loss, native, recompute
 from .capture_check import MIXED
-from .cuda import engine as cuda
 from .eager import TorchEngine
 from .forward_pass import eval_mode
 
@@ -123,7 +122,7 @@ def _compiled(problem: Problem, eager: TorchEngine, bn: str) -> CompiledEngine:
         raise NotLowered(equal_loss.hint(eager) or why_free(problem.loss_spec))
     build: Build = recompute.build if bn == "recompute" else native.build
     if problem.device.type == "cuda":
-        build = cuda.build
+        from .cuda.engine import build  # loads nothing of it elsewhere
     elif problem.device.type != "cpu":
         raise NotLowered(f"the landscape is on {problem.device}")
     with eager.session(), eval_mode(problem.model, bn == "batch"), refused("capture"):

@@ -16,7 +16,6 @@ from ..errors import FileFormatError, InvalidArgument, PylandscapeError, ResumeM
 from ..files import store
 from ..files.atomic import remove_leftovers
 from ..ranks import Call, Ranks, current
-from ..results.loading import load
 from .checkpoint import SUFFIX, Checkpoint
 from .items import RANK, flat, named, of_ranks
 from .journal import Journal
@@ -196,6 +195,8 @@ def _remove_items(beside: Path) -> None:
 
 def _read(content: bytes) -> Any:
     """The result that a file of rank 0's holds."""
+    from ..results.loading import load  # every kind of result
+
     with tempfile.TemporaryDirectory(prefix="pylandscape-") as folder:
         copied = Path(folder) / "result.h5"
         copied.write_bytes(content)
@@ -211,6 +212,8 @@ def finished(target: Path, request: Mapping[str, Any]) -> Any:
     """
     if not target.exists():
         return None
+    from ..results.loading import load
+
     try:
         result = load(target)
     except FileFormatError as error:
