@@ -526,12 +526,18 @@ def test_derivatives_of_what_has_none_are_refused(objective):
 # 12. Words that are not true.
 
 
-def test_the_report_says_where_derivatives_run():
+@pytest.mark.parametrize("bn", ["batch", "eval", "recompute"])
+def test_the_report_says_where_derivatives_run(bn, monkeypatch):
     m = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Tanh(), nn.Linear(3, 2))
-    land = pl.Landscape(m, "cross_entropy", (torch.randn(9, 2), torch.arange(9) % 2), bn="batch")
+    land = pl.Landscape(m, "cross_entropy", (torch.randn(9, 2), torch.arange(9) % 2), bn=bn)
     assert land.engine == "native"
+    said = re.search("torch", str(land.engine_report())) is not None
+    used = []
+    grad = torch.autograd.grad
+    monkeypatch.setattr(torch.autograd, "grad", lambda *a, **k: used.append(1) or grad(*a, **k))
     land.gradient()
-    assert re.search("torch", str(land.engine_report())), str(land.engine_report())
+    land.hvp(torch.ones(land.n_params))
+    assert said == bool(used), str(land.engine_report())
 
 
 def test_a_bfloat16_model_says_so():
