@@ -346,6 +346,9 @@ class Reference:
         wide = built.options.get("dtype")
         if wide is not None:
             model, batches = _widened(model, wide), _cast(batches, wide)
+            for held in getattr(built.objective, "__dict__", {}).values():
+                if isinstance(held, nn.Module):  # the user's objective in that dtype
+                    held.to(wide)
         model.eval()
         parameters = self.chosen(built)
         for p, part in zip(parameters, theta.split([p.numel() for p in parameters]), strict=True):
