@@ -5,6 +5,7 @@ Whole processes, so that imports, compilers and everything made at first use cou
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from functools import partial
@@ -15,6 +16,8 @@ from textwrap import dedent
 
 import numpy as np
 import torch
+
+import pylandscape as pl
 
 from .curvature import w
 from .harness import Arm, Row, absent, rows, timed
@@ -56,11 +59,18 @@ SCRIPTS = {
 }
 
 
-def printed(script: str) -> np.ndarray:
-    """The numbers that a script prints, descending, by a process of its own."""
+def printed(script: str, folder: str) -> np.ndarray:
+    """The numbers that a script prints, descending, by a process of its own.
+
+    It runs in another folder with the package that is imported here: in a checkout, Python would
+    take the source folder for an installed package.
+    """
+    package = str(Path(pl.__file__).resolve().parent.parent)
+    env = {**os.environ, "PYTHONPATH": package}
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=Path.cwd()
-    )
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=folder,
+        env=env,
+    )  # fmt: skip
     return np.sort(np.array(done.stdout.split(), dtype=np.float64))[::-1]
 
 
@@ -77,7 +87,9 @@ def cold(quick: bool, repetitions: int) -> list[Row]:
                 missing.append(absent(name, package, "not installed"))
                 continue
             script = (_BEGIN + dedent(text)).format(data=data, k=TOP, tol=1e-4)
-            arms.append(Arm(f"{package}, whole script", partial(printed, script), target=1.0))
+            arms.append(
+                Arm(f"{package}, whole script", partial(printed, script, folder), target=1.0)
+            )
         arms[0].target = None
         want = arms[0].run()
         for arm in arms[1:]:
