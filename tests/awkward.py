@@ -814,11 +814,15 @@ class _Questions:
             return case.reference.product(at, case.v.double())
 
         for at, want in zip(case.points, case.products, strict=False):
-            rtol = 0.0
-            if isinstance(want, Exception):  # differences of gradients, where torch has no product
-                want, rtol = _difference(case, at, want), 1e-2
             got = self.land.hvp(case.v, at)
-            wrong = self._derivative(got, want, again, at, rtol)
+            if isinstance(want, Exception):  # differences of gradients, where torch has no product
+                for share in (1, 4, 16):  # a kink between the ends is in the long ones alone
+                    found = _difference(case, at, want, share)
+                    wrong = self._derivative(got, found, again, at, 1e-2)
+                    if not wrong:
+                        break
+            else:
+                wrong = self._derivative(got, want, again, at)
             if wrong and not self._otherwise(got, "product", at):
                 return wrong
         return None
@@ -883,9 +887,9 @@ class _Questions:
         return None if case.loose or not seen else "; ".join(sorted(set(seen)))[:300]
 
 
-def _difference(case: _Case, at: Tensor, failed: Exception) -> Any:
+def _difference(case: _Case, at: Tensor, failed: Exception, share: int = 1) -> Any:
     """(g(theta + h v) - g(theta - h v)) / 2h, where torch cannot differentiate twice."""
-    h = case.eps ** (1 / 3)
+    h = case.eps ** (1 / 3) / share
     ends = [_tried(case.reference.gradient, at.double() + s * h * case.v.double()) for s in (1, -1)]
     if not all(isinstance(e, Tensor) for e in ends):
         return failed
