@@ -1114,3 +1114,31 @@ def test_products_where_no_target_counts_are_nan_as_the_loss(engine: str) -> Non
     land = pl.Landscape(nn.Linear(4, 3), "cross_entropy", data, engine=engine)
     assert np.isnan(land.loss())
     assert torch.isnan(land.hvp(torch.ones(land.n_params))).all()
+
+
+def test_a_backward_pass_in_an_objective_leaves_no_gradient_in_unregistered_layers():
+    class Hidden(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.rest = nn.Linear(2, 2), [nn.Linear(2, 1)]
+
+        def forward(self, x):
+            return self.rest[0](torch.tanh(self.first(x)))
+
+    def objective(m, batch):
+        value = F.mse_loss(m(batch[0]), batch[1])
+        if value.requires_grad:
+            value.backward(retain_graph=True)
+            m.zero_grad()
+        return value
+
+    torch.manual_seed(0)
+    m, kept = Hidden(), torch.ones(1, 2)
+    m.rest[0].weight.grad = kept
+    x, y = torch.randn(6, 2), torch.randn(6, 1)
+    want = F.mse_loss(m(x), y).item()
+    land = pl.Landscape(m, objective=objective, data=[(x, y)])
+    assert land.loss() == pytest.approx(want, rel=1e-6)
+    assert m.rest[0].weight.grad is kept
+    assert torch.equal(kept, torch.ones(1, 2))
+    assert m.rest[0].bias.grad is None

@@ -201,8 +201,10 @@ class Comparison:
         slots: Sequence[Any],
         enabled: bool,
     ) -> float:
-        state = State(self._snapshot.originals(), moved=map(id, slots))
-        grads = [p.grad for p in model.parameters()]
+        originals = self._snapshot.originals()
+        state = State(originals, moved=map(id, slots))
+        leaves = [t for t in originals if isinstance(t, Tensor) and t.is_leaf]  # registered or not
+        grads = [t.grad for t in leaves]
         self._copy.to_origin()  # which holds what the module gets back, unless it is coarser
         at = [view.detach() for view in self._copy.parameters.views]
         exact = all(torch.promote_types(a.dtype, t.dtype) == a.dtype
@@ -215,13 +217,13 @@ class Comparison:
                 for slot, value in zip(slots, kept, strict=True):
                     slot.data.copy_(value)
                 state.put_back_changes()
-            for p, grad in zip(model.parameters(), grads, strict=True):
-                if p.grad is not grad:
-                    p.grad = grad
+            for t, grad in zip(leaves, grads, strict=True):
+                if t.grad is not grad:
+                    t.grad = grad
 
         def run(mode: AbstractContextManager[Any], hooks: AbstractContextManager[Any]) -> float:
-            for p in model.parameters():  # which a backward pass inside would add to
-                p.grad = None
+            for t in leaves:  # which a backward pass inside would add to
+                t.grad = None
             with torch.inference_mode(inference):
                 self._copy.parameters.move_near(slots, at)
             self._copy.seed()
