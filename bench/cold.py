@@ -5,9 +5,6 @@ Whole processes, so that imports, compilers and everything made at first use cou
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,10 +14,9 @@ from textwrap import dedent
 import numpy as np
 import torch
 
-import pylandscape as pl
-
 from .curvature import w
 from .harness import Arm, Row, absent, rows, timed
+from .memory import child
 
 RTOL = 1e-3  # of an eigenvalue: the packages' own tolerances are looser than ours
 TOP = 10
@@ -59,19 +55,9 @@ SCRIPTS = {
 }
 
 
-def printed(script: str, folder: str) -> np.ndarray:
-    """The numbers that a script prints, descending, by a process of its own.
-
-    It runs in another folder with the package that is imported here: in a checkout, Python would
-    take the source folder for an installed package.
-    """
-    package = str(Path(pl.__file__).resolve().parent.parent)
-    env = {**os.environ, "PYTHONPATH": package}
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=folder,
-        env=env,
-    )  # fmt: skip
-    return np.sort(np.array(done.stdout.split(), dtype=np.float64))[::-1]
+def printed(script: str) -> np.ndarray:
+    """The numbers that a script prints, descending, by a process of its own."""
+    return np.sort(np.array(child(script).split(), dtype=np.float64))[::-1]
 
 
 def cold(quick: bool, repetitions: int) -> list[Row]:
@@ -87,16 +73,14 @@ def cold(quick: bool, repetitions: int) -> list[Row]:
                 missing.append(absent(name, package, "not installed"))
                 continue
             script = (_BEGIN + dedent(text)).format(data=data, k=TOP, tol=1e-4)
-            arms.append(
-                Arm(f"{package}, whole script", partial(printed, script, folder), target=1.0)
-            )
+            arms.append(Arm(f"{package}, whole script", partial(printed, script), target=1.0))
         arms[0].target = None
         want = arms[0].run()
         for arm in arms[1:]:
             arm.check(arm.run(), want, RTOL)
+        turn = arms
         for _ in range(1 if quick else repetitions):
-            for arm in arms:
+            for arm in turn:
                 arm.seconds.append(timed(arm.run))
-            arms = arms[1:] + arms[:1]
-        arms.sort(key=lambda arm: arm.target is not None)
+            turn = turn[1:] + turn[:1]
     return rows(name, arms[0], arms[1:], "script") + missing

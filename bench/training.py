@@ -6,6 +6,7 @@ Answers are the parameters after all steps, against torch's own loop in float64.
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -200,12 +201,8 @@ def _norm_derivatives(quick: bool, repetitions: int) -> list[Row]:
         )
 
     def gradient(land: pl.Landscape) -> Run:
-        near = iter(range(10**6))  # another point each time: values at the last one are kept
-
-        def run() -> Tensor:
-            return land.gradient(land.theta * (1 + 1e-6 * (next(near) % 2)))[None]
-
-        return run
+        points = itertools.cycle([land.theta, land.theta * (1 + 1e-6)])  # values at one are kept
+        return lambda: land.gradient(next(points))[None]
 
     def product(land: pl.Landscape) -> Run:
         land.native.product("hessian", land.theta, v)  # land.hvp would quietly be torch's

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import operator
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 from .errors import InvalidArgument
@@ -30,6 +32,25 @@ def integer(value: Any, name: str, least: int | None = None, most: int | None = 
     if least is not None and found < least:
         raise InvalidArgument(f"{name}: expected at least {least}, got {found}")
     return found
+
+
+def numbers(value: Any, name: str, expected: str) -> Any:
+    """The value as an array of float64. InvalidArgument names the argument and what is expected."""
+    import numpy as np
+
+    try:
+        return np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise InvalidArgument(
+            f"{name}: expected {expected}, got {type(value).__name__}: {error}"
+        ) from error
+
+
+def near(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """What an error adds of names like the one that is not known: "; did you mean a or b?", or
+    nothing."""
+    found = difflib.get_close_matches(name, [*known], 3, cutoff)
+    return f"; did you mean {' or '.join(found)}?" if found else ""
 
 
 def check_landscape(land: Any, function: str) -> None:

@@ -70,7 +70,7 @@ class Ranks:
         self._store = store
         # Ranks that end an outermost call at different calls within it still count alike.
         self._calls = self._inner = 0
-        self._open: list[int] = []  # the calls that we are in, outermost first
+        self._depth = 0  # calls that we are in; the outermost is number _calls - 1
         self._posted = -1  # the outermost call whose failure we told
         self._failures: list[dict[str, Any]] = []
         self._old: list[str] = []  # our keys of calls that have ended
@@ -98,12 +98,12 @@ class Ranks:
             InvalidArgument: the ranks ask different things.
             RankFailed: another rank failed or is lost.
         """
-        if self._open:
+        if self._depth:
             self._inner += 1
         else:
             self._calls, self._inner = self._calls + 1, 0
         call = Call(self, self._calls - 1, self._inner)
-        self._open.append(call.number)
+        self._depth += 1
         try:
             call.agree(function, request)
             for key in self._old:
@@ -115,7 +115,7 @@ class Ranks:
             self._fail(error)
             raise
         finally:
-            self._open.pop()
+            self._depth -= 1
             self._old += call.keys
 
     def beat(self) -> None:
@@ -131,10 +131,10 @@ class Ranks:
             if told is None:  # counted, not yet written
                 break
             self._failures.append(json.loads(told))
-        if not self._open:
+        if not self._depth:
             return
         for failure in self._failures:
-            if failure["call"] == self._open[0] and failure["rank"] != self.rank:
+            if failure["call"] == self._calls - 1 and failure["rank"] != self.rank:
                 raise RankFailed(f"rank {failure['rank']} stopped: {failure['text']}", told=True)
 
     def put(self, key: str, value: str | bytes) -> None:
@@ -242,10 +242,10 @@ class Ranks:
         self._gloo = None  # some may be in the middle of it
         self._generation += 1
         told_by_another = isinstance(error, RankFailed) and error.told
-        if told_by_another or self._posted == self._open[0]:
+        if told_by_another or self._posted == self._calls - 1:
             return
-        self._posted = self._open[0]
-        told = {"rank": self.rank, "call": self._open[0], "text": _told(error)}
+        self._posted = self._calls - 1
+        told = {"rank": self.rank, "call": self._calls - 1, "text": _told(error)}
         with suppress(Exception):
             number = self._store.add("failures", 1) - 1
             self._store.set(f"failure/{number}", json.dumps(told))
@@ -277,12 +277,12 @@ class Call:
         mine = json.dumps({"asked": own, "gloo": self.ranks._generation})
         self._put(f"asked/{self.rank}", mine)
         told = {self.rank: mine.encode()}
-
-        def found() -> dict[int, Any]:
-            return {rank: json.loads(text) for rank, text in told.items()}
+        found: dict[int, Any] = {}
 
         def differs() -> bool:
-            return any(each["asked"] != own for each in found().values())
+            for rank in told.keys() - found.keys():
+                found[rank] = json.loads(told[rank])
+            return any(each["asked"] != own for each in found.values())
 
         end = math.inf
 
@@ -294,9 +294,9 @@ class Call:
 
         self._hear("asked", told, f"call {self.number + 1}, {function}", enough=enough)
         if differs():
-            asked = {rank: each["asked"] for rank, each in found().items()}
+            asked = {rank: found[rank]["asked"] for rank in sorted(found)}
             raise InvalidArgument(_difference(self.number, asked))
-        newest = max(each["gloo"] for each in found().values())
+        newest = max(each["gloo"] for each in found.values())
         if newest > self.ranks._generation:
             self.ranks._generation, self.ranks._gloo = newest, None
 

@@ -120,19 +120,23 @@ inline Vec<T> let_through(const OwnNorm<T>& a, int64_t c, Vec<T> x, Vec<T> dy) {
 }
 
 template <typename T>
-void own_norm_sums(int64_t pixels, int64_t channels, int64_t cols, const OwnNorm<T>& a, const T* x,
-                   const T* dy, double* sums) {
+void own_norm_sums(int64_t pixels, int64_t channels, int64_t cols, int64_t samples,
+                   const OwnNorm<T>& a, const T* x, const T* dy, double* sums) {
   constexpr int N = kLanes<T>;
+  const int64_t whole = samples / N * N;
+  alignas(64) T ones[N];
+  for (int64_t l = 0; l < N; ++l) ones[l] = whole + l < samples ? T(1) : T(0);
   for (int64_t c0 = 0; c0 < channels; c0 += kSummed) {
     const int64_t count = channels - c0 < kSummed ? channels - c0 : kSummed;
     const ChannelSums<T> found(
         pixels, count, cols, [&](int64_t p, int64_t c, Vec<T>& first, Vec<T>& second) {
           const int64_t at = (p * channels + c0 + c) * cols;
-          for (int64_t i = at; i < at + cols; i += N) {
-            const Vec<T> v = load<T, N>(x + i);
-            const Vec<T> d = let_through(a, c0 + c, v, load<T, N>(dy + i));
+          const auto take = [&](int64_t i, Vec<T> r) {
+            const Vec<T> v = load<T, N>(x + i), d = let_through(a, c0 + c, v, r);
             first += d, second += d * (v * a.inverse[c0 + c] + a.centre[c0 + c]);
-          }
+          };
+          for (int64_t i = at; i < at + whole; i += N) take(i, load<T, N>(dy + i));
+          if (whole < samples) take(at + whole, load<T, N>(dy + at + whole) * load<T, N>(ones));
         });
     for (int64_t c = 0; c < count; ++c) {
       sums[c0 + c] += found.total(0, c);
@@ -155,31 +159,6 @@ void own_norm_reverse(int64_t pixels, int64_t channels, int64_t cols, int64_t sa
       }
       for (int64_t i = at + samples; i < at + cols; ++i) dx[i] = T(0);
     }
-}
-
-template <typename T>
-void own_norm_moves(int64_t pixels, int64_t channels, int64_t cols, int64_t samples,
-                    const OwnNorm<T>& a, const T* x, const T* rx, double* sums) {
-  constexpr int N = kLanes<T>;
-  const int64_t whole = samples / N * N;
-  alignas(64) T ones[N];
-  for (int64_t l = 0; l < N; ++l) ones[l] = whole + l < samples ? T(1) : T(0);
-  for (int64_t c0 = 0; c0 < channels; c0 += kSummed) {
-    const int64_t count = channels - c0 < kSummed ? channels - c0 : kSummed;
-    const ChannelSums<T> found(
-        pixels, count, cols, [&](int64_t p, int64_t c, Vec<T>& first, Vec<T>& second) {
-          const int64_t at = (p * channels + c0 + c) * cols;
-          const auto take = [&](int64_t i, Vec<T> r) {
-            first += r, second += r * (load<T, N>(x + i) * a.inverse[c0 + c] + a.centre[c0 + c]);
-          };
-          for (int64_t i = at; i < at + whole; i += N) take(i, load<T, N>(rx + i));
-          if (whole < samples) take(at + whole, load<T, N>(rx + at + whole) * load<T, N>(ones));
-        });
-    for (int64_t c = 0; c < count; ++c) {
-      sums[c0 + c] += found.total(0, c);
-      sums[channels + c0 + c] += found.total(1, c);
-    }
-  }
 }
 
 template <typename T>

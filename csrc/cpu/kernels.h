@@ -341,20 +341,18 @@ struct Kernels {
   // As channel_moments, in one pass over x.
   void (*batch_moments)(int64_t pixels, int64_t channels, int64_t cols, int64_t samples, const T* x,
                         double* mean, double* squares);
-  // sums (2, channels) += the sums of dy and of dy z; dy is zero in padding columns, and taken as
+  // sums (2, channels) += the sums of dy and of dy z over the first `samples` columns; dy is taken as
   // zero where relu let nothing through.
-  void (*own_norm_sums)(int64_t pixels, int64_t channels, int64_t cols, const OwnNorm<T>& a,
-                        const T* x, const T* dy, double* sums);
+  void (*own_norm_sums)(int64_t pixels, int64_t channels, int64_t cols, int64_t samples,
+                        const OwnNorm<T>& a, const T* x, const T* dy, double* sums);
   // dx = (see OwnNorm), or += where `add`; zero beyond the first `samples` columns.
   void (*own_norm_reverse)(int64_t pixels, int64_t channels, int64_t cols, int64_t samples,
                            const OwnNorm<T>& a, const T* x, const T* dy, bool add, T* dx);
-  // Tangents of the same. rx may be null: zero. sums (2, channels) += those of rx and of rx z over
-  // the first `samples` columns.
-  void (*own_norm_moves)(int64_t pixels, int64_t channels, int64_t cols, int64_t samples,
-                         const OwnNorm<T>& a, const T* x, const T* rx, double* sums);
+  // Tangents of the same. rx may be null: zero.
   void (*own_norm_tangent)(int64_t pixels, int64_t channels, int64_t cols, const OwnNorm<T>& a,
                            const OwnNormTangent<T>& r, const T* x, const T* rx, T* ry);
-  // sums (2, channels) += those of rdy and of rdy z + dy rz; as own_norm_sums.
+  // sums (2, channels) += those of rdy and of rdy z + dy rz, which are zero in padding columns; as
+  // own_norm_sums.
   void (*own_norm_tangent_sums)(int64_t pixels, int64_t channels, int64_t cols,
                                 const OwnNorm<T>& a, const OwnNormTangent<T>& r, const T* x,
                                 const T* rx, const T* dy, const T* rdy, double* sums);

@@ -37,8 +37,9 @@ int64_t BatchPasses<T>::tile_bytes() const {
 }
 
 template <typename T>
-size_t BatchPasses<T>::end(size_t part) const {
-  return part < own_.size() ? own_[part] : program_.ops_.size();
+Span BatchPasses<T>::span(size_t part) const {
+  return {part > 0 ? own_[part - 1] + 1 : 0,
+          part < own_.size() ? own_[part] : program_.ops_.size()};
 }
 
 template <typename T>
@@ -56,13 +57,6 @@ BatchScratch<T>& BatchPasses<T>::scratch(const Call& call, int worker) const {
     found.terms.resize(width_);
   }
   return found;
-}
-
-// A padding column weighs nothing: with a zero seed, all of its adjoints are zero.
-template <typename T>
-void BatchPasses<T>::clear_padding(const BatchTile<T>& tile, T* seed) const {
-  for (int64_t f = 0; f < program_.slots_[program_.output_]; ++f)
-    std::fill(seed + f * tile.cols + tile.samples, seed + (f + 1) * tile.cols, T(0));
 }
 
 // A norm's result, then the ops up to the next one, then its moments.
@@ -83,11 +77,7 @@ void BatchPasses<T>::forward(const Call& call, Memory& memory, size_t part, int6
     to.slots[op.output] = y;
   }
   with_pass(call, memory, t, scratch, [&](const auto& pass) {
-    for (size_t i = begin(part); i < end(part); ++i) {
-      const Forward<T> at(pass(i), to.primal, to.slots.data());
-      passes<T>(at.op.kind).forward(at);
-      to.slots[at.op.output] = at.out;
-    }
+    walk_forward(span(part), pass, to.primal, to.slots.data());
   });
   if (part == own_.size()) return;
   const Op& op = program_.ops_[own_[part]];
@@ -107,25 +97,9 @@ double BatchPasses<T>::loss(const Call& call, Memory& memory, int64_t t,
   kernels_.loss(p.loss_, tile.targets, tile.cols, output, scratch.terms.data(), nullptr);
   if (T* seed = rows(at.primal.adjoints, p.output_)) {
     kernels_.loss_gradient(p.loss_, tile.targets, tile.cols, output, seed);
-    clear_padding(tile, seed);
+    clear_padding(p.slots_[p.output_], tile.cols, tile.samples, seed);
   }
   return std::accumulate(scratch.terms.begin(), scratch.terms.begin() + tile.samples, 0.0);
-}
-
-// f'' dy, which a tangent meets again and again.
-template <typename T>
-void BatchPasses<T>::bend(const Call& call, Memory& memory, int64_t t,
-                          const BatchScratch<T>& scratch) const {
-  Primal<T>& to = memory.tiles[t].primal;
-  with_pass(call, memory, t, scratch, [&](const auto& pass) {
-    for (size_t i = 0; i < program_.ops_.size(); ++i) {
-      if (layout_.bent_row[program_.ops_[i].output] < 0) continue;
-      const Pass<T> at = pass(i);
-      T* curved = at.bent(to.curved);
-      kernels_.binary(cpu::Binary::kMul, at.size(), curved, at.at(to.adjoints, at.op.output),
-                      curved);
-    }
-  });
 }
 
 // Chan et al. 1983.
@@ -133,7 +107,8 @@ template <typename T>
 void BatchPasses<T>::combine_moments(const Call& call, Memory& memory, size_t norm) const {
   const Op& op = program_.ops_[own_[norm]];
   typename Memory::Norm& to = memory.norms[norm];
-  to.mean.assign(op.k, 0.0), to.variance.assign(op.k, 0.0), to.affine.assign(6 * op.k, T(0));
+  to.mean.assign(op.k, 0.0), to.variance.assign(op.k, 0.0), to.inverse.resize(op.k);
+  to.affine.assign(6 * op.k, T(0));
   double count = 0;
   for (size_t t = 0; t < call.tiles.size(); ++t) {
     const double* mean = memory.moments.data() + t * 2 * op.k;
@@ -152,7 +127,7 @@ void BatchPasses<T>::combine_moments(const Call& call, Memory& memory, size_t no
   T* a = to.affine.data();
   for (int64_t c = 0; c < op.k; ++c) {
     to.variance[c] /= count;
-    const double inverse = 1 / std::sqrt(to.variance[c] + op.norm.eps);
+    const double inverse = to.inverse[c] = 1 / std::sqrt(to.variance[c] + op.norm.eps);
     const double scale = gain != nullptr ? gain[c] * inverse : inverse;
     a[c] = static_cast<T>(scale), a[2 * op.k + c] = static_cast<T>(inverse);
     a[op.k + c] = static_cast<T>((offset != nullptr ? offset[c] : 0.0) - to.mean[c] * scale);
@@ -187,12 +162,11 @@ std::vector<double> BatchPasses<T>::combine_sums(const Call& call,
 
 // dx = scale (dy - <dy> - z <z dy>), where <.> is the mean over the batch and the pixels.
 template <typename T>
-void BatchPasses<T>::set_adjoints(const typename Memory::Norm& at, size_t norm,
+void BatchPasses<T>::set_adjoints(const typename Memory::Norm& at,
                                   const std::vector<double>& means, T* slope, T* offset) const {
-  const Op& op = program_.ops_[own_[norm]];
-  for (int64_t c = 0; c < op.k; ++c) {
-    const double inverse = 1 / std::sqrt(at.variance[c] + op.norm.eps), scale = at.args.scale[c];
-    const double along = -scale * inverse * means[op.k + c];
+  const size_t channels = at.inverse.size();
+  for (size_t c = 0; c < channels; ++c) {
+    const double scale = at.args.scale[c], along = -scale * at.inverse[c] * means[channels + c];
     slope[c] = static_cast<T>(along);
     offset[c] = static_cast<T>(-scale * means[c] - along * at.mean[c]);
   }
@@ -226,13 +200,16 @@ double BatchPasses<T>::gradient(const Call& call, BatchMemory<T>& memory, double
       const size_t moments = part > 0 ? t * 2 * program_.ops_[own_[part - 1]].k : 0;
       reverse(call, memory, {memory.tiles[t].primal.adjoints, memory.moments.data() + moments},
               norms, part, t, own, sums != nullptr ? sums[group] : nullptr);
-      if (part == 0 && products) bend(call, memory, t, own);
+      if (part > 0 || !products) return;
+      with_pass(call, memory, t, own, [&](const auto& pass) {
+        walk_bends(program_, layout_, pass, memory.tiles[t].primal);
+      });
     });
     if (part == 0 || !reverses(program_.ops_[own_[part - 1]])) continue;
     typename Memory::Norm& norm = memory.norms[part - 1];
     norm.adjoints = combine_sums(call, memory.moments, part - 1, sums != nullptr ? sums[0] : nullptr);
     T* slope = norm.affine.data() + 4 * program_.ops_[own_[part - 1]].k;
-    set_adjoints(norm, part - 1, norm.adjoints, slope, slope + program_.ops_[own_[part - 1]].k);
+    set_adjoints(norm, norm.adjoints, slope, slope + program_.ops_[own_[part - 1]].k);
   }
   double loss = 0;
   for (int64_t t = 0; t < count; ++t) loss += memory.tiles[t].loss;

@@ -16,8 +16,7 @@
 #include <algorithm>
 #include <functional>
 
-#include "derivatives/passes.h"
-#include "program/ops/entry.h"
+#include "derivatives/parameters.h"
 #include "program/program.h"
 
 namespace pylandscape {
@@ -55,6 +54,7 @@ struct BatchMemory {
   };
   struct Norm {  // of one own op; (channels,) each
     std::vector<double> mean, variance;  // biased
+    std::vector<double> inverse;         // 1 / sqrt(variance + eps)
     std::vector<double> adjoints;        // (2, channels): <dy> and <z dy>
     std::vector<T> affine;               // (6, channels), in the order of cpu::OwnNorm
     cpu::OwnNorm<T> args;
@@ -81,7 +81,8 @@ struct BatchTangents {
 template <typename T>
 class BatchPasses {
  public:
-  static constexpr int64_t kGroups = 4;  // independent sums over tiles
+  // Independent sums over tiles at most. Fixed, so that the bits are, whatever the threads.
+  static constexpr int64_t kGroups = 4;
 
   // layout: of tiles of `width` columns.
   BatchPasses(const Program<T>& program, const TileLayout& layout, int64_t width);
@@ -118,8 +119,7 @@ class BatchPasses {
     double* moments;  // of the tile
   };
 
-  size_t begin(size_t part) const { return part > 0 ? own_[part - 1] + 1 : 0; }
-  size_t end(size_t part) const;
+  Span span(size_t part) const;  // its ops: after a norm, up to the next one
   int64_t most_channels() const;
   BatchScratch<T>& scratch(const Call& call, int worker) const;
   // body(scratch, group, t) for every tile.
@@ -132,7 +132,15 @@ class BatchPasses {
   T* rows(const Buffer<T>& of, int slot) const {
     return layout_.moves[slot] ? of.data() + layout_.row[slot] * width_ : nullptr;
   }
-  void clear_padding(const BatchTile<T>& tile, T* seed) const;
+  // Those that the op is the first to add to.
+  void clear_adjoints(const Buffer<T>& of, size_t op, int64_t cols) const {
+    for (const int slot : cleared_[op])
+      std::fill_n(rows(of, slot), program_.slots_[slot] * cols, T(0));
+  }
+  // Of a parameter, of v; null: not in theta.
+  const T* along(const Vector<T>& v, int use) const {
+    return program_.in_theta(use) ? v.packed.data() + program_.uses_[use].packed : nullptr;
+  }
 
   void forward(const Call& call, Memory& memory, size_t part, int64_t t,
                const BatchScratch<T>& scratch) const;
@@ -141,14 +149,13 @@ class BatchPasses {
   template <typename F>
   void reverse(const Call& call, const Memory& memory, const Adjoints& adjoints, F norms,
                size_t part, int64_t t, const BatchScratch<T>& scratch, double* sums) const;
-  void bend(const Call& call, Memory& memory, int64_t t, const BatchScratch<T>& scratch) const;
   void combine_moments(const Call& call, Memory& memory, size_t norm) const;
   // means (2, channels) of the tiles' sums, which the targets (n,) get.
   std::vector<double> combine_sums(const Call& call, const std::vector<double>& moments,
                                    size_t norm, double* sums) const;
   // slope and offset of what goes back, from <dy> and <z dy>.
-  void set_adjoints(const typename Memory::Norm& at, size_t norm, const std::vector<double>& means,
-                    T* slope, T* offset) const;
+  void set_adjoints(const typename Memory::Norm& at, const std::vector<double>& means, T* slope,
+                    T* offset) const;
 
   void tangent_forward(const Call& call, const Memory& memory, const Vector<T>& v, size_t part,
                        int64_t t, const BatchScratch<T>& scratch, Moved& to) const;
@@ -222,21 +229,14 @@ void BatchPasses<T>::reverse(const Call& call, const Memory& memory, const Adjoi
                                 !fresh_[own_[part]], dx);
   }
   with_pass(call, memory, t, scratch, [&](const auto& pass) {
-    for (size_t i = end(part); i-- > begin(part);) {
-      const Op& op = program_.ops_[i];
-      if (!reverses(op)) continue;
-      for (const int slot : cleared_[i])
-        std::fill_n(rows(adjoints.rows, slot), program_.slots_[slot] * tile.cols, T(0));
-      const Reverse<T> at(pass(i), adjoints.rows, scratch.panels.data(), sums);
-      if (op.relu) kernels_.mask(at.size(), at.y(), at.dy);
-      passes<T>(op.kind).reverse(at);
-    }
+    walk_reverse(program_, layout_, span(part), pass, adjoints.rows, scratch.panels.data(), sums,
+                 [&](size_t i) { clear_adjoints(adjoints.rows, i, tile.cols); });
   });
   if (part == 0) return;
   const Op& op = program_.ops_[own_[part - 1]];
   if (!reverses(op)) return;
   std::fill_n(adjoints.moments, 2 * op.k, 0.0);
-  kernels_.own_norm_sums(op.outer, op.k, tile.cols, norms(part - 1), slots[op.inputs[0]],
+  kernels_.own_norm_sums(op.outer, op.k, tile.cols, tile.samples, norms(part - 1), slots[op.inputs[0]],
                          rows(adjoints.rows, op.output), adjoints.moments);
 }
 

@@ -1,6 +1,4 @@
 // Products of one batch whose samples depend on each other; see batch_passes.h.
-#include <cmath>
-
 #include "derivatives/batch_passes.h"
 
 namespace pylandscape {
@@ -25,22 +23,18 @@ void BatchPasses<T>::tangent_forward(const Call& call, const Memory& memory, con
                               rows(values, op.inputs[0]), rows(values, op.output));
   }
   with_pass(call, memory, t, scratch, [&](const auto& pass) {
-    for (size_t i = begin(part); i < end(part); ++i) {
-      const Op& op = program_.ops_[i];
-      if (!reverses(op)) continue;
-      const TangentForward<T> at(pass(i), v, values);
-      passes<T>(op.kind).tangent_forward(at);
-      if (op.relu) kernels_.mask(at.size(), at.y(), at.ry);
-    }
+    walk_tangent_forward(program_, layout_, span(part), pass, v, values);
   });
   if (part == own_.size()) return;
   const Op& op = program_.ops_[own_[part]];
   const T* rx = rows(values, op.inputs[0]);
   double* sums = to.moments.data() + t * 2 * op.k;
   std::fill_n(sums, 2 * op.k, 0.0);
-  if (rx != nullptr)
-    kernels_.own_norm_moves(op.outer, op.k, tile.cols, tile.samples, memory.norms[part].args,
-                            slots[op.inputs[0]], rx, sums);
+  if (rx == nullptr) return;
+  cpu::OwnNorm<T> linear = memory.norms[part].args;
+  linear.relu = false;
+  kernels_.own_norm_sums(op.outer, op.k, tile.cols, tile.samples, linear, slots[op.inputs[0]], rx,
+                         sums);
 }
 
 // rz and ry, of the batch's <rx> and <z rx>.
@@ -52,13 +46,10 @@ void BatchPasses<T>::combine_moved(const Call& call, const Memory& memory, const
   typename Moved::Norm& found = to.norms[norm];
   found.moved = combine_sums(call, to.moments, norm, nullptr);
   found.affine.assign(7 * op.k, T(0));
-  const auto along = [&](int use) {
-    return program_.in_theta(use) ? v.packed.data() + program_.uses_[use].packed : nullptr;
-  };
-  const T *rgain = along(op.norm.gain), *rshift = along(op.norm.shift);
+  const T *rgain = along(v, op.norm.gain), *rshift = along(v, op.norm.shift);
   T* r = found.affine.data();
   for (int64_t c = 0; c < op.k; ++c) {
-    const double inverse = 1 / std::sqrt(at.variance[c] + op.norm.eps), scale = at.args.scale[c];
+    const double inverse = at.inverse[c], scale = at.args.scale[c];
     const double mean = found.moved[c], turn = found.moved[op.k + c];
     const double share = (rgain != nullptr ? rgain[c] : 0.0) - scale * turn;  // of z in ry
     const double centre = -at.mean[c] * inverse;
@@ -83,7 +74,7 @@ void BatchPasses<T>::seed(const Call& call, const Memory& memory, int64_t t,
   T* seed = rows(to.tiles[t].adjoints, p.output_);
   kernels_.loss_hvp(p.loss_, tile.targets, tile.cols, memory.tiles[t].slots[p.output_],
                     rows(to.tiles[t].values, p.output_), seed);
-  clear_padding(tile, seed);
+  clear_padding(p.slots_[p.output_], tile.cols, tile.samples, seed);
 }
 
 // As `reverse`.
@@ -105,16 +96,9 @@ void BatchPasses<T>::tangent_reverse(const Call& call, const Memory& memory, con
           rows(moved.adjoints, op.output), !fresh_[own_[part]], rdx);
   }
   with_pass(call, memory, t, scratch, [&](const auto& pass) {
-    for (size_t i = end(part); i-- > begin(part);) {
-      const Op& op = program_.ops_[i];
-      if (!reverses(op)) continue;
-      for (const int slot : cleared_[i])
-        std::fill_n(rows(moved.adjoints, slot), program_.slots_[slot] * tile.cols, T(0));
-      const TangentReverse<T> at(pass(i), v, moved, scratch.own_columns.data(),
-                                 scratch.own_panels.data(), sums);
-      if (op.relu) kernels_.mask(at.size(), at.y(), at.rdy);  // dy is masked already
-      passes<T>(op.kind).tangent_reverse(at);
-    }
+    walk_tangent_reverse(program_, layout_, span(part), pass, v, moved, scratch.own_columns.data(),
+                         scratch.own_panels.data(), sums,
+                         [&](size_t i) { clear_adjoints(moved.adjoints, i, tile.cols); });
   });
   if (part == 0) return;
   const Op& op = program_.ops_[own_[part - 1]];
@@ -136,12 +120,10 @@ void BatchPasses<T>::combine_moved_sums(const Call& call, const Memory& memory,
   const typename Memory::Norm& at = memory.norms[norm];
   typename Moved::Norm& found = to.norms[norm];
   const std::vector<double> means = combine_sums(call, to.moments, norm, sums);
-  const T* rgain = program_.in_theta(op.norm.gain)
-                       ? v.packed.data() + program_.uses_[op.norm.gain].packed
-                       : nullptr;
+  const T* rgain = along(v, op.norm.gain);
   T* r = found.affine.data();
   for (int64_t c = 0; c < op.k; ++c) {
-    const double inverse = 1 / std::sqrt(at.variance[c] + op.norm.eps), scale = at.args.scale[c];
+    const double inverse = at.inverse[c], scale = at.args.scale[c];
     const double centre = -at.mean[c] * inverse, turn = found.moved[op.k + c];
     const double mean = at.adjoints[c], slope = at.adjoints[op.k + c];
     // The tangent of scale, and what z and one are multiplied by.
@@ -206,7 +188,7 @@ void BatchPasses<T>::products(Matrix matrix, const Call& call, const BatchMemory
         continue;
       }
       T* slope = to[j].norms[part - 1].affine.data();
-      set_adjoints(memory.norms[part - 1], part - 1,
+      set_adjoints(memory.norms[part - 1],
                    combine_sums(call, to[j].moments, part - 1, sums[j][0]), slope,
                    slope + program_.ops_[own_[part - 1]].k);
     }

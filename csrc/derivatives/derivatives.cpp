@@ -10,8 +10,6 @@
 namespace pylandscape {
 namespace {
 
-// Independent partial sums over tiles. Fixed, so that the bits are, whatever the threads.
-constexpr int64_t kGroups = 4;
 constexpr int64_t kInFlight = 16;                      // vectors at once
 constexpr int64_t kPartialBytes = int64_t{256} << 20;  // of their partial sums at most
 constexpr int64_t kBlock = 8;                          // vectors that a tile takes together at most
@@ -36,7 +34,7 @@ Derivatives<T>::Derivatives(const Program<T>& program, const T* theta, int64_t m
                             Heir<T>* from, const Parallel& parallel, const ShouldStop& stop)
     : program_(program),
       kernels_(program.kernels_),
-      groups_(std::min(kGroups, program.tiles_)),
+      groups_(std::min(BatchPasses<T>::kGroups, program.tiles_)),
       layout_(program, program.tile_, program.kernels_.vector_length) {
   if (from != nullptr) memory_ = from->take();
   const Program<T>& p = program_;
@@ -53,11 +51,11 @@ Derivatives<T>::Derivatives(const Program<T>& program, const T* theta, int64_t m
   block_ = std::clamp<int64_t>((kept() ? kBlockBytes : kRecomputeBytes) / tangents, 1, kBlock);
 
   std::vector<double> partial(groups_ * p.n_), losses(groups_);
-  std::vector<Primal<T>> own(kept() ? 0 : parallel.workers);
+  if (works_.size() < static_cast<size_t>(parallel.workers)) works_.resize(parallel.workers);
   Items items(groups_, parallel, stop);
   const bool done = items.run([&](int worker, int64_t group) {
     for (int64_t t = group_begin(group); t < group_begin(group + 1) && !items.stopping(); ++t) {
-      Primal<T>& to = kept() ? kept_[t] : own[worker];
+      Primal<T>& to = kept() ? kept_[t] : works_[worker].primal;
       if (to.values.size() == 0) to = new_primal();
       losses[group] += primal(t, to, partial.data() + group * p.n_);
     }
@@ -86,12 +84,12 @@ bool Derivatives<T>::each_batch(const Parallel& parallel, const ShouldStop& stop
     const Groups serial = [](int64_t groups, const std::function<void(int, int64_t)>& body) {
       for (int64_t g = 0; g < groups; ++g) body(-1, g);
     };
-    Items items(kGroups, parallel, stop);
+    Items items(groups_, parallel, stop);
     return items.run([&](int worker, int64_t group) {
       BatchWork& work = batch_works_[worker];
       work.scratch.resize(1);
-      const int64_t last = (group + 1) * batches / kGroups;
-      for (int64_t b = group * batches / kGroups; b < last && !items.stopping(); ++b)
+      const int64_t last = (group + 1) * batches / groups_;
+      for (int64_t b = group * batches / groups_; b < last && !items.stopping(); ++b)
         one(b, serial, work, group);
     });
   }
@@ -117,23 +115,23 @@ void Derivatives<T>::take_batches(int64_t memory, const Parallel& parallel,
   passes_.emplace(p, layout_, p.tile_);
   const auto batches = static_cast<int64_t>(p.batches_.size());
   const int64_t most = p.most_batch_tiles();
-  apart_ = batches >= kGroups && most * passes_->tile_bytes() <= kApartBytes;
+  apart_ = batches >= BatchPasses<T>::kGroups && most * passes_->tile_bytes() <= kApartBytes;
   const bool keep = passes_->tile_bytes() <= memory / p.tiles_;
   if (keep) kept_batches_.resize(batches);
   const int64_t tangents = std::max<int64_t>(1, most * passes_->tile_tangent_bytes());
   block_ = std::clamp<int64_t>((keep ? kBlockBytes : kBatchBytes) / tangents, 1, kBlock);
-  std::vector<double> partial(kGroups * p.n_), losses(batches);
+  std::vector<double> partial(groups_ * p.n_), losses(batches);
   const bool done = each_batch(
       parallel, stop,
       [&](int64_t b, const typename BatchPasses<T>::Call& call, BatchWork& work, int64_t group) {
-        double* sums[kGroups];
-        for (int64_t g = 0; g < kGroups; ++g) sums[g] = partial.data() + (group < 0 ? g : group) * p.n_;
-        losses[b] = passes_->gradient(call, keep ? kept_batches_[b] : work.memory, sums, keep);
+        std::vector<double*> sums(groups_);
+        for (int64_t g = 0; g < groups_; ++g) sums[g] = partial.data() + (group < 0 ? g : group) * p.n_;
+        losses[b] = passes_->gradient(call, keep ? kept_batches_[b] : work.memory, sums.data(), keep);
       });
   if (!done) throw Stopped();
   loss_ = std::accumulate(losses.begin(), losses.end(), 0.0);
   gradient_.assign(p.n_, 0.0);
-  for (int64_t g = 0; g < kGroups; ++g) add(p.n_, partial.data() + g * p.n_, gradient_.data());
+  for (int64_t g = 0; g < groups_; ++g) add(p.n_, partial.data() + g * p.n_, gradient_.data());
 }
 
 // All vectors of a call go through one batch before the next, as far as there is room for their sums.
@@ -145,7 +143,7 @@ bool Derivatives<T>::batch_products(Matrix matrix, int64_t k, const T* vectors, 
   for (int64_t start = 0; start < k; start += most) {
     const int64_t count = std::min(most, k - start);
     if (vectors_.size() < static_cast<size_t>(count)) vectors_.resize(count);
-    partial_.assign(count * kGroups * n, 0.0);
+    partial_.assign(count * groups_ * n, 0.0);
     Items(count, parallel, {}).run([&](int, int64_t j) {
       pack_parameters<T>(program_, layout_, vectors + (start + j) * n, nullptr, vectors_[j]);
     });
@@ -156,11 +154,11 @@ bool Derivatives<T>::batch_products(Matrix matrix, int64_t k, const T* vectors, 
           work.tangents.resize(block_);
           for (int64_t first = 0; first < count; first += block_) {
             const int64_t taken = std::min(block_, count - first);
-            std::vector<std::vector<double*>> sums(taken, std::vector<double*>(kGroups));
+            std::vector<std::vector<double*>> sums(taken, std::vector<double*>(groups_));
             for (int64_t j = 0; j < taken; ++j)
-              for (int64_t g = 0; g < kGroups; ++g)
+              for (int64_t g = 0; g < groups_; ++g)
                 sums[j][g] =
-                    partial_.data() + ((first + j) * kGroups + (group < 0 ? g : group)) * n;
+                    partial_.data() + ((first + j) * groups_ + (group < 0 ? g : group)) * n;
             passes_->products(matrix, call, kept() ? kept_batches_[b] : work.memory, taken,
                               vectors_.data() + first, work.tangents.data(), sums);
           }
@@ -169,7 +167,7 @@ bool Derivatives<T>::batch_products(Matrix matrix, int64_t k, const T* vectors, 
     Items(count, parallel, {}).run([&](int, int64_t j) {
       double* row = out + (start + j) * n;
       std::fill_n(row, n, 0.0);
-      for (int64_t g = 0; g < kGroups; ++g) add(n, partial_.data() + (j * kGroups + g) * n, row);
+      for (int64_t g = 0; g < groups_; ++g) add(n, partial_.data() + (j * groups_ + g) * n, row);
       for (int64_t i = 0; i < n; ++i) row[i] *= scale;
     });
   }
@@ -183,8 +181,7 @@ void Derivatives<T>::require_apart() const {
 
 template <typename T>
 int64_t Derivatives<T>::most_at_once() const {
-  const int64_t groups = passes_ ? kGroups : groups_;
-  const int64_t fit = kPartialBytes / (groups * program_.n_ * static_cast<int64_t>(sizeof(double)));
+  const int64_t fit = kPartialBytes / (groups_ * program_.n_ * static_cast<int64_t>(sizeof(double)));
   return std::clamp<int64_t>(fit / block_ * block_, block_, kInFlight);
 }
 
@@ -196,15 +193,15 @@ Primal<T> Derivatives<T>::new_primal() const {
 }
 
 template <typename T>
-typename Derivatives<T>::Work& Derivatives<T>::ready(Work& work, bool primal) const {
+typename Derivatives<T>::Work& Derivatives<T>::ready(Work& work) const {
   if (work.tangents.empty()) {
     const int64_t size = layout_.rows * program_.tile_;
     for (int64_t b = 0; b < block_; ++b)
       work.tangents.push_back({Buffer<T>(size), Buffer<T>(size)});
     work.columns = Buffer<T>(layout_.most_columns), work.panels = Buffer<T>(layout_.panels);
     work.dots = Buffer<T>(program_.tile_);
-    if (primal) work.primal = new_primal();
   }
+  if (!kept() && work.primal.values.size() == 0) work.primal = new_primal();
   return work;
 }
 
@@ -227,7 +224,7 @@ bool Derivatives<T>::products(Matrix matrix, int64_t k, const T* vectors, double
     const auto sums = [&](int64_t j, int64_t g) { return partial_.data() + (j * groups_ + g) * n; };
     Items items(blocks * groups_, parallel, stop);
     const bool done = items.run([&](int worker, int64_t item) {
-      Work& work = ready(works_[worker], !kept());
+      Work& work = ready(works_[worker]);
       const int64_t group = item % groups_, part = item / groups_;
       const int64_t first = count * part / blocks, last = count * (part + 1) / blocks;
       for (int64_t j = first; j < last; ++j) std::fill_n(sums(j, group), n, 0.0);

@@ -100,12 +100,11 @@ class Derivatives {
   int64_t most_at_once() const;  // vectors
   void require_apart() const;
   Primal<T> new_primal() const;
-  Work& ready(Work& work, bool primal) const;
+  Work& ready(Work& work) const;
   int64_t group_begin(int64_t group) const { return group * program_.tiles_ / groups_; }
   Pass<T> pass(int64_t tile, const Primal<T>& primal, size_t number) const;
   const T* output(const Primal<T>& primal) const;
   T* output_part(const Buffer<T>& rows) const;  // of adjoints or tangents; null: does not move
-  void clear_padding(int64_t tile, T* seed) const;
 
   // Values, then adjoints; gradient (n,) += this tile's. Returns the tile's loss.
   double primal(int64_t tile, Primal<T>& to, double* gradient) const;

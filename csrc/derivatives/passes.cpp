@@ -36,15 +36,6 @@ T* Derivatives<T>::output_part(const Buffer<T>& rows) const {
   return layout_.moves[slot] ? rows.data() + layout_.row[slot] * program_.tile_ : nullptr;
 }
 
-// A padding column weighs nothing: with a zero seed, all of its adjoints are zero.
-template <typename T>
-void Derivatives<T>::clear_padding(int64_t tile, T* seed) const {
-  const Program<T>& p = program_;
-  const int64_t cols = p.padded_columns(tile), samples = p.tile_columns(tile);
-  for (int64_t f = 0; f < p.slots_[p.output_]; ++f)
-    std::fill(seed + f * cols + samples, seed + (f + 1) * cols, T(0));
-}
-
 template <typename T>
 double Derivatives<T>::primal(int64_t t, Primal<T>& to, double* gradient) const {
   const Program<T>& p = program_;
@@ -58,55 +49,41 @@ double Derivatives<T>::primal(int64_t t, Primal<T>& to, double* gradient) const 
   T* seed = output_part(to.adjoints);
   if (seed == nullptr) return loss;  // no parameter reaches the output
   kernels_.loss_gradient(p.loss_, p.targets(t), cols, output(to), seed);
-  clear_padding(t, seed);
+  clear_padding(p.slots_[p.output_], cols, p.tile_columns(t), seed);
   reverse(t, to, to.adjoints, to.panels.data(), gradient);
-  for (size_t i = 0; i < p.ops_.size(); ++i) {  // f'' dy, which a tangent meets again and again
-    const Pass<T> at = pass(t, to, i);
-    if (layout_.bent_row[at.op.output] < 0) continue;
-    T* curved = at.bent(to.curved);
-    kernels_.binary(cpu::Binary::kMul, at.size(), curved, at.at(to.adjoints, at.op.output), curved);
-  }
+  walk_bends(p, layout_, [&](size_t i) { return pass(t, to, i); }, to);
   return loss;
 }
 
 template <typename T>
 void Derivatives<T>::forward(int64_t t, Primal<T>& to) const {
-  std::vector<const T*> slots;
-  walk_forward(program_, program_.tile_data(t), [&](size_t i) { return pass(t, to, i); }, to,
-               slots);
+  std::vector<const T*> slots(program_.slots_.size(), nullptr);
+  slots[0] = program_.tile_data(t);
+  walk_forward(all_ops(program_), [&](size_t i) { return pass(t, to, i); }, to,
+               slots.data());
 }
 
 template <typename T>
 void Derivatives<T>::reverse(int64_t t, const Primal<T>& primal, const Buffer<T>& adjoints,
                              T* panels, double* gradient) const {
-  walk_reverse(program_, layout_, [&](size_t i) { return pass(t, primal, i); }, adjoints, panels,
-               gradient);
+  walk_reverse(program_, layout_, all_ops(program_),
+               [&](size_t i) { return pass(t, primal, i); }, adjoints, panels, gradient);
 }
 
 template <typename T>
 void Derivatives<T>::tangent_forward(int64_t t, const Primal<T>& primal, const Vector<T>& v,
                                      const Tangents<T>& to) const {
-  for (size_t i = 0; i < program_.ops_.size(); ++i) {
-    const Op& op = program_.ops_[i];
-    if (!layout_.moves[op.output]) continue;
-    const TangentForward<T> at(pass(t, primal, i), v, to.values);
-    passes<T>(op.kind).tangent_forward(at);
-    if (op.relu) kernels_.mask(at.size(), at.y(), at.ry);
-  }
+  walk_tangent_forward(program_, layout_, all_ops(program_),
+                       [&](size_t i) { return pass(t, primal, i); }, v, to.values);
 }
 
 template <typename T>
 void Derivatives<T>::tangent_reverse(int64_t t, const Primal<T>& primal, const Vector<T>& v,
                                      const Tangents<T>& tangents, const Work& work,
                                      double* out) const {
-  for (size_t i = program_.ops_.size(); i-- > 0;) {
-    const Op& op = program_.ops_[i];
-    if (!layout_.moves[op.output]) continue;
-    const TangentReverse<T> at(pass(t, primal, i), v, tangents, work.columns.data(),
-                               work.panels.data(), out);
-    if (op.relu) kernels_.mask(at.size(), at.y(), at.rdy);  // dy is masked already
-    passes<T>(op.kind).tangent_reverse(at);
-  }
+  walk_tangent_reverse(program_, layout_, all_ops(program_),
+                       [&](size_t i) { return pass(t, primal, i); }, v, tangents,
+                       work.columns.data(), work.panels.data(), out);
 }
 
 template <typename T>
@@ -125,7 +102,7 @@ void Derivatives<T>::seed(Matrix matrix, int64_t t, const Primal<T>& primal,
     return;
   }
   kernels_.loss_hvp(p.loss_, p.targets(t), cols, output(primal), moved, to);
-  clear_padding(t, to);
+  clear_padding(features, cols, p.tile_columns(t), to);
 }
 
 template <typename T>

@@ -21,7 +21,6 @@ class PointLowering {
   bool moves(int use) const { return program_.in_theta(use); }
   int64_t place(int use) const;               // in PointWorker::source, or -1
   const double* constant(int use) const;      // its values; null where theta holds them
-  int64_t rows(int slot) const { return features_[slot]; }
 
   void add(PointStep step) { steps_.push_back(std::move(step)); }
   // The step, then a gain and a shift (uses, or -1) as rows that multiply and add, of which row f

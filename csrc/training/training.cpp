@@ -56,7 +56,9 @@ double Training<T>::tile(const Gathered<T>& batch, int64_t number, const Vector<
     return {p, layout_, kernels_, theta, primal, batches_.data(batch, number), widest_, cols,
             samples, i, p.ops_[i], batches_.columns_of(batch, number), &own};
   };
-  walk_forward(p, batches_.data(batch, number), pass, primal, to.slots);
+  to.slots.assign(p.slots_.size(), nullptr);
+  to.slots[0] = batches_.data(batch, number);
+  walk_forward(all_ops(p), pass, primal, to.slots.data());
   const T* output = p.output_ == 0 ? batches_.data(batch, number)
                                    : primal.values.data() + layout_.row[p.output_] * widest_;
   const cpu::Targets targets = batches_.targets(batch, number);
@@ -68,9 +70,8 @@ double Training<T>::tile(const Gathered<T>& batch, int64_t number, const Vector<
       std::fill_n(primal.adjoints.data() + layout_.row[s] * widest_, p.slots_[s] * cols, T(0));
   T* seed = primal.adjoints.data() + layout_.row[p.output_] * widest_;
   kernels_.loss_gradient(p.loss_, targets, cols, output, seed);
-  for (int64_t f = 0; f < p.slots_[p.output_]; ++f)  // a padding column weighs nothing
-    std::fill(seed + f * cols + samples, seed + (f + 1) * cols, T(0));
-  walk_reverse(p, layout_, pass, primal.adjoints, primal.panels.data(), sums);
+  clear_padding(p.slots_[p.output_], cols, samples, seed);
+  walk_reverse(p, layout_, all_ops(p), pass, primal.adjoints, primal.panels.data(), sums);
   return loss;
 }
 

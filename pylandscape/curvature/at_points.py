@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from ..arguments import check_landscape
+from ..arguments import check_landscape, numbers
 from ..arrays import digest
 from ..engines.points.evaluator import block_size, eigenvalues
 from ..errors import InvalidArgument
@@ -143,12 +143,7 @@ def as_points(land: Landscape, points: Any) -> np.ndarray:
     if isinstance(points, MODELS):
         points = running_statistics.point(land, points, "points")[None, : land.n_params]
     p = points.detach().cpu() if isinstance(points, Tensor) else points
-    try:
-        found = np.ascontiguousarray(p, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise InvalidArgument(
-            f"points: expected numbers (P, {land.n_params}), got {type(points).__name__}: {error}"
-        ) from error
+    found = np.ascontiguousarray(numbers(p, "points", f"numbers (P, {land.n_params})"))
     if found.ndim != 2 or found.shape[1] != land.n_params:
         raise InvalidArgument(f"points: expected shape (P, {land.n_params}), got {found.shape}")
     return found

@@ -33,9 +33,9 @@ if TYPE_CHECKING:
     from ..lowering.build import Data
     from ..theta.layout import ParameterLayout
 
-CHECKED_SAMPLES, CHECKED_BATCHES = 256, 2
+_CHECKED_SAMPLES, _CHECKED_BATCHES = 256, 2
 _SHARE, _FEWEST = 8, 64  # of a batch at theta: an eighth of the data, but not fewer than these
-MOVED_SAMPLES = 16  # at the points near theta, and of derivatives
+_MOVED_SAMPLES = 16  # at the points near theta, and of derivatives
 _STEP = 0.1  # of each parameter tensor's spread, to the points near theta
 _LEAST = 1e-11  # of the whole gradient: rounding in float64 of what cancels exactly
 
@@ -52,7 +52,7 @@ def check_outputs(
     engine: Any, model: nn.Module, layout: ParameterLayout, theta: Tensor, data: Data
 ) -> None:
     """The outputs over all ``data`` must be the module's on its first samples, at three points."""
-    rows = data.inputs[:CHECKED_SAMPLES]
+    rows = data.inputs[:_CHECKED_SAMPLES]
     fixed = {
         name: t.detach().to(data.dtype) if t.is_floating_point() else t.detach().clone()
         for name, t in (*model.named_parameters(), *model.named_buffers())
@@ -84,8 +84,8 @@ def check_batches(
 
 def checked_part(data: Data) -> Data:
     """The samples on which a program is compared with the module at theta."""
-    samples = min(CHECKED_SAMPLES // CHECKED_BATCHES, max(_FEWEST, len(data.inputs) // _SHARE))
-    return data.first(CHECKED_BATCHES, samples)[0]
+    samples = min(_CHECKED_SAMPLES // _CHECKED_BATCHES, max(_FEWEST, len(data.inputs) // _SHARE))
+    return data.first(_CHECKED_BATCHES, samples)[0]
 
 
 def check_capture(
@@ -114,7 +114,7 @@ def check_capture(
     found = engine.outputs_at(points[: len(expected)])
     for got, want in zip(found, expected, strict=True):
         _compare(got, want, len(engine.ops))
-    fewer, samples = few.first(CHECKED_BATCHES, MOVED_SAMPLES // CHECKED_BATCHES)
+    fewer, samples = few.first(_CHECKED_BATCHES, _MOVED_SAMPLES // _CHECKED_BATCHES)
     per_sample = len(found[0]) // max(1, len(few.inputs))
     rows = (samples[:, None] * per_sample + torch.arange(per_sample)).reshape(-1)
     values = None if together else loss

@@ -101,8 +101,9 @@ def choose(
             ) from refusal
         seconds = time.perf_counter() - start
         return None, EngineReport("torch", refusal.reason, seconds, arithmetic=arithmetic)
-    refused = compiled.derivatives_refused()
-    torchs = refused is None and compiled.mixes and bn != "batch"  # where there are none at all
+    why = compiled.derivatives_refused()
+    # With bn="batch" nobody has derivatives of a sample, torch neither.
+    of_samples = MIXED if why is None and compiled.mixes and bn != "batch" else None
     return compiled, EngineReport(
         "native",
         None,
@@ -110,9 +111,9 @@ def choose(
         compiled.how,
         compiled.ops,
         compiled.instruction_set,
-        refused,
+        why,
         arithmetic,
-        samples=MIXED if torchs else None,
+        samples=of_samples,
     )
 
 

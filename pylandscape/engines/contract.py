@@ -94,8 +94,8 @@ class CompiledEngine(Engine, Protocol):
 
     @property
     def mixes(self) -> bool:
-        """Whether a sample's output depends on its batch (bn="batch"): there are no compiled
-        derivatives of each sample then, nor their covariance."""
+        """Whether a sample's output depends on its batch (bn="batch", norms that track no
+        statistics): there are no compiled derivatives of each sample then, nor their covariance."""
 
     @property
     def how(self) -> str:

@@ -129,9 +129,8 @@ class Comparison:
             allowed = min(0.1, coarsest**0.5) if converted else min(0.05, _ROUNDING * coarsest)
             if want is None or near(got, want, allowed):
                 return
-            if (
-                not self._copy.needs_grad
-            ):  # what requires a gradient in the copy may be frozen in it
+            # What requires a gradient in the copy may be frozen in the module.
+            if not self._copy.needs_grad:
                 other = run_real(batch, False)
                 assert other is not None
                 want = other if near(got, other, allowed) else want

@@ -165,14 +165,10 @@ class NativeEngine:
         """A function to (the core's derivatives at theta, the matrix, the scale of its products),
         for callers in the core, which keep the derivatives while they use them; None where they are
         not compiled."""
-        if self.no_derivatives is not None or (self.mixes and matrix == "covariance"):
+        if self._refusal(matrix == "covariance") is not None:
             return None
         which, scale = getattr(core.Matrix, matrix), self.product_scale(matrix)
         return lambda: (self._derivatives_at(theta), which, scale)
-
-    def refuse_derivatives(self, reason: str | None) -> None:
-        """What the comparison with the module found; None: gradients agree."""
-        self.no_derivatives = reason
 
     def derivatives_refused(self) -> str | None:
         """Why derivatives are torch's; None where they are compiled."""
@@ -181,7 +177,7 @@ class NativeEngine:
     def sums(self) -> tuple[Any, float]:
         """The program, whose losses are sums over the samples, and what L divides them by; for
         derivatives. Raises NotLowered where they are not compiled."""
-        refused = self.no_derivatives or (MIXED if self.mixes else None)
+        refused = self._refusal(True)
         if refused is not None:
             raise NotLowered(refused)
         return self.program, self.denominator
@@ -199,8 +195,12 @@ class NativeEngine:
         derivatives.sample_gradients(result.data_ptr())
         return result.mul_(_ratio(self.program.samples, self.denominator))
 
+    def _refusal(self, of_samples: bool) -> str | None:
+        """Why there are no derivatives, or none of the samples' own losses."""
+        return self.no_derivatives or (MIXED if of_samples and self.mixes else None)
+
     def _derivatives_at(self, theta: Tensor, of_samples: bool = False) -> Any:
-        refused = self.no_derivatives or (MIXED if of_samples and self.mixes else None)
+        refused = self._refusal(of_samples)
         if refused is not None:
             raise NotLowered(refused)
         point = theta.detach().to("cpu", self._dtype).contiguous()
@@ -347,7 +347,7 @@ def build(
                 problem = check_capture(engine, engine_of, model, loss, layout, theta, few, bn)
                 if few.sizes != data.sizes:
                     engine = engine_of(data, loss)
-                engine.refuse_derivatives(problem)
+                engine.no_derivatives = problem
                 return engine
         except Final:
             raise

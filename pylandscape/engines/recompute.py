@@ -56,7 +56,7 @@ class RecomputeEngine:
 
     @no_derivatives.setter
     def no_derivatives(self, reason: str | None) -> None:
-        self._fixed.refuse_derivatives(reason)
+        self._fixed.no_derivatives = reason
 
     def derivatives_refused(self) -> str | None:
         """As `NativeEngine`."""

@@ -7,7 +7,6 @@ pages OUT/README.md.
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import os
 import pkgutil
@@ -21,6 +20,7 @@ from typing import Any
 
 import torch
 
+from ..arguments import near
 from ..arrays import digest_of_all
 from ..errors import InvalidArgument, PylandscapeError
 from ..plots.style import own_style
@@ -120,10 +120,9 @@ def check_names(names: Sequence[str]) -> list[str]:
     known = list(studies())
     for name in names:
         if name not in known and name != "all":
-            near = difflib.get_close_matches(name, known, 3, 0.4)
-            hint = f"; did you mean {' or '.join(near)}?" if near else ""
             raise InvalidArgument(
-                f"study: expected all or one of {', '.join(known)}, got {name!r}{hint}"
+                f"study: expected all or one of {', '.join(known)}, got {name!r}"
+                f"{near(name, known, 0.4)}"
             )
     return known if "all" in names else list(dict.fromkeys(names))
 

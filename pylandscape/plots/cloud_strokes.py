@@ -13,7 +13,6 @@ from ..errors import InvalidArgument
 from ..results.cloud import Cloud, Range
 from .cloud_look import CLASS_STYLES, LABELS, Look, dot_size
 from .scale import format_levels, symlog_ticks
-from .style import check_figsize
 
 INSET = 0.4  # of the axes' width and height
 MARGIN = 0.04  # of the range, on each side
@@ -264,18 +263,17 @@ def grid(
     """A figure with `count` panels, `width` inches wide or of `figsize`."""
     import matplotlib.pyplot as plt
 
-    chosen = None if figsize is None else check_figsize(figsize)
-    width = width if chosen is None else chosen[0]
+    width = width if figsize is None else figsize[0]
     each = width / columns
     if not solid:
         size = (width, rows * each * PANEL_HEIGHT + 0.25)
-        figure = plt.figure(figsize=size if chosen is None else chosen, layout="constrained")
+        figure = plt.figure(figsize=figsize or size, layout="constrained")
         panels = figure.subplots(rows, columns, sharex=share, sharey=share, squeeze=False).ravel()
         for spare in panels[count:]:
             spare.remove()
         found = list(panels[:count])
     else:
-        tall = each * SOLID_HEIGHT + BOTTOM if chosen is None else (chosen[1] - TOP) / rows
+        tall = each * SOLID_HEIGHT + BOTTOM if figsize is None else (figsize[1] - TOP) / rows
         height = rows * tall + TOP
         figure = plt.figure(figsize=(width, height))
         found = []

@@ -162,7 +162,7 @@ def plot_clouds(
     limits, windows = checked_box(xlim, ylim, zlim, suffix="lim"), as_boxes(boxes)
     logged = checked_log(log, solid)
     wide = (2 if solid or len(clouds) % 3 else 3) if columns is None else columns
-    if not isinstance(wide, int) or wide < 1:
+    if wide < 1:
         raise InvalidArgument(f"columns: expected at least 1, got {columns!r}")
     wide = min(wide, len(clouds))
     rows = -(-len(clouds) // wide)

@@ -13,7 +13,7 @@ from ..errors import InvalidArgument
 from .isosurfaces import plot_isosurfaces
 from .options import picture
 from .scale import Scale
-from .style import COLUMN_WIDTH, check_figsize, own_style
+from .style import COLUMN_WIDTH, own_style
 from .surface import plot, plot_surface
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def plot_grid(
 
     with own_style(True):
         size = (COLUMN_WIDTH * 0.62 * len(slices), COLUMN_WIDTH * 0.72)
-        size = size if figsize is None else check_figsize(figsize)
+        size = figsize or size
         _, panels = plt.subplots(
             1, len(slices), figsize=size, squeeze=False, sharey=True, layout="compressed"
         )

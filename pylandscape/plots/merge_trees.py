@@ -43,8 +43,8 @@ def plot_topology(
     """
     if kind not in ("tree", "barcode", "diagram"):
         raise InvalidArgument(f"kind: expected 'tree', 'barcode' or 'diagram', got {kind!r}")
-    if isinstance(most, bool) or not isinstance(most, int) or most < 1:
-        raise InvalidArgument(f"most: expected an integer >= 1, got {most!r}")
+    if most < 1:
+        raise InvalidArgument(f"most: expected at least 1, got {most}")
     tree, flat = found.tree(of), found.values.ravel()
     finite = flat[np.isfinite(flat)]
     low, high = float(finite.min()), float(finite.max())

@@ -9,11 +9,11 @@ import inspect
 import numbers
 import reprlib
 from collections.abc import Callable, Iterable
-from difflib import get_close_matches
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
+from ..arguments import near
 from ..errors import InvalidArgument
 from .style import check_figsize
 
@@ -57,8 +57,7 @@ def picture(function: Callable[P, R]) -> Callable[P, R]:
 def unknown_option(option: str, known: Iterable[str], name: str) -> str:
     """What an error says of an option that a function does not take."""
     known = [*known]
-    near = get_close_matches(option, known, 3, 0.55)
-    meant = f"; did you mean {' or '.join(near)}?" if near else "."
+    meant = near(option, known, 0.55) or "."
     return f"{option}: {name} has no such option{meant} Its options: {', '.join(known)}"
 
 
@@ -162,8 +161,7 @@ def _checked_map(value: Any) -> Any:
             f"cmap: expected the name of a colour map or a Colormap, got {reprlib.repr(value)}"
         )
     if value not in mpl.colormaps:
-        near = get_close_matches(value, list(mpl.colormaps), 3)
-        meant = f"; did you mean {' or '.join(near)}?" if near else ";"
+        meant = near(value, mpl.colormaps) or ";"
         raise InvalidArgument(
             f"cmap: matplotlib has no colour map {value!r}{meant} list(matplotlib.colormaps) names "
             "them all, 'viridis' and 'cividis' are safe for colour-blind readers"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..arguments import numbers
 from ..errors import InvalidArgument
 from .paths import OFF_MAP, draw_path
 from .scale import Array
@@ -98,18 +99,18 @@ def _run(surface: Surface, given: Any, name: str, label: str | None) -> Run:
         if found is given:
             _check_norms(surface, found, name)
         return Run(found.coordinates, found.off_share, np.asarray(found.steps), label)
-    try:
-        array = np.asarray(found, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise InvalidArgument(
-            f"{name}: expected a Trajectory, a Projection or numbers (T, 2), got "
-            f"{type(found).__name__}"
-        ) from error
+    array = as_points(found, name, "a Trajectory, a Projection or numbers (T, 2)")
+    return Run(array, label=label if array.size else None)
+
+
+def as_points(points: Any, name: str, expected: str = "numbers of shape (T, 2)") -> Array:
+    """Coordinates (T, 2) in float64, of none (0, 2). InvalidArgument names the argument."""
+    array: Array = numbers(points, name, expected)
     if array.size == 0:
-        return Run(np.empty((0, 2)))
+        return np.empty((0, 2))
     if array.ndim != 2 or array.shape[1] != 2:
         raise InvalidArgument(f"{name}: expected shape (T, 2), got {array.shape}")
-    return Run(array, label=label)
+    return array
 
 
 def _is_several(given: Any) -> bool:

@@ -19,7 +19,6 @@ from .style import (
     LINE_DASHES,
     STYLE,
     Panels,
-    check_figsize,
     legend_above,
     new_axes,
     own_style,
@@ -56,7 +55,7 @@ def two_axes(
         return pair
     import matplotlib.pyplot as plt
 
-    size = (2 * COLUMN_WIDTH, COLUMN_WIDTH * height) if figsize is None else check_figsize(figsize)
+    size = (2 * COLUMN_WIDTH, COLUMN_WIDTH * height) if figsize is None else figsize
     _, pair = plt.subplots(
         1, 2, figsize=size, layout="compressed",
         gridspec_kw={"width_ratios": ratios},

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..errors import InvalidArgument
 from .options import picture
-from .style import COLUMN_WIDTH, STYLE, check_figsize, own_style
+from .style import COLUMN_WIDTH, STYLE, own_style
 
 if TYPE_CHECKING:
     from ..results.patterns import ConstructedPattern, Pattern
@@ -118,6 +118,6 @@ def _axes(given: Any, rows: int, columns: int, figsize: tuple[float, float] | No
     size = (columns * side + 0.5, rows * side + 0.2)
     _, axes = plt.subplots(
         rows, columns, squeeze=False, layout="constrained",
-        figsize=size if figsize is None else check_figsize(figsize),
+        figsize=figsize or size,
     )  # fmt: skip
     return axes

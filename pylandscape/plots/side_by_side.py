@@ -68,8 +68,6 @@ def compare(
             "results: expected surfaces, curves, spectra or clouds, all of one kind, got "
             f"{', '.join(kinds)}"
         )
-    if labels is not None and len(labels) != len(results):
-        raise InvalidArgument(f"labels: expected {len(results)}, got {len(labels)}")
     if isinstance(results[0], Surface):
         found = compare_surfaces(results, labels=labels, **options)
     elif isinstance(results[0], Cloud):
@@ -119,6 +117,8 @@ def compare_surfaces(
     figsize: tuple[float, float] | None = None,
 ) -> list[Axes]:
     """A panel for each surface, on one scale; see `compare`."""
+    if labels is not None and len(labels) != len(surfaces):
+        raise InvalidArgument(f"labels: expected {len(surfaces)}, got {len(labels)}")
     kind = kind or "filled"
     if kind not in FLAT_KINDS:
         raise InvalidArgument(f"kind: expected one of {', '.join(FLAT_KINDS)}, got {kind!r}")
@@ -127,7 +127,7 @@ def compare_surfaces(
             raise InvalidArgument(
                 f"metric: expected one of {sorted(surface.metrics)}, got {metric!r}"
             )
-    if columns is not None and (not isinstance(columns, int) or columns < 1):
+    if columns is not None and columns < 1:
         raise InvalidArgument(f"columns: expected at least 1, got {columns!r}")
     every = np.concatenate([s.metrics[metric].ravel() for s in surfaces])
     scale = Scale.of(every, log=log, offset=offset, vmin=vmin, vmax=vmax)

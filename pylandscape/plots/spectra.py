@@ -77,7 +77,7 @@ def plot_spectrum(
     Raises:
         InvalidArgument: names the argument.
     """
-    if exact is not None and (not isinstance(bins, int) or bins < 1):
+    if exact is not None and bins < 1:
         raise InvalidArgument(f"bins: expected at least 1, got {bins!r}")
     axis = Axis.of([spectrum], xscale, linthresh, xlim, sigma2, exact, width=width)
     grid = axis.points(POINTS)

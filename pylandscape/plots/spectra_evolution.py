@@ -104,8 +104,8 @@ def tops(
 ) -> list[Any]:
     """The largest eigenvalues that the probes resolved against the position, and the smallest one
     where it is negative; bars are their bounds. Returns the handles of a legend."""
-    if isinstance(most, bool) or not isinstance(most, int) or most < 1:
-        raise InvalidArgument(f"most: expected at least 1, got {most!r}")
+    if most < 1:
+        raise InvalidArgument(f"most: expected at least 1, got {most}")
     values = np.full((most + 1, rows.size), np.nan)
     bounds = np.full_like(values, np.nan)
     for k, (spectrum, unit) in enumerate(zip(spectra, units, strict=True)):

@@ -65,7 +65,7 @@ class Axis:
         if width is not None and sigma2 is not None:
             raise InvalidArgument(f"width: expected none beside sigma2={sigma2!r}, got {width!r}")
         share = WIDTH if width is None else width
-        if not (isinstance(share, int | float) and 0.0 < share < 1.0):
+        if not 0.0 < share < 1.0:
             raise InvalidArgument(f"width: expected a share between 0 and 1, got {width!r}")
         kernels = [chosen_sigma2(s, sigma2) for s in spectra]
         ends = [

@@ -100,7 +100,7 @@ def new_axes(
 
     # "compressed" gives colour bars the height of axes of a fixed aspect; it does not know 3-D.
     layout = "compressed" if projection is None else None
-    size = (COLUMN_WIDTH, COLUMN_WIDTH * height) if figsize is None else check_figsize(figsize)
+    size = (COLUMN_WIDTH, COLUMN_WIDTH * height) if figsize is None else figsize
     figure = plt.figure(figsize=size, layout=layout)
     axes = figure.add_subplot(projection=projection)
     if projection is None:

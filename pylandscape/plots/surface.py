@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..arguments import callers_level
 from ..errors import InvalidArgument
 from ..theta.sampling import STANDARD
 from . import surface_strokes as draw
 from .lines import band_text, band_width, plot_lines, slices
 from .options import picture
-from .overlay import draw_runs, room_for, runs_of
+from .overlay import as_points, draw_runs, room_for, runs_of
 from .paths import animate
 from .scale import Array, Scale
 from .style import (
@@ -153,7 +154,7 @@ def plot_surface(
     own_paths = surface.info.get("paths") if trajectory is None else trajectory
     runs = () if own_paths is None else runs_of(surface, own_paths)
     view = view_of(surface)
-    marks = view.vertices if vertices is None else _points("vertices", vertices)
+    marks = view.vertices if vertices is None else as_points(vertices, "vertices")
     names = view.names if vertices is None and labels else ()
     scale = Scale.of(values, log=log, offset=offset, vmin=vmin, vmax=vmax)
     solid = kind == "surface"
@@ -223,7 +224,7 @@ def _levels_outside(
     warnings.warn(
         f"levels: {outside.size} of {given.size} lie outside of the drawn values, {low:.4g} to "
         f"{high:.4g}: {few}",
-        stacklevel=3,
+        stacklevel=callers_level(),
     )
     span = f"{low:.3g} to {high:.3g}"
     return [f"no level within the values, {span}"] if outside.size == given.size else []
@@ -301,17 +302,3 @@ def _metric(surface: Surface, metric: str) -> Array:
     if values.shape != expected:
         raise InvalidArgument(f"metrics[{metric!r}]: expected shape {expected}, got {values.shape}")
     return values
-
-
-def _points(name: str, points: Any) -> Array:
-    try:
-        array = np.asarray(points, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise InvalidArgument(
-            f"{name}: expected numbers of shape (T, 2), got {type(points).__name__}"
-        ) from error
-    if array.size == 0:
-        return np.empty((0, 2))
-    if array.ndim != 2 or array.shape[1] != 2:
-        raise InvalidArgument(f"{name}: expected shape (T, 2), got {array.shape}")
-    return array

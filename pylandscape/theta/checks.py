@@ -213,7 +213,7 @@ def check_room(
     dtype: torch.dtype | None,
     device: torch.device,
     copy: bool,
-    params: Sequence[str] | None = None,
+    params: Sequence[str] | None,
 ) -> None:
     """Whether a landscape's own copy of the model, and its point, fit the memory that is free.
 
@@ -221,8 +221,8 @@ def check_room(
     """
     held = theta = 0
     for t in {id(t): t for t in (*model.parameters(), *model.buffers())}.values():
-        wide = dtype is not None and t.is_floating_point()
-        held += t.numel() * (dtype.itemsize if wide and dtype is not None else t.itemsize)
+        cast = dtype if dtype is not None and t.is_floating_point() else t.dtype
+        held += t.numel() * cast.itemsize
     if copy:
         n = ParameterLayout.of(model, params).n
         theta = n * max(4, (dtype or torch.float32).itemsize)

@@ -29,7 +29,7 @@ class State:
             attributes; what they refer to is held only if it is among them.
         cells: of functions that are among the objects' owners.
         moved: ids of tensors whose values somebody else writes: only watched.
-        lazy: ids of tensors too large to hold twice: only watched until `hold` is told a value.
+        lazy: ids of tensors too large to hold twice: only watched until `learn` finds one changed.
     """
 
     def __init__(

@@ -3,10 +3,10 @@
 //
 //   struct Softmax : Rules<Softmax> {
 //     static constexpr bool in_place = true;
-//     template <typename T>
-//     static void call(const Call<T>& c) { ... }
-//     template <typename T>
-//     static void reverse(const Reverse<T>& p) { ... }
+//     template <class P>
+//     static void call(const P& c) { ... }
+//     template <class P>
+//     static void reverse(const P& p) { ... }
 //     ...  // tangent_forward, tangent_reverse
 //   };
 //   const OpEntry ops::softmax = make_entry<Softmax>();

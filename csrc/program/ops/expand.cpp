@@ -55,10 +55,7 @@ struct Expand : Rules<Expand> {
         std::copy_n(p.source(p.step.bias + p.step.key[f]), lanes,
                     p.y + static_cast<int64_t>(f) * p.cols + s * lanes);
   }
-  template <typename T>
-  static void forward(const Forward<T>& p) {
-    call(call_of(p));
-  }
+  using Rules<Expand>::forward;
   static void reverse(const PointReverse&) {}  // its sums are those of Points
   static void tangent_forward(const PointTangentForward&) {}
   static void tangent_reverse(const PointTangentReverse&) {}
