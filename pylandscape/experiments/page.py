@@ -184,7 +184,7 @@ def panels(
     return axes.ravel()[:count]
 
 
-def _uncrowd(axes: Sequence[Any]) -> None:
+def _uncrowd(axes: Any) -> None:
     """Of panels side by side: equal labels once in a row or column, long ones on two lines."""
     flat = [one for one in axes if one.name != "3d" and one.get_subplotspec() is not None]
     if len({one.get_subplotspec().colspan.start for one in flat}) < 2:
