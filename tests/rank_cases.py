@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 import pylandscape as pl
+from pylandscape import ranks
 from pylandscape.ranks import current
 
 CASES: dict[str, Callable[..., Any]] = {}
@@ -209,12 +210,12 @@ def raising(folder: Path, rank: int = 1) -> dict[str, Any]:
 @case
 def between(folder: Path) -> dict[str, Any]:
     """Rank 1 fails between two calls within one, where rank 0 has begun the next."""
-    ranks = current()
-    assert ranks is not None
-    with ranks.call("outer", {}):
-        if ranks.rank == 1:
+    group = current()
+    assert group is not None
+    with group.call("outer", {}):
+        if group.rank == 1:
             raise ValueError("no use")
-        with ranks.call("inner", {}):
+        with group.call("inner", {}):
             pass
     return {}
 
@@ -232,6 +233,16 @@ def hanging(folder: Path, rank: int = 1) -> dict[str, Any]:
     with pl.distributed(timeout=1.0):
         pl.plane(land, *d, x=(-1, 1, 4), y=(-1, 1, 4), metrics=("loss", metric), progress=False)
     return {}
+
+
+@case
+def ended(folder: Path) -> dict[str, Any]:
+    """Rank 1's script is at its end, rank 0 asks for more."""
+    surface(landscape(), 3)
+    if os.environ["RANK"] == "1":
+        ranks._ended(os.getpid())
+        return {}
+    return {"plane": surface(landscape(), 3)}
 
 
 @case

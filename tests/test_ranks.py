@@ -172,8 +172,12 @@ def test_flatness_tracks_alignments_and_curves_have_the_bits_of_one_process(
 
 
 def test_torchrun_s_environment_alone_makes_a_group(tmp_path: Path) -> None:
-    for found in Group(tmp_path, "early", 2, launched=True).end():
+    group = Group(tmp_path, "early ended", 2, launched=True)
+    for found in group.end():
         same(found, CASES["early"](tmp_path))
+    one, other = group.found("ended")  # nobody waits for a rank whose script has ended
+    assert "rank 1 does not come to call 3, plane: it has left the group" in one["text"]
+    assert not other
 
 
 @pytest.mark.ci
