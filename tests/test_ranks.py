@@ -287,6 +287,24 @@ def test_what_ranks_recorded_is_merged_by_one_process(tmp_path: Path) -> None:
 
 
 @pytest.mark.ci
+def test_runs_that_ranks_trained_are_on_the_disk_and_taken_up(tmp_path: Path) -> None:
+    for text in failed(Group(tmp_path, "training", 2, fails=True).end()):
+        assert "no such length" in text
+    (own := tmp_path / "own").mkdir()
+    wanted = CASES["training"](own)
+    (other := tmp_path / "other").mkdir()
+    for path in tmp_path.glob("runs.h5*"):
+        (other / path.name).write_bytes(path.read_bytes())
+    for found in Group(tmp_path, "training", 3).end():
+        same(found, wanted)
+    rank_cases.MEASURED.clear()
+    same(CASES["training"](other), wanted)
+    assert 0 < len(rank_cases.MEASURED) < 12 * 4  # one process trains the others alone
+    for folder in (tmp_path, own, other):
+        assert [path.name for path in folder.glob("runs.h5*")] == ["runs.h5"]
+
+
+@pytest.mark.ci
 def test_where_only_rank_0_can_write_it_keeps_the_points_of_all(tmp_path: Path) -> None:
     for found in Group(tmp_path, "folder_of_one", 3).end():
         assert np.array_equal(found["plane"], rank_cases.surface(rank_cases.landscape(), 11))

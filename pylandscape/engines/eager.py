@@ -50,6 +50,7 @@ from .eager_switches import (
     dense_gradients,
     generator_states,
     persistently,
+    return_unused_memory,
     switches,
 )
 from .forward_pass import Pass, failed, rebound
@@ -511,6 +512,8 @@ class TorchEngine:
             for i in range(count):
                 self._state.restore()
                 write(i)
+                if self.parameters.large:
+                    return_unused_memory()
                 try:
                     self._begin()
                     found = self._at(metrics, None if off is None else off[i], kept)
