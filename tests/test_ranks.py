@@ -172,8 +172,12 @@ def test_flatness_tracks_alignments_and_curves_have_the_bits_of_one_process(
 
 
 def test_torchrun_s_environment_alone_makes_a_group(tmp_path: Path) -> None:
-    for found in Group(tmp_path, "early", 2, launched=True).end():
+    group = Group(tmp_path, "early ended", 2, launched=True)
+    for found in group.end():
         same(found, CASES["early"](tmp_path))
+    one, other = group.found("ended")  # nobody waits for a rank whose script has ended
+    assert "rank 1 does not come to call 3, plane: it has left the group" in one["text"]
+    assert not other
 
 
 @pytest.mark.ci
@@ -280,6 +284,24 @@ def test_what_ranks_recorded_is_merged_by_one_process(tmp_path: Path) -> None:
         found["plane"], CASES["slow"](tmp_path, path="alone.h5", pause=0.0)["plane"]
     )
     assert sorted(p.name for p in tmp_path.glob("*.h5*")) == ["alone.h5", "s.h5"]
+
+
+@pytest.mark.ci
+def test_runs_that_ranks_trained_are_on_the_disk_and_taken_up(tmp_path: Path) -> None:
+    for text in failed(Group(tmp_path, "training", 2, fails=True).end()):
+        assert "no such length" in text
+    (own := tmp_path / "own").mkdir()
+    wanted = CASES["training"](own)
+    (other := tmp_path / "other").mkdir()
+    for path in tmp_path.glob("runs.h5*"):
+        (other / path.name).write_bytes(path.read_bytes())
+    for found in Group(tmp_path, "training", 3).end():
+        same(found, wanted)
+    rank_cases.MEASURED.clear()
+    same(CASES["training"](other), wanted)
+    assert 0 < len(rank_cases.MEASURED) < 12 * 4  # one process trains the others alone
+    for folder in (tmp_path, own, other):
+        assert [path.name for path in folder.glob("runs.h5*")] == ["runs.h5"]
 
 
 @pytest.mark.ci
