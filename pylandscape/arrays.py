@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -30,6 +31,11 @@ def edges(axis: Array) -> Array:
         return np.array([axis[0] - 0.5, axis[0] + 0.5])
     middle = 0.5 * (axis[1:] + axis[:-1])
     return np.concatenate([[2 * axis[0] - middle[0]], middle, [2 * axis[-1] - middle[-1]]])
+
+
+def all_finite(x: Any) -> bool:
+    """Whether no element of a tensor is infinite or NaN: where their sum is finite, none is."""
+    return math.isfinite(float(x.sum())) or bool(x.isfinite().all())
 
 
 def scipy_operator(
