@@ -8,13 +8,17 @@ namespace pylandscape {
 
 namespace {
 
+// Of a wider weight the sums lie too far apart to go through all of its rows for each block of data.
+constexpr int64_t kDirectRows = 128;
+
 // Whether op i multiplies by the data with a weight of theta, each for itself alone, so that its
 // product dy x^T can take them as they stand.
 bool takes_data_directly(const OpList& program, size_t i, int64_t tile) {
   const std::vector<Op>& ops = program.ops();
   const Op& op = ops[i];
   if (op.kind != OpKind::kLinear || op.inputs[0] != 0 || op.outer != 1) return false;
-  if (!program.in_theta(op.weight) || tile > cpu::kDirectColumns) return false;
+  if (op.m > kDirectRows || tile > cpu::kDirectColumns) return false;
+  if (!program.in_theta(op.weight)) return false;
   const auto columns = entry(op.kind).columns;
   return std::none_of(ops.begin(), ops.end(), [&](const Op& other) {
     if (&other == &op) return false;

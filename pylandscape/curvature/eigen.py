@@ -192,7 +192,7 @@ class _Iteration:
     def _settled(self) -> bool:
         if self.lanczos.steps() < self.k:
             return False
-        values, _, bounds = self.lanczos.ritz()
+        values, _, bounds = self.lanczos.nodes()
         found = wanted(values, self.k, self.which)
         small = bounds[found] <= allowed(self.op, self.stop, values, found, 1.0)
         return bool(small.all()) and self._complete(values)
