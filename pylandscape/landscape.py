@@ -24,7 +24,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DistributedSampler
 
 from .arguments import callers_level, integer
-from .arrays import digest_of_all, scipy_operator
+from .arrays import all_finite, digest_of_all, scipy_operator
 from .engines import shared_data, slopes
 from .engines.choose import EngineReport, choose
 from .engines.differences import check_products, hessian_by_differences
@@ -740,7 +740,7 @@ class Landscape:
             found = ask(self._engine)
         except NotLowered:
             return ask(self._eager)
-        if self.native is None or bool(torch.isfinite(found).all()):
+        if self.native is None or all_finite(found):
             return found
         with contextlib.suppress(PylandscapeError):
             return ask(self._eager)

@@ -51,6 +51,7 @@ from .eager_switches import (
     dense_gradients,
     generator_states,
     persistently,
+    return_unused_memory,
     switches,
 )
 from .forward_pass import Pass, failed, rebound, roots
@@ -528,6 +529,8 @@ class TorchEngine:
             for i in range(count):
                 self._restore()
                 write(i)
+                if self.parameters.large:
+                    return_unused_memory()
                 try:
                     self._begin()
                     found = self._at(metrics, None if off is None else off[i], kept)
