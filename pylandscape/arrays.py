@@ -16,6 +16,7 @@ from .errors import InvalidArgument
 
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
+    from torch import Tensor
     from tqdm import tqdm
 
 
@@ -30,6 +31,11 @@ def edges(axis: Array) -> Array:
         return np.array([axis[0] - 0.5, axis[0] + 0.5])
     middle = 0.5 * (axis[1:] + axis[:-1])
     return np.concatenate([[2 * axis[0] - middle[0]], middle, [2 * axis[-1] - middle[-1]]])
+
+
+def all_finite(x: Tensor) -> bool:
+    """Whether no element is infinite or NaN: a finite sum says it in one pass of reading."""
+    return bool(x.sum().isfinite()) or bool(x.isfinite().all())
 
 
 def scipy_operator(

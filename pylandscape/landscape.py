@@ -24,7 +24,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DistributedSampler
 
 from .arguments import callers_level, integer
-from .arrays import digest_of_all, scipy_operator
+from .arrays import all_finite, digest_of_all, scipy_operator
 from .engines import shared_data, slopes
 from .engines.choose import EngineReport, choose
 from .engines.differences import check_products, hessian_by_differences
@@ -82,7 +82,9 @@ class Landscape:
             landscape is made, the module itself runs once at moved parameters, as a check of the
             copy, and gets every bit back. DataParallel, DistributedDataParallel and torch.compile
             are taken off. State that the model keeps between calls (buffers, attributes, tensors
-            changed in place) starts anew at every point; batches of one point see it evolve.
+            changed in place) starts anew at every point; batches of one point see it evolve. So
+            does what its code and the loss's keep outside (in closures, globals, classes), which
+            has your values again after every question.
         loss: a torch.nn loss, its functional form, a name ("cross_entropy", "nll", "mse",
             "bce_with_logits", "l1", "smooth_l1", "huber", "bce", "kl_div", "poisson_nll"), or any
             callable of (outputs, target) giving a scalar.
@@ -738,7 +740,7 @@ class Landscape:
             found = ask(self._engine)
         except NotLowered:
             return ask(self._eager)
-        if self.native is None or bool(torch.isfinite(found).all()):
+        if self.native is None or all_finite(found):
             return found
         with contextlib.suppress(PylandscapeError):
             return ask(self._eager)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..arguments import integer
-from ..arrays import Path, digest
+from ..arrays import Path, all_finite, digest
 from ..errors import InvalidArgument
 from ..results.eigen_pairs import WHICH, EigenPairs
 from ..runs.checkpoint import Arrays, Checkpoint
@@ -67,7 +67,8 @@ def eigenpairs(
         basis: rows of the Lanczos basis before a restart; default 4 k, at least 60, while it takes
             at most 1 GiB. Memory: basis n numbers.
         max_products: at most so many, those that measure residuals among them; default 10 n, at
-            least 1,000. Where k steps leave none for that, residuals are Lanczos' own bounds.
+            least 1,000. Where k steps, or the n after which the basis spans the whole space, leave
+            none for that, residuals are Lanczos' own bounds.
         seed: of the random start (the same on a CPU and a GPU), to which the gradient is added for
             large eigenvalues of a landscape; `start` (n,) replaces both.
         measure: measure every residual with k further products, and improve the pairs by
@@ -103,7 +104,9 @@ def eigenpairs(
         )
         return iteration.run(progress)
 
-    return resumable(path, request, run)
+    # What follows from the seed and the gradient may differ in its last bits on GPUs.
+    compared = request if start is not None else {**request, "start": None}
+    return resumable(path, request, run, compared)
 
 
 def rough_norm(
@@ -161,7 +164,9 @@ class _Iteration:
     def run(self, progress: bool) -> EigenPairs:
         started = time.perf_counter()
         lanczos = self.lanczos
-        last = min(self.most, max(self.k, self.most - self.measuring))  # product of the iteration
+        whole = lanczos.most_steps >= self.op.n  # n steps give every eigenpair
+        least = self.op.n if whole else self.k
+        last = min(self.most, max(least, self.most - self.measuring))  # product of the iteration
         total = min(last, lanczos.most_steps)
         with watched(total, "eigenpairs", progress) as show:
             try:
@@ -187,7 +192,7 @@ class _Iteration:
     def _settled(self) -> bool:
         if self.lanczos.steps() < self.k:
             return False
-        values, _, bounds = self.lanczos.ritz()
+        values, _, bounds = self.lanczos.nodes()
         found = wanted(values, self.k, self.which)
         small = bounds[found] <= allowed(self.op, self.stop, values, found, 1.0)
         return bool(small.all()) and self._complete(values)
@@ -449,6 +454,6 @@ def _first(op: SymmetricOperator, start: Any, seed: Any, which: str) -> Tensor:
     first = torch.as_tensor(getattr(start, "vector", start)).detach().to(op.device, op.dtype)
     if first.shape != (op.n,):
         raise InvalidArgument(f"start: expected shape ({op.n},), got {tuple(first.shape)}")
-    if not bool(torch.isfinite(first).all()) or not bool(first.any()):
+    if not all_finite(first) or not bool(first.any()):
         raise InvalidArgument("start: expected a finite vector that is not zero")
     return first

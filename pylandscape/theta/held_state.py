@@ -96,6 +96,26 @@ class State:
             for cell, content in zip(self._cells, self._contents, strict=True)
         )
 
+    def touched(self) -> bool:
+        """Whether anything is other than what is to be put back."""
+        return (
+            self.differs()
+            or self.writes()
+            or [t.requires_grad for t in self._tensors] != self._flags
+            or any(_bits(get()) != _bits(state) for _, get, _, state in self._generators)
+        )
+
+    def writes(self) -> bool:
+        """Whether tensors or arrays were changed in place."""
+        return (
+            list(map(_version, self._tensors)) != self._versions
+            or any(
+                value is not None and not same_bits(t, value)  # by .data, without a new version
+                for t, value in zip(self._tensors, self._values, strict=True)
+            )
+            or any(a.tobytes() != held.tobytes() for a, held in self._arrays)
+        )
+
     def restore(self) -> None:
         """Puts everything back. Raises InvalidArgument for a tensor that was not held."""
         if list(map(id, chain.from_iterable(self._views))) != self._ids:
@@ -168,6 +188,11 @@ class State:
 
 def _version(t: Tensor) -> int:
     return 0 if t.is_inference() else t._version
+
+
+def _bits(state: Any) -> Any:
+    """The state of a generator, comparable."""
+    return state.numpy().tobytes() if isinstance(state, Tensor) else repr(state)
 
 
 def _held(t: Tensor) -> Tensor:

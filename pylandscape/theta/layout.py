@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..arrays import text_digest
+from ..arrays import all_finite, text_digest
 from ..errors import InvalidArgument, LayoutMismatch
 from .checkpoints import fitted, some, tensors_of
 
@@ -160,7 +160,7 @@ class ParameterLayout:
                 f"{name}: expected a tensor, array, direction, module, state dict or checkpoint's "
                 f"path, got {type(value).__name__}"
             )
-        if not bool(torch.isfinite(vector).all()):
+        if not all_finite(vector):
             bad = int((~torch.isfinite(vector)).sum())
             raise InvalidArgument(f"{name}: expected finite elements, got {bad} that are not")
         return vector

@@ -322,18 +322,16 @@ class Snapshot:
         reached = {name: value for name, value in names.items() if self._reaches(value)}
         cells = None
         if f.__closure__ is not None:
-            cells = tuple(types.CellType() for _ in f.__closure__)
+            cells = tuple(map(self._cell, f.__closure__))
         scope = {**f.__globals__} if reached else f.__globals__
         own = types.FunctionType(f.__code__, scope, f.__name__, None, cells)
         self._note(f, own)
         for name, value in reached.items():
             scope[name] = self._rebound(value)
         for cell, old in zip(cells or (), f.__closure__ or (), strict=True):
-            try:
+            if cell is not old and not any(cell is known for known in self.cells):
+                self.cells.append(cell)
                 cell.cell_contents = self.rebound(old.cell_contents)
-            except ValueError:  # an empty cell
-                continue
-            self.cells.append(cell)
         if f.__defaults__ is not None:
             own.__defaults__ = tuple(self.rebound(a) for a in f.__defaults__)
         if f.__kwdefaults__ is not None:
@@ -341,6 +339,21 @@ class Snapshot:
         own.__qualname__, own.__module__, own.__doc__ = f.__qualname__, f.__module__, f.__doc__
         own.__dict__.update({name: self._rebound(value) for name, value in f.__dict__.items()})
         return own
+
+    def _cell(self, cell: types.CellType) -> types.CellType:
+        """A new cell for a variable that holds something of the module, one for all functions that
+        share the variable; the user's own for others, which functions that are shared may write."""
+        if id(cell) in self._memo:
+            return self._memo[id(cell)]
+        try:
+            x = cell.cell_contents
+        except ValueError:  # empty
+            return cell
+        if isinstance(x, nn.Module | Tensor) or (not isinstance(x, ATOMS) and self._reaches(x)):
+            self.pairs.append((cell, None))  # its id stays taken
+            self._memo[id(cell)] = types.CellType()
+            return self._memo[id(cell)]
+        return cell
 
     def _reaches(self, x: Any) -> bool:
         """Whether x holds a part of the module, or directly any module or tensor and is no
