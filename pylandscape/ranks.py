@@ -445,6 +445,12 @@ def speaks() -> bool:
     return not _launched() or os.environ.get("RANK", "0") == "0"
 
 
+def owns_files() -> bool:
+    """Whether this process writes results: one that works alone, or rank 0."""
+    ranks = current()
+    return ranks is None or ranks.first
+
+
 @contextmanager
 def by_itself() -> Iterator[None]:
     """A block in which this process works by itself: an item, or work of one rank."""

@@ -21,7 +21,9 @@ from pylandscape.ranks import current
 
 CASES: dict[str, Callable[..., Any]] = {}
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload([__name__])
+CONTEXT.set_forkserver_preload(  # what every rank needs
+    [__name__, "h5py", "pylandscape.landscape", "pylandscape.surfaces.grids"]
+)
 LIMIT = 300.0  # seconds for a group to end, on a machine with other work
 WAITING = 200.0  # seconds of `pl.distributed(timeout=)` where no case sets it
 
@@ -162,6 +164,35 @@ def points(folder: Path) -> dict[str, Any]:
 
 
 @case
+def solutions(folder: Path, record: bool = False) -> dict[str, Any]:
+    """Functions of whole solutions and of paths; with files where they are recorded."""
+    land = landscape()
+
+    def at(name: str) -> Path | None:
+        return folder / name if record else None
+
+    other = network(seed=3)
+    measures = ("average_filter", "worst_l2", "worst_linf_element", "lambda_max", "trace")
+    flat = pl.flatness(land, measures, rho=(0.05, 0.1), draws=40, steps=4, products=40)
+    thetas = land.theta.numpy() + 0.05 * np.random.default_rng(0).normal(size=(19, land.n_params))
+    track = pl.track(pl.trajectory(thetas, land), land, 2, path=at("t.h5"), progress=False)
+    options: dict[str, Any] = {"steps": 3, "points": 7, "progress": False}
+    curve = pl.connect(land, network(), other, path=at("c.h5"), **options)
+    slow = pl.connect(landscape(engine="torch"), network(), other, **options)
+    picture = curve.plane(points=5, path=at("p.h5"), progress=False)
+    aligned = {}
+    if record:  # which imports much
+        found = pl.align(land, network(), other, points=9, path=at("a.h5"), progress=False)
+        aligned = {"aligned": found.theta, "lines": np.stack([found.line_before, found.line])}
+    return {
+        **aligned, "flatness": np.array([[row.value, row.standard_error] for row in flat.rows]),
+        "track": track.values, "products": track.products, "curve": curve.vertices,
+        "losses": curve.values, "straight": curve.line,
+        "slow": slow.vertices, "history": slow.history, "picture": picture.values,
+    }  # fmt: skip
+
+
+@case
 def raising(folder: Path, rank: int = 1) -> dict[str, Any]:
     def metric(outputs: torch.Tensor, target: torch.Tensor) -> float:
         if os.environ["RANK"] == str(rank):
@@ -231,6 +262,10 @@ def different(folder: Path, what: str) -> dict[str, Any]:
         land = pl.Landscape(network(seed=int(odd and what == "theta")), "cross_entropy", (x, y))
     if what == "function" and odd:
         pl.classify(land, land.theta[None], progress=False)
+    elif what == "samples":  # of what every rank computes for itself
+        pl.eigenpairs(
+            pl.Landscape(network(), "cross_entropy", samples(36 + odd)), 1, progress=False
+        )
     elif what == "some":
         surface(land)
         if mine == 0:

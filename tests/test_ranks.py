@@ -35,7 +35,8 @@ def failed(found: list[dict[str, object]]) -> list[str]:
 def two(tmp_path_factory: pytest.TempPathFactory) -> Group:
     """Two ranks that go through many cases; after an error they go on with the next one."""
     cases = (
-        "points raising different:data different:function between files few_shared hanging early"
+        "points raising different:data different:function different:samples between files "
+        "few_shared hanging early"
     )
     group = Group(tmp_path_factory.mktemp("two"), cases, 2)
     group.end()
@@ -68,11 +69,11 @@ def test_a_rank_that_hangs_is_noticed_in_time(two: Group) -> None:
     assert other.startswith("RankFailed: rank 0 stopped: RankFailed: rank 1 did not come")
 
 
-@pytest.mark.parametrize("what", ["data", "function"])
+@pytest.mark.parametrize("what", ["data", "function", "samples"])
 def test_ranks_that_ask_different_things_are_told_what_differs(two: Group, what: str) -> None:
     for text in failed(two.found(f"different:{what}")):
         assert text.startswith("InvalidArgument")
-        assert f"\n  {what}: " in text
+        assert f"\n  {'data' if what == 'samples' else what}: " in text
         assert "rank 0" in text
         assert "rank 1" in text
 
@@ -155,6 +156,19 @@ def test_walks_probes_runs_starts_and_products_are_shared_too(
     for found in Group(tmp_path, "items", size, record=record).end():
         same(found, wanted)
     assert {p.name for p in tmp_path.glob("*.h5*")} == {p.name for p in own.glob("*.h5*")}
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize(("size", "record"), [(2, True), (3, False)])
+def test_flatness_tracks_alignments_and_curves_have_the_bits_of_one_process(
+    tmp_path: Path, size: int, record: bool
+) -> None:
+    (own := tmp_path / "own").mkdir()
+    wanted = CASES["solutions"](own, record)
+    for found in Group(tmp_path, "solutions", size, record=record).end():
+        same(found, wanted)
+    names = ["a.h5", "c.h5", "p.h5", "t.h5"] if record else []
+    assert sorted(p.name for p in tmp_path.glob("*.h5*")) == names
 
 
 def test_torchrun_s_environment_alone_makes_a_group(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .._native import core
+from ..arrays import all_finite
 
 _SUFFIX = {torch.float32: "f32", torch.float64: "f64"}
 
@@ -72,7 +73,7 @@ def orthonormal(rows: Tensor) -> tuple[Tensor, Tensor]:
     q = rows.double().contiguous()
     q = q.clone() if q.data_ptr() == rows.data_ptr() else q
     r = torch.zeros(len(q), len(q), dtype=torch.float64)
-    if not bool(torch.isfinite(q).all()):
+    if not all_finite(q):
         return q.fill_(float("nan")), r.fill_(float("nan"))
     core.orthonormal_f64(q.data_ptr(), len(q), q.shape[1], r.data_ptr())
     return q, r

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..arrays import all_finite
 from ..errors import InvalidArgument, PylandscapeError, out_of_memory
 from ..theta.data import Batch
 from ..theta.losses import KnownLoss, Objective, as_scalar
@@ -134,7 +135,7 @@ class TorchStepper:
         except PylandscapeError:
             raise
         except Exception as error:
-            if out_of_memory(error) or bool(torch.isfinite(theta).all()):
+            if out_of_memory(error) or all_finite(theta):
                 raise failed(error) from error
             return float("nan"), torch.full_like(theta, torch.nan)  # code that dislikes NaN
         if kept is not None:

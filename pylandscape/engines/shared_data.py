@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from ..arguments import callers_level
-from ..arrays import text_digest
+from ..arrays import all_finite, text_digest
 from ..errors import InvalidArgument, NotLowered
 from ..ranks import current
 from ..theta.checks import as_coefficients
@@ -233,7 +233,7 @@ class DataShards:
             for engine in compiled:
                 with contextlib.suppress(NotLowered):
                     found = ask(engine)
-            if found is None or (compiled and not bool(torch.isfinite(found).all())):
+            if found is None or (compiled and not all_finite(found)):
                 found = ask(last)
             return _times(weights[index], found.detach().double().cpu().numpy())
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .._native import core
+from ..arrays import all_finite
 from ..errors import NotLowered
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ def _kind(loss: KnownLoss) -> tuple[str, tuple[float, float]]:
 def _dense(loss: KnownLoss, targets: Tensor) -> Tensor:
     if loss.kind != "kl_div" or not loss.log_target:
         return targets
-    if not bool(torch.isfinite(targets).all()):
+    if not all_finite(targets):
         raise NotLowered("kl_div of log-probabilities that are not finite")
     return targets.exp()
 

@@ -21,11 +21,10 @@ import numpy as np
 from ..arrays import progress_bar
 from ..errors import InvalidArgument
 from ..ranks import Call, by_itself, current, in_step
-from .checkpoint import SECONDS, Arrays, Checkpoint
+from .checkpoint import BEAT, SECONDS, Arrays, Checkpoint
 
 RANK = ".rank"  # of the name of a rank's record beside a result, before its number
 ITEMS = "items"  # name of the array that says which items the others of a record are of
-BEAT = 0.5  # seconds between two signs of life
 
 Work = Callable[[np.ndarray, Callable[[], None]], Mapping[str, np.ndarray]]
 
@@ -74,6 +73,20 @@ def by_ranks(
                     record.add(at, work(at, share.beat))
                     bar.update(count - len(share.left) + share.drawn - bar.n)
             return share.gathered()
+
+
+@contextmanager
+def compared(label: str, request: Callable[[], Mapping[str, Any]]) -> Iterator[None]:
+    """A block of several pieces of work; ranks first compare what they ask for as a whole.
+
+    Raises InvalidArgument where they differ, RankFailed where another rank failed.
+    """
+    ranks = current()
+    if ranks is None:
+        yield
+        return
+    with ranks.call(label, request()):
+        yield
 
 
 class _Share:

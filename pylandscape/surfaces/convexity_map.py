@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..arguments import check_landscape, integer
-from ..arrays import Array, Path
+from ..arrays import Array, Path, all_finite
 from ..curvature.ends import both_ends
 from ..curvature.operators import as_operator
 from ..curvature.tall import combine, norms
@@ -154,7 +154,7 @@ class _Ends:
 
     def _dense(self, i: int) -> tuple[float, float, float]:
         hessian = self._land.hessian(self._point(i))
-        if not bool(torch.isfinite(hessian).all()):
+        if not all_finite(hessian):
             return float("nan"), float("nan"), float("nan")
         values = np.linalg.eigvalsh(hessian.cpu().numpy())  # torch's bits depend on its threads
         return float(values[0]), float(values[-1]), 0.0

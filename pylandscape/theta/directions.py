@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .._native import cuda_problem, ops
 from ..arguments import check_landscape
+from ..arrays import all_finite
 from ..errors import CudaUnavailable, InvalidArgument, LayoutMismatch
 from . import running_statistics
 from .checkpoints import tensors_of
@@ -352,7 +353,7 @@ def _whole(land: Space, directions: Any) -> Tensor | None:
         return None
     own = land.origin
     rows = torch.as_tensor(directions).detach().to(own.device, own.dtype, copy=True).contiguous()
-    return rows if bool(torch.isfinite(rows).all()) else None
+    return rows if all_finite(rows) else None
 
 
 def gaussian(

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..arguments import callers_level, check_landscape, integer
-from ..arrays import Array, digest, jsonable, progress_bar
+from ..arrays import Array, all_finite, digest, jsonable, progress_bar
 from ..engines import training as compiled
 from ..engines.contract import Rule, RunState, Stepper
 from ..engines.eager import TorchEngine
@@ -524,7 +524,7 @@ def _evaluator(
 
     def evaluate(theta: Tensor, statistics: Tensor) -> Array:
         point = torch.cat([theta, statistics])
-        if not names or not bool(torch.isfinite(point).all()):
+        if not names or not all_finite(point):
             return nothing
         found = ask(point)
         return np.array([float(found[name][0]) for name in names])

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..arguments import check_landscape
+from ..arrays import all_finite
 from ..errors import InvalidArgument
 from .base import Trajectory
 from .reading import trajectory
@@ -51,7 +52,7 @@ def swa(
     mean = torch.empty(run.n, dtype=torch.float64)
     for first, last, block in run.blocks():
         mean[first:last] = torch.from_numpy(_average(block, shares))
-    if not bool(torch.isfinite(mean).all()):
+    if not all_finite(mean):
         raise InvalidArgument("source: expected finite points, got NaN or infinite numbers")
     if land is None:
         return _bare(run, mean)
