@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 import pylandscape as pl
+from pylandscape import ranks
 from pylandscape.ranks import current
 
 CASES: dict[str, Callable[..., Any]] = {}
@@ -25,6 +26,7 @@ CONTEXT.set_forkserver_preload(  # what every rank needs
     [__name__, "h5py", "pylandscape.landscape", "pylandscape.surfaces.grids"]
 )
 LIMIT = 300.0  # seconds for a group to end, on a machine with other work
+MEASURED: list[int] = []  # a number for each call of the metric of `training`
 WAITING = 200.0  # seconds of `pl.distributed(timeout=)` where no case sets it
 
 
@@ -209,12 +211,12 @@ def raising(folder: Path, rank: int = 1) -> dict[str, Any]:
 @case
 def between(folder: Path) -> dict[str, Any]:
     """Rank 1 fails between two calls within one, where rank 0 has begun the next."""
-    ranks = current()
-    assert ranks is not None
-    with ranks.call("outer", {}):
-        if ranks.rank == 1:
+    group = current()
+    assert group is not None
+    with group.call("outer", {}):
+        if group.rank == 1:
             raise ValueError("no use")
-        with ranks.call("inner", {}):
+        with group.call("inner", {}):
             pass
     return {}
 
@@ -232,6 +234,16 @@ def hanging(folder: Path, rank: int = 1) -> dict[str, Any]:
     with pl.distributed(timeout=1.0):
         pl.plane(land, *d, x=(-1, 1, 4), y=(-1, 1, 4), metrics=("loss", metric), progress=False)
     return {}
+
+
+@case
+def ended(folder: Path) -> dict[str, Any]:
+    """Rank 1's script is at its end, rank 0 asks for more."""
+    surface(landscape(), 3)
+    if os.environ["RANK"] == "1":
+        ranks._ended(os.getpid())
+        return {}
+    return {"plane": surface(landscape(), 3)}
 
 
 @case
@@ -377,6 +389,34 @@ def items(folder: Path, record: bool = False) -> dict[str, Any]:
         "diagonal": pl.diagonal(land, 40).value,
         "norm": np.array(pl.frobenius_norm(dense + dense.T, 40, "hutch++").value),
     }  # fmt: skip
+
+
+@case
+def training(
+    folder: Path, fails: bool = False, apart: bool = False, pause: float = 0.0
+) -> dict[str, Any]:
+    """Runs in a file; rank 1 may fail in its second set of them, or see no file of others."""
+    os.environ |= {"FAILS": str(int(fails)), "PAUSE": str(pause)}  # no part of what is asked
+    if apart:
+        from pylandscape.training import advance, shared_runs
+
+        shared_runs.SharedRuns.writable = lambda self, call: False
+        advance._seen = lambda target, request: None
+
+    def length(outputs: torch.Tensor, target: torch.Tensor) -> float:
+        MEASURED.append(1)
+        time.sleep(float(os.environ["PAUSE"]))
+        if os.environ["FAILS"] == "1":
+            time.sleep(0.002)
+            if os.environ["RANK"] == "1" and len(list(folder.glob("*.recording.rank1.*"))) > 1:
+                raise ValueError("no such length")
+        return float(outputs.norm())
+
+    runs = pl.train(
+        landscape(engine="torch"), 12, pl.SGD(lr=0.1), steps=3, batch_size=8, record=1,
+        metrics=("loss", length), path=folder / "runs.h5", progress=False,
+    )  # fmt: skip
+    return {"ends": runs.ends().numpy(), **runs.metrics}
 
 
 def search(land: pl.Landscape, **options: Any) -> Any:

@@ -349,3 +349,15 @@ def test_lanczos_takes_at_most_max_iter_products(most: int):
     op.native, op.multiply = None, lambda v: (taken.extend(v), multiply(v))[1]
     ours.lanczos(op, k=5, max_iter=most, tol=1e-9)
     assert len(taken) <= most
+
+
+def test_lanczos_with_max_iter_n_finds_what_only_the_last_step_shows():
+    root = torch.randn(40, 40, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    matrix = root.T @ root / 40  # whose small eigenvalues lie close together
+    op = ours.LambdaOperator(
+        lambda v: matrix @ v, size=40, device=torch.device("cpu"), dtype=torch.float64
+    )
+    found = ours.lanczos(op, k=3, max_iter=40, tol=1e-9, which="SA", seed=2)
+    torch.testing.assert_close(found.eigenvalues, torch.linalg.eigvalsh(matrix)[:3])
+    assert found.converged.all()
+    assert found.iterations <= 40

@@ -73,7 +73,8 @@ def test_no_more_products_than_eigsh(which: str) -> None:
             return found
 
         linear = scipy.sparse.linalg.LinearOperator(a.shape, matvec=product, dtype=np.float64)
-        scipy.sparse.linalg.eigsh(linear, k, which=which, tol=1e-8)
+        start = np.random.default_rng(1).standard_normal(400)  # eigsh's own differs every time
+        scipy.sparse.linalg.eigsh(linear, k, which=which, tol=1e-8, v0=start)
         assert pairs.products <= count
         assert pairs.converged.all()
 
@@ -347,6 +348,18 @@ def test_a_first_product_far_below_the_others_does_not_hide_them() -> None:
     values = np.r_[1e-170, np.linspace(1.0, 2.0, 39)]
     found = eigenpairs(np.diag(values), 1, start=start, progress=False)
     np.testing.assert_allclose(found.values, 2.0)
+
+
+@pytest.mark.parametrize("measure", [False, True])
+def test_n_products_give_every_pair_of_a_basis_of_n(measure: bool) -> None:
+    a = with_spectrum(np.r_[np.linspace(1.0, 1.01, 39), 3.0])  # needs all n steps
+    op = as_operator(a)
+    found = eigenpairs(
+        op, 3, "SA", tol=1e-9, max_products=40, basis=40, measure=measure, progress=False
+    )
+    assert op.products == found.products <= 40
+    assert found.converged.all()
+    np.testing.assert_allclose(found.values, np.linalg.eigvalsh(a)[:3], rtol=1e-12)
 
 
 @pytest.mark.parametrize("measure", [False, True])

@@ -67,7 +67,8 @@ def eigenpairs(
         basis: rows of the Lanczos basis before a restart; default 4 k, at least 60, while it takes
             at most 1 GiB. Memory: basis n numbers.
         max_products: at most so many, those that measure residuals among them; default 10 n, at
-            least 1,000. Where k steps leave none for that, residuals are Lanczos' own bounds.
+            least 1,000. Where k steps, or the n after which the basis spans the whole space, leave
+            none for that, residuals are Lanczos' own bounds.
         seed: of the random start (the same on a CPU and a GPU), to which the gradient is added for
             large eigenvalues of a landscape; `start` (n,) replaces both.
         measure: measure every residual with k further products, and improve the pairs by
@@ -163,7 +164,9 @@ class _Iteration:
     def run(self, progress: bool) -> EigenPairs:
         started = time.perf_counter()
         lanczos = self.lanczos
-        last = min(self.most, max(self.k, self.most - self.measuring))  # product of the iteration
+        whole = lanczos.most_steps >= self.op.n  # n steps give every eigenpair
+        least = self.op.n if whole else self.k
+        last = min(self.most, max(least, self.most - self.measuring))  # product of the iteration
         total = min(last, lanczos.most_steps)
         with watched(total, "eigenpairs", progress) as show:
             try:
