@@ -333,6 +333,20 @@ def test_state_that_no_one_can_put_back_is_refused() -> None:
         pl.Landscape(net, nn.MSELoss(), (X, Y), engine="torch")
 
 
+def test_a_weight_that_counts_leaves_its_counter() -> None:
+    calls: list[int] = []
+
+    def weight(batch: Any) -> float:
+        calls.append(0)
+        return float(len(batch[0]))
+
+    data = list(zip(X.split(4), Y.split(4), strict=True))
+    pl.Landscape(
+        Net(), objective=lambda m, b: m(b[0]).sum(), data=data, weight=weight, engine="torch"
+    )
+    assert not calls
+
+
 LARGE = torch.ones(5_000_000)
 
 
