@@ -347,25 +347,32 @@ def _state(t: Tensor) -> tuple[Any, Tensor]:
 def _factors(theta: Row, segments: Tensor, mode: str, seed: int, index: int) -> np.ndarray:
     """(s,) float64: what each segment of the draw is multiplied by."""
     edges = segments.numpy()
-    sums = [np.empty((0, 2))]
-    at = 0
+    chunks = -(-(edges[:, 1] - edges[:, 0]) // _CHUNK)
+    ends = np.cumsum(chunks)
+    # One array from the start: small ones between the pieces would keep their memory apart.
+    found = np.empty((int(chunks.sum()), 2))
+    filled = at = 0
+
+    def add_sums(own: np.ndarray) -> None:
+        nonlocal filled
+        part = _sums(theta, own, seed, index)
+        found[filled : filled + len(part)] = part
+        filled += len(part)
+
     while at < len(edges):
         begin = int(edges[at, 0])
         last = int(np.searchsorted(edges[at:, 1], begin + PIECE, "right")) + at
         if last > at:
-            sums.append(_sums(theta, edges[at:last], seed, index))
+            add_sums(edges[at:last])
         else:  # one segment of many pieces, cut where its chunks end
             for a in range(begin, int(edges[at, 1]), PIECE):
                 own = np.array([[a, min(int(edges[at, 1]), a + PIECE)]])
-                sums.append(_sums(theta, own, seed, index))
+                add_sums(own)
             last = at + 1
         at = last
-    found = np.concatenate(sums)
     if mode == "model":
         squares = np.tile(np.cumsum(found, axis=0)[-1:], (len(edges), 1))
     else:
-        chunks = -(-(edges[:, 1] - edges[:, 0]) // _CHUNK)
-        ends = np.cumsum(chunks)
         squares = np.zeros((len(edges), 2))
         one = chunks == 1
         squares[one] = found[ends[one] - 1]
