@@ -441,7 +441,7 @@ class Landscape:
         ask = self._engine.prepare_points(("loss",))
         bad = running_statistics.negative_points(self.moved, p)
         found = running_statistics.without(
-            bad, ("loss",), lambda good: ask(p[torch.as_tensor(good)])
+            bad, ("loss",), lambda good: ask(p if good.all() else p[torch.as_tensor(good)])
         )
         return found["loss"]
 

@@ -405,7 +405,7 @@ class TorchEngine:
     def place_near(self) -> None:
         """The model's own point and a tenth of `random_step` into the parameters."""
         self.to_origin()
-        self.parameters.move_near(self.parameters.views, self.parameters.views)
+        self.parameters.move_near(self.parameters.views, self.parameters.apart())
 
     def move_near(self) -> None:
         """`place_near` for a run from the beginning, as `move` is for a point."""

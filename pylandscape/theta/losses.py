@@ -497,4 +497,8 @@ def as_scalar(value: Any, name: str) -> Tensor:
             f"{name}: expected a scalar, got shape {tuple(value.shape)} "
             "(does the loss use reduction='none'?)"
         )
+    if value.is_complex():
+        raise InvalidArgument(
+            f"{name}: expected a real number, got a complex one; take its .real or .abs()"
+        )
     return value.reshape(())

@@ -21,9 +21,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from ..errors import InvalidArgument
-from .held_state import State
+from .held_state import CACHED, State
 from .references import ATOMS, SEARCHED, global_names, of_a_library
 
 _HELD = 16 << 20  # bytes of tensors and arrays held twice; larger ones are watched
@@ -88,8 +90,9 @@ class _Reached:
             return x
         if isinstance(x, dict | list | set | deque):
             return self._contents(x)
-        if type(x).__module__ == "functools":
-            return (getattr(x, "__wrapped__", None),)
+        if isinstance(x, CACHED):
+            self.objects.append(x)
+            return (x.__wrapped__,)
         return self._instance(x)
 
     def _contents(self, x: Any) -> Iterable[Any]:
@@ -137,8 +140,8 @@ class _Reached:
 
     def _instance(self, x: Any) -> Iterable[Any]:
         kind = type(x)
-        of_torch = isinstance(x, nn.Module | threading.local)
-        if not of_torch and of_a_library(kind.__module__) and _root(kind) not in _PLAIN:
+        known = isinstance(x, nn.Module | Optimizer | LRScheduler | threading.local)
+        if not known and of_a_library(kind.__module__) and _root(kind) not in _PLAIN:
             return ()
         found: list[Any] = [kind]
         slots = [n for c in kind.__mro__ for n in _as_names(vars(c).get("__slots__", ()))]
