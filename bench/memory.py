@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from tempfile import gettempdir
 
@@ -45,12 +45,12 @@ def draw(case: str, side: str, threads: str) -> None:
     print(next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")))
 
 
-def child(code: str, *arguments: str) -> str:
+def child(code: str, *arguments: str, environment: Mapping[str, str] | None = None) -> str:
     """What code prints in a fresh process that gets the arguments and this one's threads."""
     # The checkout comes last: its source folder must not hide an installed package.
     checkout = Path(__file__).resolve().parent.parent
     paths = [p for p in sys.path if p] + [str(checkout)]
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    env = {**(environment or os.environ), "PYTHONPATH": os.pathsep.join(paths)}
     command = [sys.executable, "-c", code, *arguments, str(torch.get_num_threads())]
     run = subprocess.run(command, env=env, cwd=gettempdir(), capture_output=True, text=True)
     if run.returncode != 0:

@@ -82,7 +82,9 @@ class Landscape:
             landscape is made, the module itself runs once at moved parameters, as a check of the
             copy, and gets every bit back. DataParallel, DistributedDataParallel and torch.compile
             are taken off. State that the model keeps between calls (buffers, attributes, tensors
-            changed in place) starts anew at every point; batches of one point see it evolve.
+            changed in place) starts anew at every point; batches of one point see it evolve. So
+            does what its code and the loss's keep outside (in closures, globals, classes), which
+            has your values again after every question.
         loss: a torch.nn loss, its functional form, a name ("cross_entropy", "nll", "mse",
             "bce_with_logits", "l1", "smooth_l1", "huber", "bce", "kl_div", "poisson_nll"), or any
             callable of (outputs, target) giving a scalar.
@@ -439,7 +441,7 @@ class Landscape:
         ask = self._engine.prepare_points(("loss",))
         bad = running_statistics.negative_points(self.moved, p)
         found = running_statistics.without(
-            bad, ("loss",), lambda good: ask(p[torch.as_tensor(good)])
+            bad, ("loss",), lambda good: ask(p if good.all() else p[torch.as_tensor(good)])
         )
         return found["loss"]
 

@@ -14,8 +14,10 @@ store.
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import json
+import logging
 import math
 import os
 import sys
@@ -34,9 +36,12 @@ TIMEOUT = 1800.0  # seconds without a sign of life after which a rank counts as 
 GRACE = 2.0  # seconds in which the other ranks may say what they ask, once one differs
 LEAVING = 5.0  # seconds that rank 0, which may hold the store, waits for the others at the end
 LISTEN = 1.0  # seconds between two looks at the signs of life
+SAID = 60.0  # seconds of waiting after which the log says for whom
 SMALL = 1 << 16  # bytes that go through the store; more go through gloo
 PIECE = 1 << 28  # bytes of one broadcast
 OWNER = "PYLANDSCAPE_RANK_PROCESS"  # environment: the process that is the rank; children are not
+
+log = logging.getLogger("pylandscape")
 
 # Which part of a request a field belongs to; all others are arguments.
 PARTS = {
@@ -163,7 +168,7 @@ class Ranks:
         Raises:
             RankFailed: one failed, has left, or gave no sign of life for `timeout` seconds.
         """
-        left, delay, begun = list(ranks), 1e-3, time.monotonic()
+        left, delay, begun, said = list(ranks), 1e-3, time.monotonic(), False
         heard = dict.fromkeys(left, (b"", begun))
         listened = begun
         while left := [r for r in left if not there(r)]:
@@ -171,6 +176,9 @@ class Ranks:
             if enough is not None and enough():
                 return
             now = time.monotonic()
+            if not said and now - begun > SAID:
+                said = True
+                log.warning("rank %d waits for %s to come to %s", self.rank, _ranks(left), what)
             if now - listened > min(LISTEN, self.timeout / 4):
                 listened = now
                 for r in left:
@@ -185,7 +193,7 @@ class Ranks:
         text = "it has left the group" if error is None else _told(error)
         with suppress(Exception):
             self._store.set(f"left/{self.rank}", text)
-            if self.first:
+            if self.first and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
                 end = time.monotonic() + LEAVING
                 others = [f"left/{r}" for r in range(1, self.size)]
                 while not self._store.check(others) and time.monotonic() < end:
@@ -445,6 +453,12 @@ def speaks() -> bool:
     return not _launched() or os.environ.get("RANK", "0") == "0"
 
 
+def owns_files() -> bool:
+    """Whether this process writes results: one that works alone, or rank 0."""
+    ranks = current()
+    return ranks is None or ranks.first
+
+
 @contextmanager
 def by_itself() -> Iterator[None]:
     """A block in which this process works by itself: an item, or work of one rank."""
@@ -570,7 +584,8 @@ def _make(dist: Any, torch: Any, backend: str | None) -> None:
         torch.cuda.set_device(local)
     limit = timedelta(seconds=_state.timeout or TIMEOUT)
     try:
-        dist.init_process_group(backend, timeout=limit)
+        with _saying_where():
+            dist.init_process_group(backend, timeout=limit)
     except Exception as error:
         raise RankFailed(_no_meeting(error)) from error
 
@@ -578,18 +593,36 @@ def _make(dist: Any, torch: Any, backend: str | None) -> None:
 def _rendezvous(dist: Any) -> tuple[Any, int, int]:
     try:
         limit = timedelta(seconds=_state.timeout or TIMEOUT)
-        found: tuple[Any, int, int] = next(iter(dist.rendezvous("env://", timeout=limit)))
+        with _saying_where():
+            found: tuple[Any, int, int] = next(iter(dist.rendezvous("env://", timeout=limit)))
     except Exception as error:
         raise RankFailed(_no_meeting(error)) from error
     return found
 
 
+@contextmanager
+def _saying_where() -> Iterator[None]:
+    """The log says where this rank waits for the others, if the meeting takes long."""
+    waiting = "rank %s of %s waits for the others at %s"
+    about = (os.environ.get("RANK"), os.environ.get("WORLD_SIZE"), _place())
+    timer = threading.Timer(SAID, log.warning, (waiting, *about))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _place() -> str:
+    return f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+
+
 def _no_meeting(error: Exception) -> str:
-    where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
     first = (str(error).splitlines() or [type(error).__name__])[0]
     return (
         f"rank {os.environ.get('RANK')} of {os.environ.get('WORLD_SIZE')} did not meet the others "
-        f"at {where}: {first}"
+        f"at {_place()}: {first}"
     )
 
 
@@ -602,6 +635,15 @@ def _join(store: Any, rank: int, size: int, of: Any) -> None:
     _state.ranks = Ranks(dist.PrefixStore(str(turn), store), rank, size)
     _state.of = of
     os.environ[OWNER] = str(os.getpid())
+    atexit.unregister(_ended)
+    atexit.register(_ended, os.getpid())
+
+
+def _ended(process: int) -> None:
+    """At the end of a script that was in a group without a block of `distributed`: the others need
+    not wait for it."""
+    if _state.ranks is not None and os.getpid() == process:
+        _state.ranks.leave(None)
 
 
 def _launched() -> bool:

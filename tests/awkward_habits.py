@@ -207,7 +207,7 @@ class StateClosure(Block):
 _CALLS = [0]
 
 
-@habit("state_global", draws="other")
+@habit("state_global")
 class StateGlobal(Block):
     def forward(self, x):
         _CALLS[0] += 1

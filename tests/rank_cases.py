@@ -17,12 +17,16 @@ import numpy as np
 import torch
 
 import pylandscape as pl
+from pylandscape import ranks
 from pylandscape.ranks import current
 
 CASES: dict[str, Callable[..., Any]] = {}
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload([__name__])
+CONTEXT.set_forkserver_preload(  # what every rank needs
+    [__name__, "h5py", "pylandscape.landscape", "pylandscape.surfaces.grids"]
+)
 LIMIT = 300.0  # seconds for a group to end, on a machine with other work
+MEASURED: list[int] = []  # a number for each call of the metric of `training`
 WAITING = 200.0  # seconds of `pl.distributed(timeout=)` where no case sets it
 
 
@@ -162,6 +166,35 @@ def points(folder: Path) -> dict[str, Any]:
 
 
 @case
+def solutions(folder: Path, record: bool = False) -> dict[str, Any]:
+    """Functions of whole solutions and of paths; with files where they are recorded."""
+    land = landscape()
+
+    def at(name: str) -> Path | None:
+        return folder / name if record else None
+
+    other = network(seed=3)
+    measures = ("average_filter", "worst_l2", "worst_linf_element", "lambda_max", "trace")
+    flat = pl.flatness(land, measures, rho=(0.05, 0.1), draws=40, steps=4, products=40)
+    thetas = land.theta.numpy() + 0.05 * np.random.default_rng(0).normal(size=(19, land.n_params))
+    track = pl.track(pl.trajectory(thetas, land), land, 2, path=at("t.h5"), progress=False)
+    options: dict[str, Any] = {"steps": 3, "points": 7, "progress": False}
+    curve = pl.connect(land, network(), other, path=at("c.h5"), **options)
+    slow = pl.connect(landscape(engine="torch"), network(), other, **options)
+    picture = curve.plane(points=5, path=at("p.h5"), progress=False)
+    aligned = {}
+    if record:  # which imports much
+        found = pl.align(land, network(), other, points=9, path=at("a.h5"), progress=False)
+        aligned = {"aligned": found.theta, "lines": np.stack([found.line_before, found.line])}
+    return {
+        **aligned, "flatness": np.array([[row.value, row.standard_error] for row in flat.rows]),
+        "track": track.values, "products": track.products, "curve": curve.vertices,
+        "losses": curve.values, "straight": curve.line,
+        "slow": slow.vertices, "history": slow.history, "picture": picture.values,
+    }  # fmt: skip
+
+
+@case
 def raising(folder: Path, rank: int = 1) -> dict[str, Any]:
     def metric(outputs: torch.Tensor, target: torch.Tensor) -> float:
         if os.environ["RANK"] == str(rank):
@@ -178,12 +211,12 @@ def raising(folder: Path, rank: int = 1) -> dict[str, Any]:
 @case
 def between(folder: Path) -> dict[str, Any]:
     """Rank 1 fails between two calls within one, where rank 0 has begun the next."""
-    ranks = current()
-    assert ranks is not None
-    with ranks.call("outer", {}):
-        if ranks.rank == 1:
+    group = current()
+    assert group is not None
+    with group.call("outer", {}):
+        if group.rank == 1:
             raise ValueError("no use")
-        with ranks.call("inner", {}):
+        with group.call("inner", {}):
             pass
     return {}
 
@@ -201,6 +234,16 @@ def hanging(folder: Path, rank: int = 1) -> dict[str, Any]:
     with pl.distributed(timeout=1.0):
         pl.plane(land, *d, x=(-1, 1, 4), y=(-1, 1, 4), metrics=("loss", metric), progress=False)
     return {}
+
+
+@case
+def ended(folder: Path) -> dict[str, Any]:
+    """Rank 1's script is at its end, rank 0 asks for more."""
+    surface(landscape(), 3)
+    if os.environ["RANK"] == "1":
+        ranks._ended(os.getpid())
+        return {}
+    return {"plane": surface(landscape(), 3)}
 
 
 @case
@@ -231,6 +274,10 @@ def different(folder: Path, what: str) -> dict[str, Any]:
         land = pl.Landscape(network(seed=int(odd and what == "theta")), "cross_entropy", (x, y))
     if what == "function" and odd:
         pl.classify(land, land.theta[None], progress=False)
+    elif what == "samples":  # of what every rank computes for itself
+        pl.eigenpairs(
+            pl.Landscape(network(), "cross_entropy", samples(36 + odd)), 1, progress=False
+        )
     elif what == "some":
         surface(land)
         if mine == 0:
@@ -342,6 +389,34 @@ def items(folder: Path, record: bool = False) -> dict[str, Any]:
         "diagonal": pl.diagonal(land, 40).value,
         "norm": np.array(pl.frobenius_norm(dense + dense.T, 40, "hutch++").value),
     }  # fmt: skip
+
+
+@case
+def training(
+    folder: Path, fails: bool = False, apart: bool = False, pause: float = 0.0
+) -> dict[str, Any]:
+    """Runs in a file; rank 1 may fail in its second set of them, or see no file of others."""
+    os.environ |= {"FAILS": str(int(fails)), "PAUSE": str(pause)}  # no part of what is asked
+    if apart:
+        from pylandscape.training import advance, shared_runs
+
+        shared_runs.SharedRuns.writable = lambda self, call: False
+        advance._seen = lambda target, request: None
+
+    def length(outputs: torch.Tensor, target: torch.Tensor) -> float:
+        MEASURED.append(1)
+        time.sleep(float(os.environ["PAUSE"]))
+        if os.environ["FAILS"] == "1":
+            time.sleep(0.002)
+            if os.environ["RANK"] == "1" and len(list(folder.glob("*.recording.rank1.*"))) > 1:
+                raise ValueError("no such length")
+        return float(outputs.norm())
+
+    runs = pl.train(
+        landscape(engine="torch"), 12, pl.SGD(lr=0.1), steps=3, batch_size=8, record=1,
+        metrics=("loss", length), path=folder / "runs.h5", progress=False,
+    )  # fmt: skip
+    return {"ends": runs.ends().numpy(), **runs.metrics}
 
 
 def search(land: pl.Landscape, **options: Any) -> Any:

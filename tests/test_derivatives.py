@@ -218,3 +218,21 @@ def test_nothing_of_an_earlier_theta_is_left_in_the_memory_that_it_leaves(
         got, want = (e.product(matrix, land.theta, v) for e in (core, fresh.native))
         assert torch.isfinite(want).all()
         assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("width", [5, 140])  # below and above what takes the data as they stand
+def test_a_product_alone_has_the_bits_that_it_has_in_a_block(
+    dtype: torch.dtype, width: int
+) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(37, width), nn.Tanh(), nn.Linear(width, 3)).to(dtype)
+    x, y = torch.randn(301, 37, dtype=dtype), torch.randint(0, 3, (301,))
+    land = pl.Landscape(model, "cross_entropy", (x, y), engine="native")
+    v = torch.randn(7, land.n_params, dtype=dtype)
+    for product in (land.hvp, land.gauss_newton_product, land.covariance_product):
+        block = product(v)
+        assert all(torch.equal(product(row), of) for row, of in zip(v, block, strict=True))
+    wide = copy.deepcopy(model).double()
+    exact = pl.Landscape(wide, "cross_entropy", (x.double(), y), engine="torch").gradient()
+    assert (land.gradient() - exact).norm() < 20 * torch.finfo(dtype).eps * exact.norm()

@@ -1109,11 +1109,24 @@ def test_a_power_between_one_and_two_behind_a_relu_has_finite_products() -> None
 
 @pytest.mark.filterwarnings("ignore:L is nan at the model's own parameters")
 @pytest.mark.parametrize("engine", ["native", "torch"])
-def test_products_where_no_target_counts_are_nan_as_the_loss(engine: str) -> None:
-    data = torch.randn(6, 4), torch.full((6,), -100)
-    land = pl.Landscape(nn.Linear(4, 3), "cross_entropy", data, engine=engine)
-    assert np.isnan(land.loss())
-    assert torch.isnan(land.hvp(torch.ones(land.n_params))).all()
+def test_derivatives_where_no_target_counts_are_torchs(engine: str) -> None:
+    """Zeros where all are ignored, NaN where the weights of the classes are 0; L is NaN in both."""
+    model, x, ignored = nn.Linear(4, 3), torch.randn(6, 4), torch.full((6,), -100)
+    weightless = nn.CrossEntropyLoss(weight=torch.tensor([0.0, 1.0, 1.0]))
+    for loss, y in ((nn.CrossEntropyLoss(), ignored), (weightless, torch.zeros(6).long())):
+        land = pl.Landscape(model, loss, (x, y), engine=engine)
+        assert np.isnan(land.loss())
+        p = list(model.parameters())
+        slopes = torch.autograd.grad(loss(model(x), y), p, create_graph=True)
+        want = torch.cat([t.reshape(-1) for t in slopes])
+        (bent, _) = torch.autograd.grad(want.sum(), p)
+        v = torch.ones(land.n_params)
+        torch.testing.assert_close(
+            land.gradient().float(), want.detach(), rtol=0, atol=0, equal_nan=True
+        )
+        assert bool(land.hvp(v).isnan().all()) == bool(bent.isnan().all())
+        assert bool(land.per_sample_gradients().isnan().all()) == bool(want.isnan().all())
+        assert np.isnan(pl.hessians(land, land.theta[None]).losses).all()
 
 
 def test_a_backward_pass_in_an_objective_leaves_no_gradient_in_unregistered_layers():

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
-from core_support import outputs_of
+from core_support import PROGRAM, QUESTION, outputs_of
 
 from pylandscape._native import core
 
@@ -191,3 +192,55 @@ def test_building_rejects_what_does_not_fit() -> None:
         program.linear(slot, 1, 4, 3, 0, None)
     with pytest.raises(ValueError, match="unknown slot"):
         program.unary(9, core.Unary.relu, 0.0, 0.0)
+
+
+def _class_losses(logits: torch.Tensor, target: torch.Tensor) -> tuple[float, float]:
+    """The sum of the samples' cross-entropies, and how many are hit."""
+    samples, classes = logits.shape
+    program = PROGRAM[logits.dtype](0, 0, 0)
+    program.finish(program.unary(program.input(classes), core.Unary.affine, 1.0, 0.0))
+    program.set_data(samples, logits.data_ptr())
+    program.set_loss(core.Loss.cross_entropy, classes, 1, 0.0, [], [], target.data_ptr(), 0)
+    loss, hits = np.empty(1), np.empty(1)
+    QUESTION[logits.dtype](program, 0, 0, 0).run(1, 0, loss.ctypes.data, hits.ctypes.data, 0)
+    return float(loss[0]), float(hits[0])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("classes", [1, 2, 3, 10, 67])
+def test_cross_entropy_of_class_indices_is_that_of_float64(
+    dtype: torch.dtype, classes: int
+) -> None:
+    g = torch.Generator().manual_seed(3)
+    for scale in (1e-3, 1.0, 30.0, 1e3):
+        logits = (scale * torch.randn(45, classes, generator=g, dtype=torch.float64)).to(dtype)
+        target = torch.randint(classes, (45,), generator=g)
+        logits[3] = logits[3, 0]  # a tie, which the first class wins
+        want = F.cross_entropy(logits.double(), target, reduction="sum").item()
+        loss, hits = _class_losses(logits, target)
+        assert loss == pytest.approx(want, rel=1e-13 if dtype == torch.float32 else 8e-15)
+        best = logits.double().numpy().argmax(1)
+        assert hits == (best == target.numpy()).sum()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_cross_entropy_keeps_tiny_losses_and_what_is_not_finite(dtype: torch.dtype) -> None:
+    sure = torch.tensor([[0.0, -30.0, -32.0]], dtype=dtype)
+    zero = torch.tensor([0])
+    want = torch.log1p(torch.exp(torch.tensor([-30.0, -32.0], dtype=torch.float64)).sum()).item()
+    assert _class_losses(sure, zero)[0] == pytest.approx(want, abs=3e-16)
+    sure[0, 1] = -math.inf
+    assert _class_losses(sure, zero)[0] == pytest.approx(math.exp(-32), abs=3e-16)
+    assert _class_losses(sure, zero + 1)[0] == math.inf
+    for value in (math.nan, math.inf):
+        sure[0, 2] = value
+        assert math.isnan(_class_losses(sure, zero + 2)[0])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_sigmoid_underflows_to_zero_and_saturates_at_one(dtype: torch.dtype) -> None:
+    low = {torch.float32: -87.0, torch.float64: -708.0}[dtype]
+    x = torch.tensor([[low], [1.1 * low], [-low], [-math.inf], [math.inf]], dtype=dtype)
+    y = _unary("sigmoid", x)[:, 0].double()
+    assert y[0].item() == pytest.approx(math.exp(low), rel=1e-6)
+    assert y[1:].tolist() == [0.0, 1.0, 0.0, 1.0]

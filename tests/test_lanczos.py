@@ -297,3 +297,25 @@ def test_tiny_and_huge_matrices_have_their_own_units(size: float) -> None:
     again.recheck(0, alpha, 3, 1e-9)
     again.run()
     np.testing.assert_allclose(again.ritz()[0] / size, process(a, 14).ritz()[0], rtol=1e-9)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-250, 1e250])
+def test_ritz_values_weights_and_bounds_of_a_second_difference_are_the_known_ones(
+    scale: float,
+) -> None:
+    """Values 2 - 2 cos(j pi / (m + 1)), vectors sqrt(2 / (m + 1)) sin(i j pi / (m + 1))."""
+    m = 40
+    lanczos = process(scale * np.diag(np.arange(1.0, m + 2)), m)
+    alpha, beta = np.full(m, 2 * scale), np.full(m, scale)
+    lanczos.load(0, alpha, beta)
+    turns = np.arange(1, m + 1) * np.pi / (m + 1)
+    values, first, bounds = lanczos.nodes()
+    np.testing.assert_allclose(values, (2 - 2 * np.cos(turns)) * scale, atol=4e-15 * scale, rtol=0)
+    want = np.sqrt(2 / (m + 1)) * np.sin(turns)
+    np.testing.assert_allclose(np.abs(first), want, atol=1e-14)
+    np.testing.assert_allclose(bounds, want * scale, atol=1e-14 * scale, rtol=0)
+    again, vectors, same = lanczos.ritz()
+    assert again.tolist() == values.tolist()
+    assert same.tolist() == bounds.tolist()
+    assert np.abs(vectors.T @ vectors - np.eye(m)).max() < 1e-13
+    assert np.abs(vectors[0]).tolist() == np.abs(first).tolist()

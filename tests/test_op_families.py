@@ -149,6 +149,22 @@ def test_a_prelu_of_units_that_are_zero_has_torchs_slope() -> None:
     agrees(model, *data())
 
 
+@pytest.mark.parametrize("zero", [False, True])
+def test_products_of_a_prelu_are_torchs_where_its_units_are_zero(zero: bool) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.PReLU(), nn.Linear(4, 2)).double()
+    nn.init.zeros_(model[0].bias)
+    x, y = torch.randn(6, 3).double(), torch.randn(6, 2).double()
+    x[0] *= not zero
+    land = pl.Landscape(model, nn.MSELoss(), (x, y))
+    p, v = list(model.parameters()), torch.randn(land.n_params).double()
+    g = torch.autograd.grad(nn.MSELoss()(model(x), y), p, create_graph=True)
+    h = torch.autograd.grad(torch.cat([t.reshape(-1) for t in g]) @ v, p)
+    torch.testing.assert_close(land.hvp(v), torch.cat([t.reshape(-1) for t in h]))
+    assert land.engine == "native"
+    assert ("exactly zero" in str(land.engine_report().derivatives)) == zero
+
+
 def test_prelu_and_glu_take_the_channels_of_an_image() -> None:
     torch.manual_seed(5)
     model = nn.Sequential(

@@ -35,7 +35,8 @@ def failed(found: list[dict[str, object]]) -> list[str]:
 def two(tmp_path_factory: pytest.TempPathFactory) -> Group:
     """Two ranks that go through many cases; after an error they go on with the next one."""
     cases = (
-        "points raising different:data different:function between files few_shared hanging early"
+        "points raising different:data different:function different:samples between files "
+        "few_shared hanging early"
     )
     group = Group(tmp_path_factory.mktemp("two"), cases, 2)
     group.end()
@@ -68,11 +69,11 @@ def test_a_rank_that_hangs_is_noticed_in_time(two: Group) -> None:
     assert other.startswith("RankFailed: rank 0 stopped: RankFailed: rank 1 did not come")
 
 
-@pytest.mark.parametrize("what", ["data", "function"])
+@pytest.mark.parametrize("what", ["data", "function", "samples"])
 def test_ranks_that_ask_different_things_are_told_what_differs(two: Group, what: str) -> None:
     for text in failed(two.found(f"different:{what}")):
         assert text.startswith("InvalidArgument")
-        assert f"\n  {what}: " in text
+        assert f"\n  {'data' if what == 'samples' else what}: " in text
         assert "rank 0" in text
         assert "rank 1" in text
 
@@ -157,9 +158,26 @@ def test_walks_probes_runs_starts_and_products_are_shared_too(
     assert {p.name for p in tmp_path.glob("*.h5*")} == {p.name for p in own.glob("*.h5*")}
 
 
+@pytest.mark.ci
+@pytest.mark.parametrize(("size", "record"), [(2, True), (3, False)])
+def test_flatness_tracks_alignments_and_curves_have_the_bits_of_one_process(
+    tmp_path: Path, size: int, record: bool
+) -> None:
+    (own := tmp_path / "own").mkdir()
+    wanted = CASES["solutions"](own, record)
+    for found in Group(tmp_path, "solutions", size, record=record).end():
+        same(found, wanted)
+    names = ["a.h5", "c.h5", "p.h5", "t.h5"] if record else []
+    assert sorted(p.name for p in tmp_path.glob("*.h5*")) == names
+
+
 def test_torchrun_s_environment_alone_makes_a_group(tmp_path: Path) -> None:
-    for found in Group(tmp_path, "early", 2, launched=True).end():
+    group = Group(tmp_path, "early ended", 2, launched=True)
+    for found in group.end():
         same(found, CASES["early"](tmp_path))
+    one, other = group.found("ended")  # nobody waits for a rank whose script has ended
+    assert "rank 1 does not come to call 3, plane: it has left the group" in one["text"]
+    assert not other
 
 
 @pytest.mark.ci
@@ -202,18 +220,20 @@ def test_finished_files_are_every_rank_s_result(two: Group, tmp_path: Path) -> N
     assert sorted(p.name for p in two.folder.glob("*.h5*")) == ["e.h5", "s.h5", "w.h5"]
 
 
-def begun(folder: Path, count: int) -> None:
+def begun(folder: Path, count: int, pattern: str = "s.h5.journal*") -> None:
     """Wait until so many journals are there."""
     end = time.monotonic() + 100
-    while len(list(folder.glob("s.h5.journal*"))) < count and time.monotonic() < end:
+    while len(list(folder.glob(pattern))) < count and time.monotonic() < end:
         time.sleep(0.01)
 
 
-def killed(folder: Path, chance: random.Random, size: int) -> None:
+def killed(
+    folder: Path, chance: random.Random, size: int, name: str = "slow", pattern: str = "s.h5.j*"
+) -> None:
     """A group of which one rank is killed at a random moment, and then the others, as torchrun
     does."""
-    group = Group(folder, "slow", size, pause=0.02)
-    begun(folder, size)
+    group = Group(folder, name, size, pause=0.02)
+    begun(folder, size, pattern)
     time.sleep(chance.uniform(0.0, 1.0))
     for rank in chance.sample(range(size), size):
         group.kill(rank)
@@ -245,6 +265,27 @@ def test_killed_ranks_lose_nothing_and_any_number_of_ranks_goes_on(tmp_path: Pat
 
 
 @pytest.mark.slow
+def test_killed_ranks_that_train_leave_runs_which_any_number_of_ranks_goes_on_with(
+    tmp_path: Path,
+) -> None:
+    train_and_kill(tmp_path, 20)
+
+
+def train_and_kill(folder: Path, count: int) -> None:
+    chance = random.Random(0)
+    (own := folder / "own").mkdir()
+    wanted = CASES["training"](own)
+    for _ in range(count):
+        killed(folder, chance, chance.choice([1, 2, 3]), "training", "runs.h5.recording*")
+        if chance.random() < 0.6:
+            continue
+        for found in Group(folder, "training", chance.choice([1, 2, 3])).end():
+            same(found, wanted)
+        assert [p.name for p in folder.glob("runs.h5*")] == ["runs.h5"]
+        (folder / "runs.h5").unlink()
+
+
+@pytest.mark.slow
 def test_two_hundred_kills(tmp_path: Path) -> None:
     kills(tmp_path, 200)
 
@@ -266,6 +307,29 @@ def test_what_ranks_recorded_is_merged_by_one_process(tmp_path: Path) -> None:
         found["plane"], CASES["slow"](tmp_path, path="alone.h5", pause=0.0)["plane"]
     )
     assert sorted(p.name for p in tmp_path.glob("*.h5*")) == ["alone.h5", "s.h5"]
+
+
+@pytest.mark.ci
+def test_runs_that_ranks_trained_are_on_the_disk_and_taken_up(tmp_path: Path) -> None:
+    for text in failed(Group(tmp_path, "training", 2, fails=True).end()):
+        assert "no such length" in text
+    (own := tmp_path / "own").mkdir()
+    wanted = CASES["training"](own)
+    (other := tmp_path / "other").mkdir()
+    for path in tmp_path.glob("runs.h5*"):
+        (other / path.name).write_bytes(path.read_bytes())
+    for found in Group(tmp_path, "training", 3).end():
+        same(found, wanted)
+    rank_cases.MEASURED.clear()
+    same(CASES["training"](other), wanted)
+    assert 0 < len(rank_cases.MEASURED) < 12 * 4  # one process trains the others alone
+    (tmp_path / "runs.h5").unlink()
+    for found in Group(
+        tmp_path, "training", 2, apart=True
+    ).end():  # the first one sends what it has
+        same(found, wanted)
+    for folder in (tmp_path, own, other):
+        assert [path.name for path in folder.glob("runs.h5*")] == ["runs.h5"]
 
 
 @pytest.mark.ci

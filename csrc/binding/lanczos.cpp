@@ -9,6 +9,7 @@
 #include "derivatives/derivatives.h"
 #include "lanczos/host_rows.h"
 #include "lanczos/lanczos.h"
+#include "lanczos/tridiagonal.h"
 
 namespace py = pybind11;
 using namespace pylandscape;
@@ -233,4 +234,10 @@ void pylandscape::bind_lanczos(py::module_& m) {
   bind<float>(m, "LanczosF32", "f32");
   bind<double>(m, "LanczosF64", "f64");
   bind_device(m);
+  m.def("tridiagonal_eigen", [](int64_t n, Address values, Address beside, int64_t rows,
+                                Address turned) {
+    const py::gil_scoped_release release;
+    return tridiagonal_eigen(n, out<double>(values), out<double>(beside), rows,
+                             out<double>(turned));
+  });
 }

@@ -34,7 +34,8 @@ namespace pylandscape::cpu::PL_ISA_NS {
         &softmax<T>, &pack_conv<T>, &conv<T>, &channel_affine<T>, &channel_moments<T>,         \
         &embedding<T>, &cell<T>, &loss<T>, &loss_gradient<T>, &loss_hvp<T>,                    \
         &pack_columns<T>, &pack_transposed<T>,                                                 \
-        &outer_add<T>, &row_sums_add<T>, &product_add<T>, &mask<T>, &scale_columns<T>,         \
+        &outer_add<T>, &outer_add_rows<T>, &row_sums_add<T>, &product_add<T>, &mask<T>,        \
+        &scale_columns<T>,                                                                     \
         &column_dots<T>, &divide_tangent<T>, &divide_reverse<T>, &divide_reverse_tangent<T>,   \
         &layer_norm_tangent<T>, &layer_norm_reverse<T>, &layer_norm_reverse_tangent<T>,        \
         &softmax_tangent<T>, &softmax_reverse<T>, &softmax_reverse_tangent<T>,                 \

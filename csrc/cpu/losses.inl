@@ -6,10 +6,17 @@ constexpr int kD = kLanes<double>;
 using VD = Vec<double, kD>;
 using VI = IVec<double, kD>;
 
+typedef int32_t Index32 __attribute__((vector_size(kD * sizeof(int32_t)), aligned(4), may_alias));
+
 inline VI load_index(const int32_t* p) {
-  VI v;
-  for (int l = 0; l < kD; ++l) v[l] = p[l];
-  return v;
+  const Index32 x = *reinterpret_cast<const Index32*>(p);
+#if defined(__AVX512F__)
+  return reinterpret_cast<VI>(_mm512_maskz_cvtepi32_epi64(0xff, reinterpret_cast<__m256i>(x)));
+#elif defined(__AVX2__)
+  return reinterpret_cast<VI>(_mm256_cvtepi32_epi64(reinterpret_cast<__m128i>(x)));
+#else
+  return __builtin_convertvector(x, VI);
+#endif
 }
 
 // Groups of kD columns that are worked on together, to hide the latency of exp and log. A tile's
@@ -17,23 +24,112 @@ inline VI load_index(const int32_t* p) {
 template <typename T>
 constexpr int kGroups = kLanes<T> / kD;
 
+// e^r = 1 + r + r^2 q(r), |r| <= ln(2)/2. For float32 outputs, which themselves are off by 6e-8, to
+// 2e-14, which the sums of doubles keep; for float64 in full.
+template <typename T>
+struct LossExp {
+  static constexpr double kQ[] = {0.49999999999664307048, 0.16666666667265195215,
+                                  0.041666666962244178985, 0.0083333330950948669399,
+                                  0.0013888811144349829363, 0.00019841539085536814958,
+                                  0.000024880810022757217623, 2.7493066444412680197e-6};
+  static constexpr bool kSplitLn2 = false;  // n ln 2 is off by 1e-15 where e^x is below e^-30
+};
+template <>
+struct LossExp<double> {
+  static constexpr auto& kQ = Float<double>::kExp;
+  static constexpr bool kSplitLn2 = true;
+};
+
+// e = exp(d) for M vectors of d <= 0 side by side, each step for all of them. NaN stays. Below -700:
+// zero where ToZero, else exp(-700), which no sum with a 1 in it notices.
+template <typename T, bool ToZero, int M>
+inline void loss_exp(const VD (&d)[M], VD (&e)[M]) {
+  using F = Float<double>;
+  using Fit = LossExp<T>;
+  constexpr int kTerms = sizeof(Fit::kQ) / sizeof(double);
+  VD shifted[M], r[M], p[M];
+#pragma GCC unroll 8
+  for (int i = 0; i < M; ++i) r[i] = vmax(d[i], VD{} - 700.0);
+#pragma GCC unroll 8
+  for (int i = 0; i < M; ++i) {
+    shifted[i] = r[i] * 1.4426950408889634 + F::kMagic;
+    const VD n = shifted[i] - F::kMagic;
+    if constexpr (Fit::kSplitLn2) r[i] = (r[i] - n * F::kLn2Hi) - n * F::kLn2Lo;
+    else r[i] = r[i] - n * 0.693147180559945309;
+    p[i] = VD{} + Fit::kQ[kTerms - 1];
+  }
+#pragma GCC unroll 16
+  for (int k = kTerms - 2; k >= -2; --k)
+#pragma GCC unroll 8
+    for (int i = 0; i < M; ++i) p[i] = p[i] * r[i] + (k >= 0 ? Fit::kQ[k < 0 ? 0 : k] : 1.0);
+#pragma GCC unroll 8
+  for (int i = 0; i < M; ++i) {
+    const VI scale = (reinterpret_cast<VI>(shifted[i]) + F::kBias) << F::kMantissa;
+    e[i] = p[i] * reinterpret_cast<VD>(scale);
+    if constexpr (ToZero) e[i] = d[i] < -700.0 ? VD{} : e[i];
+  }
+}
+
+// Classes whose exp are worked on together: 4 vectors in all.
+template <typename T>
+constexpr int kClassesTogether = kGroups<T> > 1 ? 2 : 4;
+
+// keep(class, e) gets e = exp(x - top) of every class in kGroups<T> groups of kD columns; the sums of
+// e are returned in `sum`, in the order of the classes. top: of the columns, in double.
+template <typename T, bool ToZero, typename F>
+inline void exp_classes(const T* x, int64_t classes, int64_t stride, const VD (&top)[kGroups<T>],
+                        VD (&sum)[kGroups<T>], F keep) {
+  constexpr int G = kGroups<T>;
+  const auto some = [&](auto count, int64_t c) {
+    constexpr int K = decltype(count)::value;
+    VD d[K * G], e[K * G];
+#pragma GCC unroll 8
+    for (int i = 0; i < K * G; ++i)
+      d[i] = load_double<T, kD>(x + (c + i / G) * stride + i % G * kD) - top[i % G];
+    loss_exp<T, ToZero, K * G>(d, e);
+#pragma GCC unroll 8
+    for (int i = 0; i < K * G; ++i) sum[i % G] += e[i], keep(c + i / G, i % G, e[i]);
+  };
+  for (int g = 0; g < G; ++g) sum[g] = VD{};
+  int64_t c = 0;
+  for (; c + kClassesTogether<T> <= classes; c += kClassesTogether<T>)
+    some(std::integral_constant<int, kClassesTogether<T>>{}, c);
+  for (; c < classes; ++c) some(std::integral_constant<int, 1>{}, c);
+}
+
+// The group's half (or all) of a vector of T, as doubles.
+template <typename T, int... I>
+inline VD widened(Vec<T> x, int group, std::integer_sequence<int, I...>) {
+  if constexpr (kGroups<T> == 1) {
+    return x;
+  } else {
+    const Vec<T, kD> half = group == 0 ? __builtin_shufflevector(x, x, I...)
+                                       : __builtin_shufflevector(x, x, (kD + I)...);
+    return widen<kD>(half);
+  }
+}
+template <typename T>
+inline VD widened(Vec<T> x, int group) {
+  return widened<T>(x, group, std::make_integer_sequence<int, kD>{});
+}
+
+// The largest of the classes, for kLanes<T> columns.
+template <typename T>
+inline void largest(const T* x, int64_t classes, int64_t stride, VD (&top)[kGroups<T>]) {
+  Vec<T> most = load<T>(x);
+  for (int64_t c = 1; c < classes; ++c) most = vmax(load<T>(x + c * stride), most);
+#pragma GCC unroll 2
+  for (int g = 0; g < kGroups<T>; ++g) top[g] = widened<T>(most, g);
+}
+
 // log sum over classes of exp(x), for kGroups<T> groups of columns; class stride in elements.
 template <typename T>
 inline void log_sum_exp(const T* x, int64_t classes, int64_t stride, VD (&result)[kGroups<T>]) {
-  constexpr int G = kGroups<T>;
-  VD top[G], sum[G] = {};
+  VD top[kGroups<T>], sum[kGroups<T>];
+  largest<T>(x, classes, stride, top);
+  exp_classes<T, false>(x, classes, stride, top, sum, [](int64_t, int, VD) {});
 #pragma GCC unroll 2
-  for (int g = 0; g < G; ++g) top[g] = load_double<T, kD>(x + g * kD);
-  for (int64_t c = 1; c < classes; ++c)
-#pragma GCC unroll 2
-    for (int g = 0; g < G; ++g)
-      top[g] = vmax(load_double<T, kD>(x + c * stride + g * kD), top[g]);
-  for (int64_t c = 0; c < classes; ++c)
-#pragma GCC unroll 2
-    for (int g = 0; g < G; ++g)
-      sum[g] += exp_nonpositive<double, kD>(load_double<T, kD>(x + c * stride + g * kD) - top[g]);
-#pragma GCC unroll 2
-  for (int g = 0; g < G; ++g) result[g] = top[g] + log_positive<double, kD>(sum[g]);
+  for (int g = 0; g < kGroups<T>; ++g) result[g] = top[g] + log_positive<double, kD>(sum[g]);
 }
 
 // Which class is largest (the first one among equals).
@@ -49,6 +145,20 @@ inline VI argmax(const T* x, int64_t classes, int64_t stride) {
   }
   return best;
 }
+// The same for kLanes<T> columns.
+template <typename T>
+inline IVec<T> argmax_lanes(const T* x, int64_t classes, int64_t stride) {
+  Vec<T> top = load<T>(x);
+  IVec<T> best{}, number{};
+  for (int64_t c = 1; c < classes; ++c) {
+    const Vec<T> v = load<T>(x + c * stride);
+    const IVec<T> larger = v > top;
+    number += 1;
+    top = larger ? v : top;
+    best = larger ? number : best;
+  }
+  return best;
+}
 inline VI argmax_of(const double* x, int64_t classes, int64_t stride) {
   return argmax<double>(x, classes, stride);
 }
@@ -56,6 +166,56 @@ inline VI argmax_of(const double* x, int64_t classes, int64_t stride) {
 // The row of class 0 of target j, of features (outer, classes, inner) and targets (outer, inner).
 inline int64_t first_class(const LossArgs& args, int64_t j) {
   return j / args.inner * args.classes * args.inner + j % args.inner;
+}
+
+inline bool is_plain(const LossArgs& args, const Targets& targets) {
+  return targets.index != nullptr && args.weight == nullptr && args.label_smoothing == 0.0;
+}
+
+// Cross-entropy for class indices without weights and smoothing: log sum_c exp(x_c - x_y).
+template <typename T>
+inline void plain_class_losses(const LossArgs& args, const int32_t* index, int64_t cols, const T* x,
+                               double* loss, double* correct) {
+  constexpr int N = kLanes<T>, G = kGroups<T>;
+  using I = IVec<T>;
+  const int64_t stride = args.inner * cols;
+  for (int64_t j = 0; j < args.outer * args.inner; ++j) {
+    const T* outputs = x + first_class(args, j) * cols;
+    for (int64_t start = 0; start < cols; start += N) {
+      const T* column = outputs + start;
+      const int32_t* wanted = index + j * cols + start;
+      I y;
+      if constexpr (G > 1) y = *reinterpret_cast<const typename VecOf<int32_t, N>::loose*>(wanted);
+      else y = load_index(wanted);
+      Vec<T> top = load<T>(column), own = y == 0 ? top : Vec<T>{};
+      I number{};
+      for (int64_t k = 1; k < args.classes; ++k) {
+        const Vec<T> v = load<T>(column + k * stride);
+        number += 1;
+        top = vmax(v, top);
+        own = reinterpret_cast<Vec<T>>(reinterpret_cast<I>(own) |
+                                       (reinterpret_cast<I>(v) & (y == number)));
+      }
+      I first{};  // of the classes with the largest output
+      if (correct != nullptr) first = argmax_lanes<T>(column, args.classes, stride) == y;
+      VD tops[G], sum[G];
+#pragma GCC unroll 2
+      for (int g = 0; g < G; ++g) tops[g] = widened<T>(top, g);
+      exp_classes<T, false>(column, args.classes, stride, tops, sum, [](int64_t, int, VD) {});
+#pragma GCC unroll 2
+      for (int g = 0; g < G; ++g) {
+        const int64_t c = start + g * kD;
+        const VI of = load_index(wanted + g * kD);
+        VD value = log_positive<double, kD>(sum[g]) + (tops[g] - widened<T>(own, g));
+        value = of < 0 ? VD{} : value;  // a column without a class counts nothing
+        store<double, kD>(loss + c, j == 0 ? value : load<double, kD>(loss + c) + value);
+        if (correct != nullptr) {
+          const VD hit = widened<T>(first ? Vec<T>{} + T(1) : Vec<T>{}, g);
+          store<double, kD>(correct + c, j == 0 ? hit : load<double, kD>(correct + c) + hit);
+        }
+      }
+    }
+  }
 }
 
 // Cross-entropy and nll for class indices: with log-probabilities l_c = x_c - shift (shift = 0 for
@@ -250,7 +410,9 @@ inline void elementwise_losses(const LossArgs& args, const double* target, int64
 template <typename T>
 void loss(const LossArgs& args, const Targets& targets, int64_t cols, const T* outputs,
           double* loss, double* correct) {
-  if (targets.index != nullptr)
+  if (args.kind == Loss::kCrossEntropy && is_plain(args, targets))
+    plain_class_losses(args, targets.index, cols, outputs, loss, correct);
+  else if (targets.index != nullptr)
     class_losses(args, targets.index, cols, outputs, loss, correct);
   else if (args.kind == Loss::kCrossEntropy)
     soft_losses(args, targets.dense, cols, outputs, loss, correct);
@@ -262,7 +424,7 @@ void loss(const LossArgs& args, const Targets& targets, int64_t cols, const T* o
 
 template <typename T>
 inline void store_narrow(T* p, VD v) {
-  for (int l = 0; l < kD; ++l) p[l] = static_cast<T>(v[l]);
+  store<T, kD>(p, narrow<T, kD>(v));
 }
 
 // Cross-entropy and nll are sum_k a_k (-l_k) with constant coefficients a of kD columns:
@@ -293,18 +455,46 @@ struct Coefficients {
   }
 };
 
-// f(at, stride, shift, coefficients) for kD columns at a time; shift = log sum exp.
+// The softmax of the classes in kLanes<T> columns, kD at a time.
+template <typename T>
+class Chances {
+ public:
+  Chances(const T* x, int64_t classes, int64_t stride) : x_(x), stride_(stride) {
+    VD sum[G];
+    largest<T>(x, classes, stride, top_);
+    exp_classes<T, true>(x, classes, stride, top_, sum, [&](int64_t k, int g, VD e) {
+      if (k < kKept) store<double, kD>(kept_ + (k * G + g) * kD, e);
+    });
+    for (int g = 0; g < G; ++g) share_[g] = 1.0 / sum[g];
+  }
+  VD operator()(int64_t k, int g) const {
+    if (k < kKept) return load<double, kD>(kept_ + (k * G + g) * kD) * share_[g];
+    const VD d[1] = {load_double<T, kD>(x_ + k * stride_ + g * kD) - top_[g]};
+    VD e[1];
+    loss_exp<T, true, 1>(d, e);
+    return e[0] * share_[g];
+  }
+
+ private:
+  static constexpr int G = kGroups<T>;
+  static constexpr int64_t kKept = 64;  // classes whose exp are not computed again
+  const T* x_;
+  const int64_t stride_;
+  VD top_[G], share_[G];
+  alignas(64) double kept_[kKept * G * kD];
+};
+
+// f(at, own, stride, group, chances) for kD columns at a time: of a group in kLanes<T> columns from
+// element `at` of the outputs and `own` of class indices on.
 template <typename T, typename F>
-inline void each_class_column(const LossArgs& args, const Targets& targets, int64_t cols,
-                              const T* outputs, F f) {
+inline void each_class_column(const LossArgs& args, int64_t cols, const T* outputs, F f) {
   const int64_t stride = args.inner * cols;
-  VD shifts[kGroups<T>] = {};
   for (int64_t j = 0; j < args.outer * args.inner; ++j)
-    for (int64_t c = 0; c < cols; c += kD) {
+    for (int64_t c = 0; c < cols; c += kLanes<T>) {
       const int64_t at = first_class(args, j) * cols + c;
-      if (c % kLanes<T> == 0 && args.kind == Loss::kCrossEntropy)
-        log_sum_exp<T>(outputs + at, args.classes, stride, shifts);
-      f(at, stride, shifts[c / kD % kGroups<T>], Coefficients(args, targets, at, stride, j * cols + c));
+      const Chances<T> chances(outputs + at, args.classes, stride);
+      for (int g = 0; g < kGroups<T>; ++g)
+        f(at + g * kD, j * cols + c + g * kD, stride, g, chances);
     }
 }
 
@@ -340,17 +530,34 @@ void loss_gradient(const LossArgs& args, const Targets& targets, int64_t cols, c
     });
     return;
   }
-  each_class_column<T>(
-      args, targets, cols, outputs, [&](int64_t at, int64_t stride, VD shift, Coefficients a) {
-        const VD sum = a.sum();
-        for (int64_t k = 0; k < args.classes; ++k) {
-          VD d = -a(k);
-          if (args.kind == Loss::kCrossEntropy)
-            d += sum * exp_nonpositive<double, kD>(
-                           load_double<T, kD>(outputs + at + k * stride) - shift);
-          store_narrow(gradient + at + k * stride, sum == 0.0 ? VD{} : d);
-        }
-      });
+  if (args.kind == Loss::kNll) {
+    const int64_t stride = args.inner * cols;
+    for (int64_t j = 0; j < args.outer * args.inner; ++j)
+      for (int64_t c = 0; c < cols; c += kD) {
+        const int64_t at = first_class(args, j) * cols + c;
+        const Coefficients a(args, targets, at, stride, j * cols + c);
+        for (int64_t k = 0; k < args.classes; ++k)
+          store_narrow(gradient + at + k * stride, -a(k));
+      }
+    return;
+  }
+  const bool plain = is_plain(args, targets);
+  each_class_column<T>(args, cols, outputs, [&](int64_t at, int64_t own, int64_t stride, int g,
+                                                const Chances<T>& chances) {
+    if (plain) {
+      const VI of = load_index(targets.index + own);
+      for (int64_t k = 0; k < args.classes; ++k) {
+        const VD d = chances(k, g) - (of == (VI{} + k) ? VD{} + 1.0 : VD{});
+        store_narrow(gradient + at + k * stride, of < 0 ? VD{} : d);
+      }
+      return;
+    }
+    const Coefficients a(args, targets, at, stride, own);
+    const VD sum = a.sum();
+    for (int64_t k = 0; k < args.classes; ++k)
+      store_narrow(gradient + at + k * stride,
+                   sum == 0.0 ? VD{} : sum * chances(k, g) - a(k));
+  });
 }
 
 // Cross-entropy: (sum a) p (r - sum p r). nll: 0. mse: 2 w r. bce: w q sigmoid(v) sigmoid(-v) r.
@@ -375,29 +582,25 @@ void loss_hvp(const LossArgs& args, const Targets& targets, int64_t cols, const 
     });
     return;
   }
-  each_class_column<T>(
-      args, targets, cols, outputs, [&](int64_t at, int64_t stride, VD shift, Coefficients a) {
-        if (args.kind == Loss::kNll) {
-          for (int64_t k = 0; k < args.classes; ++k)
-            store_narrow(product + at + k * stride, VD{});
-          return;
-        }
-        const VD sum = a.sum();
-        VD mean{};
-        for (int64_t k = 0; k < args.classes; ++k) {
-          const int64_t i = at + k * stride;
-          const VD p = exp_nonpositive<double, kD>(load_double<T, kD>(outputs + i) - shift);
-          const VD pr = p * load_double<T, kD>(tangent + i);
-          store_narrow(product + i, p);
-          mean += pr;
-        }
-        for (int64_t k = 0; k < args.classes; ++k) {
-          const int64_t i = at + k * stride;
-          const VD p = load_double<T, kD>(product + i);
-          const VD d = sum * p * (load_double<T, kD>(tangent + i) - mean);
-          store_narrow(product + i, sum == 0.0 ? VD{} : d);
-        }
-      });
+  if (args.kind == Loss::kNll) {
+    const int64_t count = args.outer * args.classes * args.inner * cols;
+    for (int64_t i = 0; i < count; i += kD) store_narrow(product + i, VD{});
+    return;
+  }
+  const bool plain = is_plain(args, targets);
+  each_class_column<T>(args, cols, outputs, [&](int64_t at, int64_t own, int64_t stride, int g,
+                                                const Chances<T>& chances) {
+    const VD sum = plain ? (load_index(targets.index + own) < 0 ? VD{} : VD{} + 1.0)
+                         : Coefficients(args, targets, at, stride, own).sum();
+    VD mean{};
+    for (int64_t k = 0; k < args.classes; ++k)
+      mean += chances(k, g) * load_double<T, kD>(tangent + at + k * stride);
+    for (int64_t k = 0; k < args.classes; ++k) {
+      const int64_t i = at + k * stride;
+      const VD d = sum * chances(k, g) * (load_double<T, kD>(tangent + i) - mean);
+      store_narrow(product + i, sum == 0.0 ? VD{} : d);
+    }
+  });
 }
 
 }  // namespace

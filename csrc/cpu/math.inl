@@ -1,8 +1,9 @@
 // Elementary functions on vectors. Only included by kernels.inl.
 //
-// exp and expm1: x = n ln 2 + r with |r| <= ln(2)/2, expm1(r) by its Taylor series (relative
-// truncation error below eps/4), scaled by 2^n. log and log1p: atanh series. tanh, sigmoid and the
-// other activations follow from these. Tests hold every function to a few ulp against float64/mpmath.
+// exp and expm1: x = n ln 2 + r with |r| <= ln(2)/2, e^r = 1 + r + r^2 q(r), scaled by 2^n. log and
+// log1p: 2 atanh(s) = 2 s + 2 s^3 q(s^2). The q are minimax polynomials (Remez), lowest power first,
+// with the error of the result named beside them. tanh, sigmoid and the other activations follow from
+// these. Tests hold every function to a few ulp against float64/mpmath.
 namespace pylandscape::cpu {
 namespace {
 
@@ -13,21 +14,46 @@ struct Float<float> {
   static constexpr float kMagic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to integer
   static constexpr int kMantissa = 23, kBias = 127;
   static constexpr float kLn2Hi = 0.693359375f, kLn2Lo = -2.12194440e-4f;
-  static constexpr float kExpMin = -86.6f, kExpMax = 88.72283f, kTanhMax = 10.0f;
-  static constexpr int kExpTerms = 7, kAtanhLogTerms = 5, kAtanhLog1pTerms = 8;
+  // kExpOver: from about here on 2^n / 2 is infinite.
+  static constexpr float kExpMin = -86.6f, kExpMax = 88.72283f, kExpOver = 89.5f, kTanhMax = 10.0f;
+  static constexpr double kExp[] = {0.499999934478, 0.166665206316, 0.0416683880387,
+                                    0.00836871688852, 0.00138145990178};  // 3e-9
+  static constexpr double kLog[] = {0.33333388223207752, 0.19988766342592963,
+                                    0.14935993974927975};  // up to 2 atanh(0.1716); 8e-10
+  static constexpr double kLog1p[] = {0.333333378133398, 0.19999438631512963,
+                                      0.1430844985136445, 0.10713739207966473,
+                                      0.12150834984752119};  // up to 2 atanh(1/3); 1e-10
 };
 template <>
 struct Float<double> {
   static constexpr double kMagic = 6755399441055744.0;  // 1.5 * 2^52
   static constexpr int kMantissa = 52, kBias = 1023;
   static constexpr double kLn2Hi = 6.93147180369123816490e-01, kLn2Lo = 1.90821492927058770002e-10;
-  static constexpr double kExpMin = -707.6, kExpMax = 709.782712893384, kTanhMax = 22.0;
-  static constexpr int kExpTerms = 13, kAtanhLogTerms = 11, kAtanhLog1pTerms = 18;
+  static constexpr double kExpMin = -707.6, kExpMax = 709.782712893384, kExpOver = 710.5;
+  static constexpr double kTanhMax = 22.0;
+  static constexpr double kExp[] = {
+      0.50000000000000106272,   0.16666666666666412518,    0.041666666666530157572,
+      0.0083333333334944636818, 0.0013888888943630379832,  0.00019841269506575745492,
+      2.4801493098635329606e-5, 2.7557586375678645834e-6,  2.7630248473168030493e-7,
+      2.5000061183251387353e-8};  // 4e-18
+  static constexpr double kLog[] = {
+      0.33333333333333672527, 0.1999999999970699314,  0.14285714371278310502,
+      0.11111099277201692345, 0.090917826863131103123, 0.076570110327688932648,
+      0.073981255557199262911};  // 1e-18
+  static constexpr double kLog1p[] = {
+      0.33333333333333151709,  0.2000000000007869692,   0.14285714273916788884,
+      0.11111111985530706205,  0.090908719379380970057, 0.076932805052308152523,
+      0.066504793971781490327, 0.060531035320097621301, 0.041697790037400071848,
+      0.085098050838820871747};  // 1e-18
 };
 
-constexpr double kInverseFactorial[] = {1.0, 1.0, 1.0 / 2, 1.0 / 6, 1.0 / 24, 1.0 / 120, 1.0 / 720,
-                                        1.0 / 5040, 1.0 / 40320, 1.0 / 362880, 1.0 / 3628800,
-                                        1.0 / 39916800, 1.0 / 479001600, 1.0 / 6227020800.0};
+template <typename T, int N, int D>
+inline Vec<T, N> horner(const double (&c)[D], Vec<T, N> x) {
+  Vec<T, N> p = splat<T, N>(T(c[D - 1]));
+#pragma GCC unroll 20
+  for (int i = D - 2; i >= 0; --i) p = p * x + T(c[i]);
+  return p;
+}
 
 // x = n ln 2 + r for x within [kExpMin, kExpMax]; shifted holds n in its lowest bits.
 template <typename T, int N>
@@ -42,13 +68,9 @@ inline Vec<T, N> reduce_argument(Vec<T, N> x, Vec<T, N>& shifted) {
 template <typename T, int N>
 inline void exp_reduced(Vec<T, N> r, Vec<T, N> shifted, Vec<T, N>& em, Vec<T, N>& half_scale) {
   using F = Float<T>;
-  using V = Vec<T, N>;
-  V p = splat<T, N>(T(kInverseFactorial[F::kExpTerms]));
-#pragma GCC unroll 16
-  for (int i = F::kExpTerms - 1; i >= 2; --i) p = p * r + T(kInverseFactorial[i]);
-  em = r + (r * r) * p;
+  em = r + (r * r) * horner<T, N>(F::kExp, r);
   const IVec<T, N> bits = reinterpret_cast<IVec<T, N>>(shifted) + (F::kBias - 1);
-  half_scale = reinterpret_cast<V>(bits << F::kMantissa);
+  half_scale = reinterpret_cast<Vec<T, N>>(bits << F::kMantissa);
 }
 
 template <typename T, int N>
@@ -61,40 +83,35 @@ inline void reduce_exp(Vec<T, N> x, Vec<T, N>& em, Vec<T, N>& half_scale) {
 // exp(x) for x <= 0: zero below kExpMin (where 2^n / 2 leaves the normal range), NaN stays.
 template <typename T, int N>
 inline Vec<T, N> exp_nonpositive(Vec<T, N> x) {
-  using F = Float<T>;
   Vec<T, N> em, half;
-  reduce_exp<T, N>(x < F::kExpMin ? splat<T, N>(F::kExpMin) : x, em, half);
+  reduce_exp<T, N>(x, em, half);
   const Vec<T, N> y = (em + T(1)) * (half + half);
-  return x < F::kExpMin ? Vec<T, N>{} : y;
+  return x < Float<T>::kExpMin ? Vec<T, N>{} : y;
 }
 
 // exp(x - top) for x <= top. In float32, where a difference of 100 costs seven bits of the result,
 // what it loses to rounding is added to the reduced argument.
 template <typename T, int N>
 inline Vec<T, N> exp_below(Vec<T, N> x, Vec<T, N> top) {
-  using F = Float<T>;
   const Vec<T, N> d = x - top;
   Vec<T, N> em, half, shifted;
-  Vec<T, N> r = reduce_argument<T, N>(d < F::kExpMin ? splat<T, N>(F::kExpMin) : d, shifted);
+  Vec<T, N> r = reduce_argument<T, N>(d, shifted);
   if constexpr (sizeof(T) == sizeof(float)) {
     const Vec<T, N> back = d - x;
     r += (x - (d - back)) - (top + back);
   }
   exp_reduced<T, N>(r, shifted, em, half);
   const Vec<T, N> y = (em + T(1)) * (half + half);
-  return d < F::kExpMin ? Vec<T, N>{} : y;  // also where x is -inf
+  return d < Float<T>::kExpMin ? Vec<T, N>{} : y;  // also where x is -inf
 }
 
 template <typename T, int N>
 inline Vec<T, N> exp(Vec<T, N> x) {
   using F = Float<T>;
-  using V = Vec<T, N>;
-  V clamped = x < F::kExpMin ? splat<T, N>(F::kExpMin) : x;
-  clamped = clamped > F::kExpMax ? splat<T, N>(F::kExpMax) : clamped;
-  V em, half;
-  reduce_exp<T, N>(clamped, em, half);
-  const V y = ((em + T(1)) * half) * T(2);
-  return x < F::kExpMin ? V{} : x > F::kExpMax ? splat<T, N>(T(__builtin_inf())) : y;
+  Vec<T, N> em, half;
+  reduce_exp<T, N>(vmin(x, F::kExpOver), em, half);
+  const Vec<T, N> y = ((em + T(1)) * half) * T(2);
+  return x < F::kExpMin ? Vec<T, N>{} : y;
 }
 
 // exp(x) - 1, accurate near 0; x <= kExpMax.
@@ -106,35 +123,49 @@ inline Vec<T, N> expm1(Vec<T, N> x) {
   return (em * half + (half - T(0.5))) * T(2);
 }
 
+// All bits but the sign.
+template <typename V>
+inline auto magnitude_bits(V x) {
+  using I = decltype(x < x);
+  constexpr int kSign = sizeof(x[0]) * 8 - 1;
+  return I{} + static_cast<decltype(I{}[0] + 0)>((uint64_t{1} << kSign) - 1);
+}
 template <typename V>
 inline V vabs(V x) {
-  return x < 0 ? -x : x;
+  return reinterpret_cast<V>(reinterpret_cast<decltype(x < x)>(x) & magnitude_bits(x));
+}
+// y >= 0 with the sign of x.
+template <typename V>
+inline V with_sign(V y, V x) {
+  using I = decltype(x < x);
+  return reinterpret_cast<V>(reinterpret_cast<I>(y) | (reinterpret_cast<I>(x) & ~magnitude_bits(x)));
 }
 
 template <typename T, int N>
 inline Vec<T, N> tanh(Vec<T, N> x) {
   using V = Vec<T, N>;
-  const V magnitude = vabs(x);
-  const V clamped = magnitude > Float<T>::kTanhMax ? splat<T, N>(Float<T>::kTanhMax) : magnitude;
-  const V em = expm1<T, N>(clamped * T(2));
-  const V y = em / (em + T(2));
-  return x < 0 ? -y : y;
+  const V clamped = vmin(vabs(x), Float<T>::kTanhMax);
+  V em, half;
+  reduce_exp<T, N>(clamped + clamped, em, half);
+  const V t = em * half + (half - T(0.5));  // expm1(2 |x|) / 2
+  return with_sign<V>(t / (t + T(1)), x);
 }
 
+// 1 / (1 + exp(-x)), which an infinite 2^n makes zero.
 template <typename T, int N>
 inline Vec<T, N> sigmoid(Vec<T, N> x) {
-  const Vec<T, N> e = exp_nonpositive<T, N>(-vabs(x));  // in (0, 1]
-  return (x < 0 ? e : splat<T, N>(T(1))) / (e + T(1));
+  using F = Float<T>;
+  using V = Vec<T, N>;
+  V em, half;
+  reduce_exp<T, N>(vmax(vmin(-x, F::kExpOver), splat<T, N>(F::kExpMin)), em, half);
+  return T(0.5) / (T(0.5) + (em + T(1)) * half);
 }
 
-// 2 atanh(s) = 2 (s + s^3/3 + ...), `Terms` of them.
-template <typename T, int N, int Terms>
-inline Vec<T, N> twice_atanh(Vec<T, N> s) {
+// 2 atanh(s) = 2 (s + s^3 q(s^2)).
+template <typename T, int N, int D>
+inline Vec<T, N> twice_atanh(const double (&q)[D], Vec<T, N> s) {
   const Vec<T, N> s2 = s * s;
-  Vec<T, N> p = splat<T, N>(T(1.0 / (2 * Terms + 1)));
-#pragma GCC unroll 20
-  for (int i = Terms - 1; i >= 1; --i) p = p * s2 + T(1.0 / (2 * i + 1));
-  return T(2) * (s + s * (s2 * p));
+  return T(2) * (s + s * (s2 * horner<T, N>(q, s2)));
 }
 
 // log(x) for finite normal x > 0; NaN stays.
@@ -142,17 +173,19 @@ template <typename T, int N>
 inline Vec<T, N> log_positive(Vec<T, N> x) {
   using F = Float<T>;
   using V = Vec<T, N>;
-  using I = IVec<T, N>;
-  using Int = typename IntOf<T>::type;
-  // x = 2^e m with m in [sqrt(1/2), sqrt(2)): the offset moves the split from 1 to sqrt(1/2).
-  const Int offset = sizeof(T) == 4 ? Int(0x3f3504f3) : Int(0x3fe6a09e667f3bcdLL);
-  const I bits = reinterpret_cast<I>(x) - offset;
-  const I e = bits >> F::kMantissa;
-  const I mantissa = (bits & ((Int(1) << F::kMantissa) - 1)) + offset;
-  const V m = reinterpret_cast<V>(mantissa);
-  const V ef = __builtin_convertvector(e, V);
-  const V y = twice_atanh<T, N, F::kAtanhLogTerms>((m - T(1)) / (m + T(1)));
-  const V result = ef * F::kLn2Hi + (y + ef * F::kLn2Lo);
+  using Int = std::make_unsigned_t<typename IntOf<T>::type>;
+  typedef Int U __attribute__((vector_size(N * sizeof(T))));
+  // x = 2^e m with m in [sqrt(1/2), sqrt(2)): the offset moves the split from 1 to sqrt(1/2). e gets
+  // the bias, so that it is positive, and becomes a number as the low bits of 2^kMantissa.
+  constexpr Int kOffset = sizeof(T) == 4 ? Int(0x3f3504f3) : Int(0x3fe6a09e667f3bcdULL);
+  constexpr Int kOne = Int(F::kBias) << F::kMantissa, kWhole = Int(F::kBias + F::kMantissa)
+                                                               << F::kMantissa;
+  constexpr T kShift = T((Int(1) << F::kMantissa) + Int(F::kBias));
+  const U bits = reinterpret_cast<U>(x) + (kOne - kOffset);
+  const V e = reinterpret_cast<V>((bits >> F::kMantissa) | kWhole) - kShift;
+  const V m = reinterpret_cast<V>((bits & ((Int(1) << F::kMantissa) - 1)) + kOffset);
+  const V y = twice_atanh<T, N>(F::kLog, (m - T(1)) / (m + T(1)));
+  const V result = e * F::kLn2Hi + (y + e * F::kLn2Lo);
   return x == x ? result : x;
 }
 
@@ -180,7 +213,7 @@ inline Vec<T, N> log1p(Vec<T, N> x) {
 // log(1 + u) for u in [0, 1].
 template <typename T, int N>
 inline Vec<T, N> log1p_unit(Vec<T, N> u) {
-  return twice_atanh<T, N, Float<T>::kAtanhLog1pTerms>(u / (u + T(2)));
+  return twice_atanh<T, N>(Float<T>::kLog1p, u / (u + T(2)));
 }
 
 // log(1 + exp(x)).
@@ -220,14 +253,6 @@ struct ErfFit<double> {
       -2.3893874634747923e-7, -2.5925894581233315e-8};
   static constexpr double kCentre = 3.0;
 };
-
-template <typename T, int N, int D>
-inline Vec<T, N> horner(const double (&c)[D], Vec<T, N> x) {
-  Vec<T, N> p = splat<T, N>(T(c[D - 1]));
-#pragma GCC unroll 20
-  for (int i = D - 2; i >= 0; --i) p = p * x + T(c[i]);
-  return p;
-}
 
 // Phi(x), the normal distribution function.
 template <typename T, int N>

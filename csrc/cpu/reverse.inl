@@ -106,6 +106,23 @@ void outer_add(int64_t m, int64_t k, int64_t cols, int64_t count, const T* const
 }
 
 template <typename T>
+void outer_add_rows(int64_t m, int64_t k, int64_t cols, const T* packed, const T* x, double* g) {
+  constexpr int W = 2 * kLanes<T>;
+  const PanelSplit split(m, kRows);
+  alignas(64) T block[kDirectColumns * W];
+  const T* columns = block;
+  for (int64_t i = 0; i < k; i += W) {
+    const int64_t width = k - i < W ? k - i : W;
+    pack_columns(width, cols, x + i * cols, block);
+    for (int64_t p = 0; p < split.panels; ++p) {
+      const int64_t row = split.first(p);
+      outer_block<T, kRows>(split.rows(p), cols, 1, &packed, row, &columns, 0, width, k,
+                            g + row * k + i);
+    }
+  }
+}
+
+template <typename T>
 void row_sums_add(int64_t m, int64_t cols, const T* x, double* sums) {
   constexpr int D = kLanes<double>;
   for (int64_t r = 0; r < m; ++r) {

@@ -1,5 +1,10 @@
 // Vectors of this instruction set (GCC/Clang vector extensions). Included by kernels.inl and draw.inl.
+#include <type_traits>
 #include <utility>
+
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
 
 namespace pylandscape::cpu {
 namespace {
@@ -43,19 +48,66 @@ template <typename T, int N = kLanes<T>>
 inline Vec<T, N> splat(T x) {
   return x - Vec<T, N>{};
 }
+// max and min as one instruction each, which GCC does not find where NaN matters: NaN in x stays.
+#if defined(__AVX512F__)
+inline __m512 most_of(__m512 y, __m512 x) { return _mm512_maskz_max_ps(0xffff, y, x); }
+inline __m512d most_of(__m512d y, __m512d x) { return _mm512_maskz_max_pd(0xff, y, x); }
+inline __m512 least_of(__m512 y, __m512 x) { return _mm512_maskz_min_ps(0xffff, y, x); }
+inline __m512d least_of(__m512d y, __m512d x) { return _mm512_maskz_min_pd(0xff, y, x); }
+#endif
+#if defined(__AVX2__)
+inline __m256 most_of(__m256 y, __m256 x) { return _mm256_max_ps(y, x); }
+inline __m256d most_of(__m256d y, __m256d x) { return _mm256_max_pd(y, x); }
+inline __m256 least_of(__m256 y, __m256 x) { return _mm256_min_ps(y, x); }
+inline __m256d least_of(__m256d y, __m256d x) { return _mm256_min_pd(y, x); }
+#endif
 template <typename V>
-inline V vmax(V x, V y) {  // NaN in x stays
-  return x < y ? y : x;
+inline V most_of(V y, V x) { return x < y ? y : x; }
+template <typename V>
+inline V least_of(V y, V x) { return x > y ? y : x; }
+
+template <typename V>
+inline V vmax(V x, V y) {
+  return most_of(y, x);
+}
+template <typename V, typename X>
+inline V vmin(V x, X most) {
+  return least_of(V{} + most, x);
+}
+
+// Conversions, lane by lane. GCC takes the builtin apart where one instruction would do. With masks of
+// ones, as GCC warns of the others.
+template <int N>
+inline Vec<double, N> widen(Vec<float, N> x) {
+#if defined(__AVX512F__)
+  if constexpr (N == 8) return _mm512_maskz_cvtps_pd(0xff, reinterpret_cast<__m256>(x));
+#endif
+#if defined(__AVX2__)
+  if constexpr (N == 4) return _mm256_cvtps_pd(reinterpret_cast<__m128>(x));
+#endif
+  return __builtin_convertvector(x, Vec<double, N>);
+}
+template <int N>
+inline Vec<double, N> widen(Vec<double, N> x) {
+  return x;
+}
+template <typename T, int N>
+inline Vec<T, N> narrow(Vec<double, N> x) {
+  if constexpr (sizeof(T) == sizeof(double)) return x;
+#if defined(__AVX512F__)
+  else if constexpr (N == 8) return reinterpret_cast<Vec<T, N>>(_mm512_maskz_cvtpd_ps(0xff, x));
+#endif
+#if defined(__AVX2__)
+  else if constexpr (N == 4) return reinterpret_cast<Vec<T, N>>(_mm256_cvtpd_ps(x));
+#endif
+  else return __builtin_convertvector(x, Vec<T, N>);
 }
 
 // N doubles from N elements of T.
 template <typename T, int N>
 inline Vec<double, N> load_double(const T* p) {
-  if constexpr (sizeof(T) == sizeof(double)) {
-    return load<double, N>(p);
-  } else {
-    return __builtin_convertvector((load<T, N>(p)), Vec<double, N>);
-  }
+  if constexpr (sizeof(T) == sizeof(double)) return load<T, N>(p);
+  else return widen<N>(load<T, N>(p));
 }
 
 // Halves of two vectors, interleaved.

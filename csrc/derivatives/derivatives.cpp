@@ -238,12 +238,13 @@ bool Derivatives<T>::products(Matrix matrix, int64_t k, const T* vectors, double
           tangent_forward(t, at_theta, vectors_[j], tangents);
           seed(matrix, t, at_theta, tangents, work);
         }
+        const T* data = pack_data(t, last - first, work);
         for (int64_t j = first; j < last; ++j) {
           const Tangents<T>& tangents = work.tangents[j - first];
           if (matrix == Matrix::kHessian)
-            tangent_reverse(t, at_theta, vectors_[j], tangents, work, sums(j, group));
+            tangent_reverse(t, at_theta, vectors_[j], tangents, work, data, sums(j, group));
           else
-            reverse(t, at_theta, tangents.adjoints, work.panels.data(), sums(j, group));
+            reverse(t, at_theta, tangents.adjoints, work.panels.data(), sums(j, group), data);
         }
       }
     });

@@ -31,6 +31,7 @@ struct DerivativeMemory {
     Primal<T> primal;
     std::vector<Tangents<T>> tangents;
     Buffer<T> columns, panels, dots;
+    Buffer<T> data;  // columns of the data, for a block of vectors
   };
   struct BatchWork {  // of one worker, or of all that share a batch
     BatchMemory<T> memory;
@@ -102,7 +103,11 @@ class Derivatives {
   Primal<T> new_primal() const;
   Work& ready(Work& work) const;
   int64_t group_begin(int64_t group) const { return group * program_.tiles_ / groups_; }
-  Pass<T> pass(int64_t tile, const Primal<T>& primal, size_t number) const;
+  // data_columns: as in Pass.
+  Pass<T> pass(int64_t tile, const Primal<T>& primal, size_t number,
+               const T* data_columns = nullptr) const;
+  // The data of a tile as the products of `count` vectors take them: their columns, or null.
+  const T* pack_data(int64_t tile, int64_t count, Work& work) const;
   const T* output(const Primal<T>& primal) const;
   T* output_part(const Buffer<T>& rows) const;  // of adjoints or tangents; null: does not move
 
@@ -111,11 +116,12 @@ class Derivatives {
   void forward(int64_t tile, Primal<T>& to) const;
   // Adjoints of everything from the output's, already in place; parameters' += in gradient.
   void reverse(int64_t tile, const Primal<T>& primal, const Buffer<T>& adjoints, T* panels,
-               double* gradient) const;
+               double* gradient, const T* data_columns = nullptr) const;
   void tangent_forward(int64_t tile, const Primal<T>& primal, const Vector<T>& v,
                        const Tangents<T>& to) const;
   void tangent_reverse(int64_t tile, const Primal<T>& primal, const Vector<T>& v,
-                       const Tangents<T>& tangents, const Work& work, double* out) const;
+                       const Tangents<T>& tangents, const Work& work, const T* data_columns,
+                       double* out) const;
   // The output's adjoint from its tangent: how the matrices differ.
   void seed(Matrix matrix, int64_t tile, const Primal<T>& primal, const Tangents<T>& tangents,
             const Work& work) const;

@@ -83,8 +83,10 @@ struct Pass {
   // The op's inputs as it multiplies by them, kept at theta (Columns); its adjoints as panels.
   bool multiplies() const { return layout.columns_at[number] >= 0; }
   bool given() const { return data_columns != nullptr && op.inputs[0] == 0; }
-  bool packs_forward() const { return multiplies() && !given() && late_columns == nullptr; }
-  bool packs_late() const { return multiplies() && !given() && late_columns != nullptr; }
+  bool direct() const { return layout.direct[number] && !given(); }  // the data as they stand
+  bool packs() const { return multiplies() && !given() && !direct(); }
+  bool packs_forward() const { return packs() && late_columns == nullptr; }
+  bool packs_late() const { return packs() && late_columns != nullptr; }
   // Whether a reverse pass adds the op's product to the sums by itself, not with those of other ops
   // of the same weight: their columns are there only where forward packs them.
   bool sums_alone() const { return late_columns != nullptr || layout.alone(number); }
@@ -92,7 +94,8 @@ struct Pass {
   // Those of any op.
   const T* kept_columns(size_t of) const {
     const bool data = data_columns != nullptr && program.ops()[of].inputs[0] == 0;
-    return (data ? data_columns : primal.columns.data()) + layout.columns_at[of];
+    return data ? data_columns + layout.data_at[of]
+                : primal.columns.data() + layout.columns_at[of];
   }
 
  protected:

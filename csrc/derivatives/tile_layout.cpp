@@ -6,6 +6,29 @@
 
 namespace pylandscape {
 
+namespace {
+
+// Of a wider weight the sums lie too far apart to go through all of its rows for each block of data.
+constexpr int64_t kDirectRows = 128;
+
+// Whether op i multiplies by the data with a weight of theta, each for itself alone, so that its
+// product dy x^T can take them as they stand.
+bool takes_data_directly(const OpList& program, size_t i, int64_t tile) {
+  const std::vector<Op>& ops = program.ops();
+  const Op& op = ops[i];
+  if (op.kind != OpKind::kLinear || op.inputs[0] != 0 || op.outer != 1) return false;
+  if (op.m > kDirectRows || tile > cpu::kDirectColumns) return false;
+  if (!program.in_theta(op.weight)) return false;
+  const auto columns = entry(op.kind).columns;
+  return std::none_of(ops.begin(), ops.end(), [&](const Op& other) {
+    if (&other == &op) return false;
+    return other.weight == op.weight || (other.kind == op.kind && other.inputs == op.inputs &&
+                                         columns(other).same_input(columns(op)));
+  });
+}
+
+}  // namespace
+
 TileLayout::TileLayout(const OpList& program, int64_t tile, int64_t vector_length)
     : row(program.slots().size(), -1),
       bent_row(program.slots().size(), -1),
@@ -13,6 +36,8 @@ TileLayout::TileLayout(const OpList& program, int64_t tile, int64_t vector_lengt
       transposed(program.uses().size(), false),
       columns_at(program.ops().size(), -1),
       panels_at(program.ops().size(), -1),
+      data_at(program.ops().size(), -1),
+      direct(program.ops().size(), false),
       next(program.ops().size(), -1),
       place(program.ops().size(), 0),
       room(program.ops().size(), 0) {
@@ -42,7 +67,8 @@ TileLayout::TileLayout(const OpList& program, int64_t tile, int64_t vector_lengt
     for (size_t j = 0; j < i; ++j) {  // several ops may read the same slot (q, k, v)
       const Op& other = ops[j];
       if (columns_at[j] < 0 || other.kind != op.kind || other.inputs != op.inputs) continue;
-      if (own.columns(other).same_input(found)) columns_at[i] = columns_at[j];
+      if (!own.columns(other).same_input(found)) continue;
+      columns_at[i] = columns_at[j], data_at[i] = data_at[j];
     }
     const int64_t size = round_up(found.k, found.vectors * vector_length) * tile;
     most_columns = std::max(most_columns, found.at_once * size);
@@ -54,9 +80,16 @@ TileLayout::TileLayout(const OpList& program, int64_t tile, int64_t vector_lengt
       }
     }
     if (columns_at[i] >= 0) continue;
+    direct[i] = takes_data_directly(program, i, tile);
+    all_direct = (all_direct || data_columns == 0) && (direct[i] || op.inputs[0] != 0);
+    if (op.inputs[0] == 0) {
+      data_at[i] = data_columns;
+      data_columns += found.count * size;
+    }
     columns_at[i] = columns;
-    columns += found.count * size;
+    if (!direct[i]) columns += found.count * size;
   }
+  all_direct = all_direct && data_columns > 0;
   for (size_t i = 0; i < ops.size(); ++i) {
     if (alone(i) || place[i] > 0) continue;
     const Columns found = entry(ops[i].kind).columns(ops[i]);

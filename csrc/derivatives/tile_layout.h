@@ -17,6 +17,13 @@ struct TileLayout {
   std::vector<bool> transposed;   // uses whose transpose a reverse pass multiplies by
   std::vector<int64_t> columns_at, panels_at;  // by op; -1 where no weight of theta is multiplied by
   int64_t rows = 0, bent_rows = 0, columns = 0, panels = 0;  // sizes; the last two in elements
+  // Of ops that multiply by the data: where their columns are, where all of these are given from
+  // outside (Pass::data_columns); and whether else they take the data as they stand, so that nothing
+  // is packed, nor kept in `columns`.
+  std::vector<int64_t> data_at;
+  std::vector<bool> direct;
+  int64_t data_columns = 0;  // elements
+  bool all_direct = false;   // these ops, and there are some
   int64_t most_columns = 0;  // elements that the tangents of one op take at once
   // Ops that multiply by one weight again and again (the steps of a recurrent network), by op: the
   // next of them or -1, how many come before, and where the first of them has room for the tangents

@@ -43,7 +43,7 @@ DataColumns data_columns(const OpList& ops, const TileLayout& layout, int64_t wi
     if (layout.columns_at[i] < 0 || op.inputs[0] != 0) continue;
     if (op.kind != OpKind::kLinear) return {};
     const Columns own = entry(op.kind).columns(op);
-    const DataColumns::Part part{layout.columns_at[i], own.count, own.k, own.first};
+    const DataColumns::Part part{layout.data_at[i], own.count, own.k, own.first};
     found.size = std::max(found.size, part.at + own.count * round_up(own.k, 2 * lanes) * widest);
     const bool known = std::any_of(found.parts.begin(), found.parts.end(),
                                    [&](const auto& other) { return other.at == part.at; });

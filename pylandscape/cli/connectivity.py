@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidArgument
+from ..ranks import owns_files
 from .common import (
     KINDS,
     AddCommand,
@@ -222,7 +223,8 @@ def _flatness(options: argparse.Namespace) -> None:
         names = [label.replace(os.sep, "-") for label in labels]
         several = [out.with_name(f"{out.stem}-{name}{out.suffix}") for name in names]
         for table, path in zip(tables, several if len(tables) > 1 else [out], strict=True):
-            table.save(path)
+            if owns_files():
+                table.save(path)
             print(f"written    {path}")
     if options.plot:
         beside = {"beside": tables[1:], "labels": labels} if len(tables) > 1 else {}

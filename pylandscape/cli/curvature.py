@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InvalidArgument
+from ..ranks import owns_files
 from .common import AddCommand, scale_options, written
 from .several import each_checkpoint
 from .words import about_layers, about_pairs, about_spectrum
@@ -214,7 +215,7 @@ def _timed(options: argparse.Namespace, compute: Callable[[], Any]) -> tuple[Any
 def _keep(result: Any, options: argparse.Namespace) -> None:
     path = options.out
     if path:
-        if not Path(path).exists():
+        if not Path(path).exists() and owns_files():
             result.save(path)
         written(options, path)
 

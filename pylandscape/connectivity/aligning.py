@@ -28,6 +28,7 @@ from ..arrays import digest_of_all, progress_bar
 from ..errors import InvalidArgument, PylandscapeError
 from ..results.model_alignment import ModelAlignment
 from ..runs.checkpoint import Checkpoint
+from ..runs.chunks import evaluate_in_chunks
 from ..runs.request import build
 from ..runs.resume import resumable
 from ..theta import running_statistics
@@ -116,7 +117,7 @@ def align(
         with progress_bar(orders + 3, "align", "step", progress) as bar:
             found = _aligned(land, homes, points_of, states, method, orders, seed, bar.update)
             if points:
-                _draw_lines(land, a, b, found, points, notes)
+                _draw_lines(land, a, b, found, points, notes, request)
             bar.update()
         info = {"request": request, "notes": notes, "seconds": time.perf_counter() - started}
         found.info = {**found.info, **info}
@@ -177,9 +178,11 @@ def _aligned(
 
 
 def _draw_lines(
-    land: Landscape, a: Any, b: Any, found: ModelAlignment, points: int, notes: list[str]
-) -> None:
-    """The losses on both lines, where the landscape says what statistics there are between."""
+    land: Landscape, a: Any, b: Any, found: ModelAlignment, points: int, notes: list[str],
+    request: Mapping[str, Any],
+) -> None:  # fmt: skip
+    """The losses on both lines, where the landscape says what statistics there are between; ranks
+    share the points."""
     try:
         ends = [
             running_statistics.point(land, value, name, needed=True)
@@ -192,9 +195,13 @@ def _draw_lines(
     weights = np.zeros((2, points, 3))
     weights[:, :, 0] = 1.0 - alpha
     weights[0, :, 1] = weights[1, :, 2] = alpha
-    ask = land.prepare(torch.stack(ends), theta=torch.zeros_like(ends[0]))
+    losses = evaluate_in_chunks(
+        weights.reshape(-1, 3), ("loss",),
+        lambda: land.prepare(torch.stack(ends), theta=torch.zeros_like(ends[0])),
+        progress=False, label="align", request=request,
+    )  # fmt: skip
     found.alpha = alpha
-    found.line_before, found.line = ask(weights.reshape(-1, 3))["loss"].reshape(2, points)
+    found.line_before, found.line = losses.reshape(2, points)
 
 
 def _state(home: Landscape, point: Tensor, value: Any = None) -> dict[str, Tensor]:

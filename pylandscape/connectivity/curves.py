@@ -24,9 +24,11 @@ from ..engines.contract import Rule
 from ..engines.training import CurveSlopes
 from ..engines.update_rules import apply
 from ..errors import InvalidArgument, NotLowered
+from ..ranks import by_itself, current, in_step, owns_files
 from ..results.mode_connection import KINDS, ModeConnection, curve_weights
 from ..results.surface import Surface
 from ..runs.checkpoint import Checkpoint
+from ..runs.chunks import evaluate_in_chunks
 from ..runs.request import build
 from ..runs.resume import resumable
 from ..surfaces.grids import plane
@@ -109,14 +111,19 @@ def connect(
 
     def run(kept: Checkpoint) -> ModeConnection:
         started = time.perf_counter()
-        training = _Training(land, first, last, kind, bends)
+        training = _Training(land, first, last, kind, bends, in_step(request))
         history = training.run(0 if equal else steps, lr, samples, seed, kept, progress)
         t = np.linspace(0.0, 1.0, points)
         vertices = torch.stack([first, *training.free.to(first), last])
-        zero = torch.zeros_like(first)
-        values = land.prepare(vertices, theta=zero)(curve_weights(kind, bends, t))["loss"]
-        ends = torch.stack([first, last])
-        line = land.prepare(ends, theta=zero)(curve_weights("polychain", 0, t))["loss"]
+
+        def losses(of: Tensor, weights: Array) -> Array:
+            return evaluate_in_chunks(
+                weights, ("loss",), lambda: land.prepare(of, theta=torch.zeros_like(first)),
+                progress=False, label="connect", request=request,
+            )[:, 0]  # fmt: skip
+
+        values = losses(vertices, curve_weights(kind, bends, t))
+        line = losses(torch.stack([first, last]), curve_weights("polychain", 0, t))
         line[[0, -1]] = values[[0, -1]]
         if equal:  # one point: what differs is the rounding of its weights
             values[:] = line[:] = values[0]
@@ -133,8 +140,12 @@ def connect(
 class _Training:
     """Adam on the free points, in float64."""
 
-    def __init__(self, land: Landscape, first: Tensor, last: Tensor, kind: str, bends: int) -> None:
-        self.land, self.kind, self.bends = land, kind, bends
+    def __init__(
+        self, land: Landscape, first: Tensor, last: Tensor, kind: str, bends: int,
+        together: bool = False,
+    ) -> None:  # fmt: skip
+        """together: every gradient is of all ranks, which share out the samples."""
+        self.land, self.kind, self.bends, self.together = land, kind, bends, together
         self.ends = torch.stack([first, last]).double()
         share = torch.arange(1, bends + 1, dtype=torch.float64, device=first.device)[:, None]
         share = share / (bends + 1)
@@ -182,14 +193,31 @@ class _Training:
         """The mean of L over t, and its gradient in the free points (bends, n)."""
         weights = torch.from_numpy(curve_weights(self.kind, self.bends, t)).to(self.free)
         if self.slopes is not None:
-            losses, slope = self.slopes(weights, self.free)
-            return float(losses.mean()), slope / len(t)
+            values, slope = self.slopes(weights, self.free)
+            return float(values.mean()), slope / len(t)
         vertices = torch.cat([self.ends[:1], self.free, self.ends[1:]])
-        rows = (weights @ vertices).to(self.land.dtype)
-        gradients = torch.stack([self.land.gradient(row) for row in rows])
+        losses, gradients = self._at((weights @ vertices).to(self.land.dtype))
         slope = torch.zeros_like(self.free)
         slope[:, : self.land.n_params] = weights[:, 1:-1].T @ gradients.to(slope) / len(t)
-        return float(self.land.losses(points=rows).mean()), slope
+        return float(losses.mean()), slope
+
+    def _at(self, rows: Tensor) -> tuple[Array, Tensor]:
+        """Losses (p,) and gradients (p, n) at points; each rank takes every size-th one."""
+        ranks = None if self.together or len(rows) == 1 else current()
+        if ranks is None:
+            gradients = torch.stack([self.land.gradient(row) for row in rows])
+            return np.asarray(self.land.losses(points=rows)), gradients
+        with ranks.call("a step of connect", {}) as call:
+            own = rows[ranks.rank :: ranks.size]
+            found = [np.empty(0), np.empty((0, self.land.n_params))]
+            if len(own):
+                with by_itself():
+                    slopes = torch.stack([self.land.gradient(row) for row in own])
+                    found = [np.asarray(self.land.losses(points=own)), slopes.cpu().numpy()]
+            losses, whole = np.empty(len(rows)), np.empty((len(rows), self.land.n_params))
+            for rank, (values, part) in enumerate(call.exchange(found)):
+                losses[rank :: ranks.size], whole[rank :: ranks.size] = values, part
+        return losses, torch.from_numpy(whole).to(rows.device)
 
 
 def connection_plane(
@@ -241,6 +269,6 @@ def connection_plane(
         names[1] = "bend"
     surface.info["marks"] = {"names": names, "points": flat.tolist()}
     surface.info["paths"] = {"curve": curve.tolist(), "line": flat[[0, -1]].tolist()}
-    if path is not None:
+    if path is not None and owns_files():
         surface.save(path)
     return surface

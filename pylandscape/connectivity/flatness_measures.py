@@ -11,7 +11,8 @@ et al. 2023 ("A modern look at the relationship between sharpness and generaliza
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -20,11 +21,14 @@ import torch
 from torch import Tensor
 
 from ..arguments import check_landscape, integer
-from ..arrays import Array
+from ..arrays import Array, digest
 from ..curvature.eigen import eigenpairs
 from ..curvature.traces import frobenius_norm, trace
 from ..errors import InvalidArgument
+from ..ranks import current
 from ..results.flatness_table import Flatness, FlatnessRow
+from ..runs.items import by_ranks, compared
+from ..runs.request import build
 from ..theta import random_source, running_statistics
 from ..theta.directions import Direction
 from ..theta.random_source import PERTURBATIONS
@@ -111,7 +115,7 @@ def flatness(
     ) -> None:  # fmt: skip
         rows.append(FlatnessRow(name, float(value), float(error), rho, bound, _INVARIANT[name]))
 
-    for name in chosen:
+    def measure(name: str) -> None:
         if name == "gradient_norm":
             add(name, float(torch.linalg.vector_norm(home.gradient(at.point))))
         elif name == "lambda_max":
@@ -133,6 +137,16 @@ def flatness(
             for r in radii:
                 inner, value = at.worst(scale, r, p, steps, starts, seed, inner)
                 add(name, value, np.nan, r, "lower")
+
+    def asked() -> dict[str, Any]:
+        return build(
+            home, "flatness", measures=chosen, rho=radii, draws=draws, steps=steps, starts=starts,
+            products=products, seed=seed, theta=digest(at.point),
+        )  # fmt: skip
+
+    with compared("flatness", asked):
+        for name in chosen:
+            measure(name)
     return Flatness(tuple(rows), at.loss, {"rho": list(radii), "draws": draws, "seed": seed})
 
 
@@ -261,63 +275,98 @@ class _Around:
         """Mean rise and its standard error, from pairs of opposite steps.
 
         Both ends of a pair lie along one direction: linear layers that read the data multiply by
-        every direction once, and by theta once in a block of them.
+        every direction once, and by theta once in a block of them. Ranks share the blocks.
         """
-        rises = []
         reach = rho * scale
-        for first, last in self._blocks(draws):
-            z = torch.empty(last - first, len(scale), device=scale.device)
+        size = min(_BLOCK, max(1, _BLOCK_BYTES // (16 * len(self.theta))))
+
+        def block(index: int) -> Array:
+            first = index * size
+            z = torch.empty(min(size, draws - first), len(scale), device=scale.device)
             for i, row in enumerate(z):
                 random_source.fill(row, seed, PERTURBATIONS, first + i)
             steps = z.to(self.land.dtype) * reach.to(self.land.dtype)
             ask = self.land.prepare(steps, theta=self.given)
-            signs = np.eye(last - first)
+            signs = np.eye(len(z))
             both = ask(np.concatenate([signs, -signs]))["loss"].reshape(2, -1)
-            rises.append(both.mean(axis=0) - self.loss)
-        found = np.concatenate(rises)
+            return np.asarray(both.mean(axis=0) - self.loss)
+
+        def work(at: np.ndarray, beat: Callable[[], None]) -> dict[str, Array]:
+            rises = np.full((len(at), size), np.nan)  # the last block may be smaller
+            for own, index in zip(rises, at, strict=True):
+                values = block(int(index))
+                own[: len(values)] = values
+                beat()
+            return {"rises": rises}
+
+        rises = self._shared("average", -(-draws // size), work)["rises"]
+        found = rises.reshape(-1)[:draws]
         return float(found.mean()), float(found.std(ddof=1) / np.sqrt(draws))
 
     def worst(
         self, scale: Tensor, rho: float, p: str, steps: int, starts: int, seed: int,
         inner: Tensor | None,
     ) -> tuple[Tensor, float]:  # fmt: skip
-        """u = T^-1 d (n,) with the largest rise found, and the rise, never below 0."""
-        best, rise = torch.zeros_like(scale), 0.0
-        for start in self._starts(scale, rho, p, starts, seed, inner):
-            u = start
-            for k in range(steps + 1):
-                value = float(self.losses((scale * u)[None])[0]) - self.loss
-                if value > rise:
-                    best, rise = u, value
-                slope = scale * self._gradient(scale * u)
-                if not float(slope.abs().max()) > 0:
-                    break
-                u = _ascended(u, slope, rho, p, 1.0 / (1.0 + k / _SHRINKING))
-        return best, rise
+        """u = T^-1 d (n,) with the largest rise found, and the rise, never below 0.
+
+        Ranks share the starts.
+        """
+        begins = self._starts(scale, rho, p, starts, seed, inner)
+
+        def work(at: np.ndarray, beat: Callable[[], None]) -> dict[str, Array]:
+            ends, rises = np.zeros((1, len(scale))), np.zeros(1)  # the best of these
+            for index in at:
+                u = begins[index]()
+                for k in range(steps + 1):
+                    value = float(self.losses((scale * u)[None])[0]) - self.loss
+                    if value > rises[0]:
+                        ends[0], rises[0] = u.cpu().numpy(), value
+                    slope = scale * self._gradient(scale * u)
+                    if not float(slope.abs().max()) > 0:
+                        break
+                    u = _ascended(u, slope, rho, p, 1.0 / (1.0 + k / _SHRINKING))
+                    beat()
+            return {"ends": ends, "rises": rises}
+
+        found = self._shared("worst", len(begins), work)
+        best = int(np.argmax(found["rises"]))
+        return torch.from_numpy(found["ends"][best]).to(scale), float(found["rises"][best])
 
     def _starts(
         self, scale: Tensor, rho: float, p: str, starts: int, seed: int, inner: Tensor | None
-    ) -> Iterator[Tensor]:
+    ) -> list[Callable[[], Tensor]]:
         slope = scale * self._gradient(torch.zeros_like(scale))
+        found: list[Callable[[], Tensor]] = []
         if float(slope.abs().max()) > 0:
-            yield _onto(slope, rho, p)
-        for i in range(starts - 1):
-            noise = random_source.fill(torch.empty_like(scale), seed, PERTURBATIONS, (1 << 40) + i)
-            yield _onto(noise, rho, p)
+            found.append(partial(_onto, slope, rho, p))
+
+        def noise(i: int) -> Tensor:
+            drawn = random_source.fill(torch.empty_like(scale), seed, PERTURBATIONS, (1 << 40) + i)
+            return _onto(drawn, rho, p)
+
+        found += [partial(noise, i) for i in range(starts - 1)]
         if inner is not None:  # the step of the smaller radius is inside this one
-            yield inner
+            found.append(inner.clone)
             if float(inner.abs().max()) > 0:
-                yield _onto(inner, rho, p)
+                found.append(partial(_onto, inner, rho, p))
+        return found
+
+    def _shared(
+        self, kind: str, count: int,
+        work: Callable[[np.ndarray, Callable[[], None]], dict[str, Array]],
+    ) -> Mapping[str, Array]:  # fmt: skip
+        """What `work` gives for all items, of which each rank takes some."""
+        if current() is not None and count > 1:
+            request = build(self.land, f"flatness, {kind}", theta=digest(self.point))
+            found = by_ranks(f"flatness, {kind}", request, count, work, most=1, progress=False)
+            if found is not None:
+                return found
+        return work(np.arange(count), lambda: None)
 
     def _gradient(self, step: Tensor) -> Tensor:
         at = self.point.clone()
         at[: self.land.n_params] = (self.theta + step).to(at)
         return self.land.gradient(at)[: self.land.n_params].to(self.theta)
-
-    def _blocks(self, count: int) -> Iterator[tuple[int, int]]:
-        size = min(_BLOCK, max(1, _BLOCK_BYTES // (16 * len(self.theta))))
-        for first in range(0, count, size):
-            yield first, min(first + size, count)
 
 
 def _onto(u: Tensor, rho: float, p: str) -> Tensor:

@@ -17,6 +17,7 @@ from torch import nn
 
 from ..arguments import callers_level, check_landscape
 from ..errors import InvalidArgument
+from ..ranks import owns_files
 from ..results.surface import Surface
 from ..surfaces.grids import Axis, plane
 from ..theta import running_statistics
@@ -80,6 +81,6 @@ def merge_plane(
     surface.info["marks"] = {"names": list(marks), "points": rows.tolist()}
     surface.info["merges"] = dict(zip(marks, losses.tolist(), strict=True))
     surface.info["axis_labels"] = ["x: share of a - base", "y: share of b - base"]
-    if path is not None:
+    if path is not None and owns_files():
         surface.save(path)
     return surface

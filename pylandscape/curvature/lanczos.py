@@ -31,6 +31,7 @@ Array = NDArray[np.float64]
 _DRIVERS = {torch.float32: core.LanczosF32, torch.float64: core.LanczosF64}
 REORTHOGONALIZE = ("full", "partial", "none")
 RUNNING = core.Outcome.running
+OWN_VECTORS = 256  # rows of T up to which its eigenvectors take no longer than to import scipy's
 RECHECK = 1e-3  # relative difference of a recomputed alpha that is taken for the same matrix
 _OUTCOMES = {
     core.Outcome.running: "complete",
@@ -225,14 +226,28 @@ class Lanczos:
         The bound of value i is beta_m |last component of its vector| = ||A x - value x||.
         """
         alpha, beta, spikes, _ = self.state(start)
-        if len(spikes) or len(alpha) < 2:
+        if len(spikes) or not len(alpha):
             values, vectors = np.linalg.eigh(self.tridiagonal(start)[0])
-        else:  # in a fraction of the time
+        elif len(alpha) > OWN_VECTORS:
             from scipy.linalg import eigh_tridiagonal
 
             values, vectors = eigh_tridiagonal(alpha, beta[:-1])
+        else:
+            values, vectors = _turned(alpha, beta, np.eye(len(alpha)))
         bounds = abs(beta[-1] * vectors[-1]) if len(alpha) else np.empty(0)
         return values, vectors, bounds
+
+    def nodes(self, start: int = 0) -> tuple[Array, Array, Array]:
+        """Ritz values and bounds (m,) as `ritz`, and between them the first components (m,) of T's
+        eigenvectors, whose squares are the weights of Gauss quadrature: in O(m^2) operations."""
+        alpha, beta, spikes, _ = self.state(start)
+        if len(spikes) or not len(alpha):
+            values, vectors, bounds = self.ritz(start)
+            return values, vectors[:1].reshape(-1), bounds
+        ends = np.zeros((2, len(alpha)))
+        ends[0, 0] = ends[1, -1] = 1
+        values, (first, last) = _turned(alpha, beta, ends)
+        return values, first, abs(beta[-1] * last)
 
     def vectors(self, coefficients: Array, start: int = 0) -> Tensor:
         """Combinations (k, n) of the basis' rows with the columns of coefficients (m, k), where
@@ -269,6 +284,18 @@ class Lanczos:
                 f"operator: expected products of shape {(count, self.n)}, got {tuple(found.shape)}"
             )
         _view(products, (count, self.n), torch.float64).copy_(found)
+
+
+def _turned(alpha: Array, beta: Array, rows: Array) -> tuple[Array, Array]:
+    """Eigenvalues (m,) of a tridiagonal matrix, ascending; rows (r, m) times its eigenvectors."""
+    values, beside = alpha.copy(), beta.copy()
+    turned = np.ascontiguousarray(rows.T)
+    done = core.tridiagonal_eigen(
+        len(alpha), values.ctypes.data, beside.ctypes.data, len(rows), turned.ctypes.data
+    )
+    if not done:
+        raise ArithmeticError(f"no eigenvalues of a tridiagonal matrix: {alpha}, {beta}")
+    return values, turned.T
 
 
 def outcome_of(number: int) -> Any:

@@ -333,7 +333,7 @@ class _Quadrature:
             raise InvalidArgument("operator: expected finite products, the first one is not")
 
     def _record(self, lanczos: Lanczos, i: int, probe: int) -> None:
-        values, turn, bounds = lanczos.ritz(i)
+        values, first, bounds = lanczos.nodes(i)
         m = len(values)
         self.outcomes[probe] = lanczos.outcome(i)
         if lanczos.outcome(i) == "not finite":
@@ -342,7 +342,7 @@ class _Quadrature:
             warnings.warn(f"Lanczos stopped: {note}", stacklevel=7)
         if not m:
             return
-        weights = turn[0] ** 2
+        weights = first**2
         self.nodes[probe, :m] = self.op.restored(values)
         self.bounds[probe, :m] = self.op.restored(bounds)
         self.weights[probe, :m] = weights / weights.sum()

@@ -119,7 +119,34 @@ def check_capture(
     rows = (samples[:, None] * per_sample + torch.arange(per_sample)).reshape(-1)
     values = None if together else loss
     near = points[1:]
-    return check_derivatives(engine_of, model, layout, near, fewer, found[0][rows], bn, values)
+    problem = check_derivatives(engine_of, model, layout, near, fewer, found[0][rows], bn, values)
+    if problem is None and "prelu" in engine.ops:
+        return _zeros_of_prelu(engine_of, model, layout, points, few, found[0], bn)
+    return problem
+
+
+def _zeros_of_prelu(
+    engine_of: Callable[[Data, KnownLoss], Any],
+    model: nn.Module,
+    layout: ParameterLayout,
+    points: Tensor,
+    few: Data,
+    outputs: Tensor,
+    bn: str,
+) -> str | None:
+    """At exactly zero torch's PReLU has the slope w and, where that is differentiated, the slope 1:
+    no function has both. Units that are zero have torch's products."""
+    data = few.in_dtype(torch.float64, outputs.double() + 1.0)
+    try:
+        engine = engine_of(data, _SQUARES)
+        reference = _reference(model, _SQUARES, layout, data, bn)
+        for point in points.double():
+            _check_product(engine, reference, _Comparison(layout, 1e-5, 1e-9), point)
+    except Separated:
+        return "units of a PReLU are exactly zero, where torch's second derivative is its own"
+    except NotLowered as refusal:
+        return refusal.reason
+    return None
 
 
 def check_derivatives(

@@ -39,6 +39,7 @@ from ..theta.held_state import State, same_bits
 from ..theta.layout import ParameterLayout
 from ..theta.losses import FreeLoss, KnownLoss, Objective
 from ..theta.losses import metric_name as _name
+from ..theta.outside import Outside
 from ..theta.pieces import Row, Rows, row_of
 from ..theta.snapshot import Snapshot
 from .eager_comparison import Comparison, near
@@ -50,9 +51,10 @@ from .eager_switches import (
     dense_gradients,
     generator_states,
     persistently,
+    return_unused_memory,
     switches,
 )
-from .forward_pass import Pass, failed, rebound
+from .forward_pass import Pass, failed, rebound, roots
 
 _SEED = 0  # of the random numbers that a forward pass draws, at every point
 
@@ -128,6 +130,7 @@ class TorchEngine:
         frozen = {id(p) for p in self.model.parameters() if id(p) not in moved}
         with self._modes():
             self._state = State(snapshot.copies(), snapshot.cells, moved, frozen)
+        self._outside = Outside(roots(self.model, loss), snapshot.copies())
         self._depth = 0
         self._looked = False
         self._first: float | None = None  # L at the origin, from the first run
@@ -222,6 +225,7 @@ class TorchEngine:
             stack.enter_context(self._modes())
             if self._depth == 0:
                 self.parameters.base.check()
+                stack.enter_context(self._outside.session())
             self._depth += 1
             try:
                 if not self._looked:
@@ -234,7 +238,7 @@ class TorchEngine:
 
     def move(self, theta: Tensor) -> None:
         """Puts the model at theta (n,), with the state of the landscape's making; seeds."""
-        self._state.restore()
+        self._restore()
         self.parameters.place(theta)
         self._begin()
 
@@ -309,6 +313,12 @@ class TorchEngine:
         output = self.outputs(batch)
         return *self.weighed(output, batch, index), output
 
+    def slope_denominator(self, denominator: float) -> float:
+        """What sums of derivatives over all batches are divided by."""
+        if not isinstance(self.loss, KnownLoss):
+            return denominator
+        return self.loss.slope_denominator((b.target for b in self.batches), denominator)
+
     @property
     def mixes(self) -> bool:
         """Whether batch norm makes a sample's output depend on its batch."""
@@ -341,7 +351,7 @@ class TorchEngine:
     def reads_parameters(self) -> bool:
         """Whether the model or its loss reads what theta moves, at all. Inside a session."""
         storages = {t.untyped_storage().data_ptr() for t in self.leaves if t.numel()}
-        self._state.restore()
+        self._restore()
         with _Touch(storages) as touch, self.grad_mode():
             for index in range(len(self.batches)):
                 self.batch_loss(index)
@@ -374,7 +384,7 @@ class TorchEngine:
         self, batch: Batch, place: Callable[[], None], mode: AbstractContextManager[Any]
     ) -> float:
         """The share of the numerator that a batch in the first one's place has, from the start."""
-        self._state.restore()
+        self._restore()
         place()
         self.seed()
         with mode:
@@ -386,10 +396,16 @@ class TorchEngine:
             except Exception as error:
                 raise failed(error) from error
 
+    def _restore(self) -> None:
+        """What is kept between calls, as it was when the landscape was made."""
+        self._state.restore()
+        if self._outside.moves:
+            self._outside.restore()
+
     def place_near(self) -> None:
         """The model's own point and a tenth of `random_step` into the parameters."""
         self.to_origin()
-        self.parameters.move_near(self.parameters.views, self.parameters.views)
+        self.parameters.move_near(self.parameters.views, self.parameters.apart())
 
     def move_near(self) -> None:
         """`place_near` for a run from the beginning, as `move` is for a point."""
@@ -476,9 +492,10 @@ class TorchEngine:
             self._draws = [
                 name for name, state in generator_states().items() if state != generators[name]
             ]
-        self.writes_state = self._state.learn(self._original)
-        self.keeps_state = self.writes_state or self._state.differs()
-        self._state.restore()
+        self.writes_state = self._state.learn(self._original) or self._outside.writes()
+        self._outside.learn()
+        self.keeps_state = self.writes_state or self._state.differs() or self._outside.moves
+        self._restore()
         self.writes_input = bool(written)
         total, denominator = (sum(column) for column in zip(*found, strict=True))
         self._first = total / denominator if denominator else float("nan")
@@ -487,6 +504,7 @@ class TorchEngine:
 
     def undo_run(self) -> None:
         self._state.learn(self._original)
+        self._outside.learn()
         self.to_origin()
 
     def _original(self, t: Tensor) -> Tensor | None:
@@ -509,8 +527,10 @@ class TorchEngine:
         results = {_name(metric): np.empty(count) for metric in metrics}
         with self.session(), self.grad_mode():
             for i in range(count):
-                self._state.restore()
+                self._restore()
                 write(i)
+                if self.parameters.large:
+                    return_unused_memory()
                 try:
                     self._begin()
                     found = self._at(metrics, None if off is None else off[i], kept)
@@ -621,7 +641,7 @@ class TorchEngine:
         with self.grad_mode():
             for index in range(len(self.batches)):
                 self.outputs(self.batch(index))
-        self._state.restore()  # what else the passes changed
+        self._restore()  # what else the passes changed
         for module, buffers in zip(norms, fresh, strict=True):
             module._buffers.update(buffers)
 
@@ -647,7 +667,7 @@ class TorchEngine:
             yield
 
     def to_origin(self) -> None:
-        self._state.restore()
+        self._restore()
         self.parameters.place_sum(self.parameters.base, (), ())
 
     def _correct(self, output: Any, target: Any) -> tuple[int, int]:

@@ -16,10 +16,11 @@ from ..errors import InvalidArgument, out_of_memory, wrapping
 from ..theta.data import Batch
 from ..theta.held_state import State
 from ..theta.losses import FreeLoss, KnownLoss, Objective
+from ..theta.outside import Outside
 from ..theta.snapshot import Snapshot
 from .eager_parameters import CopyParameters
 from .eager_switches import dense_gradients, persistently
-from .forward_pass import Pass, eval_mode
+from .forward_pass import Pass, eval_mode, roots
 
 _ROUNDING = 64  # eps of the coarsest parameters: two kernels' values of one loss
 _FEW = 32  # samples on which the copy is compared
@@ -202,6 +203,7 @@ class Comparison:
     ) -> float:
         originals = self._snapshot.originals()
         state = State(originals, moved=map(id, slots))
+        outside = Outside(roots(model, loss), originals)
         leaves = [t for t in originals if isinstance(t, Tensor) and t.is_leaf]  # registered or not
         grads = [t.grad for t in leaves]
         self._copy.to_origin()  # which holds what the module gets back, unless it is coarser
@@ -216,6 +218,9 @@ class Comparison:
                 for slot, value in zip(slots, kept, strict=True):
                     slot.data.copy_(value)
                 state.put_back_changes()
+            outside.learn()
+            if outside.moves:
+                outside.restore()
             for t, grad in zip(leaves, grads, strict=True):
                 if t.grad is not grad:
                     t.grad = grad
@@ -244,6 +249,7 @@ class Comparison:
                         if not ways or out_of_memory(error):
                             raise
                     state.put_back_changes()
+                    outside.restore()
         finally:
             persistently(put_back)
 

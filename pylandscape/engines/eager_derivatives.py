@@ -62,6 +62,9 @@ class Forward(Protocol):
     def place(self, theta: Tensor) -> None:
         """theta (n,) into the parameters, in place."""
 
+    def slope_denominator(self, denominator: float) -> float:
+        """What sums of derivatives over all batches are divided by."""
+
     def statistics(self) -> Any:
         """The buffers of batch norm in use, to be put back by `put`."""
 
@@ -151,7 +154,7 @@ class Derivatives:
             except Exception as error:
                 raise _explained(error, "per_sample_gradients") from error
             self._check_reached(leaves, "per_sample_gradients")
-        return rows.mul_(self._samples).div_(denominator)
+        return rows.mul_(self._samples).div_(self._engine.slope_denominator(denominator))
 
     def _gradient(self, theta: Tensor) -> Tensor:
         leaves = self._at(theta)
@@ -164,7 +167,7 @@ class Derivatives:
             denominator += weight
             del value
         self._check_reached(leaves, "gradient")
-        return result / denominator
+        return result / self._engine.slope_denominator(denominator)
 
     def _product(self, matrix: str, vectors: Tensor) -> Tensor:
         with self._session():
@@ -177,8 +180,9 @@ class Derivatives:
                 self._engine.place(self._theta)
                 self._engine.put(graphs.statistics)
                 self._add(graphs.products, vectors, result)
-        result /= graphs.denominator
-        return result * self._samples / graphs.denominator if matrix == "covariance" else result
+        denominator = self._engine.slope_denominator(graphs.denominator)
+        result /= denominator
+        return result * self._samples / denominator if matrix == "covariance" else result
 
     def _build(self, matrix: str, vectors: Tensor, result: Tensor) -> _Graphs:
         """Adds the products to ``result`` batch by batch; keeps the graphs where they fit."""

@@ -50,7 +50,9 @@ class CopyParameters:
         if base is None:
             base = Stored(torch.cat([t.detach().to(self.dtype).reshape(-1) for t in self.slots]))
         self.base: Row = base
-        self._flat = self._as_one_tensor(objects)
+        held = sum(t.numel() * t.element_size() for t in self.slots)
+        self.large = held > _FLAT and device.type == "cpu"
+        self._flat = None if held > _FLAT else self._as_one_tensor(objects)
         self.views = [t.data for t in self.slots]  # written without a new version of the slots
         self._places = [_place_of(t) for t in self.slots]
 
@@ -66,8 +68,7 @@ class CopyParameters:
                 return None
             if t.numel() and addresses[t.untyped_storage().data_ptr()] != 1:
                 return None
-        held = sum(t.numel() * t.element_size() for t in self.slots)
-        if len({t.dtype for t in self.slots}) != 1 or held > _FLAT:
+        if len({t.dtype for t in self.slots}) != 1:
             return None
         flat = torch.cat([t.detach().reshape(-1) for t in self.slots])
         for t, e in zip(self.slots, self._layout.entries, strict=True):
@@ -178,6 +179,12 @@ class CopyParameters:
                 out[begin:end].copy_(moved)
             if not data.is_contiguous():
                 data.copy_(out.view(data.shape))
+
+    def apart(self) -> list[Tensor]:
+        """The values now, which writing one slot does not change where slots share their memory."""
+        places = [t.untyped_storage().data_ptr() for t in self.views if t.numel()]
+        shared = self._flat is None and len(set(places)) < len(places)
+        return [t.clone() for t in self.views] if shared else self.views
 
     def rounding(self) -> float:
         """eps of the coarsest dtype among the parameters."""

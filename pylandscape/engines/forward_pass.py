@@ -75,6 +75,11 @@ class Pass:
         return value.double() * batch.size, float(batch.size)
 
 
+def roots(model: nn.Module, loss: KnownLoss | FreeLoss | Objective) -> list[Any]:
+    """All code of the user's that computes L."""
+    return [model] if isinstance(loss, KnownLoss) else [model, loss.fn]
+
+
 def _example(output: Any) -> str:
     """How an objective takes the loss from such an output of the model."""
     if isinstance(output, Mapping):

@@ -93,6 +93,7 @@ class NativeEngine:
         self.mixes: bool = program.mixes  # whether samples depend on their batch
         self.no_derivatives: str | None = None  # why there are none
         self.denominator = loss.denominator(targets, outputs_shape) if mean else 1.0
+        self.slope_denominator = loss.slope_denominator([targets], self.denominator)
         self.counted = counted_targets(loss, targets, outputs_shape)
         self._shares_of = lambda: loss.sample_shares(targets, program.samples)
         self._shares: np.ndarray | None = None
@@ -149,7 +150,7 @@ class NativeEngine:
         """(n,) float64, summed in double."""
         result = torch.empty(self.program.n, dtype=torch.float64)
         self._derivatives_at(theta).gradient(result.data_ptr())
-        return result / self.denominator
+        return result / self.slope_denominator
 
     def product(self, matrix: str, theta: Tensor, vectors: Tensor) -> Tensor:
         """(k, n) float64 of vectors (k, n); values at theta are kept for the next call."""
@@ -180,20 +181,22 @@ class NativeEngine:
         refused = self._refusal(True)
         if refused is not None:
             raise NotLowered(refused)
+        if self.denominator == 0:
+            raise NotLowered("no target counts")
         return self.program, self.denominator
 
     def product_scale(self, matrix: str) -> float:
         """What turns the program's sums over samples into L's matrix."""
         if matrix == "covariance":  # (1/N) sum_i g_i g_i^T with g_i = (N/D) grad l_i
-            return _ratio(self.program.samples, self.denominator**2)
-        return _ratio(1.0, self.denominator)
+            return _ratio(self.program.samples, self.slope_denominator**2)
+        return _ratio(1.0, self.slope_denominator)
 
     def per_sample_gradients(self, theta: Tensor) -> Tensor:
         """(samples, n) of the program's dtype; their mean is the gradient."""
         derivatives = self._derivatives_at(theta, of_samples=True)
         result = torch.empty(self.program.samples, self.program.n, dtype=self._dtype)
         derivatives.sample_gradients(result.data_ptr())
-        return result.mul_(_ratio(self.program.samples, self.denominator))
+        return result.mul_(_ratio(self.program.samples, self.slope_denominator))
 
     def _refusal(self, of_samples: bool) -> str | None:
         """Why there are no derivatives, or none of the samples' own losses."""
@@ -420,5 +423,5 @@ def lower(
 
 
 def _ratio(a: float, denominator: float) -> float:
-    """a / denominator; NaN where no target counts, as torch's mean."""
+    """a / denominator; NaN where no target has a weight, as torch's mean."""
     return float(a / denominator) if denominator else float("nan")

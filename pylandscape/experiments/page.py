@@ -19,6 +19,7 @@ from ..files.atomic import write_bytes
 
 PICTURES = "pictures"  # the folder of all pages' pictures
 DPI = 110
+LONG = 24  # letters of a label that a panel has room for
 VERDICTS = {True: "yes", False: "**no**", None: "not decided"}
 
 
@@ -73,6 +74,7 @@ class Page:
             words = each.get_legend().get_texts() if each.get_legend() else []
             for text, most in ((each.title, 8), *((word, 6.5) for word in words)):
                 text.set_fontsize(min(text.get_fontsize(), most))
+        _uncrowd(np.ravel(np.asarray(axes, dtype=object)))
         self.pictures_folder.mkdir(parents=True, exist_ok=True)
         file = f"{self.name}-{len(self.pictures) + 1}.png"
         save(one, self.pictures_folder / file, dpi=DPI)
@@ -180,6 +182,25 @@ def panels(
         for spare in axes.ravel()[count:]:
             figure.delaxes(spare)
     return axes.ravel()[:count]
+
+
+def _uncrowd(axes: Any) -> None:
+    """Of panels side by side: equal labels once in a row or column, long ones on two lines."""
+    flat = [one for one in axes if one.name != "3d" and one.get_subplotspec() is not None]
+    if len({one.get_subplotspec().colspan.start for one in flat}) < 2:
+        return
+    for of, along, kept in (("x", "colspan", -1), ("y", "rowspan", 0)):
+        lines: dict[int, list[Any]] = {}
+        for one in flat:
+            place = getattr(one.get_subplotspec(), along).start
+            lines.setdefault(place, []).append(getattr(one, f"{of}axis").label)
+        for labels in lines.values():
+            texts = {label.get_text() for label in labels}
+            for label in labels:
+                if len(texts) == 1 and label is not labels[kept]:
+                    label.set_text("")
+                elif len(label.get_text()) > LONG:
+                    label.set_text(label.get_text().replace(" (", "\n("))
 
 
 def _spaced(texts: Sequence[str]) -> Iterator[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from .request import differences, listing
 
 SUFFIX = ".lanczos"
 SECONDS = 60.0  # between two checkpoints
+BEAT = 0.5  # seconds between two signs of life to other ranks
 
 log = logging.getLogger("pylandscape")
 
@@ -43,7 +44,8 @@ class Checkpoint:
         self.beside = path  # where ranks keep items beside it, also those that have no path here
         self.given: Arrays | None = None  # to all ranks, what rank 0 has read
         self.resumes = path is not None and path.exists()
-        self._last = time.monotonic()
+        self.alive: Callable[[], None] | None = None  # a sign of life to other ranks
+        self._last = self._beaten = time.monotonic()
         if path is not None:
             remove_leftovers(path)
             self._read(arrays=False)
@@ -57,7 +59,13 @@ class Checkpoint:
 
     @property
     def due(self) -> bool:
-        """Whether it is time to save."""
+        """Whether it is time to save. Asked after every step: other ranks hear of it, too.
+
+        Raises RankFailed where another rank failed.
+        """
+        if self.alive is not None and time.monotonic() - self._beaten > BEAT:
+            self._beaten = time.monotonic()
+            self.alive()
         return self.path is not None and time.monotonic() - self._last > SECONDS
 
     def save(self, arrays: Mapping[str, np.ndarray]) -> None:

@@ -46,11 +46,21 @@ def resumable(
     path: str | os.PathLike[str] | None,
     request: Mapping[str, Any],
     run: Callable[[Checkpoint], Result],
+    compared: Mapping[str, Any] | None = None,
 ) -> Result:
-    """As `answered`, with checkpoints; `run` gets one that keeps nothing where there is no path."""
+    """As `answered`, with checkpoints; `run` gets one that keeps nothing where there is no path.
+
+    Ranks compare what they ask, with or without a path; without one `compared`, if it is given.
+    """
     request = jsonable(request, "request")
     if path is None:
-        return run(Checkpoint(None, request))
+        kept, ranks = Checkpoint(None, request), current()
+        if ranks is None:
+            return run(kept)
+        asked = jsonable(compared or request, "request")
+        with ranks.call(request.get("kind", "result"), asked) as call:
+            kept.alive = call.beat
+            return run(kept)
 
     def record(beside: Path | None) -> Checkpoint:
         return Checkpoint(beside, request)
@@ -131,6 +141,8 @@ def _answered_by(
             if not call.first:
                 kept = stack.enter_context(_own(record, beside, call.rank))
             _unite(call, kept)
+            if isinstance(kept, Checkpoint):
+                kept.alive = call.beat
             there = run(kept)
             call.meet("the end of the work")
             if call.first:

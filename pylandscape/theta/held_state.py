@@ -96,6 +96,27 @@ class State:
             for cell, content in zip(self._cells, self._contents, strict=True)
         )
 
+    def touched(self) -> bool:
+        """Whether anything is other than what is to be put back."""
+        return (
+            self.differs()
+            or self.writes()
+            or [t.requires_grad for t in self._tensors] != self._flags
+            or any(_bits(get()) != _bits(state) for _, get, _, state in self._generators)
+            or any(_used(cached, info) for cached, info in self._caches)
+        )
+
+    def writes(self) -> bool:
+        """Whether tensors or arrays were changed in place."""
+        return (
+            list(map(_version, self._tensors)) != self._versions
+            or any(
+                value is not None and not same_bits(t, value)  # by .data, without a new version
+                for t, value in zip(self._tensors, self._values, strict=True)
+            )
+            or any(a.tobytes() != held.tobytes() for a, held in self._arrays)
+        )
+
     def restore(self) -> None:
         """Puts everything back. Raises InvalidArgument for a tensor that was not held."""
         if list(map(id, chain.from_iterable(self._views))) != self._ids:
@@ -116,9 +137,10 @@ class State:
             for t, flag in zip(self._tensors, self._flags, strict=True):
                 if t.is_leaf and t.requires_grad != flag:
                     t.requires_grad_(flag)
-        for cached, info in self._caches:
-            if cached.cache_info() != info:
+        for i, (cached, info) in enumerate(self._caches):
+            if _used(cached, info):  # even where it only gave what it had, of another point
                 cached.cache_clear()
+                self._caches[i] = cached, cached.cache_info()
         for _, _, put, state in self._generators:
             put(state)
 
@@ -170,6 +192,17 @@ def _version(t: Tensor) -> int:
     return 0 if t.is_inference() else t._version
 
 
+def _used(cached: Any, before: Any) -> bool:
+    """Whether a cache that holds something was asked since."""
+    now = cached.cache_info()
+    return bool(now.currsize) and now != before
+
+
+def _bits(state: Any) -> Any:
+    """The state of a generator, comparable."""
+    return state.numpy().tobytes() if isinstance(state, Tensor) else repr(state)
+
+
 def _held(t: Tensor) -> Tensor:
     return t.detach().clone()
 
@@ -178,6 +211,8 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors are equal, NaN equal to NaN."""
     if a.shape != b.shape or a.dtype != b.dtype or a.layout != b.layout:
         return False
+    if a.is_meta or b.is_meta:  # without values
+        return a.is_meta and b.is_meta
     if a.layout != torch.strided:
         return all(same_bits(x, y) for x, y in zip(dense_parts(a), dense_parts(b), strict=True))
     a, b = a.detach(), b.detach()

@@ -7,7 +7,7 @@ are computed in float64 from the model's outputs, whatever its dtype.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -252,6 +252,13 @@ class KnownLoss:
             return float(self.weight.double().to(target.device)[counted].sum())
         return float(len(target) if self.reduction == "batchmean" else target.numel())
 
+    def slope_denominator(self, targets: Iterable[Tensor], denominator: float) -> float:
+        """What sums of derivatives are divided by: 1 where every target is ignored, for there
+        torch's backward pass gives zeros, though its mean is NaN."""
+        none = denominator == 0 and self.kind in ("cross_entropy", "nll")
+        none = none and all(bool((target == self.ignore_index).all()) for target in targets)
+        return 1.0 if none else denominator
+
     def correct(self, outputs: Tensor, target: Tensor) -> tuple[int, int]:
         """How many targets the outputs hit, and of how many."""
         if not self.classifies:
@@ -489,5 +496,9 @@ def as_scalar(value: Any, name: str) -> Tensor:
         raise InvalidArgument(
             f"{name}: expected a scalar, got shape {tuple(value.shape)} "
             "(does the loss use reduction='none'?)"
+        )
+    if value.is_complex():
+        raise InvalidArgument(
+            f"{name}: expected a real number, got a complex one; take its .real or .abs()"
         )
     return value.reshape(())

@@ -51,6 +51,16 @@ def _tensors_in(x: Any, depth: int) -> Iterator[Tensor]:
             yield from _tensors_in(value, depth - 1)
 
 
+@functools.lru_cache(maxsize=4096)
+def of_a_library(module: str | None) -> bool:
+    """Whether a module is torch's, Python's own, or of a package that was installed."""
+    root = (module or "").partition(".")[0]
+    if root in _LIBRARIES:
+        return True
+    file = getattr(sys.modules.get(root), "__file__", None) or ""
+    return "site-packages" in file or "dist-packages" in file
+
+
 def global_names(f: types.FunctionType) -> dict[str, Any]:
     """The globals that the function's code names, also in functions inside it."""
     root = (f.__module__ or "").partition(".")[0]

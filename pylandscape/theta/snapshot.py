@@ -148,6 +148,9 @@ class Snapshot:
             before = len(self._memo)
             try:
                 own = custom(x, self._memo)
+                if isinstance(x, nn.Module) and _share_memory(x, own):
+                    self._memo.pop(id(x), None)
+                    return self._by_parts(x)  # its copy would move with it
                 self._memo[id(x)] = own
                 alive = self._memo.get(id(self._memo))  # copy.deepcopy's own list
                 made = [y for y in list(self._memo.values())[before:] if y is not alive]
@@ -185,11 +188,27 @@ class Snapshot:
                 own.__dict__.update(state)
             for name, value in (slots or {}).items():
                 setattr(own, name, self.copy(value))
+        if isinstance(x, nn.Module):
+            self._module_slots(x, own)
         for item in items or ():
             own.append(self.copy(item))
         for key, value in pairs or ():
             own[self.copy(key)] = self.copy(value)
         return own
+
+    def _module_slots(self, x: nn.Module, own: nn.Module) -> None:
+        """What a module's ``__slots__`` hold, which torch's modules leave out of their state."""
+        for kind in type(x).__mro__:
+            slots = vars(kind).get("__slots__", ())
+            for name in (slots,) if isinstance(slots, str) else slots:
+                place = vars(kind).get(name)
+                if not isinstance(place, types.MemberDescriptorType):
+                    continue
+                try:
+                    value = place.__get__(x)
+                except AttributeError:  # empty
+                    continue
+                place.__set__(own, self.copy(value))
 
     def _tensor(self, x: Tensor) -> Tensor:
         plain = type(x) in (Tensor, nn.Parameter, nn.Buffer)
@@ -322,18 +341,16 @@ class Snapshot:
         reached = {name: value for name, value in names.items() if self._reaches(value)}
         cells = None
         if f.__closure__ is not None:
-            cells = tuple(types.CellType() for _ in f.__closure__)
+            cells = tuple(map(self._cell, f.__closure__))
         scope = {**f.__globals__} if reached else f.__globals__
         own = types.FunctionType(f.__code__, scope, f.__name__, None, cells)
         self._note(f, own)
         for name, value in reached.items():
             scope[name] = self._rebound(value)
         for cell, old in zip(cells or (), f.__closure__ or (), strict=True):
-            try:
+            if cell is not old and not any(cell is known for known in self.cells):
+                self.cells.append(cell)
                 cell.cell_contents = self.rebound(old.cell_contents)
-            except ValueError:  # an empty cell
-                continue
-            self.cells.append(cell)
         if f.__defaults__ is not None:
             own.__defaults__ = tuple(self.rebound(a) for a in f.__defaults__)
         if f.__kwdefaults__ is not None:
@@ -341,6 +358,21 @@ class Snapshot:
         own.__qualname__, own.__module__, own.__doc__ = f.__qualname__, f.__module__, f.__doc__
         own.__dict__.update({name: self._rebound(value) for name, value in f.__dict__.items()})
         return own
+
+    def _cell(self, cell: types.CellType) -> types.CellType:
+        """A new cell for a variable that holds something of the module, one for all functions that
+        share the variable; the user's own for others, which functions that are shared may write."""
+        if id(cell) in self._memo:
+            return self._memo[id(cell)]
+        try:
+            x = cell.cell_contents
+        except ValueError:  # empty
+            return cell
+        if isinstance(x, nn.Module | Tensor) or (not isinstance(x, ATOMS) and self._reaches(x)):
+            self.pairs.append((cell, None))  # its id stays taken
+            self._memo[id(cell)] = types.CellType()
+            return self._memo[id(cell)]
+        return cell
 
     def _reaches(self, x: Any) -> bool:
         """Whether x holds a part of the module, or directly any module or tensor and is no
@@ -363,6 +395,17 @@ class Snapshot:
             self._held |= seen
             self.pairs += [(y, None) for y in kept]
         return False
+
+
+def _share_memory(a: nn.Module, b: Any) -> bool:
+    """Whether a parameter of one lies in the memory of a parameter of the other."""
+    if a is b or not isinstance(b, nn.Module):
+        return True
+    places = [
+        {p.untyped_storage().data_ptr() for p in m.parameters() if p.layout == torch.strided}
+        for m in (a, b)
+    ]
+    return bool((places[0] & places[1]) - {0})
 
 
 def _leaves(x: Tensor) -> list[Tensor]:

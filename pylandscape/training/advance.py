@@ -7,7 +7,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ from ..engines import training as compiled
 from ..engines.contract import Rule, RunState, Stepper
 from ..engines.eager import TorchEngine
 from ..engines.eager_training import TorchStepper
-from ..errors import InvalidArgument, NotLowered, ResumeMismatch
+from ..errors import InvalidArgument, NotLowered, PylandscapeError, ResumeMismatch
 from ..files.store import target_of
 from ..ranks import by_itself, current
 from ..runs.checkpoint import Arrays, Checkpoint
@@ -37,6 +37,7 @@ from ..theta.running_statistics import with_statistics
 from ..trajectories import log, records
 from ..trajectories.several import Runs, check_is_runs, write
 from .optimisers import check_optimiser, schedule_factors
+from .shared_runs import SharedRuns
 from .starts import count_of, points_of
 
 if TYPE_CHECKING:
@@ -148,21 +149,32 @@ def train(
     training = _Training(stepper, plan, rates, state, header, evaluate, progress)
     whole = jsonable(request, "request")
 
-    def some(at: np.ndarray, beat: Callable[[], None]) -> Arrays:
+    def part(at: np.ndarray, beat: Callable[[], None]) -> _Training:
         own = plan if len(plan.seeds) == 1 else replace(plan, seeds=tuple(seeds[i] for i in at))
         chosen = torch.as_tensor(at, device=theta.device)
-        part = RunState(
+        state = RunState(
             theta[chosen], [torch.zeros_like(theta[chosen]) for _ in rule.slots],
             statistics[chosen], 0, torch.tensor([seeds[i] for i in at], dtype=torch.int64),
         )  # fmt: skip
-        return _Training(stepper, own, rates, part, header, evaluate, False, beat).by_run()
+        return _Training(stepper, own, rates, state, header, evaluate, False, beat)
+
+    def some(at: np.ndarray, beat: Callable[[], None]) -> Arrays:
+        return part(at, beat).by_run()
+
+    def logged(kept: Checkpoint, files: SharedRuns) -> Array | None:
+        def work(at: np.ndarray, beat: Callable[[], None]) -> Arrays:
+            part(at, beat).into(files.writer(at))
+            return {"places": files.places(at)}
+
+        found = by_ranks("train", whole, count, work, kept=kept, unit="run", progress=progress)
+        return None if found is None else found["places"]
 
     def shared(kept: Checkpoint | None) -> Arrays | None:
         found = by_ranks("train", whole, count, some, kept=kept, unit="run", progress=progress)
         return None if found is None else {k: _by_moment(found[k]) for k in COLUMNS}
 
     if path is not None:
-        runs = training.kept(path, whole, shared)
+        runs = training.kept(path, whole, shared, logged)
     elif (columns := shared(None)) is not None:
         runs = Runs(header, columns)
     else:
@@ -249,6 +261,16 @@ class _Training:
             for name, column in self._columns().items()
         }
 
+    def into(self, writer: log.Writer) -> None:
+        """All records into a new log, which is on the disk and closed then."""
+
+        def keep(row: int, step: int, metrics: Array, values: Any) -> None:
+            writer.append(step, metrics, values)
+
+        with closing(writer):
+            self._run(keep, None)
+            writer.sync()
+
     def _columns(self) -> Arrays:
         """The records' columns (moments P, ...)."""
         kind = self._header.record()
@@ -267,21 +289,27 @@ class _Training:
         path: str | os.PathLike[str],
         request: Mapping[str, Any],
         shared: Callable[[Checkpoint], Arrays | None],
+        logged: Callable[[Checkpoint, SharedRuns], Array | None],
     ) -> Runs:
         """Records in a file, which a killed run goes on from.
 
-        Several ranks (`shared` gives the columns) keep whole runs, each in a file of its own, and
-        the first writes the result.
+        Several ranks keep whole runs, in logs of their own (`logged` gives their places); or, where
+        they cannot write where the first one does, in memory (`shared` gives the columns). The
+        first writes the result.
         """
         ranks = current()
         if ranks is None:
             target = target_of(path)
-            if not self._stands(target, request):
-                self._write(target, request, shared)
+            files = self._files(target, 0)
+            if self._stands(target, request):
+                files.remove()
+            else:
+                self._write(target, request, shared, logged, files if files.begun else None)
             return Runs.open(target)
         with ranks.call("train in a file", request) as call:
             first = call.first
             target = target_of(path) if first else Path(os.path.realpath(path))
+            files = self._files(target, call.rank)
             stands, begun = False, False
             if first:
                 stands = self._stands(target, request)
@@ -290,17 +318,25 @@ class _Training:
                 )
             stands, begun = call.from_first([np.array([stands, begun])])[0].tolist()
             if not stands and not begun:
-                self._write(target, request, shared, first)
+                together = files if files.writable(call) else None
+                self._write(target, request, shared, logged, together, first)
             elif not stands and first:  # what one process began, one goes on with
                 self._beat = call.beat
                 with by_itself():
-                    self._write(target, request, shared)
+                    self._write(target, request, shared, logged, None)
+            elif first:
+                files.remove()
             call.meet("the file of the runs")
-            if first:
-                runs = Runs.open(target)
-                call.from_first([np.asarray(runs.columns[k]) for k in COLUMNS])
+            runs = Runs.open(target) if first else _seen(target, request)
+            if all(bool(there[0]) for there in call.exchange([np.array(runs is not None)])):
+                assert runs is not None
                 return runs
-            return Runs(self._header, dict(zip(COLUMNS, call.from_first([]), strict=True)))
+            columns = [] if not first or runs is None else [runs.columns[k] for k in COLUMNS]
+            found = call.from_first([np.asarray(column) for column in columns])
+            return runs or Runs(self._header, dict(zip(COLUMNS, found, strict=True)))
+
+    def _files(self, target: Path, rank: int) -> SharedRuns:
+        return SharedRuns(target, self._header, len(self._plan.recorded), rank)
 
     def _stands(self, target: Path, request: Mapping[str, Any]) -> bool:
         """Whether the file is there, of the same request."""
@@ -314,12 +350,22 @@ class _Training:
         target: Path,
         request: Mapping[str, Any],
         shared: Callable[[Checkpoint], Arrays | None],
+        logged: Callable[[Checkpoint, SharedRuns], Array | None],
+        files: SharedRuns | None,
         owner: bool = True,
     ) -> None:
         """Train, and write the file; another rank than the owner helps."""
         beside = target.with_name(target.name + log.SUFFIX)
         state = target.with_name(target.name + SUFFIX)
         kept = Checkpoint(state if owner else None, request)
+        if files is not None and not beside.exists():
+            kept.beside = files.record
+            if (places := logged(kept, files)) is not None:
+                if owner:
+                    total = self._count * len(self._plan.recorded)
+                    records.write(target, self._header, files.rows(places), total)
+                    files.remove()
+                return
         kept.beside = state
         if not beside.exists() and (columns := shared(kept)) is not None:
             if owner:
@@ -564,6 +610,15 @@ def _check_same(target: Path, request: Mapping[str, Any]) -> None:
             f"path: {target} holds the runs of another request; remove it or use another path. "
             f"What differs:{listing(rows)}"
         )
+
+
+def _seen(target: Path, request: Mapping[str, Any]) -> Runs | None:
+    """The file that the first rank wrote, where this one sees it."""
+    try:
+        _check_same(target, request)
+        return Runs.open(target)
+    except (PylandscapeError, OSError):
+        return None
 
 
 def _check_equal(before: Any, step: int, metrics: Array, values: Any, path: Path) -> None:

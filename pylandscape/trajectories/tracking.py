@@ -20,8 +20,10 @@ from ..curvature.eigen import eigenpairs
 from ..curvature.operators import as_operator
 from ..curvature.symmetric_operator import SymmetricOperator
 from ..errors import InvalidArgument
+from ..ranks import owns_files
 from ..results.tracks import Track
 from ..runs.checkpoint import Checkpoint
+from ..runs.items import by_ranks
 from ..runs.request import build
 from ..runs.resume import resumable
 from ..theta.directions import gaussian
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from ..landscape import Landscape
 
 RULES = ("sgd", "nesterov", "rk2", "adam")
+CHAIN = 8  # points in a row, of which each search starts from the one before; ranks draw chains
 _FRESH = 0.1  # of a start: a random part, which sees an eigenvector that is about to cross
 
 
@@ -95,7 +98,8 @@ def track(
     Each search starts from the eigenvectors of the point before, with a random part that sees an
     eigenvector that is about to become one of the largest. That saves a third of the products where
     points are close; where eigenvectors turn from point to point (a cosine of 0.3 between epochs of
-    a small classifier) it saves nothing over `eigenpairs`, which starts from the gradient.
+    a small classifier) it saves nothing over `eigenpairs`, which starts from the gradient; so does
+    every eighth point, so that several processes can share the chains of eight.
 
     Args:
         trajectory: of the landscape's parameters (and running statistics, where the model has
@@ -142,19 +146,42 @@ def track(
     def run(kept: Checkpoint) -> Track:
         rows = np.full((count, 3 * k + 1), np.nan)
         vectors: Array | None = None
+
+        def search(i: int, before: Array | None) -> Array:
+            """Fills row i; gives the eigenvectors (k, n)."""
+            diagonal = None if preconditioner is None else preconditioner(i * every)
+            pairs = eigenpairs(
+                _operator(land, points[i], diagonal), k, which, tol=tol, seed=seed + i,
+                start=_start(before if i % CHAIN else None, land.n_params, seed, i),
+                progress=False,
+            )  # fmt: skip
+            rows[i] = [*pairs.values, *pairs.residuals, *pairs.converged, pairs.matvecs]
+            return np.asarray(pairs.vectors, dtype=np.float64).reshape(k, -1)
+
+        def chains(at: np.ndarray, beat: Callable[[], None]) -> dict[str, Array]:
+            found = np.full((len(at), CHAIN, rows.shape[1]), np.nan)
+            for own, chain in zip(found, at * CHAIN, strict=True):
+                before = None
+                for i in range(chain, min(chain + CHAIN, count)):
+                    before = search(i, before)
+                    own[i - chain] = rows[i]
+                    beat()
+            return {"rows": found}
+
+        shared = by_ranks(
+            "track", kept.request, -(-count // CHAIN), chains, kept=kept, most=1,
+            unit=f"{CHAIN} pt", progress=progress,
+        )  # fmt: skip
+        if shared is not None:
+            rows = shared["rows"].reshape(-1, rows.shape[1])[:count]
+            return result(rows)
         first = 0
         if (before := kept.load()) is not None:
             rows, vectors, first = before["rows"], before["vectors"], int(before["done"])
         with progress_bar(count, "track", "pt", progress, first) as bar:
             try:
                 for i in range(first, count):
-                    diagonal = None if preconditioner is None else preconditioner(i * every)
-                    pairs = eigenpairs(
-                        _operator(land, points[i], diagonal), k, which, tol=tol, seed=seed + i,
-                        start=_start(vectors, land.n_params, seed, i), progress=False,
-                    )  # fmt: skip
-                    vectors = np.asarray(pairs.vectors, dtype=np.float64).reshape(k, -1)
-                    rows[i] = [*pairs.values, *pairs.residuals, *pairs.converged, pairs.matvecs]
+                    vectors = search(i, vectors)
                     bar.update()
                     first = i + 1
                     if kept.due:
@@ -163,17 +190,20 @@ def track(
                 if vectors is not None:
                     kept.save({"rows": rows, "vectors": vectors, "done": np.array(first)})
                 raise
+        return result(rows)
+
+    def result(rows: Array) -> Track:
         return Track(
             points.steps, rows[:, :k], rows[:, k : 2 * k], rows[:, 2 * k : 3 * k] > 0,
             rows[:, 3 * k], limit, words, preconditioner is not None, {"request": request},
         )  # fmt: skip
 
-    result = resumable(path, request, run)
-    if result.rule != words or not np.array_equal(_numbers(result.threshold), _numbers(limit)):
-        result.threshold, result.rule = limit, words  # of another rate than the file's
-        if path is not None:
-            result.save(path)
-    return result
+    track = resumable(path, request, run)
+    if track.rule != words or not np.array_equal(_numbers(track.threshold), _numbers(limit)):
+        track.threshold, track.rule = limit, words  # of another rate than the file's
+        if path is not None and owns_files():
+            track.save(path)
+    return track
 
 
 def _operator(land: Landscape, state: Any, diagonal: Any) -> SymmetricOperator:

@@ -159,7 +159,9 @@ struct Linear : Rules<Linear> {
         p.kernels.linear_add(op.k, p.cols, op.m, p.transposed(p.theta), d, group(p, p.dx, o));
     }
     if (p.dw == nullptr || !p.multiplies()) return;
-    if (p.sums_alone()) {
+    if (p.direct()) {
+      add_directly(p, panels(p, p.panels, p.number, 0), p.dw);
+    } else if (p.sums_alone()) {
       for (int64_t o = 0; o < op.outer; o += kTogether) {
         OuterSum<T> sum;
         for (int64_t i = o; i < std::min(op.outer, o + kTogether); ++i) {
@@ -188,6 +190,13 @@ struct Linear : Rules<Linear> {
   static void add(const Pass<T>& p, const OuterSum<T>& sum, double* g) {
     WeightSums sums(p.op, p.program.uses()[p.op.weight].transposed(), g);
     p.kernels.outer_add(p.op.m, p.op.k, p.cols, sum.count, sum.dy, sum.x, sums.data());
+    sums.finish();
+  }
+  // g(weight) += dy x^T of the data as they stand.
+  template <typename T>
+  static void add_directly(const Pass<T>& p, const T* dy, double* g) {
+    WeightSums sums(p.op, p.program.uses()[p.op.weight].transposed(), g);
+    p.kernels.outer_add_rows(p.op.m, p.op.k, p.cols, dy, group(p, p.x(), 0), sums.data());
     sums.finish();
   }
   // f(op) for this one and those after it whose products are summed with its.
@@ -242,6 +251,7 @@ struct Linear : Rules<Linear> {
       if (late && p.rx != nullptr)
         p.kernels.pack(op.m, p.cols, p.dy + at, panels(p, p.late_panels, p.number, o));
     }
+    if (p.direct()) return add_directly<T>(p, panels(p, p.own_panels, p.number, 0), p.rdw);
     if (p.sums_alone()) {
       for (int64_t o = 0; o < op.outer; o += kTogether) {
         OuterSum<T> sum;

@@ -84,6 +84,7 @@ class CudaEngine:
         self.torch_program = TorchProgram(self.program, kernels, device)
         self.data_targets = data.targets.to(device)
         self.denominator, self.counted = native.denominator, native.counted
+        self.slope_denominator = native.slope_denominator
         self.x = data.inputs.to(device, data.dtype).reshape(1, self.program.samples, -1)
         values = self.program.constant_values()
         self.constants = torch.tensor(values, dtype=data.dtype, device=device)
@@ -132,7 +133,7 @@ class CudaEngine:
 
     def gradient(self, theta: Tensor) -> Tensor:
         """(n,) float64 on the device, summed in double; an op without a derivative: NotLowered."""
-        return self.derivatives(theta).total[0] / self.denominator
+        return self.derivatives(theta).total[0] / self.slope_denominator
 
     def product(self, matrix: str, theta: Tensor, vectors: Tensor) -> Tensor:
         """(k, n) float64 of vectors (k, n), on the device; values at theta are kept for the next
@@ -156,15 +157,15 @@ class CudaEngine:
     def product_scale(self, matrix: str) -> float:
         """What turns sums over samples into L's matrix, as `NativeEngine.product_scale`."""
         if matrix == "covariance":
-            return float(self.program.samples / self.denominator**2)
-        return 1.0 / self.denominator
+            return float(self.program.samples / self.slope_denominator**2)
+        return 1.0 / self.slope_denominator
 
     def per_sample_gradients(self, theta: Tensor) -> Tensor:
         """(samples, n) of the program's dtype, on the device; their mean is the gradient."""
         derivatives = self.derivatives(theta)
         result = self.x.new_zeros(self.program.samples, self.program.n)
         derivatives.sample_gradients(result)
-        return result.mul_(self.program.samples / self.denominator)
+        return result.mul_(self.program.samples / self.slope_denominator)
 
     def _evaluator(self, question: Question, metrics: Sequence[Any], references: Any = None) -> Any:
         wants_accuracy = "accuracy" in metrics

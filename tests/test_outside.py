@@ -1,0 +1,371 @@
+"""State outside of the module: what its code keeps in closures, globals, classes and defaults."""
+
+from __future__ import annotations
+
+import functools
+import random
+import threading
+from collections import Counter, deque
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import outside_settings
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import pylandscape as pl
+
+X = torch.randn(8, 2, generator=torch.Generator().manual_seed(1))
+Y = torch.randn(8, 1, generator=torch.Generator().manual_seed(2))
+LIST: list[int] = []
+COUNT = 0
+PAIR = {"n": 0}
+CHOSEN = random.Random(3)
+LOCAL = threading.local()
+LOCAL.n = 0
+TENSOR = torch.zeros(())
+TABLE = np.zeros(1)
+
+
+class Meter:
+    """A plain object that counts."""
+
+    def __init__(self) -> None:
+        self.n = 0
+
+    def step(self) -> int:
+        self.n += 1
+        return self.n
+
+
+class Slotted:
+    __slots__ = ("n",)
+
+    def __init__(self) -> None:
+        self.n = 0
+
+    def step(self) -> int:
+        self.n += 1
+        return self.n
+
+
+class Shared:
+    """A class whose instances count together."""
+
+    n = 0
+    seen: list[int] = []  # noqa: RUF012
+
+    def step(self) -> int:
+        Shared.n += 1
+        self.seen.append(Shared.n)
+        return len(self.seen)
+
+    @classmethod
+    def step_of_the_class(cls) -> int:
+        cls.n += 1
+        return cls.n
+
+
+METER = Meter()
+
+
+def count_in_global_list() -> int:
+    LIST.append(0)
+    return len(LIST)
+
+
+def count_in_global() -> int:
+    global COUNT
+    COUNT += 1
+    return COUNT
+
+
+def count_through_another() -> int:
+    return count_in_global()
+
+
+def count_in_dict() -> int:
+    PAIR["n"] += 1
+    return PAIR["n"]
+
+
+def count_in_default(seen: list[int] = [], *, also: dict[int, int] = {}) -> int:  # noqa: B006
+    seen.append(0)
+    also[len(seen)] = 1
+    return len(also)
+
+
+def count_on_the_function() -> int:
+    count_on_the_function.n = getattr(count_on_the_function, "n", 0) + 1
+    return count_on_the_function.n
+
+
+def count_in_settings() -> int:
+    outside_settings.CALLS += 1
+    outside_settings.SEEN.append(0)
+    return outside_settings.CALLS + len(outside_settings.SEEN)
+
+
+def count_by_a_generator() -> float:
+    return CHOSEN.random()
+
+
+def count_in_the_thread() -> int:
+    LOCAL.n += 1
+    return LOCAL.n
+
+
+def count_in_a_tensor() -> float:
+    TENSOR.add_(1)
+    return float(TENSOR)
+
+
+def count_in_tensor_data() -> float:
+    TENSOR.data += 1
+    return float(TENSOR)
+
+
+def count_in_an_array() -> float:
+    TABLE[0] += 1
+    return float(TABLE[0])
+
+
+def count_in_an_object() -> int:
+    return METER.step()
+
+
+def closure_of_list() -> Callable[[], int]:
+    calls: list[int] = []
+
+    def count() -> int:
+        calls.append(0)
+        return len(calls)
+
+    return count
+
+
+def closure_of_number() -> Callable[[], int]:
+    n = 0
+
+    def count() -> int:
+        nonlocal n
+        n += 1
+        return n
+
+    return count
+
+
+def closure_of_two() -> Callable[[], int]:
+    """Two functions that share a variable."""
+    n = 0
+
+    def step() -> None:
+        nonlocal n
+        n += 1
+
+    def count() -> int:
+        step()
+        return n
+
+    return count
+
+
+def closure_of_containers() -> Callable[[], int]:
+    last, kinds, seen = deque([0], maxlen=2), Counter(), {0}
+
+    def count() -> int:
+        last.append(last[-1] + 1)
+        kinds["call"] += 1
+        seen.add(last[-1])
+        return last[-1] + kinds["call"] + len(seen)
+
+    return count
+
+
+def add_to(box: SimpleNamespace, *, seen: list[int]) -> int:
+    box.n += 1
+    seen.append(0)
+    return box.n + len(seen)
+
+
+def decorated() -> Callable[[], int]:
+    """As functools.wraps makes it."""
+    inner = closure_of_number()
+
+    @functools.wraps(inner)
+    def outer() -> int:
+        return inner()
+
+    return outer
+
+
+KINDS: dict[str, Callable[[], Callable[[], float]]] = {
+    "a list in a closure": closure_of_list,
+    "a number in a closure": closure_of_number,
+    "a number that two functions share": closure_of_two,
+    "a deque, a counter and a set in a closure": closure_of_containers,
+    "a decorated function": decorated,
+    "arguments of a partial": lambda: functools.partial(add_to, SimpleNamespace(n=0), seen=[]),
+    "a bound method": lambda: Meter().step,
+    "a bound method of an object with slots": lambda: Slotted().step,
+    "attributes of a class": lambda: Shared().step,
+    "a class method": lambda: Shared.step_of_the_class,
+    "defaults of a function": lambda: count_in_default,
+    "attributes of a function": lambda: count_on_the_function,
+    "a global list": lambda: count_in_global_list,
+    "a global number": lambda: count_in_global,
+    "a global number of another function": lambda: count_through_another,
+    "a global dict": lambda: count_in_dict,
+    "a global object": lambda: count_in_an_object,
+    "a global generator": lambda: count_by_a_generator,
+    "a global tensor": lambda: count_in_a_tensor,
+    "data of a global tensor": lambda: count_in_tensor_data,
+    "a global array": lambda: count_in_an_array,
+    "what a thread has": lambda: count_in_the_thread,
+    "settings in a file of their own": lambda: count_in_settings,
+}
+
+
+class Net(nn.Module):
+    def __init__(self, count: Callable[[], float] | None = None) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.fc, self.out, self.count = nn.Linear(2, 3), nn.Linear(3, 1), count
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.tanh(self.fc(x))
+        return self.out(y if self.count is None else y * self.count())
+
+
+def counted_twice(theta: Tensor, a: float, b: float) -> tuple[Tensor, Tensor]:
+    """L and its gradient where the two batches get the factors a and b."""
+    net = Net()
+    with torch.no_grad():
+        nn.utils.vector_to_parameters(theta, net.parameters())
+    parts = [
+        F.mse_loss(net.out(torch.tanh(net.fc(x)) * c), y, reduction="sum")
+        for x, y, c in zip(X.split(4), Y.split(4), (a, b), strict=True)
+    ]
+    value = sum(parts) / 8
+    grads = torch.autograd.grad(value, list(net.parameters()))
+    return value.detach(), torch.cat([g.reshape(-1) for g in grads])
+
+
+def probed(make: Callable[[], Callable[[], float]], count: Callable[[], float]) -> Any:
+    """What the user's own state gives from here on, without moving it."""
+    kept = [x.copy() if hasattr(x, "copy") else x for x in (LIST, PAIR, TABLE)]
+    return (kept, COUNT, CHOSEN.getstate(), LOCAL.n, TENSOR.item(), METER.n, Shared.n,
+            list(Shared.seen), vars(count_on_the_function).copy(), count_in_default.__defaults__,
+            str(count_in_default.__kwdefaults__), outside_settings.CALLS,
+            len(outside_settings.SEEN), state_of(count))  # fmt: skip
+
+
+def state_of(x: Any) -> Any:
+    """The contents of a function's cells, of a partial's arguments, of a method's object."""
+    if isinstance(x, functools.partial):
+        return str((x.args, x.keywords))
+    owner = getattr(x, "__self__", None)
+    if owner is not None and not isinstance(owner, type):
+        return getattr(owner, "n", None)
+    cells = [c.cell_contents for c in getattr(x, "__closure__", None) or ()]
+    return [state_of(c) if callable(c) else str(c) for c in cells]
+
+
+CASES = [(kind, "module" if i % 2 else "objective", "torch") for i, kind in enumerate(KINDS)]
+CASES += [("a list in a closure", "module", "auto"), ("data of a global tensor", "module", "auto")]
+OTHERS = [(kind, "module", "auto") for kind in KINDS]
+OTHERS += [(kind, "objective" if i % 2 else "module", "torch") for i, kind in enumerate(KINDS)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "where", "engine"),
+    [*CASES, *(pytest.param(*case, marks=pytest.mark.ci) for case in OTHERS if case not in CASES)],
+)
+def test_state_of_code_is_that_of_the_making_at_every_point_and_stays_the_users(
+    kind: str, where: str, engine: str
+) -> None:
+    count = KINDS[kind]()
+    before = probed(KINDS[kind], count)
+    net = Net(count if where == "module" else None)
+    data = list(zip(X.split(4), Y.split(4), strict=True))
+    if where == "module":
+        land = pl.Landscape(net, nn.MSELoss(), data, engine=engine)
+    else:
+        land = pl.Landscape(
+            net,
+            objective=lambda m, b: F.mse_loss(m.out(torch.tanh(m.fc(b[0])) * count()), b[1]),
+            data=data,
+            engine=engine,
+        )
+    assert probed(KINDS[kind], count) == before
+    points = land.theta + 0.3 * torch.randn(3, land.n_params, generator=torch.manual_seed(5))
+    values = land.losses(points=points)
+    slopes = [land.gradient(p) for p in points]
+    assert probed(KINDS[kind], count) == before
+    factors = count(), count()  # what the user's own first two calls give
+    for theta, value, slope in zip(points, values, slopes, strict=True):
+        want, gradient = counted_twice(theta, *factors)
+        assert value == pytest.approx(float(want), rel=1e-5)
+        torch.testing.assert_close(slope.float(), gradient, rtol=1e-4, atol=1e-5)
+    after = probed(KINDS[kind], count)
+    assert np.array_equal(land.losses(points=points), values)  # the user's steps do not reach it
+    torch.testing.assert_close(land.gradient(points[1]), slopes[1], rtol=0, atol=0)
+    assert probed(KINDS[kind], count) == after
+
+
+def test_state_that_no_one_can_put_back_is_refused() -> None:
+    def steps() -> Any:
+        yield from range(1, 1000)
+
+    net = Net(functools.partial(next, steps()))
+    with pytest.raises(pl.InvalidArgument, match=r"it gives .* and then .*: it keeps state"):
+        pl.Landscape(net, nn.MSELoss(), (X, Y), engine="torch")
+
+
+def test_state_that_a_failing_run_leaves_is_put_back() -> None:
+    seen: list[int] = []
+
+    def fails(o: Tensor, t: Tensor) -> Tensor:
+        seen.append(0)
+        raise ValueError("a loss that fails")
+
+    with pytest.raises(ValueError, match="a loss that fails"):
+        pl.Landscape(Net(), fails, (X, Y))
+    assert not seen
+
+
+def test_a_variable_that_copied_and_shared_functions_count_in_stays_one() -> None:
+    net, n = Net(), 0
+    weight = net.fc.weight
+
+    def step() -> None:  # holds the module's tensor: made anew for the copy
+        nonlocal n
+        n += 1
+        assert weight.shape == (3, 2)
+
+    def count() -> int:  # does not, but for step
+        return n
+
+    def objective(m: nn.Module, b: Any) -> Tensor:
+        step()
+        return count() * F.mse_loss(m(b[0]), b[1])
+
+    land = pl.Landscape(net, objective=objective, data=[(X, Y)], engine="torch")
+    assert land.loss() == pytest.approx(float(F.mse_loss(net(X), Y).detach()), rel=1e-6)
+    assert n == 0
+
+
+def test_later_values_of_globals_do_not_reach_the_landscape(monkeypatch: Any) -> None:
+    net = Net(lambda: PAIR["scale"])
+    monkeypatch.setitem(PAIR, "scale", 2.0)
+    land = pl.Landscape(net, nn.MSELoss(), (X, Y), engine="torch")
+    before = land.loss()
+    monkeypatch.setitem(PAIR, "scale", 3.0)
+    assert land.loss() == before
+    assert PAIR["scale"] == 3.0
+    with torch.no_grad():
+        assert before != pytest.approx(float(F.mse_loss(net(X), Y)), rel=1e-3)
