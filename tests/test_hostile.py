@@ -264,6 +264,7 @@ def test_hooks_that_clip_see_the_gradient_of_the_mean(loss: Any, batches: int) -
     torch.testing.assert_close(found, torch.cat([t.reshape(-1) for t in h]))
 
 
+@pytest.mark.ci
 def test_a_traced_part_hinders_no_capture() -> None:
     class Traced(Base):
         def __init__(self) -> None:

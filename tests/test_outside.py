@@ -283,7 +283,6 @@ def state_of(x: Any) -> Any:
 
 
 CASES = [(kind, "module" if i % 2 else "objective", "torch") for i, kind in enumerate(KINDS)]
-CASES += [("a list in a closure", "module", "auto"), ("data of a global tensor", "module", "auto")]
 OTHERS = [(kind, "module", "auto") for kind in KINDS]
 OTHERS += [(kind, "objective" if i % 2 else "module", "torch") for i, kind in enumerate(KINDS)]
 
