@@ -111,6 +111,14 @@ def _cases(quick: bool) -> dict[str, Case]:
     iris = pl.Landscape(mlp(4, 4, 4, 3, activation=torch.nn.Tanh), "cross_entropy", _iris())
     points = np.random.default_rng(0).normal(size=(count, iris.n_params))
     axis = (-1, 1, side)
+    noise = np.random.default_rng(1).normal(size=(8 if quick else 80, digit.n_params))
+    path = pl.trajectory(digit.theta.numpy() + 0.01 * noise.cumsum(axis=0), digit)
+    draws, steps = (20, 2) if quick else (100, 20)
+
+    def table() -> np.ndarray:
+        found = pl.flatness(digit, draws=draws, steps=steps)
+        return np.array([row.value for row in found.rows])
+
     return {
         f"W1 surface {side}x{side}": (
             lambda: pl.plane(digit, *directions, x=axis, y=axis, progress=False).values,
@@ -122,6 +130,10 @@ def _cases(quick: bool) -> dict[str, Case]:
         f"classify {count} points, Iris 4-4-4-3": (
             lambda: pl.classify(iris, points, keep=True, progress=False).eigenvalues,
             count, "point",
+        ),
+        "flatness, all measures, 784-20-10": (table, 1, "table"),
+        f"track, {len(path)} points, 784-20-10": (
+            lambda: pl.track(path, digit, 1, progress=False).values, len(path), "point"
         ),
     }  # fmt: skip
 

@@ -392,12 +392,20 @@ def items(folder: Path, record: bool = False) -> dict[str, Any]:
 
 
 @case
-def training(folder: Path, fails: bool = False) -> dict[str, Any]:
-    """Runs in a file; rank 1 may fail in its second set of them."""
-    os.environ["FAILS"] = str(int(fails))  # no part of what is asked
+def training(
+    folder: Path, fails: bool = False, apart: bool = False, pause: float = 0.0
+) -> dict[str, Any]:
+    """Runs in a file; rank 1 may fail in its second set of them, or see no file of others."""
+    os.environ |= {"FAILS": str(int(fails)), "PAUSE": str(pause)}  # no part of what is asked
+    if apart:
+        from pylandscape.training import advance, shared_runs
+
+        shared_runs.SharedRuns.writable = lambda self, call: False
+        advance._seen = lambda target, request: None
 
     def length(outputs: torch.Tensor, target: torch.Tensor) -> float:
         MEASURED.append(1)
+        time.sleep(float(os.environ["PAUSE"]))
         if os.environ["FAILS"] == "1":
             time.sleep(0.002)
             if os.environ["RANK"] == "1" and len(list(folder.glob("*.recording.rank1.*"))) > 1:

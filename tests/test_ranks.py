@@ -220,18 +220,20 @@ def test_finished_files_are_every_rank_s_result(two: Group, tmp_path: Path) -> N
     assert sorted(p.name for p in two.folder.glob("*.h5*")) == ["e.h5", "s.h5", "w.h5"]
 
 
-def begun(folder: Path, count: int) -> None:
+def begun(folder: Path, count: int, pattern: str = "s.h5.journal*") -> None:
     """Wait until so many journals are there."""
     end = time.monotonic() + 100
-    while len(list(folder.glob("s.h5.journal*"))) < count and time.monotonic() < end:
+    while len(list(folder.glob(pattern))) < count and time.monotonic() < end:
         time.sleep(0.01)
 
 
-def killed(folder: Path, chance: random.Random, size: int) -> None:
+def killed(
+    folder: Path, chance: random.Random, size: int, name: str = "slow", pattern: str = "s.h5.j*"
+) -> None:
     """A group of which one rank is killed at a random moment, and then the others, as torchrun
     does."""
-    group = Group(folder, "slow", size, pause=0.02)
-    begun(folder, size)
+    group = Group(folder, name, size, pause=0.02)
+    begun(folder, size, pattern)
     time.sleep(chance.uniform(0.0, 1.0))
     for rank in chance.sample(range(size), size):
         group.kill(rank)
@@ -260,6 +262,27 @@ def kills(folder: Path, count: int) -> None:
 @pytest.mark.ci
 def test_killed_ranks_lose_nothing_and_any_number_of_ranks_goes_on(tmp_path: Path) -> None:
     kills(tmp_path, 10)
+
+
+@pytest.mark.slow
+def test_killed_ranks_that_train_leave_runs_which_any_number_of_ranks_goes_on_with(
+    tmp_path: Path,
+) -> None:
+    train_and_kill(tmp_path, 20)
+
+
+def train_and_kill(folder: Path, count: int) -> None:
+    chance = random.Random(0)
+    (own := folder / "own").mkdir()
+    wanted = CASES["training"](own)
+    for _ in range(count):
+        killed(folder, chance, chance.choice([1, 2, 3]), "training", "runs.h5.recording*")
+        if chance.random() < 0.6:
+            continue
+        for found in Group(folder, "training", chance.choice([1, 2, 3])).end():
+            same(found, wanted)
+        assert [p.name for p in folder.glob("runs.h5*")] == ["runs.h5"]
+        (folder / "runs.h5").unlink()
 
 
 @pytest.mark.slow
@@ -300,6 +323,11 @@ def test_runs_that_ranks_trained_are_on_the_disk_and_taken_up(tmp_path: Path) ->
     rank_cases.MEASURED.clear()
     same(CASES["training"](other), wanted)
     assert 0 < len(rank_cases.MEASURED) < 12 * 4  # one process trains the others alone
+    (tmp_path / "runs.h5").unlink()
+    for found in Group(
+        tmp_path, "training", 2, apart=True
+    ).end():  # the first one sends what it has
+        same(found, wanted)
     for folder in (tmp_path, own, other):
         assert [path.name for path in folder.glob("runs.h5*")] == ["runs.h5"]
 

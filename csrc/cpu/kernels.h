@@ -248,9 +248,10 @@ struct Kernels {
   // cols) as blocks (pack_columns).
   void (*outer_add)(int64_t m, int64_t k, int64_t cols, int64_t count, const T* const* dy,
                     const T* const* x, double* g);
-  // The same of one product whose x (k, cols) stands as it is, cols at most kDirectColumns: a block
-  // of it is packed at a time, which stays in the first-level cache.
-  void (*outer_add_rows)(int64_t m, int64_t k, int64_t cols, const T* dy, const T* x, double* g);
+  // Each g[i] (m, k) += dy[i] x^T for `count` of them; x (k, cols) stands as it is, cols at most
+  // kDirectColumns: a block of it is packed at a time, which stays in the first-level cache.
+  void (*outer_add_rows)(int64_t m, int64_t k, int64_t cols, int64_t count, const T* const* dy,
+                         const T* x, double* const* g);
   // sums (m,) += the rows' sums.
   void (*row_sums_add)(int64_t m, int64_t cols, const T* x, double* sums);
   // out (n,) += scale x y; y may be null (ones).

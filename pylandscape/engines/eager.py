@@ -138,6 +138,7 @@ class TorchEngine:
         self.writes_input = False
         self.writes_state = False  # into tensors, in place
         self.keeps_state = False  # anywhere
+        self.weight: float | None = None  # D: sum of the batches' weights, from the first run
         self._draws: list[str] = []  # generators other than torch's: "random", "numpy"
         self._derivatives = Derivatives(self, memory)
         self.comparison = Comparison(self, snapshot)
@@ -405,7 +406,7 @@ class TorchEngine:
     def place_near(self) -> None:
         """The model's own point and a tenth of `random_step` into the parameters."""
         self.to_origin()
-        self.parameters.move_near(self.parameters.views, self.parameters.views)
+        self.parameters.move_near(self.parameters.views, self.parameters.apart())
 
     def move_near(self) -> None:
         """`place_near` for a run from the beginning, as `move` is for a point."""
@@ -499,6 +500,7 @@ class TorchEngine:
         self.writes_input = bool(written)
         total, denominator = (sum(column) for column in zip(*found, strict=True))
         self._first = total / denominator if denominator else float("nan")
+        self.weight = denominator
         if self._draws:  # this run began from an unknown state
             self._first = None
 

@@ -180,6 +180,12 @@ class CopyParameters:
             if not data.is_contiguous():
                 data.copy_(out.view(data.shape))
 
+    def apart(self) -> list[Tensor]:
+        """The values now, which writing one slot does not change where slots share their memory."""
+        places = [t.untyped_storage().data_ptr() for t in self.views if t.numel()]
+        shared = self._flat is None and len(set(places)) < len(places)
+        return [t.clone() for t in self.views] if shared else self.views
+
     def rounding(self) -> float:
         """eps of the coarsest dtype among the parameters."""
         return float(max(torch.finfo(t.dtype).eps for t in self.slots))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
 import random
 import sys
 import threading
@@ -35,6 +36,32 @@ class _Checkpoint:
             return function(*args)
 
 
+def _set_deterministic(asked: tuple[bool, bool]) -> None:
+    torch.use_deterministic_algorithms(asked[0], warn_only=asked[1])
+
+
+def _set_environment(before: dict[str, str]) -> None:
+    os.environ.clear()
+    os.environ.update(before)
+
+
+_SETTINGS: tuple[tuple[Any, Any], ...] = (
+    (torch.get_default_dtype, torch.set_default_dtype),
+    (
+        lambda: (
+            torch.are_deterministic_algorithms_enabled(),
+            torch.is_deterministic_algorithms_warn_only_enabled(),
+        ),
+        _set_deterministic,
+    ),
+    (torch.get_num_threads, torch.set_num_threads),
+    (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+    (torch.is_grad_enabled, torch.set_grad_enabled),
+    (torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),
+    (lambda: dict(os.environ), _set_environment),
+)  # of the process, that a forward pass may change
+
+
 @contextmanager
 def switches(device: torch.device, draws: bool) -> Iterator[None]:
     """Switches and generators of the whole process, as the engine needs them.
@@ -43,11 +70,15 @@ def switches(device: torch.device, draws: bool) -> Iterator[None]:
     """
     checkpoints: Any = torch.utils.checkpoint
     fast, own = torch.backends.mha.get_fastpath_enabled(), checkpoints.CheckpointFunction
+    settings = [(put, get()) for get, put in _SETTINGS]
     kept = generator_states() if draws else None
 
     def undo() -> None:
         torch.backends.mha.set_fastpath_enabled(fast)
         checkpoints.CheckpointFunction = own
+        for (get, _), (put, value) in zip(_SETTINGS, settings, strict=True):
+            if get() != value:
+                put(value)
         if kept is not None:
             set_generators(kept)
 

@@ -24,6 +24,7 @@ from ..ranks import Call, by_itself, current, in_step
 from .checkpoint import BEAT, SECONDS, Arrays, Checkpoint
 
 RANK = ".rank"  # of the name of a rank's record beside a result, before its number
+OFTEN, SHARE = 1.0, 50.0  # seconds between two records at least; and so often the time of one
 ITEMS = "items"  # name of the array that says which items the others of a record are of
 
 Work = Callable[[np.ndarray, Callable[[], None]], Mapping[str, np.ndarray]]
@@ -153,7 +154,7 @@ class _Record:
         self._parts: list[Arrays] = []  # of this run
         self._before: list[Arrays] = []  # from files of earlier ones, and of others
         self._sends = False
-        self._saved = time.monotonic()
+        self._saved, self._cost = time.monotonic(), 0.0
 
     @property
     def path(self) -> Path | None:
@@ -180,7 +181,7 @@ class _Record:
         self._parts.append(part)
         if self._sends and self.call is not None:
             self.call.send(*flat(part))
-        elif time.monotonic() - self._saved > SECONDS:
+        elif time.monotonic() - self._saved > min(SECONDS, max(OFTEN, SHARE * self._cost)):
             self._save()
 
     def part(self) -> Arrays:
@@ -208,6 +209,7 @@ class _Record:
         path = self.path
         if path is None:
             return
+        begun = time.monotonic()
         try:
             Checkpoint(path, self.request).save(_joined([*self._before, *self._parts]))
         except (OSError, InvalidArgument):
@@ -216,6 +218,7 @@ class _Record:
             self._sends = True  # rank 0 keeps them
             self.call.send(*flat(self.part()))
         self._saved = time.monotonic()
+        self._cost = self._saved - begun
 
 
 def of_ranks(beside: Path) -> list[Path]:

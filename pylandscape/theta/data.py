@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import os
+import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -106,6 +107,18 @@ def untouched_random_state(device: torch.device | None = None) -> Iterator[None]
         yield
 
 
+@contextmanager
+def _untouched_generators() -> Iterator[None]:
+    """Runs user code without moving the global generators of torch, Python and numpy."""
+    state, arrays = random.getstate(), np.random.get_state()  # noqa: NPY002
+    try:
+        with untouched_random_state():
+            yield
+    finally:
+        random.setstate(state)
+        np.random.set_state(arrays)  # noqa: NPY002
+
+
 class Dataset:
     """Batches of (inputs, target), or of anything when they go to an objective.
 
@@ -143,7 +156,7 @@ class Dataset:
     ) -> None:
         pairs = targets is not None
         self.targets = targets
-        with untouched_random_state():
+        with _untouched_generators():
             whole = data is None or _is_one_batch(data, pairs)
             if whole and targets not in (None, "classes"):
                 _check_unambiguous(data)

@@ -72,6 +72,8 @@ class ParameterLayout:
                 continue
             if parameter.is_complex():
                 raise InvalidArgument(f"model: expected real parameters, but {name!r} is complex")
+            if not parameter.is_floating_point():
+                continue  # whole numbers, the weights of a quantized layer: they cannot move
             shape = tuple(parameter.shape)
             kind = kinds[id(parameter)]
             entries.append(

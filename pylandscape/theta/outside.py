@@ -21,9 +21,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from ..errors import InvalidArgument
-from .held_state import State
+from .held_state import CACHED, State, version_of
 from .references import ATOMS, SEARCHED, global_names, of_a_library
 
 _HELD = 16 << 20  # bytes of tensors and arrays held twice; larger ones are watched
@@ -88,8 +90,9 @@ class _Reached:
             return x
         if isinstance(x, dict | list | set | deque):
             return self._contents(x)
-        if type(x).__module__ == "functools":
-            return (getattr(x, "__wrapped__", None),)
+        if isinstance(x, CACHED):
+            self.objects.append(x)
+            return (x.__wrapped__,)
         return self._instance(x)
 
     def _contents(self, x: Any) -> Iterable[Any]:
@@ -137,8 +140,8 @@ class _Reached:
 
     def _instance(self, x: Any) -> Iterable[Any]:
         kind = type(x)
-        of_torch = isinstance(x, nn.Module | threading.local)
-        if not of_torch and of_a_library(kind.__module__) and _root(kind) not in _PLAIN:
+        known = isinstance(x, nn.Module | Optimizer | LRScheduler | threading.local)
+        if not known and of_a_library(kind.__module__) and _root(kind) not in _PLAIN:
             return ()
         found: list[Any] = [kind]
         slots = [n for c in kind.__mro__ for n in _as_names(vars(c).get("__slots__", ()))]
@@ -253,6 +256,7 @@ class Outside:
             x for x in reached.objects if not (isinstance(x, np.ndarray) and id(x) in self._large)
         ]
         self._watched = [x for x in reached.objects if id(x) in self._large]
+        self._versions = [version_of(t) for t in self._watched]
         self._made = self._now()
         self.moves = False  # whether code has changed it so far
 
@@ -275,13 +279,14 @@ class Outside:
     def session(self) -> Iterator[None]:
         """Inside, it holds what it held at the making; after it, what the user has in it.
 
-        Raises InvalidArgument afterwards for a tensor too large to be held that was changed.
+        Raises InvalidArgument where a tensor too large to be held was changed, since the making or
+        by the code itself.
         """
+        self._check_watched("has changed since the landscape was made: make it anew")
         users = None
         if self._made.touched():
             users = self._now()
             self._made.restore()
-        versions = [t._version for t in self._watched]
         try:
             yield
         finally:
@@ -290,12 +295,14 @@ class Outside:
                 self._made.restore()
             if users is not None:
                 users.restore()
-        for t, version in zip(self._watched, versions, strict=True):
-            if t._version != version:
+        self._check_watched("is changed in place by it: hold it as a buffer of the module")
+
+    def _check_watched(self, what: str) -> None:
+        for t, version in zip(self._watched, self._versions, strict=True):
+            if version_of(t) != version:
                 raise InvalidArgument(
-                    f"model: its code changed a tensor of shape {tuple(t.shape)} in place that is "
-                    "no part of it (of a global variable, a closure or a class); hold it as a "
-                    "buffer of the module"
+                    f"model: a tensor of shape {tuple(t.shape)} that its code reads outside of it "
+                    f"(a global variable, a closure, a class) {what}"
                 )
 
 

@@ -148,6 +148,9 @@ class Snapshot:
             before = len(self._memo)
             try:
                 own = custom(x, self._memo)
+                if isinstance(x, nn.Module) and _share_memory(x, own):
+                    self._memo.pop(id(x), None)
+                    return self._by_parts(x)  # its copy would move with it
                 self._memo[id(x)] = own
                 alive = self._memo.get(id(self._memo))  # copy.deepcopy's own list
                 made = [y for y in list(self._memo.values())[before:] if y is not alive]
@@ -185,11 +188,27 @@ class Snapshot:
                 own.__dict__.update(state)
             for name, value in (slots or {}).items():
                 setattr(own, name, self.copy(value))
+        if isinstance(x, nn.Module):
+            self._module_slots(x, own)
         for item in items or ():
             own.append(self.copy(item))
         for key, value in pairs or ():
             own[self.copy(key)] = self.copy(value)
         return own
+
+    def _module_slots(self, x: nn.Module, own: nn.Module) -> None:
+        """What a module's ``__slots__`` hold, which torch's modules leave out of their state."""
+        for kind in type(x).__mro__:
+            slots = vars(kind).get("__slots__", ())
+            for name in (slots,) if isinstance(slots, str) else slots:
+                place = vars(kind).get(name)
+                if not isinstance(place, types.MemberDescriptorType):
+                    continue
+                try:
+                    value = place.__get__(x)
+                except AttributeError:  # empty
+                    continue
+                place.__set__(own, self.copy(value))
 
     def _tensor(self, x: Tensor) -> Tensor:
         plain = type(x) in (Tensor, nn.Parameter, nn.Buffer)
@@ -376,6 +395,17 @@ class Snapshot:
             self._held |= seen
             self.pairs += [(y, None) for y in kept]
         return False
+
+
+def _share_memory(a: nn.Module, b: Any) -> bool:
+    """Whether a parameter of one lies in the memory of a parameter of the other."""
+    if a is b or not isinstance(b, nn.Module):
+        return True
+    places = [
+        {p.untyped_storage().data_ptr() for p in m.parameters() if p.layout == torch.strided}
+        for m in (a, b)
+    ]
+    return bool((places[0] & places[1]) - {0})
 
 
 def _leaves(x: Tensor) -> list[Tensor]:

@@ -1,0 +1,301 @@
+"""Modules as nobody should write them: the numbers of a loop that moves the real parameters.
+
+Each case is a class and what it does; more of them, in many combinations, are in `awkward`.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import warnings
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import pylandscape as pl
+
+X = torch.randn(8, 3, generator=torch.Generator().manual_seed(1)).double()
+Y = torch.randn(8, 2, generator=torch.Generator().manual_seed(2)).double()
+
+
+class Base(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.f, self.o = nn.Linear(3, 4).double(), nn.Linear(4, 2).double()
+
+    def h(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.f(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.o(self.h(x))
+
+
+class CopiesAsItself(Base):
+    """Its deep copy is the module itself."""
+
+    def __deepcopy__(self, memo: Any) -> CopiesAsItself:
+        return self
+
+
+class CopiesItsParts(Base):
+    """Its deep copy is a new module around the same layers."""
+
+    def __deepcopy__(self, memo: Any) -> CopiesItsParts:
+        other = type(self)()
+        other.f, other.o = self.f, self.o
+        return other
+
+
+class HiddenInSlots(Base):
+    __slots__ = ("hidden",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        object.__setattr__(self, "hidden", nn.Linear(2, 2).double())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.hidden(super().forward(x))
+
+
+class TiedThroughATranspose(Base):
+    """Two parameters that share their memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.back = nn.Linear(4, 3, bias=False)
+        self.back.weight = nn.Parameter(self.f.weight.t())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(self.back(self.h(x)))
+
+
+class WholeNumbers(Base):
+    """A parameter of integers, as the weights of quantized layers are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.n = nn.Parameter(torch.tensor([3, 1]), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * self.n
+
+
+class CachedMethod(Base):
+    """A scale that all instances keep in one cache."""
+
+    @cache  # noqa: B019
+    def scale(self) -> float:
+        return float(self.f.weight.detach().norm())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * self.scale()
+
+
+class BinaryWeights(Base):
+    """Forward with the signs of the weights, which are put back (BinaryConnect)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept = self.f.weight.data
+        self.f.weight.data = kept.sign() * 0.5
+        y = super().forward(x)
+        self.f.weight.data = kept
+        return y
+
+
+class LoadsItself(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        self.load_state_dict({name: 0.9 * t for name, t in self.state_dict().items()})
+        return super().forward(x)
+
+
+class MetaTwin(Base):
+    """A module without values, called with the parameters of this one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.twin = [nn.Linear(4, 2).to("meta")]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.func.functional_call(
+            self.twin[0], dict(self.o.named_parameters()), (self.h(x),)
+        )
+
+
+class LayerOfTheClass(Base):
+    slope: ClassVar[nn.Module] = nn.PReLU().double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.o(self.slope(self.f(x)))
+
+
+class TurnsSwitches(Base):
+    """Leaves settings of the process behind."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.set_default_dtype(torch.float64)
+        torch.set_float32_matmul_precision("high")
+        torch.autograd.set_detect_anomaly(False)
+        os.environ["PYLANDSCAPE_TEST_SWITCH"] = "1"
+        return super().forward(x)
+
+
+CASES = [
+    CopiesAsItself, CopiesItsParts, HiddenInSlots, TiedThroughATranspose, WholeNumbers,
+    CachedMethod, BinaryWeights, LoadsItself, MetaTwin, LayerOfTheClass,
+    pytest.param(TurnsSwitches, marks=pytest.mark.ci),  # torch loads its compiler for them
+]  # fmt: skip
+
+
+def reference(make: Callable[[], nn.Module], theta: Tensor, v: Tensor) -> tuple[Tensor, ...]:
+    """Value, gradient and Hessian product of a fresh module whose parameters are moved in place."""
+    module = make().eval()
+    p = [q for q in module.parameters() if q.is_floating_point()]
+    for q, part in zip(p, theta.split([q.numel() for q in p]), strict=True):
+        q.data.copy_(part.view_as(q))
+    value = F.mse_loss(module(X), Y)
+    g = torch.cat([t.reshape(-1) for t in torch.autograd.grad(value, p, create_graph=True)])
+    h = torch.autograd.grad(g @ v, p, allow_unused=True, materialize_grads=True)
+    return value.detach(), g.detach(), torch.cat([t.reshape(-1) for t in h])
+
+
+def settings() -> Any:
+    return (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+        torch.get_default_dtype(),
+        torch.get_float32_matmul_precision(),
+        torch.is_anomaly_enabled(),
+        dict(os.environ),
+    )
+
+
+@pytest.fixture
+def switches_kept() -> Iterator[None]:
+    """Of the reference's own run."""
+    before = settings()
+    yield
+    if settings() == before:
+        return
+    torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+    torch.set_default_dtype(before[2])
+    torch.set_float32_matmul_precision(before[3])
+    os.environ.pop("PYLANDSCAPE_TEST_SWITCH", None)
+
+
+@pytest.mark.usefixtures("switches_kept")
+@pytest.mark.parametrize("make", CASES)
+def test_the_numbers_are_those_of_the_loop_and_the_module_stays(make: type[nn.Module]) -> None:
+    module = make()
+    before = {name: t.clone() for name, t in module.state_dict().items()}
+    of_process = settings()
+    land = pl.Landscape(module, nn.MSELoss(), (X, Y), engine="torch")
+    generator = torch.Generator().manual_seed(3)
+    n = land.n_params
+    points = land.theta + 0.3 * torch.randn(2, n, generator=generator, dtype=torch.float64)
+    v = torch.randn(n, generator=generator, dtype=torch.float64)
+    got = [(land.loss(p), land.gradient(p), land.hvp(v, p)) for p in (*points, points[0])]
+    assert settings() == of_process
+    for name, t in module.state_dict().items():
+        assert torch.equal(t, before[name]), name
+    if hasattr(make, "scale"):
+        assert make.scale.cache_info().currsize == 0
+    for p, found in zip((*points, points[0]), got, strict=True):
+        for value, want in zip(found, reference(make, p, v), strict=True):
+            torch.testing.assert_close(torch.as_tensor(value).double(), want)
+
+
+def test_an_optimiser_that_an_objective_steps_keeps_its_state() -> None:
+    model = Base()
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    before = [p.detach().clone() for p in model.parameters()]
+
+    def objective(m: nn.Module, b: Any) -> Tensor:
+        loss = F.mse_loss(m(b[0]), b[1])
+        optimiser.zero_grad()
+        loss.backward(retain_graph=True)
+        optimiser.step()
+        return loss
+
+    land = pl.Landscape(model, objective=objective, data=[(X, Y)])
+    theta = land.theta + 0.3
+    assert land.loss(theta) == pytest.approx(float(reference(Base, theta, theta)[0]), rel=1e-12)
+    assert not optimiser.state
+    assert all(p.grad is None for p in model.parameters())
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
+
+
+@pytest.mark.parametrize("batches", [1, 2])
+@pytest.mark.parametrize("loss", [nn.MSELoss(), lambda o, t: (o - t).pow(2).mean()])
+def test_hooks_that_clip_see_the_gradient_of_the_mean(loss: Any, batches: int) -> None:
+    class Clips(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, g: Tensor) -> Tensor:
+            return g.clamp(-0.01, 0.01)
+
+    class Clipped(Base):
+        def __init__(self) -> None:
+            super().__init__()
+            self.o.weight.register_hook(lambda g: g.clamp(-0.02, 0.02) if batches == 1 else g)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.o(Clips.apply(self.h(x)))
+
+    model = Clipped()
+    land = pl.Landscape(model, loss, list(zip(X.chunk(batches), Y.chunk(batches), strict=True)))
+    parts = zip(X.chunk(batches), Y.chunk(batches), strict=True)
+    value = sum(F.mse_loss(model(x), y) for x, y in parts) / batches
+    p = list(model.parameters())
+    g = torch.cat([t.reshape(-1) for t in torch.autograd.grad(value, p, create_graph=True)])
+    torch.testing.assert_close(land.gradient(), g.detach())
+    h = torch.autograd.grad(g.sum(), p, allow_unused=True, materialize_grads=True)
+    found = land.hvp(torch.ones(land.n_params, dtype=torch.float64))
+    torch.testing.assert_close(found, torch.cat([t.reshape(-1) for t in h]))
+
+
+def test_a_traced_part_hinders_no_capture() -> None:
+    class Traced(Base):
+        def __init__(self) -> None:
+            super().__init__()
+            part = nn.Sequential(nn.Linear(2, 2).double(), nn.Tanh())
+            self.part = torch.jit.trace(part, torch.zeros(1, 2).double())
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.part(super().forward(x))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of torch.jit.trace
+        model = Traced()
+        land = pl.Landscape(model, nn.MSELoss(), (X, Y))
+    assert land.loss() == pytest.approx(F.mse_loss(model(X), Y).item(), rel=1e-12)
+
+
+def test_a_complex_loss_is_refused() -> None:
+    with pytest.raises(pl.InvalidArgument, match=r"objective: expected a real number"):
+        pl.Landscape(
+            Base(), objective=lambda m, b: F.mse_loss(m(b[0]), b[1]) * (1 + 0j), data=[(X, Y)]
+        )
+
+
+def test_data_that_draw_leave_the_generators_of_python_and_numpy() -> None:
+    class Drawn(torch.utils.data.Dataset):
+        def __len__(self) -> int:
+            return 8
+
+        def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
+            return X[i] + random.random() + np.random.randn(), Y[i]  # noqa: NPY002
+
+    before = random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
+    pl.Landscape(Base(), "mse", Drawn())
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == before  # noqa: NPY002
