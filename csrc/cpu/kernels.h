@@ -330,6 +330,8 @@ struct Kernels {
   // out (n, lanes) = base[i] + sum_j c[j * lanes + lane] d[j][i].
   void (*perturb_lanes)(int64_t n, int64_t count, const T* base, const T* const* d, const T* c,
                         T* out);
+  // out (n, lanes) of rows (lanes) of n each.
+  void (*to_lanes)(int64_t n, const T* const* rows, T* out);
 
   // y (outputs * channels, cols) of x. NaN in a window is its maximum.
   void (*pool)(const PoolArgs& a, int64_t cols, const T* x, T* y);
