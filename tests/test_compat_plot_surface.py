@@ -21,7 +21,16 @@ from tg_support import (
 )
 
 import pylandscape as pl
-from pylandscape.compat.loss_landscape import _crunch, net_plotter, plot_surface, projection
+from pylandscape.compat.loss_landscape import (
+    _crunch,
+    h52vtp,
+    net_plotter,
+    plot_1D,
+    plot_2D,
+    plot_surface,
+    plot_trajectory,
+    projection,
+)
 from pylandscape.runs import chunks
 
 EPS = float(torch.finfo(torch.float32).eps)
@@ -321,3 +330,56 @@ def test_vectors_and_lists_of_tensors_are_turned_into_one_another():
     assert all(torch.equal(a, b) for a, b in zip(again, w, strict=True))
     with pytest.raises(pl.LayoutMismatch, match="expected shape"):
         projection.npvec_to_tensorlist(vector[1:], w)
+
+
+def test_the_path_of_checkpoints_is_drawn_by_its_own_program(tmp_path):
+    trajectory(tmp_path)
+    folder = tmp_path / "PCA_weights_ignore=biasbn_save_epoch=1"
+    words = ["--model", "tg_support:model", "--model_folder", str(tmp_path), "--max_epoch", "3"]
+    assert plot_trajectory.main([*words, "--ignore", "biasbn"]) == 0
+    with h5py.File(folder / "directions.h5_proj_cos.h5", "r") as f:
+        path = np.stack([f["proj_xcoord"][:], f["proj_ycoord"][:]])
+    assert path.shape == (2, 4)
+    assert np.allclose(path[:, -1], 0.0, atol=1e-6)  # the last model is the origin
+    assert np.abs(path[0]).max() > 0.0
+    assert (folder / "directions.h5_proj_cos.h5.pdf").stat().st_size > 1000
+
+
+@pytest.mark.ci
+def test_pictures_of_surface_files_have_programs(tmp_path, capsys):
+    for file in ("r_1.h5", "r_2.h5"):
+        words = ["--surf_file", file, "--x=-1:1:3", *RANDOM[:4]]
+        assert run(*words, "--model_file", "m.pt") == 0
+    curve, grid = "r_1.h5", "g.h5"
+    (tmp_path / "r_2.h5").rename(tmp_path / "c_1.h5")
+    assert run(*SMALL, *RANDOM, "--model_file", "m.pt", "--surf_file", "g.h5") == 0
+    assert plot_1D.main(["-f", curve, "--loss_max", "9"]) == 0
+    assert plot_1D.main(["--prefix", "c", "--idx_max", "1"]) == 0
+    assert plot_2D.main(["--surf_file", grid, "--vlevel", "1"]) == 0
+    assert h52vtp.main(["--surf_file", grid, "--zmax", "9"]) == 0
+    named = [
+        f"{curve}_1d_loss_acc.pdf",
+        "c_1d_loss_err_repeat.pdf",
+        f"{grid}_train_loss_2dheat.pdf",
+    ]
+    assert all((tmp_path / name).stat().st_size > 1000 for name in named)
+    assert (tmp_path / f"{grid}_train_loss_zmax=9.0.vtp").exists()
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("program", "words", "said"),
+    [
+        (plot_2D, [], "expected --surf_file, or --proj_file and --dir_file"),
+        (plot_2D, ["--proj_file", "p.h5"], "expected both, or neither"),
+        (plot_2D, ["--surf_file", "none.h5"], "none.h5"),
+        (plot_1D, ["--prefix", "none"], "none_1.h5"),
+        (plot_trajectory, ["--model", "tg_support:model"], "got none for 301: ./model_0.t7"),
+        (plot_trajectory, ["--model", "m:f", "--save_epoch", "0"], "--save_epoch: expected"),
+    ],
+)
+def test_programs_of_pictures_say_what_is_missing(program, words, said, capsys):
+    assert program.main(words) == 2
+    found = capsys.readouterr().err
+    assert said in found
+    assert len(found.splitlines()) == 1

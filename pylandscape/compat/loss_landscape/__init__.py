@@ -1,11 +1,11 @@
 """Li et al.'s loss-landscape (github.com/tomgoldstein/loss-landscape): its modules and its files.
 
-`net_plotter`, `evaluation`, `projection`, `h5_util`, `plot_1D`, `plot_2D`, `h52vtp` and
-`plot_surface` with the same names, arguments, defaults and file names, for any model: where the
-original has a model's name, a factory "package.module:name" stands. Surface, direction and
-projection files are the original's in layout, both ways. Correct by default;
-`patched(compat={"loss_landscape": "2020"})`, or `compat="2020"` where a function takes it, give
-the original's directions.
+`net_plotter`, `evaluation`, `projection`, `h5_util`, `plot_1D`, `plot_2D`, `plot_trajectory`,
+`h52vtp` and `plot_surface` with the same names, arguments, defaults and file names, for any model:
+where the original has a model's name, a factory "package.module:name" stands. Surface, direction
+and projection files are the original's in layout, both ways. Correct by default;
+`patched(compat={"loss_landscape": "2020"})`, or `compat="2020"` where a function takes it, give the
+original's directions.
 
 | | original | ours | `compat="2020"` |
 |---|---|---|---|
@@ -51,6 +51,7 @@ MODULES = (
     "plot_1D",
     "plot_2D",
     "plot_surface",
+    "plot_trajectory",
     "projection",
 )
 

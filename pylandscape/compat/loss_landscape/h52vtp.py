@@ -6,9 +6,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from ...errors import InvalidArgument, PylandscapeError
+from ...errors import InvalidArgument
 from ...results.surface import Surface
 from ...results.vtp import save_vtp
+from ._program import run
 from ._read import named
 
 
@@ -53,18 +54,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns the exit code."""
     parser = argparse.ArgumentParser(description="A surface file as .vtp, for ParaView")
     add = parser.add_argument
-    add("--file", "-f", required=True, help="the .h5 file")
+    add("--file", "--surf_file", "-f", required=True, help="the .h5 file")
     add("--surf_name", default="train_loss", help="train_loss, test_loss, train_acc, train_err ...")
     add("--zmax", default=-1, type=float, help="cut larger values")
     add("--interp", default=-1, type=int, help="points of each axis, by interpolation")
     add("--log", action="store_true", help="ln(value + 0.1)")
     args = parser.parse_args(argv)
-    try:
-        print(h5_to_vtp(args.file, args.surf_name, args.log, args.zmax, args.interp))
-    except (PylandscapeError, OSError) as error:
-        print(f"h52vtp: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    return 0
+    return run(
+        "h52vtp",
+        lambda: print(h5_to_vtp(args.file, args.surf_name, args.log, args.zmax, args.interp)),
+    )
 
 
 if __name__ == "__main__":

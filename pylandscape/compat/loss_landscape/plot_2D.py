@@ -1,7 +1,13 @@
-"""Pictures of surfaces and trajectories, under the original's file names."""
+"""Pictures of surfaces and trajectories, under the original's file names.
+
+python -m pylandscape.compat.loss_landscape.plot_2D --surf_file FILE.h5
+"""
 
 from __future__ import annotations
 
+import argparse
+import sys
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,6 +15,7 @@ import numpy as np
 from ...errors import InvalidArgument
 from ...plots import surface as plotting
 from ...results.surface import Surface
+from ._program import picture_flags, run
 from ._read import named
 from .projection import coefficients, explained
 
@@ -117,3 +124,40 @@ def _save(pictures: dict[str, Any], show: bool) -> None:
         pyplot.show()
     for axes in pictures.values():
         plotting.close(axes)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns the exit code: 0, or 2 for bad input."""
+    parser = picture_flags("Pictures of a surface, of a path, or of a path over contours")
+    add = parser.add_argument
+    add("--dir_file", default="", help="the directions, for a path")
+    add("--proj_file", default="", help="the path's coordinates")
+    add("--surf_name", default="train_loss", help="train_loss, test_loss, train_acc, train_err ...")
+    add("--vmax", default=10.0, type=float, help="the largest contour")
+    add("--vmin", default=0.1, type=float, help="the smallest contour")
+    add("--vlevel", default=0.5, type=float, help="between two contours")
+    add("--zlim", default=10.0, type=float, help="accepted, as by the original")
+    args = parser.parse_args(argv)
+    return run("plot_2D", lambda: _run(args), args.show)
+
+
+def _run(args: argparse.Namespace) -> None:
+    if bool(args.proj_file) != bool(args.dir_file):
+        raise InvalidArgument("--proj_file, --dir_file: expected both, or neither")
+    levels = args.vmin, args.vmax, args.vlevel, args.show
+    if args.surf_file and args.proj_file:
+        plot_contour_trajectory(
+            args.surf_file, args.dir_file, args.proj_file, args.surf_name, *levels
+        )
+    elif args.proj_file:
+        plot_trajectory(args.proj_file, args.dir_file, args.show)
+    elif args.surf_file:
+        plot_2d_contour(args.surf_file, args.surf_name, *levels)
+    else:
+        raise InvalidArgument(
+            "expected --surf_file, or --proj_file and --dir_file, or all three, got none"
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
