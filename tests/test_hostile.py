@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import random
+import warnings
 from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any, ClassVar
@@ -229,6 +230,55 @@ def test_an_optimiser_that_an_objective_steps_keeps_its_state() -> None:
     assert not optimiser.state
     assert all(p.grad is None for p in model.parameters())
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
+
+
+@pytest.mark.parametrize("batches", [1, 2])
+@pytest.mark.parametrize("loss", [nn.MSELoss(), lambda o, t: (o - t).pow(2).mean()])
+def test_hooks_that_clip_see_the_gradient_of_the_mean(loss: Any, batches: int) -> None:
+    class Clips(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, g: Tensor) -> Tensor:
+            return g.clamp(-0.01, 0.01)
+
+    class Clipped(Base):
+        def __init__(self) -> None:
+            super().__init__()
+            self.o.weight.register_hook(lambda g: g.clamp(-0.02, 0.02) if batches == 1 else g)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.o(Clips.apply(self.h(x)))
+
+    model = Clipped()
+    land = pl.Landscape(model, loss, list(zip(X.chunk(batches), Y.chunk(batches), strict=True)))
+    parts = zip(X.chunk(batches), Y.chunk(batches), strict=True)
+    value = sum(F.mse_loss(model(x), y) for x, y in parts) / batches
+    p = list(model.parameters())
+    g = torch.cat([t.reshape(-1) for t in torch.autograd.grad(value, p, create_graph=True)])
+    torch.testing.assert_close(land.gradient(), g.detach())
+    h = torch.autograd.grad(g.sum(), p, allow_unused=True, materialize_grads=True)
+    found = land.hvp(torch.ones(land.n_params, dtype=torch.float64))
+    torch.testing.assert_close(found, torch.cat([t.reshape(-1) for t in h]))
+
+
+def test_a_traced_part_hinders_no_capture() -> None:
+    class Traced(Base):
+        def __init__(self) -> None:
+            super().__init__()
+            part = nn.Sequential(nn.Linear(2, 2).double(), nn.Tanh())
+            self.part = torch.jit.trace(part, torch.zeros(1, 2).double())
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.part(super().forward(x))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of torch.jit.trace
+        model = Traced()
+        land = pl.Landscape(model, nn.MSELoss(), (X, Y))
+    assert land.loss() == pytest.approx(F.mse_loss(model(X), Y).item(), rel=1e-12)
 
 
 def test_a_complex_loss_is_refused() -> None:

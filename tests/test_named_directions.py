@@ -59,6 +59,7 @@ def land() -> pl.Landscape:
 @pytest.fixture
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pieces, "PIECE", 1 << 14)
+    monkeypatch.setattr(pieces, "WRITTEN", 1 << 14)
 
 
 @pytest.fixture(scope="module")

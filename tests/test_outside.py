@@ -42,6 +42,13 @@ class Meter:
         return self.n
 
 
+class Last(deque):
+    """A deque that cannot be made of its contents alone."""
+
+    def __init__(self, length: int) -> None:
+        super().__init__([0], maxlen=length)
+
+
 class Slotted:
     __slots__ = ("n",)
 
@@ -175,7 +182,7 @@ def closure_of_two() -> Callable[[], int]:
 
 
 def closure_of_containers() -> Callable[[], int]:
-    last, kinds, seen = deque([0], maxlen=2), Counter(), {0}
+    last, kinds, seen = Last(2), Counter(), {0}
 
     def count() -> int:
         last.append(last[-1] + 1)
@@ -324,6 +331,41 @@ def test_state_that_no_one_can_put_back_is_refused() -> None:
     net = Net(functools.partial(next, steps()))
     with pytest.raises(pl.InvalidArgument, match=r"it gives .* and then .*: it keeps state"):
         pl.Landscape(net, nn.MSELoss(), (X, Y), engine="torch")
+
+
+def test_a_weight_that_counts_leaves_its_counter() -> None:
+    calls: list[int] = []
+
+    def weight(batch: Any) -> float:
+        calls.append(0)
+        return float(len(batch[0]))
+
+    data = list(zip(X.split(4), Y.split(4), strict=True))
+    pl.Landscape(
+        Net(), objective=lambda m, b: m(b[0]).sum(), data=data, weight=weight, engine="torch"
+    )
+    assert not calls
+
+
+LARGE = torch.ones(5_000_000)
+
+
+def test_a_large_tensor_outside_is_watched() -> None:
+    writes = [False]
+
+    def scale() -> float:
+        if writes[0]:
+            LARGE[0] += 1
+        return float(LARGE[0])
+
+    land = pl.Landscape(Net(scale), nn.MSELoss(), (X, Y), engine="torch")
+    assert land.loss() == pytest.approx(float(counted_twice(land.theta, 1, 1)[0]), rel=1e-6)
+    LARGE[0] = 2.0
+    with pytest.raises(pl.InvalidArgument, match=r"\(5000000,\).* has changed since the landscape"):
+        land.loss()
+    writes[0] = True
+    with pytest.raises(pl.InvalidArgument, match=r"\(5000000,\).* changed in place by it: hold"):
+        pl.Landscape(Net(scale), nn.MSELoss(), (X, Y), engine="torch")
 
 
 def test_state_that_a_failing_run_leaves_is_put_back() -> None:

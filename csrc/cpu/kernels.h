@@ -248,9 +248,10 @@ struct Kernels {
   // cols) as blocks (pack_columns).
   void (*outer_add)(int64_t m, int64_t k, int64_t cols, int64_t count, const T* const* dy,
                     const T* const* x, double* g);
-  // The same of one product whose x (k, cols) stands as it is, cols at most kDirectColumns: a block
-  // of it is packed at a time, which stays in the first-level cache.
-  void (*outer_add_rows)(int64_t m, int64_t k, int64_t cols, const T* dy, const T* x, double* g);
+  // Each g[i] (m, k) += dy[i] x^T for `count` of them; x (k, cols) stands as it is, cols at most
+  // kDirectColumns: a block of it is packed at a time, which stays in the first-level cache.
+  void (*outer_add_rows)(int64_t m, int64_t k, int64_t cols, int64_t count, const T* const* dy,
+                         const T* x, double* const* g);
   // sums (m,) += the rows' sums.
   void (*row_sums_add)(int64_t m, int64_t cols, const T* x, double* sums);
   // out (n,) += scale x y; y may be null (ones).
@@ -329,6 +330,8 @@ struct Kernels {
   // out (n, lanes) = base[i] + sum_j c[j * lanes + lane] d[j][i].
   void (*perturb_lanes)(int64_t n, int64_t count, const T* base, const T* const* d, const T* c,
                         T* out);
+  // out (n, lanes) of rows (lanes) of n each.
+  void (*to_lanes)(int64_t n, const T* const* rows, T* out);
 
   // y (outputs * channels, cols) of x. NaN in a window is its maximum.
   void (*pool)(const PoolArgs& a, int64_t cols, const T* x, T* y);

@@ -43,7 +43,8 @@ namespace pylandscape::cpu::PL_ISA_NS {
         &conv_outer_lanes<T>, &channel_affine_add<T>, &channel_dots<T>, &embedding_add<T>,   \
         &cell_tangent<T>, &cell_reverse<T>, &cell_reverse_tangent<T>, &basis_dots<T>,          \
         &basis_subtract<T>, &basis_subtract_from<T>, &scale<T>, &dot_double<T>,                \
-        &linear_lanes<T>, &perturb_lanes<T>, &pool<T>, &pool_tangent<T>, &pool_reverse<T>,     \
+        &linear_lanes<T>, &perturb_lanes<T>, &to_lanes<T>, &pool<T>, &pool_tangent<T>, \
+        &pool_reverse<T>,                                                                      \
         &matmul<T>, &group_norm<T>, &batch_moments<T>, &own_norm_sums<T>,                      \
         &own_norm_reverse<T>, &own_norm_tangent<T>,                        \
         &own_norm_tangent_sums<T>, &own_norm_reverse_tangent<T>, &optimise<T>                  \

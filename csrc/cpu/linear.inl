@@ -169,6 +169,26 @@ void perturb_lanes(int64_t n, int64_t count, const T* base, const T* const* d, c
 }
 
 template <typename T>
+void to_lanes(int64_t n, const T* const* rows, T* out) {
+  constexpr int N = kLanes<T>;
+  int64_t i = 0;
+  for (; i + N <= n; i += N) {
+    Vec<T> x[N];
+#pragma GCC unroll 16
+    for (int l = 0; l < N; ++l) x[l] = load<T>(rows[l] + i);
+    transpose<T>(x);
+#pragma GCC unroll 16
+    for (int l = 0; l < N; ++l) store<T, N>(out + (i + l) * N, x[l]);
+  }
+  for (; i < n; ++i) {  // lane by lane in a register: stores of single lanes would delay the load
+    Vec<T> x{};
+#pragma GCC unroll 16
+    for (int l = 0; l < N; ++l) x[l] = rows[l][i];
+    store<T, N>(out + i * N, x);
+  }
+}
+
+template <typename T>
 void linear_lanes(int64_t m, int64_t samples, int64_t k, const T* w, const T* x, const T* bias,
                   bool relu, T* y) {
   constexpr int N = kLanes<T>, kBlock = 4;

@@ -7,6 +7,9 @@
 namespace pylandscape::cpu {
 namespace {
 
+// A call in the middle of a loop would take its constants out of the registers.
+#define PL_INLINE inline __attribute__((always_inline))
+
 template <typename T>
 struct Float;
 template <>
@@ -82,7 +85,7 @@ inline void reduce_exp(Vec<T, N> x, Vec<T, N>& em, Vec<T, N>& half_scale) {
 
 // exp(x) for x <= 0: zero below kExpMin (where 2^n / 2 leaves the normal range), NaN stays.
 template <typename T, int N>
-inline Vec<T, N> exp_nonpositive(Vec<T, N> x) {
+PL_INLINE Vec<T, N> exp_nonpositive(Vec<T, N> x) {
   Vec<T, N> em, half;
   reduce_exp<T, N>(x, em, half);
   const Vec<T, N> y = (em + T(1)) * (half + half);
@@ -106,7 +109,7 @@ inline Vec<T, N> exp_below(Vec<T, N> x, Vec<T, N> top) {
 }
 
 template <typename T, int N>
-inline Vec<T, N> exp(Vec<T, N> x) {
+PL_INLINE Vec<T, N> exp(Vec<T, N> x) {
   using F = Float<T>;
   Vec<T, N> em, half;
   reduce_exp<T, N>(vmin(x, F::kExpOver), em, half);
@@ -142,7 +145,7 @@ inline V with_sign(V y, V x) {
 }
 
 template <typename T, int N>
-inline Vec<T, N> tanh(Vec<T, N> x) {
+PL_INLINE Vec<T, N> tanh(Vec<T, N> x) {
   using V = Vec<T, N>;
   const V clamped = vmin(vabs(x), Float<T>::kTanhMax);
   V em, half;
@@ -153,7 +156,7 @@ inline Vec<T, N> tanh(Vec<T, N> x) {
 
 // 1 / (1 + exp(-x)), which an infinite 2^n makes zero.
 template <typename T, int N>
-inline Vec<T, N> sigmoid(Vec<T, N> x) {
+PL_INLINE Vec<T, N> sigmoid(Vec<T, N> x) {
   using F = Float<T>;
   using V = Vec<T, N>;
   V em, half;

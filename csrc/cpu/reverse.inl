@@ -106,7 +106,8 @@ void outer_add(int64_t m, int64_t k, int64_t cols, int64_t count, const T* const
 }
 
 template <typename T>
-void outer_add_rows(int64_t m, int64_t k, int64_t cols, const T* packed, const T* x, double* g) {
+void outer_add_rows(int64_t m, int64_t k, int64_t cols, int64_t count, const T* const* packed,
+                    const T* x, double* const* g) {
   constexpr int W = 2 * kLanes<T>;
   const PanelSplit split(m, kRows);
   alignas(64) T block[kDirectColumns * W];
@@ -114,11 +115,12 @@ void outer_add_rows(int64_t m, int64_t k, int64_t cols, const T* packed, const T
   for (int64_t i = 0; i < k; i += W) {
     const int64_t width = k - i < W ? k - i : W;
     pack_columns(width, cols, x + i * cols, block);
-    for (int64_t p = 0; p < split.panels; ++p) {
-      const int64_t row = split.first(p);
-      outer_block<T, kRows>(split.rows(p), cols, 1, &packed, row, &columns, 0, width, k,
-                            g + row * k + i);
-    }
+    for (int64_t s = 0; s < count; ++s)
+      for (int64_t p = 0; p < split.panels; ++p) {
+        const int64_t row = split.first(p);
+        outer_block<T, kRows>(split.rows(p), cols, 1, packed + s, row, &columns, 0, width, k,
+                              g[s] + row * k + i);
+      }
   }
 }
 

@@ -5,6 +5,7 @@
 #include <stdexcept>
 
 #include "derivatives/parameters.h"
+#include "derivatives/weight_sums.h"
 #include "program/items.h"
 
 namespace pylandscape {
@@ -200,6 +201,8 @@ typename Derivatives<T>::Work& Derivatives<T>::ready(Work& work) const {
       work.tangents.push_back({Buffer<T>(size), Buffer<T>(size)});
     work.columns = Buffer<T>(layout_.most_columns), work.panels = Buffer<T>(layout_.panels);
     work.dots = Buffer<T>(program_.tile_);
+    for (int64_t b = 0; layout_.any_direct() && block_ > 1 && b < block_; ++b)
+      work.waiting_panels.emplace_back(layout_.panels);
   }
   if (!kept() && work.primal.values.size() == 0) work.primal = new_primal();
   return work;
@@ -238,14 +241,19 @@ bool Derivatives<T>::products(Matrix matrix, int64_t k, const T* vectors, double
           tangent_forward(t, at_theta, vectors_[j], tangents);
           seed(matrix, t, at_theta, tangents, work);
         }
-        const T* data = pack_data(t, last - first, work);
+        const Waiting waiting = last - first > 1 && layout_.any_direct() ? &work.waiting : nullptr;
         for (int64_t j = first; j < last; ++j) {
           const Tangents<T>& tangents = work.tangents[j - first];
+          T* panels = waiting ? work.waiting_panels[j - first].data() : work.panels.data();
           if (matrix == Matrix::kHessian)
-            tangent_reverse(t, at_theta, vectors_[j], tangents, work, data, sums(j, group));
+            tangent_reverse(t, at_theta, vectors_[j], tangents, work, panels, waiting,
+                            sums(j, group));
           else
-            reverse(t, at_theta, tangents.adjoints, work.panels.data(), sums(j, group), data);
+            reverse(t, at_theta, tangents.adjoints, panels, sums(j, group), waiting);
         }
+        add_direct_sums(program_, kernels_, program_.tile_data(t), program_.padded_columns(t),
+                        work.waiting);
+        work.waiting.clear();
       }
     });
     if (!done) return false;

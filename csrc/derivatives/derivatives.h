@@ -31,7 +31,8 @@ struct DerivativeMemory {
     Primal<T> primal;
     std::vector<Tangents<T>> tangents;
     Buffer<T> columns, panels, dots;
-    Buffer<T> data;  // columns of the data, for a block of vectors
+    std::vector<Buffer<T>> waiting_panels;  // of each vector, while its direct sums wait
+    std::vector<DirectSum<T>> waiting;
   };
   struct BatchWork {  // of one worker, or of all that share a batch
     BatchMemory<T> memory;
@@ -103,11 +104,9 @@ class Derivatives {
   Primal<T> new_primal() const;
   Work& ready(Work& work) const;
   int64_t group_begin(int64_t group) const { return group * program_.tiles_ / groups_; }
-  // data_columns: as in Pass.
+  using Waiting = std::vector<DirectSum<T>>*;
   Pass<T> pass(int64_t tile, const Primal<T>& primal, size_t number,
-               const T* data_columns = nullptr) const;
-  // The data of a tile as the products of `count` vectors take them: their columns, or null.
-  const T* pack_data(int64_t tile, int64_t count, Work& work) const;
+               Waiting waiting = nullptr) const;
   const T* output(const Primal<T>& primal) const;
   T* output_part(const Buffer<T>& rows) const;  // of adjoints or tangents; null: does not move
 
@@ -116,12 +115,12 @@ class Derivatives {
   void forward(int64_t tile, Primal<T>& to) const;
   // Adjoints of everything from the output's, already in place; parameters' += in gradient.
   void reverse(int64_t tile, const Primal<T>& primal, const Buffer<T>& adjoints, T* panels,
-               double* gradient, const T* data_columns = nullptr) const;
+               double* gradient, Waiting waiting = nullptr) const;
   void tangent_forward(int64_t tile, const Primal<T>& primal, const Vector<T>& v,
                        const Tangents<T>& to) const;
   void tangent_reverse(int64_t tile, const Primal<T>& primal, const Vector<T>& v,
-                       const Tangents<T>& tangents, const Work& work, const T* data_columns,
-                       double* out) const;
+                       const Tangents<T>& tangents, const Work& work, T* panels,
+                       Waiting waiting, double* out) const;
   // The output's adjoint from its tangent: how the matrices differ.
   void seed(Matrix matrix, int64_t tile, const Primal<T>& primal, const Tangents<T>& tangents,
             const Work& work) const;

@@ -11,7 +11,7 @@ namespace pylandscape {
 
 template <typename T>
 Pass<T> Derivatives<T>::pass(int64_t tile, const Primal<T>& primal, size_t number,
-                             const T* data_columns) const {
+                             Waiting waiting) const {
   const Program<T>& p = program_;
   return {p,
           layout_,
@@ -24,7 +24,11 @@ Pass<T> Derivatives<T>::pass(int64_t tile, const Primal<T>& primal, size_t numbe
           p.tile_columns(tile),
           number,
           p.ops_[number],
-          data_columns};
+          nullptr,
+          nullptr,
+          nullptr,
+          nullptr,
+          waiting};
 }
 
 template <typename T>
@@ -67,24 +71,10 @@ void Derivatives<T>::forward(int64_t t, Primal<T>& to) const {
 
 template <typename T>
 void Derivatives<T>::reverse(int64_t t, const Primal<T>& primal, const Buffer<T>& adjoints,
-                             T* panels, double* gradient, const T* data_columns) const {
+                             T* panels, double* gradient, Waiting waiting) const {
   walk_reverse(program_, layout_, all_ops(program_),
-               [&](size_t i) { return pass(t, primal, i, data_columns); }, adjoints, panels,
+               [&](size_t i) { return pass(t, primal, i, waiting); }, adjoints, panels,
                gradient);
-}
-
-template <typename T>
-const T* Derivatives<T>::pack_data(int64_t t, int64_t count, Work& work) const {
-  if (count == 1 || !layout_.all_direct) return nullptr;
-  if (work.data.size() == 0) work.data = Buffer<T>(layout_.data_columns);
-  for (size_t i = 0; i < program_.ops_.size(); ++i) {
-    if (!layout_.direct[i]) continue;
-    const Op& op = program_.ops_[i];
-    const int64_t cols = program_.padded_columns(t);
-    kernels_.pack_columns(op.k, cols, program_.tile_data(t) + op.first(0) * cols,
-                          work.data.data() + layout_.data_at[i]);
-  }
-  return work.data.data();
 }
 
 template <typename T>
@@ -97,10 +87,10 @@ void Derivatives<T>::tangent_forward(int64_t t, const Primal<T>& primal, const V
 template <typename T>
 void Derivatives<T>::tangent_reverse(int64_t t, const Primal<T>& primal, const Vector<T>& v,
                                      const Tangents<T>& tangents, const Work& work,
-                                     const T* data_columns, double* out) const {
+                                     T* panels, Waiting waiting, double* out) const {
   walk_tangent_reverse(program_, layout_, all_ops(program_),
-                       [&](size_t i) { return pass(t, primal, i, data_columns); }, v, tangents,
-                       work.columns.data(), work.panels.data(), out);
+                       [&](size_t i) { return pass(t, primal, i, waiting); }, v, tangents,
+                       work.columns.data(), panels, out);
 }
 
 template <typename T>

@@ -2,6 +2,8 @@
 // y; a leading r is the tangent along a vector (Pearlmutter's R-operator), so rdy is the tangent of
 // the adjoint. Whatever does not depend on theta, or is zero, is null.
 #pragma once
+#include <vector>
+
 #include "derivatives/tile_layout.h"
 #include "program/buffer.h"
 
@@ -31,6 +33,16 @@ struct Draw {
   int64_t first;
 };
 
+// A sum over samples dy x^T with the data x as they stand, which waits for those of other vectors:
+// each block of the data is then packed once for all. op: its number; dy: the adjoints, as panels; g:
+// where the sum goes.
+template <typename T>
+struct DirectSum {
+  size_t op;
+  const T* dy;
+  double* g;
+};
+
 // One tile at theta, and op `number` of it.
 template <typename T>
 struct Pass {
@@ -51,6 +63,7 @@ struct Pass {
   // Where a reverse pass packs columns, as much as one op may want; null: forward does. That of
   // tangents then packs the adjoints at theta too, into panels of a tile.
   T *late_columns = nullptr, *late_panels = nullptr;
+  std::vector<DirectSum<T>>* waiting = nullptr;  // null: these sums are not put off
 
   const std::vector<int64_t>& features() const { return program.slots(); }
   int64_t rows() const { return program.features(op.output); }

@@ -42,6 +42,7 @@ TileLayout::TileLayout(const OpList& program, int64_t tile, int64_t vector_lengt
       place(program.ops().size(), 0),
       room(program.ops().size(), 0) {
   const std::vector<Op>& ops = program.ops();
+  int64_t data_columns = 0;
   for (size_t i = 0; i < ops.size(); ++i) {
     const Op& op = ops[i];
     const OpEntry& own = entry(op.kind);
@@ -81,7 +82,6 @@ TileLayout::TileLayout(const OpList& program, int64_t tile, int64_t vector_lengt
     }
     if (columns_at[i] >= 0) continue;
     direct[i] = takes_data_directly(program, i, tile);
-    all_direct = (all_direct || data_columns == 0) && (direct[i] || op.inputs[0] != 0);
     if (op.inputs[0] == 0) {
       data_at[i] = data_columns;
       data_columns += found.count * size;
@@ -89,7 +89,6 @@ TileLayout::TileLayout(const OpList& program, int64_t tile, int64_t vector_lengt
     columns_at[i] = columns;
     if (!direct[i]) columns += found.count * size;
   }
-  all_direct = all_direct && data_columns > 0;
   for (size_t i = 0; i < ops.size(); ++i) {
     if (alone(i) || place[i] > 0) continue;
     const Columns found = entry(ops[i].kind).columns(ops[i]);

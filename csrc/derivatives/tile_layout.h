@@ -1,5 +1,6 @@
 // Which slots depend on theta, and where everything lies within a tile's buffers.
 #pragma once
+#include <algorithm>
 #include <vector>
 
 #include "program/op_list.h"
@@ -22,8 +23,7 @@ struct TileLayout {
   // is packed, nor kept in `columns`.
   std::vector<int64_t> data_at;
   std::vector<bool> direct;
-  int64_t data_columns = 0;  // elements
-  bool all_direct = false;   // these ops, and there are some
+  bool any_direct() const { return std::find(direct.begin(), direct.end(), true) != direct.end(); }
   int64_t most_columns = 0;  // elements that the tangents of one op take at once
   // Ops that multiply by one weight again and again (the steps of a recurrent network), by op: the
   // next of them or -1, how many come before, and where the first of them has room for the tangents

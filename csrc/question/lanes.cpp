@@ -46,10 +46,9 @@ void Question<T>::run_block(int64_t first, int64_t count, const T* coordinates, 
   // Lanes beyond the last point repeat it.
   const int64_t width = points_ ? p.n_ : k_;
   T* moved = points_ ? weights : c;
-  for (int64_t l = 0; l < lanes; ++l) {
-    const T* row = coordinates + (first + std::min(l, count - 1)) * width;
-    for (int64_t i = 0; i < width; ++i) moved[i * lanes + l] = row[i];
-  }
+  for (int64_t l = 0; l < lanes; ++l)
+    worker.rows[l] = coordinates + (first + std::min(l, count - 1)) * width;
+  kernels.to_lanes(width, worker.rows.data(), moved);
   if (!points_) kernels.perturb_lanes(source, k_, source_base_.data(), worker.z.data(), c, weights);
   const auto place = [&](int slot) -> T* { return values + p.place_[slot] * cols; };
   const auto read = [&](int slot) -> const T* { return slot == 0 ? lane_x_.data() : place(slot); };
@@ -117,6 +116,7 @@ bool Question<T>::run_lanes(int64_t g, const T* coordinates, double* loss, doubl
       worker.arena = Buffer<T>(rows * lanes + p.arena_rows_ * cols);
       worker.scratch = Buffer<double>(2 * cols);
       worker.slots.resize(p.slots_.size());
+      worker.rows.resize(lanes);
       for (const auto& direction : source_directions_) worker.z.push_back(direction.data());
       for (size_t i = p.n_; i < source_base_.size(); ++i)  // points leave the constants alone
         std::fill_n(worker.arena.data() + i * lanes, lanes, source_base_[i]);

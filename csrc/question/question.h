@@ -51,7 +51,7 @@ class Question {
   struct Worker {  // one thread's memory during a run
     Buffer<T> arena;
     Buffer<double> scratch;
-    std::vector<const T*> slots, z;
+    std::vector<const T*> slots, z, rows;
     std::vector<T> own;
   };
 

@@ -138,6 +138,7 @@ class TorchEngine:
         self.writes_input = False
         self.writes_state = False  # into tensors, in place
         self.keeps_state = False  # anywhere
+        self.weight: float | None = None  # D: sum of the batches' weights, from the first run
         self._draws: list[str] = []  # generators other than torch's: "random", "numpy"
         self._derivatives = Derivatives(self, memory)
         self.comparison = Comparison(self, snapshot)
@@ -499,6 +500,7 @@ class TorchEngine:
         self.writes_input = bool(written)
         total, denominator = (sum(column) for column in zip(*found, strict=True))
         self._first = total / denominator if denominator else float("nan")
+        self.weight = denominator
         if self._draws:  # this run began from an unknown state
             self._first = None
 

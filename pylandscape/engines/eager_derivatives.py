@@ -49,6 +49,7 @@ class Forward(Protocol):
     leaves: Any
     keeps_state: bool
     writes_state: bool  # into tensors, in place
+    weight: float | None  # D, where a first run has found it
 
     def reads_parameters(self) -> bool:
         """Whether the model or its loss reads what theta moves, at all."""
@@ -159,15 +160,20 @@ class Derivatives:
     def _gradient(self, theta: Tensor) -> Tensor:
         leaves = self._at(theta)
         result = torch.zeros(theta.shape, dtype=torch.float64, device=self._engine.device)
-        denominator = 0.0
+        denominator, scale = 0.0, self._scale()
         for index in range(len(self._engine.batches)):
             value, weight, output = self._engine.batch_loss(index)
             del output
-            result += leaves.gradient(value, retain=self._joined).double()
+            result += leaves.gradient(value / scale, retain=self._joined).double()
             denominator += weight
             del value
         self._check_reached(leaves, "gradient")
-        return result / self._engine.slope_denominator(denominator)
+        return result / (self._engine.slope_denominator(denominator) / scale)
+
+    def _scale(self) -> float:
+        """D before the backward pass, as in the user's own, whose hooks may clip what they see."""
+        weight = self._engine.weight
+        return 1.0 if weight is None else self._engine.slope_denominator(weight) or 1.0
 
     def _product(self, matrix: str, vectors: Tensor) -> Tensor:
         with self._session():
@@ -181,7 +187,7 @@ class Derivatives:
                 self._engine.put(graphs.statistics)
                 self._add(graphs.products, vectors, result)
         denominator = self._engine.slope_denominator(graphs.denominator)
-        result /= denominator
+        result /= denominator / self._scale() if matrix == "hessian" else denominator
         return result * self._samples / denominator if matrix == "covariance" else result
 
     def _build(self, matrix: str, vectors: Tensor, result: Tensor) -> _Graphs:
@@ -231,11 +237,12 @@ class Derivatives:
                 row += product(v).double()
 
     def _graph(self, matrix: str, leaves: Leaves, index: int) -> tuple[Product, float]:
-        """v (n,) -> the batch's share of the product, times D (D^2 / N for the covariance)."""
+        """v (n,) -> the batch's share of the product, times D (D / scale for the Hessian,
+        D^2 / N for the covariance)."""
         if matrix == "hessian":
             value, weight, _ = self._engine.batch_loss(index)
             self._check_kernel(value)
-            return leaves.hessian_product(value), weight
+            return leaves.hessian_product(value / self._scale()), weight
         batch = self._engine.batch(index)
         outputs = self._engine.outputs(batch)
         o = self._detached(outputs, matrix)

@@ -126,6 +126,7 @@ def restored_attributes(model: nn.Module) -> Iterator[None]:
         (table, dict(table))
         for module in model.modules()
         for table in (module.__dict__, module._parameters, module._buffers, module._modules)
+        if isinstance(table, dict)  # which a compiled module (TorchScript) has not
     ]
     try:
         yield

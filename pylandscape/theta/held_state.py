@@ -82,10 +82,10 @@ class State:
 
     def settle(self) -> None:
         """Takes the attributes and contents of now as those to put back."""
-        self._before = [dict(t) if isinstance(t, dict) else t.copy() for t in self._tables]
+        self._before = list(map(_contents, self._tables))
         self._ids = list(map(id, chain.from_iterable(self._views)))
         self._contents = [cell.cell_contents for cell in self._cells]
-        self._versions = list(map(_version, self._tensors))
+        self._versions = list(map(version_of, self._tensors))
         self._flags = [t.requires_grad for t in self._tensors]
 
     def differs(self) -> bool:
@@ -109,7 +109,7 @@ class State:
     def writes(self) -> bool:
         """Whether tensors or arrays were changed in place."""
         return (
-            list(map(_version, self._tensors)) != self._versions
+            list(map(version_of, self._tensors)) != self._versions
             or any(
                 value is not None and not same_bits(t, value)  # by .data, without a new version
                 for t, value in zip(self._tensors, self._values, strict=True)
@@ -125,9 +125,9 @@ class State:
         for cell, content in zip(self._cells, self._contents, strict=True):
             if cell.cell_contents is not content:
                 cell.cell_contents = content
-        if list(map(_version, self._tensors)) != self._versions:
+        if list(map(version_of, self._tensors)) != self._versions:
             for i, t in enumerate(self._tensors):
-                if _version(t) != self._versions[i]:
+                if version_of(t) != self._versions[i]:
                     self._put_back(i)
         for i in self._silent:
             self._put_back(i)
@@ -157,7 +157,7 @@ class State:
                 tensor.data.copy_(value)
             else:  # sparse, or resized by the forward pass
                 tensor.data = value.clone()
-        self._versions[i] = _version(tensor)
+        self._versions[i] = version_of(tensor)
 
     def put_back_changes(self) -> None:
         """`restore`, also of tensors that changed without a new version."""
@@ -175,7 +175,7 @@ class State:
         changed = False
         for i, t in enumerate(self._tensors):
             value = self._values[i]
-            if _version(t) != self._versions[i]:
+            if version_of(t) != self._versions[i]:
                 changed = True
                 if value is None and not self._watched[i]:
                     self._values[i] = pristine(t)
@@ -188,7 +188,8 @@ class State:
         return changed
 
 
-def _version(t: Tensor) -> int:
+def version_of(t: Tensor) -> int:
+    """How often it was changed in place; 0 where torch does not count."""
     return 0 if t.is_inference() else t._version
 
 
@@ -217,6 +218,13 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
         return all(same_bits(x, y) for x, y in zip(dense_parts(a), dense_parts(b), strict=True))
     a, b = a.detach(), b.detach()
     return torch.equal(a, b) or bool(((a == b) | ((a != a) & (b != b))).all())
+
+
+def _contents(table: Any) -> Any:
+    """A copy of plain type, whatever a subclass makes of ``copy()``."""
+    if isinstance(table, dict):
+        return dict(table)
+    return set(table) if isinstance(table, set) else list(table)
 
 
 def _refill(table: Any, before: Any) -> None:

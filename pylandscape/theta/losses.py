@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from ..errors import InvalidArgument, out_of_memory, wrapping
 from .data import untouched_random_state
+from .outside import Outside
 from .snapshot import Snapshot
 
 
@@ -91,7 +92,7 @@ def counted_labels(model: nn.Module, batches: Sequence[Any]) -> tuple[float, ...
     i = max(range(len(labels)), key=lambda i: counts[i] - later[i])
     y = labels[i]
     try:
-        with torch.no_grad(), untouched_random_state(y.device):
+        with torch.no_grad(), untouched_random_state(y.device), Outside([model]).session():
             found = Snapshot(model).model.eval()(**batches[i])
     except Exception:  # the first run over the data says it better
         return None

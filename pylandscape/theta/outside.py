@@ -25,7 +25,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from ..errors import InvalidArgument
-from .held_state import CACHED, State
+from .held_state import CACHED, State, version_of
 from .references import ATOMS, SEARCHED, global_names, of_a_library
 
 _HELD = 16 << 20  # bytes of tensors and arrays held twice; larger ones are watched
@@ -256,6 +256,7 @@ class Outside:
             x for x in reached.objects if not (isinstance(x, np.ndarray) and id(x) in self._large)
         ]
         self._watched = [x for x in reached.objects if id(x) in self._large]
+        self._versions = [version_of(t) for t in self._watched]
         self._made = self._now()
         self.moves = False  # whether code has changed it so far
 
@@ -278,13 +279,14 @@ class Outside:
     def session(self) -> Iterator[None]:
         """Inside, it holds what it held at the making; after it, what the user has in it.
 
-        Raises InvalidArgument afterwards for a tensor too large to be held that was changed.
+        Raises InvalidArgument where a tensor too large to be held was changed, since the making or
+        by the code itself.
         """
+        self._check_watched("has changed since the landscape was made: make it anew")
         users = None
         if self._made.touched():
             users = self._now()
             self._made.restore()
-        versions = [t._version for t in self._watched]
         try:
             yield
         finally:
@@ -293,12 +295,14 @@ class Outside:
                 self._made.restore()
             if users is not None:
                 users.restore()
-        for t, version in zip(self._watched, versions, strict=True):
-            if t._version != version:
+        self._check_watched("is changed in place by it: hold it as a buffer of the module")
+
+    def _check_watched(self, what: str) -> None:
+        for t, version in zip(self._watched, self._versions, strict=True):
+            if version_of(t) != version:
                 raise InvalidArgument(
-                    f"model: its code changed a tensor of shape {tuple(t.shape)} in place that is "
-                    "no part of it (of a global variable, a closure or a class); hold it as a "
-                    "buffer of the module"
+                    f"model: a tensor of shape {tuple(t.shape)} that its code reads outside of it "
+                    f"(a global variable, a closure, a class) {what}"
                 )
 
 

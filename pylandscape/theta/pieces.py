@@ -24,6 +24,7 @@ from ..errors import InvalidArgument
 from .layout import ParameterEntry, ParameterLayout
 
 PIECE = 1 << 20  # elements that are worked on at once: a multiple of _CHUNK
+WRITTEN = 1 << 18  # elements of a point that are written at once: they stay in the cache meanwhile
 _CHUNK = 1 << 14  # of one sum of squares (csrc/directions/directions.h)
 _SAMPLED = 64  # elements of a tensor that are looked at to see whether it changed
 
@@ -54,10 +55,11 @@ class Row:
         """Raises InvalidArgument where the numbers are no longer those of the beginning."""
 
 
-def spans(n: int) -> Iterator[tuple[int, int]]:
+def spans(n: int, size: int | None = None) -> Iterator[tuple[int, int]]:
     """[begin, end) of the pieces of n elements."""
-    for begin in range(0, n, PIECE):
-        yield begin, min(n, begin + PIECE)
+    size = size or PIECE
+    for begin in range(0, n, size):
+        yield begin, min(n, begin + size)
 
 
 def add(out: Tensor, c: float, d: Tensor) -> None:
@@ -186,13 +188,14 @@ class Random(Row):
 
     def _write(self, out: Tensor, begin: int, c: float | None) -> None:
         theta = None if self._theta is None else self._theta.piece(begin, begin + out.numel())
+        end = begin + out.numel()
         if out.device.type == "cpu":
+            own, found = self._within(begin, end), self._factors
             ops.direction_part_(
-                out, begin, None if theta is None else theta.contiguous(), self._segments,
-                self._factors, self._seed, self._index, c,
+                out, begin, None if theta is None else theta.contiguous(), self._segments[own],
+                None if found is None else found[own], self._seed, self._index, c,
             )  # fmt: skip
             return
-        end = begin + out.numel()
         drawn = torch.empty(out.numel(), dtype=torch.float32, device=out.device)
         ops.gaussian(self._seed, self._index, begin, out=drawn)
         out.copy_(drawn).mul_(self._scales(begin, end).to(out.device))
@@ -201,15 +204,19 @@ class Random(Row):
 
     def _scales(self, begin: int, end: int) -> Tensor:
         """(end - begin,) the factor of each element, zero outside the segments."""
-        edges = self._segments.numpy()
-        first = int(np.searchsorted(edges[:, 1], begin, "right"))
-        last = int(np.searchsorted(edges[:, 0], end, "left"))
-        own = np.clip(edges[first:last], begin, end)
+        within = self._within(begin, end)
+        own = np.clip(self._segments[within].numpy(), begin, end)
         steps = np.diff(np.concatenate([[begin], own.ravel(), [end]]))  # gap, segment, gap, ...
         values = np.zeros(len(steps))
         found = self._factors
-        values[1::2] = 1.0 if found is None else found[first:last].double().numpy()
+        values[1::2] = 1.0 if found is None else found[within].double().numpy()
         return torch.from_numpy(np.repeat(values, steps)).to(self.dtype)
+
+    def _within(self, begin: int, end: int) -> slice:
+        """The segments that have any of the elements begin .. end - 1."""
+        edges = self._segments.numpy()
+        first = int(np.searchsorted(edges[:, 1], begin, "right"))
+        return slice(first, max(first, int(np.searchsorted(edges[:, 0], end, "left"))))
 
 
 class Rows:
@@ -252,7 +259,7 @@ def write_sum(
         out.copy_(work.view(out.shape))
         return
     flat = out.view(-1)
-    for a, b in spans(n):
+    for a, b in spans(n, WRITTEN):
         part = flat[a:b]
         work = part if direct else torch.empty(b - a, dtype=base.dtype, device=base.device)
         work.copy_(base.piece(begin + a, begin + b))
@@ -347,25 +354,32 @@ def _state(t: Tensor) -> tuple[Any, Tensor]:
 def _factors(theta: Row, segments: Tensor, mode: str, seed: int, index: int) -> np.ndarray:
     """(s,) float64: what each segment of the draw is multiplied by."""
     edges = segments.numpy()
-    sums = [np.empty((0, 2))]
-    at = 0
+    chunks = -(-(edges[:, 1] - edges[:, 0]) // _CHUNK)
+    ends = np.cumsum(chunks)
+    # One array from the start: small ones between the pieces would keep their memory apart.
+    found = np.empty((int(chunks.sum()), 2))
+    filled = at = 0
+
+    def add_sums(own: np.ndarray) -> None:
+        nonlocal filled
+        part = _sums(theta, own, seed, index)
+        found[filled : filled + len(part)] = part
+        filled += len(part)
+
     while at < len(edges):
         begin = int(edges[at, 0])
         last = int(np.searchsorted(edges[at:, 1], begin + PIECE, "right")) + at
         if last > at:
-            sums.append(_sums(theta, edges[at:last], seed, index))
+            add_sums(edges[at:last])
         else:  # one segment of many pieces, cut where its chunks end
             for a in range(begin, int(edges[at, 1]), PIECE):
                 own = np.array([[a, min(int(edges[at, 1]), a + PIECE)]])
-                sums.append(_sums(theta, own, seed, index))
+                add_sums(own)
             last = at + 1
         at = last
-    found = np.concatenate(sums)
     if mode == "model":
         squares = np.tile(np.cumsum(found, axis=0)[-1:], (len(edges), 1))
     else:
-        chunks = -(-(edges[:, 1] - edges[:, 0]) // _CHUNK)
-        ends = np.cumsum(chunks)
         squares = np.zeros((len(edges), 2))
         one = chunks == 1
         squares[one] = found[ends[one] - 1]

@@ -301,10 +301,9 @@ class _Training:
         if ranks is None:
             target = target_of(path)
             files = self._files(target, 0)
-            if self._stands(target, request):
-                files.remove()
-            else:
+            if not self._stands(target, request):
                 self._write(target, request, shared, logged, files if files.begun else None)
+            files.remove()
             return Runs.open(target)
         with ranks.call("train in a file", request) as call:
             first = call.first
@@ -324,7 +323,7 @@ class _Training:
                 self._beat = call.beat
                 with by_itself():
                     self._write(target, request, shared, logged, None)
-            elif first:
+            if first:
                 files.remove()
             call.meet("the file of the runs")
             runs = Runs.open(target) if first else _seen(target, request)
@@ -364,7 +363,6 @@ class _Training:
                 if owner:
                     total = self._count * len(self._plan.recorded)
                     records.write(target, self._header, files.rows(places), total)
-                    files.remove()
                 return
         kept.beside = state
         if not beside.exists() and (columns := shared(kept)) is not None:

@@ -1,6 +1,7 @@
 // linear: W x + b of each of `outer` groups of k rows; W is (m, k), or held as its transpose.
 #include <algorithm>
 
+#include "derivatives/weight_sums.h"
 #include "program/ops/entry.h"
 
 namespace pylandscape {
@@ -20,23 +21,6 @@ int OpList::linear(int x, int64_t outer, int64_t k, int64_t m, int64_t weight,
 }
 
 namespace {
-
-// The gradient of a weight (m, k): summed where it belongs, or, where the parameter holds the
-// transpose, in rows of its own that are added transposed at the end.
-class WeightSums {
- public:
-  WeightSums(const Op& op, bool transposed, double* to)
-      : m_(op.m), k_(op.k), to_(to), own_(transposed && to != nullptr ? op.m * op.k : 0) {}
-  double* data() { return own_.empty() ? to_ : own_.data(); }
-  void finish() {
-    for (size_t i = 0; i < own_.size(); ++i) to_[i % k_ * m_ + i / k_] += own_[i];
-  }
-
- private:
-  int64_t m_, k_;
-  double* to_;
-  std::vector<double> own_;
-};
 
 // Some products dy x^T of one weight, to be summed at once.
 template <typename T>
@@ -192,12 +176,14 @@ struct Linear : Rules<Linear> {
     p.kernels.outer_add(p.op.m, p.op.k, p.cols, sum.count, sum.dy, sum.x, sums.data());
     sums.finish();
   }
-  // g(weight) += dy x^T of the data as they stand.
+  // g(weight) += dy x^T of the data as they stand, or that later.
   template <typename T>
   static void add_directly(const Pass<T>& p, const T* dy, double* g) {
-    WeightSums sums(p.op, p.program.uses()[p.op.weight].transposed(), g);
-    p.kernels.outer_add_rows(p.op.m, p.op.k, p.cols, dy, group(p, p.x(), 0), sums.data());
-    sums.finish();
+    const DirectSum<T> sum{p.number, dy, g};
+    if (p.waiting != nullptr)
+      p.waiting->push_back(sum);
+    else
+      add_direct_sums(p.program, p.kernels, p.data, p.cols, {sum});
   }
   // f(op) for this one and those after it whose products are summed with its.
   template <typename T, typename F>
