@@ -37,7 +37,7 @@ def stored(request, tmp_path):
 def test_a_path_is_the_model_in_it_as_theta_with_its_running_statistics(stored, data):
     path, model = stored
     land = pl.Landscape(network(), "cross_entropy", data)
-    for way in (path, str(path)):
+    for way in (path, str(path), torch.load(path)):
         assert land.loss(way) == land.loss(model)
     assert land.loss(path) == pytest.approx(
         nn.functional.cross_entropy(model(data[0]), data[1]).item()
@@ -62,6 +62,20 @@ def test_paths_are_vertices_targets_and_models_beside_each_other(stored, data):
     assert found.accuracy[0] == pl.agreement(own, [model]).accuracy[0]
     with pytest.raises(pl.InvalidArgument, match="several"):
         pl.agreement(own, path)
+
+
+def test_a_checkpoint_in_memory_stands_for_the_model_as_its_path_does(stored, data):
+    path, model = stored
+    land = pl.Landscape(network(), "cross_entropy", data, bn="interpolate")
+    held = torch.load(path)
+    between = [pl.interpolate(land, [land.model, m], (0, 1, 3), progress=False).values
+               for m in (held, model)]  # fmt: skip
+    assert np.array_equal(*between)
+    assert pl.functional_distance(land, held, model).distance == 0.0
+    points = [pl.trajectory([land.model, m], land)[1] for m in (held, path, model)]
+    for name, value in points[2].items():
+        assert torch.equal(points[0][name], value)
+        assert torch.equal(points[1][name], value)
 
 
 def test_a_path_is_no_direction(stored, data):

@@ -154,6 +154,16 @@ def test_a_path_that_cannot_be_a_file_is_named(tmp_path):
         load(tmp_path / "no.h5")
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes in folders here")
+def test_a_device_or_a_pipe_is_not_replaced(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for write in (surface().save, lambda path: atomic.write_bytes(path, b"1")):
+        with pytest.raises(InvalidArgument, match=r"path: expected a file, got .*pipe, a device"):
+            write(pipe)
+    assert pipe.is_fifo()
+
+
 def test_a_missing_file_with_a_journal_says_how_to_go_on(tmp_path):
     (tmp_path / "s.h5.journal").write_bytes(b"PYLSJRN1")
     with pytest.raises(FileNotFoundError, match=r"s\.h5\.journal holds an unfinished run"):

@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from ..errors import InvalidArgument
+
 try:
     import fcntl
 except ImportError:  # pragma: no cover - not on Windows
@@ -33,13 +35,21 @@ def replacing(target: Path) -> Iterator[Path]:
 
     Raises:
         OSError: it cannot be written.
+        InvalidArgument: `target` is a device or a pipe, in whose place nobody wants a file.
     """
+    check_replaceable(target)
     with scratch(target) as temporary:
         yield temporary
         with open(temporary, "rb") as done:
             os.fsync(done.fileno())
         os.replace(temporary, target)
     _sync_folder(target.parent)
+
+
+def check_replaceable(target: Path) -> None:
+    """Refuse a device or a pipe: /dev/null would be a file from then on, for everybody."""
+    if target.exists() and not (target.is_file() or target.is_dir()):
+        raise InvalidArgument(f"path: expected a file, got {target}, a device or a pipe")
 
 
 def write_bytes(target: Path, content: bytes) -> None:

@@ -28,6 +28,7 @@ import numpy as np
 
 from ..arrays import digest, text_digest, to_json
 from ..errors import FileFormatError, InvalidArgument
+from .atomic import check_replaceable
 from .hdf5 import array, as_path, member, not_matching, replacing_hdf5
 
 GROUP = "pylandscape"
@@ -113,6 +114,7 @@ def target_of(path: str | os.PathLike[str]) -> Path:
     target = Path(os.path.realpath(as_path(path, "path")))
     if target.is_dir() or not target.name:
         raise InvalidArgument(f"path: expected a file, got the folder {target}")
+    check_replaceable(target)
     if not target.parent.is_dir():
         raise InvalidArgument(f"path: expected an existing folder, got {target.parent}")
     return target

@@ -36,7 +36,7 @@ MODELS = (
 
 
 def tensors_of(value: Any, name: str) -> Any:
-    """The tensors by name of a module, a state dict or a checkpoint's path; the rest as it is.
+    """The tensors by name of a module, a state dict, a checkpoint or its path; the rest as it is.
 
     Raises:
         InvalidArgument: as `read_state`.
@@ -46,7 +46,7 @@ def tensors_of(value: Any, name: str) -> Any:
         return {**parameters, **dict(value.named_buffers(remove_duplicate=False))}
     if isinstance(value, str | os.PathLike):
         return read_state(value, name, mapped=True)
-    return value
+    return state_in(value)
 
 
 def read_state(
@@ -71,9 +71,7 @@ def read_state(
     if Path(path).suffix == ".safetensors":
         return without_prefix(_safetensors(path, name))
     found = _torch_file(path, name, mapped)
-    state = found
-    if isinstance(found, Mapping):
-        state = next((found[k] for k in STATE_KEYS if _is_state(found.get(k))), found)
+    state = state_in(found)
     if not _is_state(state):
         got = type(found).__name__
         if isinstance(found, Mapping):
@@ -83,6 +81,13 @@ def read_state(
             f"in {path}, got {got}"
         )
     return without_prefix({k: v for k, v in state.items() if isinstance(v, Tensor)})
+
+
+def state_in(found: Any) -> Any:
+    """The state dict in a checkpoint, as `torch.load` gives it; anything else as it is."""
+    if not isinstance(found, Mapping):
+        return found
+    return next((found[k] for k in STATE_KEYS if _is_state(found.get(k))), found)
 
 
 def without_prefix(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -98,7 +103,7 @@ def fitted(state: Mapping[str, Any], wanted: Iterable[str]) -> dict[str, Any]:
     """The state under the names that fit most wanted ones: its own, those without what
     DataParallel and torch.compile put in them, or these without a prefix of PREFIXES."""
     names = set(wanted)
-    found = dict(state)
+    found = dict(state_in(state))
     if names <= found.keys():
         return found
     bare = {without_wrappers(str(k)): v for k, v in found.items()}

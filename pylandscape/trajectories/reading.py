@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from ..errors import InvalidArgument
-from ..theta.checkpoints import read_state, series, step_of
+from ..theta.checkpoints import read_state, series, state_in, step_of
 from ..theta.layout import ParameterLayout
 from . import log
 from .base import Trajectory, layout_of, of_points, of_states, state_of
@@ -92,7 +92,8 @@ def _of_items(items: list[Any], layout: ParameterLayout | None, steps: Any) -> T
             states.append(state_of(item))
         elif isinstance(item, Mapping):
             names.append(f"state {k}")
-            states.append({n: v for n, v in item.items() if isinstance(v, Tensor)})
+            own = state_in(item)
+            states.append({n: v for n, v in own.items() if isinstance(v, Tensor)})
         else:
             raise InvalidArgument(
                 f"trajectory: expected paths, modules, state dicts or vectors, got "
