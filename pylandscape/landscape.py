@@ -83,8 +83,9 @@ class Landscape:
             copy, and gets every bit back. DataParallel, DistributedDataParallel and torch.compile
             are taken off. State that the model keeps between calls (buffers, attributes, tensors
             changed in place) starts anew at every point; batches of one point see it evolve. So
-            does what its code and the loss's keep outside (in closures, globals, classes), which
-            has your values again after every question.
+            does what its code and the loss's change outside (in closures, globals, classes) where L
+            depends on it, which has your values again after every question; notes that they take
+            there are yours, and what they only read is read as it stands.
         loss: a torch.nn loss, its functional form, a name ("cross_entropy", "nll", "mse",
             "bce_with_logits", "l1", "smooth_l1", "huber", "bce", "kl_div", "poisson_nll"), or any
             callable of (outputs, target) giving a scalar.

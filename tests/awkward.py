@@ -51,6 +51,8 @@ from pylandscape.errors import PylandscapeError
 SEED = 0  # torch's generator at every point, as both engines seed it
 LAYOUTS = ("pair", "equal", "unequal", "loader", "stream", "arrays")
 OPTIONS = ("none", "double", "some", "no_memory")
+# What classes note of the calls, and no value depends on: it stays as the user's code leaves it.
+NOTES = {("ClassCounter", "calls"), ("ClassCache", "cache")}
 FAULTS = ("wrong", "raw", "changed")
 
 logging.getLogger("pylandscape").setLevel(logging.ERROR)  # the interrupts here are wanted
@@ -527,7 +529,9 @@ def _of_code() -> Any:
     plain = {k: v for k, v in values.items() if not isinstance(v, type | types.FunctionType)}
     attributes = {
         f"{kind.__module__}.{kind.__name__}": {
-            k: v for k, v in vars(kind).items() if k[:2] != "__" and not callable(v)
+            k: v
+            for k, v in vars(kind).items()
+            if k[:2] != "__" and not callable(v) and (kind.__name__, k) not in NOTES
         }
         for kind in values.values()
         if isinstance(kind, type) and kind.__module__.startswith("awkward")

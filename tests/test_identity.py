@@ -408,8 +408,7 @@ def test_counters_and_histories_of_a_loss_are_no_part_of_what_it_computes(tmp_pa
 
     ask = functools.partial(pl.random_walk, walks=1, steps=2, path=tmp_path / "w.h5")
     made = ask(landscape(loss=loss), progress=False)
-    assert calls == len(history) == 0  # what the landscape's own calls leave is put back
-    loss(torch.ones(3), torch.ones(3))
+    assert calls == len(history) > 0
     assert ask(landscape(loss=loss), progress=False).info == made.info
 
 

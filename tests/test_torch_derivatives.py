@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import queue
 import warnings
 import weakref
 from collections.abc import Callable
@@ -281,14 +280,14 @@ def test_batch_norm_statistics_are_held_fixed_or_the_batches_own(bn: str) -> Non
 class Counted(nn.Module):
     """Counts the forward passes of all its copies."""
 
-    passes: ClassVar[queue.Queue[int]] = queue.Queue()  # nobody puts it back
+    passes: ClassVar[list[int]] = [0]
 
     def __init__(self) -> None:
         super().__init__()
         self.inner = mlp()
 
     def forward(self, x: Tensor) -> Tensor:
-        self.passes.put(1)
+        self.passes[0] += 1
         return self.inner(x)
 
 
@@ -301,9 +300,9 @@ def test_kept_graphs_do_no_forward_pass_and_give_the_numbers_of_rebuilt_ones(mat
     v = rows(land)
 
     def passes(ask: pl.Landscape, theta: Tensor | None = None) -> int:
-        model.passes.queue.clear()
+        model.passes[0] = 0
         product(ask, matrix, v, theta)
-        return model.passes.qsize()
+        return model.passes[0]
 
     assert [passes(land), passes(land)] == [3, 0]
     assert [passes(land, land.theta + 1), passes(land, land.theta + 1)] == [3, 0]
@@ -334,9 +333,9 @@ class Saves(torch.autograd.Function):
     """The identity; its graph keeps a tensor of 1000 bytes, and the same one again."""
 
     @staticmethod
-    def forward(ctx: object, x: Tensor, alive: queue.Queue[weakref.ref]) -> Tensor:
+    def forward(ctx: object, x: Tensor, alive: list[weakref.ref]) -> Tensor:
         extra = torch.zeros(125, dtype=torch.float64)
-        alive.put(weakref.ref(extra.untyped_storage()))
+        alive.append(weakref.ref(extra.untyped_storage()))
         ctx.save_for_backward(extra, extra[:5])
         return x.clone()
 
@@ -352,7 +351,7 @@ def test_bytes_count_each_storage_once_and_neither_parameters_nor_data() -> None
             self.w = nn.Parameter(torch.ones(4, 3, dtype=torch.float64))
 
         def forward(self, x: Tensor) -> Tensor:
-            return Saves.apply(x @ self.w, queue.Queue())
+            return Saves.apply(x @ self.w, [])
 
     def bytes_of(model: nn.Module) -> int:
         land = pl.Landscape(model, lambda o, y: o.sum(), [(inputs(), inputs())])
@@ -363,7 +362,7 @@ def test_bytes_count_each_storage_once_and_neither_parameters_nor_data() -> None
 
 
 def test_graphs_die_with_their_theta_and_with_too_little_memory() -> None:
-    alive: queue.Queue[weakref.ref] = queue.Queue()  # nobody puts back queues
+    alive: list[weakref.ref] = []
 
     class Line(nn.Module):
         def __init__(self) -> None:
@@ -371,13 +370,13 @@ def test_graphs_die_with_their_theta_and_with_too_little_memory() -> None:
             self.w = nn.Parameter(torch.ones(4, 3, dtype=torch.float64))
 
         def forward(self, x: Tensor) -> Tensor:
-            seen.put(living())
+            seen.append(living())
             return Saves.apply(torch.tanh(x @ self.w), alive)
 
-    seen: queue.Queue[int] = queue.Queue()
+    seen: list[int] = []
 
     def living() -> int:
-        return sum(ref() is not None for ref in alive.queue)
+        return sum(ref() is not None for ref in alive)
 
     gc.disable()
     try:
@@ -392,9 +391,9 @@ def test_graphs_die_with_their_theta_and_with_too_little_memory() -> None:
         data = batched(inputs(), inputs()[:, 1:])
         small = pl.Landscape(Line(), "mse", data, engine="torch", memory=kept - 1)
         for most in (2, 0):  # three are too many, and later none is kept
-            seen.queue.clear()
+            seen.clear()
             small.hvp(v)
-            assert max(seen.queue) == 3 + most
+            assert max(seen) == 3 + most
             assert living() == 3
     finally:
         gc.enable()
@@ -568,7 +567,7 @@ def test_sparse_embeddings_and_inference_mode_have_derivatives() -> None:
 def test_failures_and_interrupts_leave_everything_as_it_was(
     call: str, failure: BaseException
 ) -> None:
-    left: queue.Queue[bool] = queue.Queue()  # whether the next passes fail; empty: none does
+    left: list[int] = []  # passes until it fails; empty: never
 
     class Failing(nn.Module):
         def __init__(self) -> None:
@@ -577,8 +576,10 @@ def test_failures_and_interrupts_leave_everything_as_it_was(
             self.attention = attention("plain")[0]
 
         def forward(self, x: Tensor) -> Tensor:
-            if left.qsize() and left.get():
-                raise failure
+            if left:
+                left[0] -= 1
+                if left[0] < 0:
+                    raise failure
             torch.rand(2)
             return self.net(x) + self.attention(x[:, None].double()).sum(1, keepdim=True)
 
@@ -610,12 +611,11 @@ def test_failures_and_interrupts_leave_everything_as_it_was(
     want = ask()
     assert snapshot() == before
     for count in (0, 1, 2, 3):  # statistics, then the pass itself
-        for fails in (*[False] * count, True):
-            left.put(fails)
+        left[:] = [count]
         with pytest.raises(type(failure)):
             ask(land.theta + 1)
         assert snapshot() == before
-    assert not left.qsize()
+    left.clear()
     assert torch.equal(ask(), want)
 
 

@@ -56,6 +56,7 @@ from .eager_switches import (
 )
 from .forward_pass import Pass, failed, rebound, roots
 
+_FEW = 32  # samples on which two runs in a row are compared
 _SEED = 0  # of the random numbers that a forward pass draws, at every point
 
 
@@ -400,7 +401,7 @@ class TorchEngine:
     def _restore(self) -> None:
         """What is kept between calls, as it was when the landscape was made."""
         self._state.restore()
-        if self._outside.moves:
+        if self._outside.holds:
             self._outside.restore()
 
     def place_near(self) -> None:
@@ -482,6 +483,7 @@ class TorchEngine:
                 if self.needs_grad or out_of_memory(error):
                     raise
                 self.undo_run()
+                self._outside.restore()
                 self.needs_grad = True
                 try:
                     with torch.enable_grad():
@@ -493,9 +495,15 @@ class TorchEngine:
             self._draws = [
                 name for name, state in generator_states().items() if state != generators[name]
             ]
-        self.writes_state = self._state.learn(self._original) or self._outside.writes()
-        self._outside.learn()
-        self.keeps_state = self.writes_state or self._state.differs() or self._outside.moves
+        self.writes_state = self._state.learn(self._original)
+        self.keeps_state = self.writes_state or self._state.differs()
+        if self._outside.touched():
+            notes = self._outside.now()
+            self._outside.holds = self._outside.steps() or self._reads_what_it_changes()
+            if not self._outside.holds:
+                notes.restore()
+            self.writes_state |= self._outside.holds and self._outside.writes()
+            self.keeps_state |= self._outside.holds
         self._restore()
         self.writes_input = bool(written)
         total, denominator = (sum(column) for column in zip(*found, strict=True))
@@ -504,9 +512,28 @@ class TorchEngine:
         if self._draws:  # this run began from an unknown state
             self._first = None
 
+    def _reads_what_it_changes(self) -> bool:
+        """Whether L depends on what its code changes outside; if not, it takes notes there."""
+
+        def differs(batch: Batch) -> bool:
+            later = self.share(batch, self.place_near, self.grad_mode())
+            self._outside.restore()
+            return not near(self.share(batch, self.place_near, self.grad_mode()), later, 0.0)
+
+        batch = self.batches[0]
+        few = batch.first(_FEW)
+        if few is not batch:  # near the origin: it may have kept what it computed there
+            try:
+                return differs(few)
+            except Exception as error:  # a model that fixes the size of its batches
+                if out_of_memory(error):
+                    raise
+        return differs(batch)
+
     def undo_run(self) -> None:
         self._state.learn(self._original)
-        self._outside.learn()
+        if not self._looked:
+            self._outside.restore()
         self.to_origin()
 
     def _original(self, t: Tensor) -> Tensor | None:
@@ -667,6 +694,11 @@ class TorchEngine:
                 stack.enter_context(attribute_set(norms, "track_running_stats", False))
             stack.enter_context(dense_gradients(self.model))
             yield
+
+    @property
+    def holds_outside(self) -> bool:
+        """Whether L depends on what its code changes outside of the module."""
+        return self._outside.holds
 
     def to_origin(self) -> None:
         self._restore()

@@ -35,6 +35,10 @@ class Copy(Protocol):
     needs_grad: bool
     parameters: CopyParameters
 
+    @property
+    def holds_outside(self) -> bool:
+        """Whether L depends on what its code changes outside of the module."""
+
     def session(self) -> AbstractContextManager[None]:
         """Modes and random numbers as the engine has them, put back afterwards."""
 
@@ -218,8 +222,7 @@ class Comparison:
                 for slot, value in zip(slots, kept, strict=True):
                     slot.data.copy_(value)
                 state.put_back_changes()
-            outside.learn()
-            if outside.moves:
+            if self._copy.holds_outside or outside.steps():
                 outside.restore()
             for t, grad in zip(leaves, grads, strict=True):
                 if t.grad is not grad:
@@ -249,7 +252,8 @@ class Comparison:
                         if not ways or out_of_memory(error):
                             raise
                     state.put_back_changes()
-                    outside.restore()
+                    if self._copy.holds_outside or outside.steps():
+                        outside.restore()
         finally:
             persistently(put_back)
 

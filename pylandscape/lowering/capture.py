@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from ..errors import NotLowered, out_of_memory
+from ..theta.outside import Outside
 
 # Modules whose own Python code fx cannot trace; they stand in the graph as one call.
 _WHOLE = (
@@ -153,10 +154,11 @@ def _restore(table: dict[str, Any], before: dict[str, Any]) -> None:
 def trace(model: nn.Module, example: Tensor, how: str) -> torch.fx.GraphModule:
     """The graph of ``model(example)`` in eval mode, by "fx" or by "export".
 
-    The graph's parameters and buffers are the model's own tensors. Raises NotLowered when the
-    tracer fails, Final where no other can succeed.
+    The graph's parameters and buffers are the model's own tensors. What its code notes of tracers
+    outside of it goes. Raises NotLowered when the tracer fails, Final where no other can succeed.
     """
-    with restored_attributes(model), refused(how), torch.no_grad():
+    notes = Outside([model]).undone()
+    with restored_attributes(model), notes, refused(how), torch.no_grad():
         if how == "fx":
             graph = _Tracer().trace(model)
             if any(node.target == "register_hook" for node in graph.nodes):

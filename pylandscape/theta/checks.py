@@ -17,7 +17,6 @@ from .checkpoints import without_wrappers
 from .data import Batch, Dataset
 from .layout import ParameterLayout
 from .losses import WITH_ACCURACY
-from .outside import Outside
 
 Metric = str | Callable[[Tensor, Tensor], Any]
 
@@ -128,8 +127,7 @@ def batch_weights(weight: Any, dataset: Dataset) -> tuple[float, ...]:
     if weight is None:
         return tuple(float(batch.size) for batch in dataset.batches)
     if callable(weight):
-        with Outside([weight]).session():
-            values = [float(weight(batch.raw)) for batch in dataset.batches]
+        values = [float(weight(batch.raw)) for batch in dataset.batches]
     else:
         values = [float(w) for w in weight]
     if len(values) != len(dataset.batches):

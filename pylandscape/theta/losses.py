@@ -92,7 +92,7 @@ def counted_labels(model: nn.Module, batches: Sequence[Any]) -> tuple[float, ...
     i = max(range(len(labels)), key=lambda i: counts[i] - later[i])
     y = labels[i]
     try:
-        with torch.no_grad(), untouched_random_state(y.device), Outside([model]).session():
+        with torch.no_grad(), untouched_random_state(y.device), Outside([model]).undone():
             found = Snapshot(model).model.eval()(**batches[i])
     except Exception:  # the first run over the data says it better
         return None

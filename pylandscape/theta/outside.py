@@ -1,9 +1,11 @@
 """State that lies outside of the module: closures, globals, classes, defaults of its code.
 
 A counter that a helper function keeps, a global dict, a class attribute, a list as a default
-argument: the module and the landscape's copy of it share these, for they belong to the code. While
-the landscape runs that code, they hold what they held when it was made, and afterwards again what
-the user has in them.
+argument: the module and the landscape's copy of it share these, for they belong to the code. Where
+the code itself changes them and L depends on that (a factor that counts the calls), they hold what
+they held when the landscape was made whenever it runs that code, and afterwards again what the user
+has in them. Where L does not, they are notes that the user's code takes, and stay. What the code
+only reads is read as it stands.
 """
 
 from __future__ import annotations
@@ -44,6 +46,7 @@ class _Reached:
         self._known = known  # ids of objects that somebody else puts back
         self.objects: list[Any] = []
         self.cells: list[types.CellType] = []
+        self.steps = False  # whether an optimiser or a schedule is among the objects
         self.places: list[tuple[Any, tuple[str, ...] | None]] = []  # None: all names of a class
         self._waiting = list(roots)
         self._globals: dict[int, tuple[Any, set[str]]] = {}
@@ -140,6 +143,7 @@ class _Reached:
 
     def _instance(self, x: Any) -> Iterable[Any]:
         kind = type(x)
+        self.steps |= isinstance(x, Optimizer | LRScheduler)
         known = isinstance(x, nn.Module | Optimizer | LRScheduler | threading.local)
         if not known and of_a_library(kind.__module__) and _root(kind) not in _PLAIN:
             return ()
@@ -226,7 +230,7 @@ def _set(owner: Any, name: str, value: Any) -> None:
         setattr(owner, name, value)
 
 
-class _Held:
+class Held:
     """What all of it holds at one time."""
 
     def __init__(self, reached: _Reached, lazy: set[int]) -> None:
@@ -256,53 +260,61 @@ class Outside:
             x for x in reached.objects if not (isinstance(x, np.ndarray) and id(x) in self._large)
         ]
         self._watched = [x for x in reached.objects if id(x) in self._large]
-        self._versions = [version_of(t) for t in self._watched]
-        self._made = self._now()
-        self.moves = False  # whether code has changed it so far
+        self._made = self.now()
+        self.holds = False  # whether it is what it was at the making wherever code runs
 
-    def _now(self) -> _Held:
-        return _Held(self._reached, set(self._large))
+    def now(self) -> Held:
+        """What it holds at this time."""
+        return Held(self._reached, set(self._large))
+
+    def touched(self) -> bool:
+        """Whether it has changed since the making."""
+        return self._made.touched()
 
     def restore(self) -> None:
         """What it held when the landscape was made."""
         self._made.restore()
 
-    def learn(self) -> None:
-        """After a run: whether it changes anything."""
-        self.moves = self.moves or self._made.touched()
+    def steps(self) -> bool:
+        """Whether it has an optimiser or a schedule, whose state is nobody's notes."""
+        return self._reached.steps
 
     def writes(self) -> bool:
         """Whether it changes tensors or arrays in place."""
         return self._made.state.writes()
 
     @contextmanager
-    def session(self) -> Iterator[None]:
-        """Inside, it holds what it held at the making; after it, what the user has in it.
-
-        Raises InvalidArgument where a tensor too large to be held was changed, since the making or
-        by the code itself.
-        """
-        self._check_watched("has changed since the landscape was made: make it anew")
-        users = None
-        if self._made.touched():
-            users = self._now()
-            self._made.restore()
+    def undone(self) -> Iterator[None]:
+        """Code that runs inside leaves nothing in it."""
         try:
             yield
         finally:
-            self.learn()
-            if self.moves:
+            self._made.restore()
+
+    @contextmanager
+    def session(self) -> Iterator[None]:
+        """Inside, what is held is as at the making; after it, what the user has in it.
+
+        Raises InvalidArgument where code changed a tensor too large to be held.
+        """
+        users = None
+        if self.holds and self._made.touched():
+            users = self.now()
+            self._made.restore()
+        versions = [version_of(t) for t in self._watched]
+        try:
+            yield
+        finally:
+            if self.holds:
                 self._made.restore()
             if users is not None:
                 users.restore()
-        self._check_watched("is changed in place by it: hold it as a buffer of the module")
-
-    def _check_watched(self, what: str) -> None:
-        for t, version in zip(self._watched, self._versions, strict=True):
-            if version_of(t) != version:
+        for t, version in zip(self._watched, versions, strict=True):
+            if self.holds and version_of(t) != version:
                 raise InvalidArgument(
-                    f"model: a tensor of shape {tuple(t.shape)} that its code reads outside of it "
-                    f"(a global variable, a closure, a class) {what}"
+                    f"model: a tensor of shape {tuple(t.shape)} outside of it (a global variable, "
+                    "a closure, a class) is changed in place by its code, and its value depends "
+                    "on it: hold it as a buffer of the module"
                 )
 
 

@@ -143,56 +143,17 @@ def track(
         preconditioner=None if preconditioner is None else _diagonals(preconditioner, count, every),
     )  # fmt: skip
 
-    def run(kept: Checkpoint) -> Track:
-        rows = np.full((count, 3 * k + 1), np.nan)
-        vectors: Array | None = None
-
-        def search(i: int, before: Array | None) -> Array:
-            """Fills row i; gives the eigenvectors (k, n)."""
-            diagonal = None if preconditioner is None else preconditioner(i * every)
-            pairs = eigenpairs(
-                _operator(land, points[i], diagonal), k, which, tol=tol, seed=seed + i,
-                start=_start(before if i % CHAIN else None, land.n_params, seed, i),
-                progress=False,
-            )  # fmt: skip
-            rows[i] = [*pairs.values, *pairs.residuals, *pairs.converged, pairs.matvecs]
-            return np.asarray(pairs.vectors, dtype=np.float64).reshape(k, -1)
-
-        def chains(at: np.ndarray, beat: Callable[[], None]) -> dict[str, Array]:
-            found = np.full((len(at), CHAIN, rows.shape[1]), np.nan)
-            for own, chain in zip(found, at * CHAIN, strict=True):
-                before = None
-                for i in range(chain, min(chain + CHAIN, count)):
-                    before = search(i, before)
-                    own[i - chain] = rows[i]
-                    beat()
-            return {"rows": found}
-
-        shared = by_ranks(
-            "track", kept.request, -(-count // CHAIN), chains, kept=kept, most=1,
-            unit=f"{CHAIN} pt", progress=progress,
+    def search(i: int, before: Array | None) -> tuple[Array, Array]:
+        diagonal = None if preconditioner is None else preconditioner(i * every)
+        pairs = eigenpairs(
+            _operator(land, points[i], diagonal), k, which, tol=tol, seed=seed + i,
+            start=_start(before if i % CHAIN else None, land.n_params, seed, i), progress=False,
         )  # fmt: skip
-        if shared is not None:
-            rows = shared["rows"].reshape(-1, rows.shape[1])[:count]
-            return result(rows)
-        first = 0
-        if (before := kept.load()) is not None:
-            rows, vectors, first = before["rows"], before["vectors"], int(before["done"])
-        with progress_bar(count, "track", "pt", progress, first) as bar:
-            try:
-                for i in range(first, count):
-                    vectors = search(i, vectors)
-                    bar.update()
-                    first = i + 1
-                    if kept.due:
-                        kept.save({"rows": rows, "vectors": vectors, "done": np.array(first)})
-            except BaseException:
-                if vectors is not None:
-                    kept.save({"rows": rows, "vectors": vectors, "done": np.array(first)})
-                raise
-        return result(rows)
+        row = np.array([*pairs.values, *pairs.residuals, *pairs.converged, pairs.matvecs])
+        return row, np.asarray(pairs.vectors, dtype=np.float64).reshape(k, -1)
 
-    def result(rows: Array) -> Track:
+    def run(kept: Checkpoint) -> Track:
+        rows = _searched(search, count, 3 * k + 1, kept, progress)
         return Track(
             points.steps, rows[:, :k], rows[:, k : 2 * k], rows[:, 2 * k : 3 * k] > 0,
             rows[:, 3 * k], limit, words, preconditioner is not None, {"request": request},
@@ -204,6 +165,53 @@ def track(
         if path is not None and owns_files():
             track.save(path)
     return track
+
+
+def _searched(
+    search: Callable[[int, Array | None], tuple[Array, Array]], count: int, width: int,
+    kept: Checkpoint, progress: bool,
+) -> Array:  # fmt: skip
+    """Rows (count, width), one a point; ranks share the chains.
+
+    search(i, vectors): the row of point i and its eigenvectors (k, n), from those of the point
+    before.
+    """
+
+    def chains(at: np.ndarray, beat: Callable[[], None]) -> dict[str, Array]:
+        found = np.full((len(at), CHAIN, width), np.nan)
+        for own, chain in zip(found, at * CHAIN, strict=True):
+            vectors: Array | None = None
+            for i in range(chain, min(chain + CHAIN, count)):
+                own[i - chain], vectors = search(i, vectors)
+                beat()
+        return {"rows": found}
+
+    shared = by_ranks(
+        "track", kept.request, -(-count // CHAIN), chains, kept=kept, most=1, unit=f"{CHAIN} pt",
+        progress=progress,
+    )  # fmt: skip
+    if shared is not None:
+        return np.asarray(shared["rows"]).reshape(-1, width)[:count]
+    rows, vectors, done = np.full((count, width), np.nan), None, 0
+    if (before := kept.load()) is not None:
+        rows, vectors, done = before["rows"], before["vectors"], int(before["done"])
+
+    def save() -> None:
+        if vectors is not None:
+            kept.save({"rows": rows, "vectors": vectors, "done": np.array(done)})
+
+    with progress_bar(count, "track", "pt", progress, done) as bar:
+        try:
+            for i in range(done, count):
+                rows[i], vectors = search(i, vectors)
+                bar.update()
+                done = i + 1
+                if kept.due:
+                    save()
+        except BaseException:
+            save()
+            raise
+    return rows
 
 
 def _operator(land: Landscape, state: Any, diagonal: Any) -> SymmetricOperator:
