@@ -144,6 +144,8 @@ def plan_of(seed: int) -> Plan:
         stem, task = (stem, "mse") if kind == "stem" else ("vectors", task)
     if task in ("decay_over_a_list", "loss_reads_model") and wrapper == "averaged":
         wrapper = "none"
+    if task == "objective_laplacian":  # torch itself crashes: Module.to inside of jacfwd
+        blocks = tuple("apply_in_forward" if b == "moves_itself" else b for b in blocks)
     if task == "objective_functional" and wrapper == "data_parallel":
         wrapper = "none"  # functional_call refuses the user's own loop
     if wrapper == "averaged" and set(blocks) & UNCOPIED:
