@@ -300,3 +300,19 @@ def test_data_that_draw_leave_the_generators_of_python_and_numpy() -> None:
     before = random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
     pl.Landscape(Base(), "mse", Drawn())
     assert (random.getstate(), np.random.get_state()[1].tolist()) == before  # noqa: NPY002
+
+
+def test_an_array_in_a_parameters_memory_is_refused_also_where_no_value_shows_it() -> None:
+    class Viewed(Base):
+        def __init__(self) -> None:
+            super().__init__()
+            self.seen = self.f.bias.detach().numpy()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) + float(self.seen.sum())
+
+    def wrong(m: nn.Module, b: Any) -> Tensor:
+        return torch.tensor(float(((m(b[0]) - b[1]).abs() > 1e9).float().mean()))
+
+    with pytest.raises(pl.InvalidArgument, match=r"a numpy array .* shares the memory of a param"):
+        pl.Landscape(Viewed(), objective=wrong, data=[(X, Y)])

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from ..errors import NotDifferentiable, PylandscapeError, wrapping
+from ..errors import InvalidArgument, NotDifferentiable, PylandscapeError, wrapping
 from .eval_mode import unwrapped
 from .held_state import CACHED
 from .references import ATOMS, SEARCHED, children, global_names, held_directly, parts_of
@@ -125,7 +125,7 @@ class Snapshot:
                 return x
             return self._note(x, parts)
         if isinstance(x, np.ndarray) and x.dtype != object:
-            return self._note(x, x.copy())
+            return self._note(x, self._array(x))
         if isinstance(x, types.FunctionType | types.MethodType | functools.partial):
             return self._rebound(x)
         if isinstance(x, CACHED):
@@ -282,6 +282,24 @@ class Snapshot:
             whole = self._storages[key] = flat.to(device, dtype, copy=True)
             self.pairs.append((x, None))  # its address stays taken
         return whole.as_strided(x.shape, x.stride(), x.storage_offset()).detach()
+
+    def _array(self, x: np.ndarray) -> np.ndarray:
+        """A copy. Refused where it lies in a parameter's memory: it would not move with theta."""
+        at = x.__array_interface__["data"][0]
+        for t in self._targets.values():
+            if not isinstance(t, nn.Parameter) or t.device.type != "cpu" or not x.size:
+                continue
+            if t.layout != torch.strided or t.is_meta:
+                continue
+            storage = t.untyped_storage()
+            if 0 <= at - storage.data_ptr() < storage.nbytes():
+                raise InvalidArgument(
+                    f"model: a numpy array of shape {x.shape} in it shares the memory of a "
+                    f"parameter of shape {tuple(t.shape)}, and would not follow the landscape's "
+                    "copy of it; compute from the parameter itself (parameter.detach().numpy() "
+                    "where it is used)"
+                )
+        return x.copy()
 
     def _weak(self, x: Any) -> Any:
         target = x()
