@@ -34,7 +34,7 @@ from ..arrays import digest_of_all
 from ..errors import InvalidArgument, NotLowered, PylandscapeError, out_of_memory
 from ..theta import sampling
 from ..theta.checks import as_coefficients
-from ..theta.data import Batch
+from ..theta.data import Batch, generator_states
 from ..theta.held_state import State, same_bits
 from ..theta.layout import ParameterLayout
 from ..theta.losses import FreeLoss, KnownLoss, Objective
@@ -49,14 +49,12 @@ from .eager_switches import (
     LOCK,
     attribute_set,
     dense_gradients,
-    generator_states,
     persistently,
     return_unused_memory,
     switches,
 )
 from .forward_pass import Pass, failed, rebound, roots
 
-_FEW = 32  # samples on which two runs in a row are compared
 _SEED = 0  # of the random numbers that a forward pass draws, at every point
 
 
@@ -499,7 +497,7 @@ class TorchEngine:
         self.keeps_state = self.writes_state or self._state.differs()
         if self._outside.touched():
             notes = self._outside.now()
-            self._outside.holds = self._outside.steps() or self._reads_what_it_changes()
+            self._outside.holds = self.comparison.reads_what_it_changes(self._outside)
             if not self._outside.holds:
                 notes.restore()
             self.writes_state |= self._outside.holds and self._outside.writes()
@@ -511,24 +509,6 @@ class TorchEngine:
         self.weight = denominator
         if self._draws:  # this run began from an unknown state
             self._first = None
-
-    def _reads_what_it_changes(self) -> bool:
-        """Whether L depends on what its code changes outside; if not, it takes notes there."""
-
-        def differs(batch: Batch) -> bool:
-            later = self.share(batch, self.place_near, self.grad_mode())
-            self._outside.restore()
-            return not near(self.share(batch, self.place_near, self.grad_mode()), later, 0.0)
-
-        batch = self.batches[0]
-        few = batch.first(_FEW)
-        if few is not batch:  # near the origin: it may have kept what it computed there
-            try:
-                return differs(few)
-            except Exception as error:  # a model that fixes the size of its batches
-                if out_of_memory(error):
-                    raise
-        return differs(batch)
 
     def undo_run(self) -> None:
         self._state.learn(self._original)

@@ -172,6 +172,29 @@ class Comparison:
         self._copy.needs_gradients()
         return enabled
 
+    def reads_what_it_changes(self, outside: Outside) -> bool:
+        """Whether L depends on what its code has changed outside; if not, it takes notes there.
+
+        That state is the making's afterwards, or of later runs.
+        """
+
+        def differs(batch: Batch) -> bool:  # near the origin: it may have kept what it found there
+            later = self._copy.share(batch, self._copy.place_near, self._copy.grad_mode())
+            outside.restore()
+            first = self._copy.share(batch, self._copy.place_near, self._copy.grad_mode())
+            return not near(first, later, 0.0)
+
+        batch = self._copy.batches[0]
+        if outside.steps:
+            return True
+        if (few := batch.first(_FEW)) is not batch:
+            try:
+                return differs(few)
+            except Exception as error:  # a model that fixes the size of its batches
+                if out_of_memory(error):
+                    raise
+        return differs(batch)
+
     def _check_same(self, first: float, again: float) -> None:
         exact = (
             0.0 if self._copy.device.type == "cpu" else _ROUNDING * self._copy.parameters.rounding()
@@ -217,13 +240,16 @@ class Comparison:
         kept = at if exact else [t.data.clone() for t in slots]
         inference = any(t.is_inference() for t in slots)
 
+        def restore_outside() -> None:
+            if self._copy.holds_outside or outside.steps:
+                outside.restore()
+
         def put_back() -> None:
             with torch.inference_mode(inference):
                 for slot, value in zip(slots, kept, strict=True):
                     slot.data.copy_(value)
                 state.put_back_changes()
-            if self._copy.holds_outside or outside.steps():
-                outside.restore()
+            restore_outside()
             for t, grad in zip(leaves, grads, strict=True):
                 if t.grad is not grad:
                     t.grad = grad
@@ -252,8 +278,7 @@ class Comparison:
                         if not ways or out_of_memory(error):
                             raise
                     state.put_back_changes()
-                    if self._copy.holds_outside or outside.steps():
-                        outside.restore()
+                    restore_outside()
         finally:
             persistently(put_back)
 

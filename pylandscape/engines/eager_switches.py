@@ -8,19 +8,17 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
-import random
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 import torch.utils.checkpoint
 from torch import Tensor, nn
 
-from ..theta.data import untouched_random_state
+from ..theta.data import generator_states, set_generators, untouched_random_state
 
 LOCK = threading.RLock()  # torch's switches and generators belong to the whole process
 
@@ -141,15 +139,3 @@ def _trim() -> Callable[[int], int] | None:
     except (OSError, TypeError, AttributeError):
         return None
     return found
-
-
-def generator_states() -> dict[str, Any]:
-    """The states of Python's and numpy's global generators, comparable."""
-    state: Any = np.random.get_state()  # noqa: NPY002
-    return {"random": random.getstate(), "numpy": (state[0], state[1].tobytes(), *state[2:])}
-
-
-def set_generators(states: dict[str, Any]) -> None:
-    random.setstate(states["random"])
-    name, keys, *rest = states["numpy"]
-    np.random.set_state((name, np.frombuffer(keys, dtype=np.uint32), *rest))  # noqa: NPY002

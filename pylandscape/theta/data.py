@@ -107,16 +107,27 @@ def untouched_random_state(device: torch.device | None = None) -> Iterator[None]
         yield
 
 
+def generator_states() -> dict[str, Any]:
+    """The states of Python's and numpy's global generators, comparable."""
+    state: Any = np.random.get_state()  # noqa: NPY002
+    return {"random": random.getstate(), "numpy": (state[0], state[1].tobytes(), *state[2:])}
+
+
+def set_generators(states: dict[str, Any]) -> None:
+    random.setstate(states["random"])
+    name, keys, *rest = states["numpy"]
+    np.random.set_state((name, np.frombuffer(keys, dtype=np.uint32), *rest))  # noqa: NPY002
+
+
 @contextmanager
 def _untouched_generators() -> Iterator[None]:
     """Runs user code without moving the global generators of torch, Python and numpy."""
-    state, arrays = random.getstate(), np.random.get_state()  # noqa: NPY002
+    states = generator_states()
     try:
         with untouched_random_state():
             yield
     finally:
-        random.setstate(state)
-        np.random.set_state(arrays)  # noqa: NPY002
+        set_generators(states)
 
 
 class Dataset:

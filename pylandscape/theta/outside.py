@@ -28,7 +28,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from ..errors import InvalidArgument
 from .held_state import CACHED, State, version_of
-from .references import ATOMS, SEARCHED, global_names, of_a_library
+from .references import ATOMS, SEARCHED, global_names, names_of, of_a_library, slots_of
 
 _HELD = 16 << 20  # bytes of tensors and arrays held twice; larger ones are watched
 _LONG = 100_000  # entries of a container that is held
@@ -122,7 +122,7 @@ class _Reached:
         if f.__kwdefaults__:
             self.objects.append(f.__kwdefaults__)
             found += f.__kwdefaults__.values()
-        names = set(_names(f.__code__))
+        names = names_of(f.__code__)
         self._place(f.__globals__, names)
         for value in global_names(f).values():
             if not isinstance(value, types.ModuleType):
@@ -148,8 +148,7 @@ class _Reached:
         if not known and of_a_library(kind.__module__) and _root(kind) not in _PLAIN:
             return ()
         found: list[Any] = [kind]
-        slots = [n for c in kind.__mro__ for n in _as_names(vars(c).get("__slots__", ()))]
-        slots = [n for n in slots if n not in ("__dict__", "__weakref__") and n[:2] != "__"]
+        slots = [name for name, _ in slots_of(kind)]
         if slots:
             self.places.append((x, tuple(slots)))
             found += [getattr(x, name, None) for name in slots]
@@ -170,17 +169,6 @@ def _filled(table: dict[str, Any]) -> Iterator[Any]:
 
 def _root(kind: type) -> str:
     return kind.__module__.partition(".")[0]
-
-
-def _as_names(slots: Any) -> tuple[str, ...]:
-    return (slots,) if isinstance(slots, str) else tuple(slots)
-
-
-def _names(code: types.CodeType) -> Iterator[str]:
-    yield from code.co_names
-    for each in code.co_consts:
-        if isinstance(each, types.CodeType):
-            yield from _names(each)
 
 
 class _Places:
@@ -261,6 +249,7 @@ class Outside:
         ]
         self._watched = [x for x in reached.objects if id(x) in self._large]
         self._made = self.now()
+        self.steps = reached.steps  # whether it has an optimiser or a schedule: not notes
         self.holds = False  # whether it is what it was at the making wherever code runs
 
     def now(self) -> Held:
@@ -274,10 +263,6 @@ class Outside:
     def restore(self) -> None:
         """What it held when the landscape was made."""
         self._made.restore()
-
-    def steps(self) -> bool:
-        """Whether it has an optimiser or a schedule, whose state is nobody's notes."""
-        return self._reached.steps
 
     def writes(self) -> bool:
         """Whether it changes tensors or arrays in place."""

@@ -66,13 +66,24 @@ def global_names(f: types.FunctionType) -> dict[str, Any]:
     root = (f.__module__ or "").partition(".")[0]
     if root in _LIBRARIES:
         return {}
-    names: set[str] = set()
-    codes = [f.__code__]
-    while codes:
-        code = codes.pop()
-        names.update(code.co_names)
-        codes.extend(c for c in code.co_consts if isinstance(c, types.CodeType))
-    return {name: f.__globals__[name] for name in sorted(names) if name in f.__globals__}
+    names = sorted(names_of(f.__code__))
+    return {name: f.__globals__[name] for name in names if name in f.__globals__}
+
+
+def names_of(code: types.CodeType) -> set[str]:
+    """The names of globals and attributes in code, also of functions inside it."""
+    inner = (names_of(c) for c in code.co_consts if isinstance(c, types.CodeType))
+    return set(code.co_names).union(*inner)
+
+
+def slots_of(kind: type) -> Iterator[tuple[str, Any]]:
+    """The names, and what gets and sets each, of what ``__slots__`` of a class and its bases
+    hold."""
+    for base in kind.__mro__:
+        names = vars(base).get("__slots__", ())
+        for name in (names,) if isinstance(names, str) else names:
+            if isinstance(place := vars(base).get(name), types.MemberDescriptorType):
+                yield name, place
 
 
 def held_directly(x: Any) -> Iterable[Any]:

@@ -27,7 +27,7 @@ from torch.nn.utils import parametrize
 from ..errors import InvalidArgument, NotDifferentiable, PylandscapeError, wrapping
 from .eval_mode import unwrapped
 from .held_state import CACHED
-from .references import ATOMS, SEARCHED, children, global_names, held_directly, parts_of
+from .references import ATOMS, SEARCHED, children, global_names, held_directly, parts_of, slots_of
 
 
 class Snapshot:
@@ -198,17 +198,12 @@ class Snapshot:
 
     def _module_slots(self, x: nn.Module, own: nn.Module) -> None:
         """What a module's ``__slots__`` hold, which torch's modules leave out of their state."""
-        for kind in type(x).__mro__:
-            slots = vars(kind).get("__slots__", ())
-            for name in (slots,) if isinstance(slots, str) else slots:
-                place = vars(kind).get(name)
-                if not isinstance(place, types.MemberDescriptorType):
-                    continue
-                try:
-                    value = place.__get__(x)
-                except AttributeError:  # empty
-                    continue
-                place.__set__(own, self.copy(value))
+        for _, place in slots_of(type(x)):
+            try:
+                value = place.__get__(x)
+            except AttributeError:  # empty
+                continue
+            place.__set__(own, self.copy(value))
 
     def _tensor(self, x: Tensor) -> Tensor:
         plain = type(x) in (Tensor, nn.Parameter, nn.Buffer)

@@ -159,12 +159,12 @@ def track(
             rows[:, 3 * k], limit, words, preconditioner is not None, {"request": request},
         )  # fmt: skip
 
-    track = resumable(path, request, run)
-    if track.rule != words or not np.array_equal(_numbers(track.threshold), _numbers(limit)):
-        track.threshold, track.rule = limit, words  # of another rate than the file's
+    result = resumable(path, request, run)
+    if result.rule != words or not np.array_equal(_numbers(result.threshold), _numbers(limit)):
+        result.threshold, result.rule = limit, words  # of another rate than the file's
         if path is not None and owns_files():
-            track.save(path)
-    return track
+            result.save(path)
+    return result
 
 
 def _searched(

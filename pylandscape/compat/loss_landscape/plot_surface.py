@@ -35,12 +35,13 @@ from ._crunch import Record, setup_surface_file
 from ._flags import parser
 from ._landscape import Asked
 from ._names import name_direction_file, name_surface_file
+from ._program import BAD_INPUT
 from .projection import cal_angle, nplist_to_tensor
 
 __all__ = ["crunch", "main", "name_surface_file", "setup_surface_file"]
 
 SEED = 123  # the original's
-BAD_INPUT, INTERRUPTED = 2, 130
+INTERRUPTED = 130
 LOSSES = {"crossentropy": "cross_entropy"}
 RANKS = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "SLURM_PROCID")
 
