@@ -112,6 +112,36 @@ def test_a_sum_has_the_same_bits_in_whatever_pieces_it_is_written(dtype: torch.d
         assert torch.equal(part, want[begin:end])
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("mode", ["filter", "weight", "none"])
+def test_directions_that_are_drawn_in_one_pass_sum_to_the_same_bits(
+    mode: str, dtype: torch.dtype
+) -> None:
+    n, gap = 600_011, 70_000  # beyond what goes past the cache; between gaps
+    generator = torch.Generator().manual_seed(0)
+    base = torch.randn(n, generator=generator, dtype=dtype)
+    theta = Stored(torch.randn(n, generator=generator, dtype=dtype))
+    edges = torch.arange(5, n - gap, 2_999)
+    segments = torch.stack([edges[:-1], edges[1:]], dim=1)
+    apart = segments[::3]
+    rows = [Random(theta, n, own, mode, 7, i) for i, own in enumerate([segments] * 3 + [apart] * 2)]
+    other = Stored(torch.randn(n, generator=generator, dtype=dtype))
+    for used in (rows[:1], rows[:3], rows, [*rows[:2], other, rows[2]], [other, rows[3]]):
+        c = torch.randn(len(used), generator=generator, dtype=torch.float64).tolist()
+        want = base.clone()
+        for factor, row in zip(c, used, strict=True):
+            want += torch.tensor(factor, dtype=dtype) * row.whole()
+        for begin, end in [(0, n), (64, 64), (3, 4), (1_999, 530_001), (n - gap - 77, n)]:
+            out = torch.full((end - begin + 1,), -1, dtype=dtype)
+            write_sum(out[:-1], begin, Stored(base), used, c)
+            assert torch.equal(out[:-1], want[begin:end])
+            assert out[-1] == -1
+            same = base[begin:end].clone()
+            for row, factor in zip(used, c, strict=True):
+                row.add_to(same, factor, begin)
+            assert torch.equal(same, want[begin:end])
+
+
 @pytest.mark.parametrize("flat", [True, False])
 def test_lines_and_planes_have_the_same_bits(
     flat: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

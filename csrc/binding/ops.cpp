@@ -83,31 +83,71 @@ Tensor direction_sums(const Tensor& theta, int64_t first, const Tensor& segments
   return sums;
 }
 
-// out (m,): elements first .. of a direction, or with `add` plus `add` times them. theta (m,) where
-// each element is multiplied by theta's; factors (s,) of the segments, of out's dtype.
-Tensor direction_part(Tensor out, int64_t first, std::optional<Tensor> theta,
-                      const Tensor& segments, std::optional<Tensor> factors, int64_t seed,
-                      int64_t stream, std::optional<double> add) {
+// What parts of directions have in common: out (m,) from element `first` of the whole on, theta
+// (m,) where each element is multiplied by theta's, factors of the segments (count of them).
+void check_part(const Tensor& out, int64_t first, const std::optional<Tensor>& theta,
+                const std::optional<Tensor>& factors, int64_t count) {
   check_theta(out), check_dense(out);
   expect(first >= 0, "first: expected a number >= 0, got ", first);
-  const Tensor plan = host_segments(segments, INT64_MAX);
   if (theta.has_value()) check_like(*theta, "theta", out), check_dense(*theta);
-  if (factors.has_value()) {
-    check_dense(*factors);
-    expect(factors->numel() == plan.size(0) && factors->scalar_type() == out.scalar_type(),
-           "factors: expected one for each segment, of out's dtype");
-  }
+  if (!factors.has_value()) return;
+  check_dense(*factors);
+  expect(factors->numel() == count && factors->scalar_type() == out.scalar_type(),
+         "factors: expected one for each segment, of out's dtype");
+}
+
+template <typename T>
+const T* data_or_null(const std::optional<Tensor>& tensor) {
+  return tensor.has_value() ? tensor->const_data_ptr<T>() : nullptr;
+}
+
+// out (m,): elements first .. of a direction.
+Tensor direction_part(Tensor out, int64_t first, std::optional<Tensor> theta,
+                      const Tensor& segments, std::optional<Tensor> factors, int64_t seed,
+                      int64_t stream) {
+  const Tensor plan = host_segments(segments, INT64_MAX);
+  check_part(out, first, theta, factors, plan.size(0));
   const auto write = [&](auto* data) {
     using T = std::remove_pointer_t<decltype(data)>;
-    const Named<T> named{plan.const_data_ptr<int64_t>(),
-                         factors.has_value() ? factors->const_data_ptr<T>() : nullptr,
-                         plan.size(0),
-                         theta.has_value(),
-                         static_cast<uint64_t>(seed),
+    const Named<T> named{plan.const_data_ptr<int64_t>(), data_or_null<T>(factors), plan.size(0),
+                         theta.has_value(),              static_cast<uint64_t>(seed),
                          static_cast<uint64_t>(stream)};
-    const T* point = theta.has_value() ? theta->const_data_ptr<T>() : nullptr;
-    write_part(named, first, out.size(0), point, add.has_value(),
-               static_cast<T>(add.value_or(0.0)), data, torch_pool());
+    write_part(named, first, out.size(0), data_or_null<T>(theta), data, torch_pool());
+  };
+  if (out.scalar_type() == ScalarType::Float) write(out.mutable_data_ptr<float>());
+  else write(out.mutable_data_ptr<double>());
+  return out;
+}
+
+// out (m,) = base (m,) + sum_j coefficients[j] times elements first .. of direction j; base may be
+// out. names (k, 2): seeds and streams; factors (k, s).
+Tensor direction_sum(Tensor out, const Tensor& base, int64_t first, std::optional<Tensor> theta,
+                     const Tensor& segments, std::optional<Tensor> factors, const Tensor& names,
+                     const Tensor& coefficients) {
+  const Tensor plan = host_segments(segments, INT64_MAX);
+  expect(names.is_cpu() && names.scalar_type() == ScalarType::Long && names.dim() == 2 &&
+             names.size(1) == 2,
+         "names: expected an int64 tensor (k, 2) on the CPU, got shape ", shape_of(names));
+  check_dense(names);
+  const int64_t k = names.size(0), count = plan.size(0);
+  check_part(out, first, theta, factors, k * count);
+  check_like(base, "base", out), check_dense(base);
+  expect(coefficients.numel() == k && coefficients.scalar_type() == ScalarType::Double,
+         "coefficients: expected ", k, " in float64, got shape ", shape_of(coefficients));
+  check_dense(coefficients);
+  const auto write = [&](auto* data) {
+    using T = std::remove_pointer_t<decltype(data)>;
+    const double* given = coefficients.const_data_ptr<double>();
+    const std::vector<T> c(given, given + k);
+    const int64_t* name = names.const_data_ptr<int64_t>();
+    const T* scales = data_or_null<T>(factors);
+    std::vector<Named<T>> of;
+    for (int64_t j = 0; j < k; ++j)
+      of.push_back({plan.const_data_ptr<int64_t>(),
+                    scales == nullptr ? nullptr : scales + j * count, count, theta.has_value(),
+                    static_cast<uint64_t>(name[2 * j]), static_cast<uint64_t>(name[2 * j + 1])});
+    write_sum(of, c.data(), first, out.size(0), data_or_null<T>(theta), base.const_data_ptr<T>(),
+              data, torch_pool());
   };
   if (out.scalar_type() == ScalarType::Float) write(out.mutable_data_ptr<float>());
   else write(out.mutable_data_ptr<double>());
@@ -126,5 +166,6 @@ STABLE_TORCH_LIBRARY_IMPL(pylandscape, CPU, m) {
   pylandscape::implement<pylandscape::Cpu>(m);
   m.impl("direction_sums", TORCH_BOX(&pylandscape::direction_sums));
   m.impl("direction_part_", TORCH_BOX(&pylandscape::direction_part));
+  m.impl("direction_sum_", TORCH_BOX(&pylandscape::direction_sum));
 }
 STABLE_TORCH_LIBRARY_IMPL(pylandscape, Meta, m) { pylandscape::implement<pylandscape::Meta>(m); }

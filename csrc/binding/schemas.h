@@ -19,7 +19,9 @@ inline void define_ops(torch::stable::detail::StableLibrary& m) {
   // Only on the CPU (ops.cpp).
   m.def("direction_sums(Tensor theta, int first, Tensor segments, int seed, int stream) -> Tensor");
   m.def("direction_part_(Tensor(a!) out, int first, Tensor? theta, Tensor segments, "
-        "Tensor? factors, int seed, int stream, float? add) -> Tensor(a!)");
+        "Tensor? factors, int seed, int stream) -> Tensor(a!)");
+  m.def("direction_sum_(Tensor(a!) out, Tensor base, int first, Tensor? theta, Tensor segments, "
+        "Tensor? factors, Tensor names, Tensor coefficients) -> Tensor(a!)");
   // Only on a GPU (program_ops.h).
   m.def("resident_losses(Tensor program, Tensor external, Tensor list, Tensor targets, "
         "Tensor loss_weights, Tensor base, Tensor directions, Tensor coordinates, bool hits) -> "

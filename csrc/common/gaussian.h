@@ -7,7 +7,8 @@
 // contraction of a*b+c (-ffp-contract=off, --fmad=false). |z| <= sqrt(64 ln 2) = 6.66.
 //
 // The arithmetic is written once, over lanes: `Scalar` here is the reference and what a GPU thread
-// runs; cpu/draw.inl has lanes of vectors.
+// runs; cpu/draw.inl has lanes of vectors, whose quotients, roots and conversions may take other
+// instructions to the same bits.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -45,6 +46,17 @@ struct Scalar {
   using Int = int32_t;
   using Word = uint32_t;
   PL_HOST_DEVICE static float to_float(int32_t x) { return static_cast<float>(x); }
+  // Both halves convert exactly, so their sum is w rounded once, also without unsigned conversions.
+  PL_HOST_DEVICE static float word_to_float(uint32_t w) {
+    return to_float(int32_t(w >> 16)) * 65536.0f + to_float(int32_t(w & 0xffffu));
+  }
+  PL_HOST_DEVICE static uint32_t at_least_one(uint32_t w) { return w == 0u ? 1u : w; }
+  // x and y change places where the bit of w is set.
+  template <uint32_t kBit>
+  PL_HOST_DEVICE static void exchange(uint32_t w, float& x, float& y) {
+    const float z = (w & kBit) != 0u ? y : x;
+    y = (w & kBit) != 0u ? x : y, x = z;
+  }
   PL_HOST_DEVICE static float square_root(float x) {
 #if defined(__CUDA_ARCH__)
     return __fsqrt_rn(x);
@@ -67,18 +79,15 @@ template <typename L>
 PL_HOST_DEVICE inline typename L::Float minus_two_log(typename L::Word w) {
   using Float = typename L::Float;
   using Int = typename L::Int;
-  w = w == 0u ? w + 1u : w;
-  // Both halves convert exactly, so their sum is w rounded once, also without unsigned conversions.
-  const Float u =
-      L::to_float(bits<Int>(w >> 16)) * 65536.0f + L::to_float(bits<Int>(w & 0xffffu));
+  const Float u = L::word_to_float(L::at_least_one(w));
   // u = 2^e m, m in [sqrt(1/2), sqrt(2)); log m = 2 atanh(s), s = (m - 1) / (m + 1).
-  const Int offset = bits<Int>(u) - 0x3f3504f3;
-  const Float m = bits<Float>((offset & 0x007fffff) + 0x3f3504f3);
+  const Int exponent = (bits<Int>(u) - 0x3f3504f3) & -0x800000;  // 2^23 e
+  const Float m = bits<Float>(bits<Int>(u) - exponent);
   const Float s = (m - 1.0f) / (m + 1.0f), s2 = s * s;
   const Float p = (((s2 * 0.11111111f + 0.14285715f) * s2 + 0.2f) * s2 + 0.33333334f) * s2;
-  const Float log_m = 2.0f * (s + s * p);
-  const Float exponent = L::to_float(32 - (offset >> 23));  // -log(2^e / 2^32) = (32 - e) log 2
-  return 2.0f * (exponent * 0.6931472f - log_m);
+  // 2 (32 - e) log 2 - 4 (log m) / 2: powers of two change no rounding.
+  const Float rest = L::to_float(32 * 0x800000 - exponent) * (0.6931472f * 0x1p-22f);
+  return rest - 4.0f * (s + s * p);
 }
 
 // cos and sin of an angle whose 2^32-th part of a turn is w (turned by an eighth, which no
@@ -96,28 +105,28 @@ PL_HOST_DEVICE inline void circle(typename L::Word w, typename L::Float& x, type
       1.0f + t2 * (((2.4801587e-5f * t2 - 1.3888889e-3f) * t2 + 4.1666667e-2f) * t2 - 0.5f);
   // The two top bits are the quadrant: sin and cos change places in the odd ones; x < 0 in 1 and
   // 2, y < 0 in 2 and 3.
-  const Word odd = bits<Word>(bits<typename L::Int>(w << 1) >> 31);  // all ones or all zeros
-  const Word cos_bits = bits<Word>(c), both = (cos_bits ^ bits<Word>(s)) & odd;
-  x = bits<Float>(cos_bits ^ both ^ ((w + 0x40000000u) & 0x80000000u));
-  y = bits<Float>(bits<Word>(s) ^ both ^ (w & 0x80000000u));
+  Float first = c, second = s;
+  L::template exchange<0x40000000u>(w, first, second);
+  x = bits<Float>(bits<Word>(first) ^ ((w + 0x40000000u) & 0x80000000u));
+  y = bits<Float>(bits<Word>(second) ^ (w & 0x80000000u));
 }
 
-// The normals z[0..3] of four words.
+// The two normals of a word for the radius and one for the angle.
 template <typename L>
-PL_HOST_DEVICE inline void box_muller(const typename L::Word* w, typename L::Float* z) {
+PL_HOST_DEVICE inline void box_muller(typename L::Word radius, typename L::Word angle,
+                                      typename L::Float& first, typename L::Float& second) {
+  const typename L::Float r = L::square_root(minus_two_log<L>(radius));
   typename L::Float x, y;
-  for (int i = 0; i < 4; i += 2) {
-    const typename L::Float r = L::square_root(minus_two_log<L>(w[i]));
-    circle<L>(w[i + 1], x, y);
-    z[i] = r * x, z[i + 1] = r * y;
-  }
+  circle<L>(angle, x, y);
+  first = r * x, second = r * y;
 }
 
 // The four normals z[0..3] of one block: numbers 64 (block / 16) + 16 l + block % 16, l = 0 .. 3.
 PL_HOST_DEVICE inline void normals(uint64_t seed, uint64_t stream, uint64_t block, float* z) {
   const Words w = philox(uint32_t(block), uint32_t(block >> 32), uint32_t(stream),
                          uint32_t(stream >> 32), uint32_t(seed), uint32_t(seed >> 32));
-  box_muller<Scalar>(w.x, z);
+  box_muller<Scalar>(w.x[0], w.x[1], z[0], z[1]);
+  box_muller<Scalar>(w.x[2], w.x[3], z[2], z[3]);
 }
 
 }  // namespace pylandscape::gaussian

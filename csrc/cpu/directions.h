@@ -20,6 +20,9 @@ struct DirectionKernels {
   // out (n,) = theta + sum_j c[j] d[j * stride .. + n], j = 0 .. k-1 in order.
   void (*perturb)(int64_t n, int64_t k, int64_t stride, const T* theta, const T* c, const T* d,
                   T* out);
+  // The same, where nobody reads out soon: it goes past the cache.
+  void (*perturb_past)(int64_t n, int64_t k, int64_t stride, const T* theta, const T* c, const T* d,
+                       T* out);
 };
 
 template <typename T>

@@ -73,28 +73,38 @@ void multiply(int64_t n, const T* d, const T* theta, T* out) {
   for (; i < n; ++i) out[i] = d[i] * theta[i];
 }
 
-template <typename T>
+template <typename T, bool kPast>
 void perturb(int64_t n, int64_t k, int64_t stride, const T* theta, const T* c, const T* d, T* out) {
   constexpr int N = kLanes<T>;
   int64_t i = 0;
+  const auto one = [&] {
+    T x = theta[i];
+    for (int64_t j = 0; j < k; ++j) x += c[j] * d[j * stride + i];
+    out[i++] = x;
+  };
+  if constexpr (kPast)
+    while (i < n && reinterpret_cast<uintptr_t>(out + i) % sizeof(Vec<T>) != 0) one();
   for (; i + N <= n; i += N) {
     auto x = load<T, N>(theta + i);
     for (int64_t j = 0; j < k; ++j) x += c[j] * load<T, N>(d + j * stride + i);
-    store<T, N>(out + i, x);
+    if constexpr (kPast) stream(out + i, x);
+    else store<T, N>(out + i, x);
   }
-  for (; i < n; ++i) {
-    out[i] = theta[i];
-    for (int64_t j = 0; j < k; ++j) out[i] += c[j] * d[j * stride + i];
-  }
+#if defined(__AVX__)
+  if constexpr (kPast) _mm_sfence();  // before other threads are told that the work is done
+#endif
+  while (i < n) one();
 }
 
 }  // namespace
 
 namespace PL_ISA_NS {
 const DirectionKernels<float> directions_f32{&draw<float>, &squares<float>, &scale<float>,
-                                             &multiply<float>, &perturb<float>};
+                                             &multiply<float>, &perturb<float, false>,
+                                             &perturb<float, true>};
 const DirectionKernels<double> directions_f64{&draw<double>, &squares<double>, &scale<double>,
-                                              &multiply<double>, &perturb<double>};
+                                              &multiply<double>, &perturb<double, false>,
+                                              &perturb<double, true>};
 }  // namespace PL_ISA_NS
 
 }  // namespace pylandscape::cpu

@@ -1,5 +1,7 @@
 // Random directions that are not stored: any part of one, drawn again where it is needed.
 #pragma once
+#include <vector>
+
 #include "directions/segments.h"
 #include "program/parallel.h"
 
@@ -26,11 +28,17 @@ struct Named {
   uint64_t seed, stream;
 };
 
-// out (n,) = elements first .. first + n - 1 of the direction, or out += c times them where `add`;
-// theta (n,) the same elements of theta, read where times_theta. The bits are those of
-// make_direction and of the perturb kernel on a stored direction.
+// out (n,) = elements first .. first + n - 1 of the direction; theta (n,) the same elements of
+// theta, read where times_theta. The bits are those of make_direction.
 template <typename T>
-void write_part(const Named<T>& of, int64_t first, int64_t n, const T* theta, bool add, T c, T* out,
+void write_part(const Named<T>& of, int64_t first, int64_t n, const T* theta, T* out,
                 const Parallel& parallel);
+
+// out (n,) = base + c[0] d_0 + c[1] d_1 + ... with these elements of the directions `of`, in their
+// order and in one pass over base and out, which may be the same. The bits are those of the perturb
+// kernel on stored directions.
+template <typename T>
+void write_sum(const std::vector<Named<T>>& of, const T* c, int64_t first, int64_t n,
+               const T* theta, const T* base, T* out, const Parallel& parallel);
 
 }  // namespace pylandscape

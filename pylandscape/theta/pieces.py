@@ -24,7 +24,7 @@ from ..errors import InvalidArgument
 from .layout import ParameterEntry, ParameterLayout
 
 PIECE = 1 << 20  # elements that are worked on at once: a multiple of _CHUNK
-WRITTEN = 1 << 18  # elements of a point that are written at once: they stay in the cache meanwhile
+WRITTEN = 1 << 18  # elements that several passes write: they stay in the cache from one to the next
 _CHUNK = 1 << 14  # of one sum of squares (csrc/directions/directions.h)
 _SAMPLED = 64  # elements of a tensor that are looked at to see whether it changed
 
@@ -177,30 +177,54 @@ class Random(Row):
 
     def piece(self, begin: int, end: int) -> Tensor:
         out = torch.empty(end - begin, dtype=self.dtype, device=self.device)
-        self._write(out, begin, None)
-        return out
-
-    def add_to(self, out: Tensor, c: float, begin: int) -> None:
-        if out.device.type == "cpu" and out.dtype == self.dtype and out.is_contiguous():
-            self._write(out, begin, c)
-        else:
-            super().add_to(out, c, begin)
-
-    def _write(self, out: Tensor, begin: int, c: float | None) -> None:
-        theta = None if self._theta is None else self._theta.piece(begin, begin + out.numel())
-        end = begin + out.numel()
+        theta = None if self._theta is None else self._theta.piece(begin, end)
         if out.device.type == "cpu":
             own, found = self._within(begin, end), self._factors
             ops.direction_part_(
                 out, begin, None if theta is None else theta.contiguous(), self._segments[own],
-                None if found is None else found[own], self._seed, self._index, c,
+                None if found is None else found[own], self._seed, self._index,
             )  # fmt: skip
-            return
+            return out
         drawn = torch.empty(out.numel(), dtype=torch.float32, device=out.device)
         ops.gaussian(self._seed, self._index, begin, out=drawn)
         out.copy_(drawn).mul_(self._scales(begin, end).to(out.device))
-        if theta is not None:
-            out.mul_(theta)
+        return out if theta is None else out.mul_(theta)
+
+    def add_to(self, out: Tensor, c: float, begin: int) -> None:
+        if out.device.type == "cpu" and out.dtype == self.dtype and out.is_contiguous():
+            self.sum_to(out, out, begin, [self], [c])
+        else:
+            super().add_to(out, c, begin)
+
+    def with_this(self, row: Row) -> bool:
+        """Whether `sum_to` takes ``row`` beside this one."""
+        if (
+            not isinstance(row, Random)
+            or self.device.type != "cpu"
+            or self._theta is not row._theta
+        ):
+            return False
+        if (row.n, row.dtype, row.device) != (self.n, self.dtype, self.device):
+            return False
+        same = row._segments is self._segments or torch.equal(row._segments, self._segments)
+        return same and (self._factors is None) == (row._factors is None)
+
+    def sum_to(
+        self, out: Tensor, base: Tensor, begin: int, rows: Sequence[Random], c: Sequence[float]
+    ) -> None:
+        """out (m,) <- base (m,) + sum_j c_j d_j from ``begin`` on, for rows that go with this one.
+
+        One pass over ``base`` and ``out``, which may be the same.
+        """
+        end = begin + out.numel()
+        own = self._within(begin, end)
+        theta = None if self._theta is None else self._theta.piece(begin, end).contiguous()
+        found = [row._factors[own] for row in rows if row._factors is not None]
+        names = torch.tensor([[row._seed, row._index] for row in rows])
+        ops.direction_sum_(
+            out, base.contiguous(), begin, theta, self._segments[own],
+            torch.stack(found) if found else None, names, torch.tensor(c, dtype=torch.float64),
+        )  # fmt: skip
 
     def _scales(self, begin: int, end: int) -> Tensor:
         """(end - begin,) the factor of each element, zero outside the segments."""
@@ -258,15 +282,33 @@ def write_sum(
         write_sum(work, begin, base, rows, c)
         out.copy_(work.view(out.shape))
         return
-    flat = out.view(-1)
-    for a, b in spans(n, WRITTEN):
+    flat, rows = out.view(-1), list(rows)
+    drawn = _drawn_together(rows, base)
+    later = list(zip(rows, c, strict=True))[len(drawn) :]
+    for a, b in spans(n, PIECE if direct and not later else WRITTEN):
         part = flat[a:b]
         work = part if direct else torch.empty(b - a, dtype=base.dtype, device=base.device)
-        work.copy_(base.piece(begin + a, begin + b))
-        for row, factor in zip(rows, c, strict=True):
+        start = base.piece(begin + a, begin + b)
+        if drawn:
+            drawn[0].sum_to(work, start, begin + a, drawn, c[: len(drawn)])
+        else:
+            work.copy_(start)
+        for row, factor in later:
             row.add_to(work, factor, begin + a)
         if not direct:
             part.copy_(work)
+
+
+def _drawn_together(rows: Sequence[Row], base: Row) -> list[Random]:
+    """The first rows, as far as they are added to ``base`` in one pass."""
+    found: list[Random] = []
+    for row in rows:
+        if not isinstance(row, Random) or (row.dtype, row.device) != (base.dtype, base.device):
+            break
+        if not (found[0] if found else row).with_this(row):
+            break
+        found.append(row)
+    return found
 
 
 def row_of(x: Tensor | Row) -> Row:
