@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 import pylandscape as pl
 from pylandscape.engines.contract import Rule, RunState
@@ -157,7 +158,7 @@ def training_norms(quick: bool, repetitions: int) -> list[Row]:
 
 
 EXACT, KEPT = 100, 8 << 30  # images of the comparison with float64; bytes of values at theta
-ROUNDING = 1e-3  # of a vector's norm, in float32: where ReLUs are near 0
+NOISE, DRAWS = 10, 2  # times float32's rounding; float64 answers with such noise
 
 
 @dataclass(frozen=True)
@@ -182,6 +183,65 @@ class InTraining(Problem):
         return run
 
 
+class _Relus(TorchFunctionMode):
+    """Sees what every ReLU is given, and may add noise to it: its rms, one after the other."""
+
+    def __init__(self, noise: Sequence[float] = (), seed: int = 0) -> None:
+        super().__init__()
+        self.inputs: list[Tensor] = []
+        self._noise, self._seed = noise, seed
+
+    def __enter__(self) -> _Relus:
+        self._drawn = torch.Generator().manual_seed(self._seed)
+        self._rms = iter(self._noise)
+        super().__enter__()
+        return self
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func not in (torch.relu, nn.functional.relu):
+            return func(*args, **(kwargs or {}))
+        (z,) = args
+        if not self._noise:
+            self.inputs.append(z.detach())
+            return func(z)
+        noise = torch.randn(z.shape, generator=self._drawn, dtype=z.dtype)
+        return func(z + next(self._rms) * noise)
+
+
+def _rounding(single: InTraining, double: InTraining) -> list[float]:
+    """The rms of float32's error in what each ReLU is given."""
+    seen = []
+    for problem in (single, double):
+        with torch.no_grad(), _Relus() as relus:
+            problem.loss(problem.copy())
+        seen.append(relus.inputs)
+    pairs = zip(*seen, strict=True)
+    return [float((a - b).square().mean().sqrt()) for a, b in pairs]
+
+
+def _undecided(
+    theirs: Callable[[InTraining], Run], exact: InTraining, want: Tensor, noise: Sequence[float]
+) -> float:
+    """How far float32 may leave an answer's direction, over its norm.
+
+    A derivative jumps where a ReLU's input changes its sign. Among 19 million inputs of 100 images
+    some lie nearer to 0 than their rounding: three are on the other side in eager float32, which
+    moves the gradient of ResNet-20 by 1.5e-3 of its norm (channels last: others, by 2.8e-3), and
+    layers behind the last of them are right to 1e-6. No float32 arithmetic decides these. So the
+    float64 answer is computed again with noise in what the ReLUs are given, of `NOISE` times
+    float32's rounding there. The number of changed signs goes with the noise and their effects
+    are orthogonal, so this is sqrt(NOISE) = 3 times the rms of what rounding does to an answer.
+    """
+    squares = []
+    for seed in range(DRAWS):
+        with _Relus(noise, seed):
+            got = theirs(exact)()
+        squares.append(float((got - want).norm() / want.norm()) ** 2)
+    return float(np.sqrt(np.mean(squares)))
+
+
 def _norm_derivatives(quick: bool, repetitions: int) -> list[Row]:
     """Gradient and Hessian product of ResNet-20, through the statistics of one batch.
 
@@ -193,6 +253,8 @@ def _norm_derivatives(quick: bool, repetitions: int) -> list[Row]:
     model = ResNet(8, 4) if quick else ResNet()
     problem = InTraining(model, *_random_images(count))
     few = InTraining(model, problem.x[:EXACT], problem.y[:EXACT])
+    double = InTraining(few.copy().double(), few.x.double(), few.y)
+    noise = [NOISE * rms for rms in _rounding(few, double)]
     v = torch.randn(1, problem.n)
 
     def landscape(of: Problem) -> pl.Landscape:
@@ -216,11 +278,12 @@ def _norm_derivatives(quick: bool, repetitions: int) -> list[Row]:
         ("gradient", gradient, InTraining.gradient, 2.0),
         ("Hessian product", product, autograd_product, 1.5),
     ):
-        exact = theirs(InTraining(few.copy().double(), few.x.double(), few.y))()
+        exact = theirs(double)()
+        allowed = _undecided(theirs, double, exact, noise)
         for name, run in (("ours", ours(landscape(few))), ("autograd", theirs(few))):
-            check_rows(Arm(name, run), run(), exact, ROUNDING)
-        want = theirs(problem)()
-        check = partial(_agrees, want)
+            check_rows(Arm(name, run), run(), exact, allowed)
+        # More images have more undecided signs, each of which weighs less; two answers err.
+        check = partial(_agrees, theirs(problem)(), 2**0.5 * allowed)
         field = Field(f'{what}, bn="batch", {type(model).__name__}, {count} images', "call")
         field.add_ours(Arm("pylandscape", ours(landscape(problem)), note="all of the call"), check)
         layouts = {"contiguous": torch.contiguous_format, "channels last": torch.channels_last}
@@ -235,8 +298,8 @@ def _norm_derivatives(quick: bool, repetitions: int) -> list[Row]:
     return table
 
 
-def _agrees(want: Tensor, arm: Arm, got: Tensor) -> None:
-    check_rows(arm, got, want, ROUNDING)
+def _agrees(want: Tensor, rtol: float, arm: Arm, got: Tensor) -> None:
+    check_rows(arm, got, want, rtol)
 
 
 def _random_images(count: int) -> tuple[Tensor, Tensor]:

@@ -54,11 +54,12 @@ def near(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
 
 
 def check_landscape(land: Any, function: str) -> None:
-    """Raises InvalidArgument for a module in the place of a landscape."""
+    """Raises InvalidArgument for anything else in the place of a landscape."""
     from torch import nn  # files are read and drawn without torch
 
-    if isinstance(land, nn.Module):
+    if not all(hasattr(land, name) for name in ("layout", "origin", "n_params")):
+        what = "the module " if isinstance(land, nn.Module) else ""
         raise InvalidArgument(
-            f"land: {function}() expected a Landscape, got the module {type(land).__name__}; make "
+            f"land: {function}() expected a Landscape, got {what}{type(land).__name__}; make "
             "one with pylandscape.Landscape(model, loss, data)"
         )

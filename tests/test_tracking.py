@@ -137,5 +137,7 @@ def test_bad_input_is_named():
         pl.stability_threshold("sgd", lr=0.0)
     with pytest.raises(pl.InvalidArgument, match="every"):
         pl.track(path, land, every=0)
+    with pytest.raises(pl.InvalidArgument, match="preconditioner: expected the diagonal of P"):
+        pl.track(path, land, lr=0.1, rule="adam")  # whose threshold is of another matrix
     with pytest.raises(pl.InvalidArgument, match="preconditioner"):
         pl.track(path, land, 1, preconditioner=lambda i: np.zeros(3), progress=False)

@@ -553,6 +553,36 @@ def test_each_bad_argument_is_one_clear_error():
             pl.train(**given, progress=False)
 
 
+def zero_one(outputs, target):
+    return (outputs.argmax(1) != target).double().mean()
+
+
+def a_number(outputs, target):
+    return torch.tensor(nn.functional.cross_entropy(outputs, target).item())
+
+
+def without_grad(outputs, target):
+    with torch.no_grad():
+        return nn.functional.cross_entropy(outputs, target)
+
+
+@pytest.mark.parametrize("loss", [zero_one, a_number, without_grad])
+@pytest.mark.parametrize("rule", [pl.SGD(lr=0.1), pl.RungeKutta(pl.SGD(lr=0.1))])
+def test_a_loss_without_a_derivative_is_refused_in_the_words_of_gradients(loss, rule):
+    x = torch.randn(12, 4, dtype=DOUBLE)
+    land = pl.Landscape(nn.Linear(4, 3).double(), loss, (x, torch.arange(12) % 3))
+    with pytest.raises(pl.NotDifferentiable, match=r"train: expected a loss with a derivative"):
+        pl.train(land, 2, rule, epochs=1, batch_size=6, progress=False)
+
+
+def test_an_objective_that_reads_no_parameter_moves_none():
+    x, y = torch.randn(12, 4, dtype=DOUBLE), torch.zeros(12, 3, dtype=DOUBLE)
+    model = nn.Linear(4, 3).double()
+    land = pl.Landscape(model, objective=lambda model, batch: batch[0].sum(), data=[(x, y)])
+    runs = pl.train(land, [land.theta], pl.SGD(lr=0.1), steps=2, metrics=(), progress=False)
+    assert torch.equal(runs.ends()[0], land.theta)
+
+
 def test_a_native_engine_that_is_not_there_is_refused_with_the_reason():
     with pytest.raises(pl.NotLowered, match="engine='native'"):
         ask(landscape(), 1, pl.SGD(lr=0.1), steps=1, engine="native")

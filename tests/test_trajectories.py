@@ -382,6 +382,30 @@ def test_components_say_what_is_wrong():
         pl.pca(path, centre=7)
 
 
+def test_what_is_no_trajectory_is_refused_by_name(tmp_path):
+    model = network()
+    land = pl.Landscape(model, "cross_entropy", data())
+    path = pl.trajectory([model, model], land)
+    runs = pl.train(land, 2, pl.SGD(lr=0.1), steps=1, progress=False)
+    for ask, message in (
+        (
+            lambda: pl.pca_directions(land, path),
+            r"pca_directions\(\) expected a Trajectory, got Lan",
+        ),
+        (
+            lambda: pl.pca(model),
+            r"pca\(\) expected a Trajectory, got Sequential; pylandscape\.traj",
+        ),
+        (lambda: pl.pca(runs), r"expected a Trajectory, got Runs; the first of these is \[0\]"),
+        (lambda: pl.track(land, path), r"track\(\) expected a Trajectory, got Landscape"),
+        (lambda: pl.track(path, model), r"track\(\) expected a Landscape, got the module"),
+        (lambda: pl.functional_distance(path[0], path[1], land), "expected a Landscape, got dict"),
+        (lambda: land.loss(path), r"theta: expected one point, got a Trajectory of 2"),
+    ):
+        with pytest.raises(pl.InvalidArgument, match=message):
+            ask()
+
+
 # Projections
 
 
@@ -564,6 +588,13 @@ def test_equioutput_copies_are_at_distance_zero():
     assert found.distance < 1e-12
 
 
+def test_runs_agree_as_their_ends_do():
+    land = pl.Landscape(network(), "cross_entropy", data())
+    runs = pl.train(land, 2, pl.SGD(lr=0.5), steps=3, progress=False)
+    want = pl.agreement(land, [run[-1] for run in runs])
+    assert np.array_equal(pl.agreement(land, runs).right, want.right, equal_nan=True)
+
+
 def test_similarity_says_what_is_wrong():
     land = pl.Landscape(nn.Linear(2, 2), "mse", (torch.zeros(3, 2), torch.zeros(3, 2)))
     with pytest.raises(pl.InvalidArgument, match="loss of classes"):
@@ -624,6 +655,33 @@ def test_transformers_callback_records_each_step_of_rank_0(tmp_path, monkeypatch
 
 
 # What the review of the first version found
+
+
+class Holder(nn.Module):
+    """As a LightningModule holds its network."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+
+def test_a_recording_of_a_module_that_holds_the_model_is_the_models(tmp_path):
+    model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
+    with pl.Recorder(Holder(model), tmp_path / "run.h5") as recorder:
+        recorder.step()
+    land = pl.Landscape(model, "mse", (torch.randn(5, 4), torch.zeros(5, 3)))
+    path = pl.trajectory(tmp_path / "run.h5", like=land)
+    assert path[0].keys() == {k for k in model.state_dict() if "tracked" not in k}
+    assert land.loss(path[0]) == land.loss()
+    torch.save({"state_dict": Holder(model).state_dict()}, tmp_path / "a.pt")
+    assert land.loss(tmp_path / "a.pt") == land.loss()
+    other = nn.Sequential(nn.Linear(4, 2), nn.Linear(2, 3))
+    with pytest.raises(pl.InvalidArgument, match=r"other shapes: 0\.weight \(3, 4\) for \(2, 4\)"):
+        pl.trajectory(tmp_path / "run.h5", like=other)
+    two = nn.ModuleDict({"a": Holder(model), "b": Holder(model)})
+    two["b"] = Holder(nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)))
+    with pytest.raises(pl.LayoutMismatch):  # which of the two is not said
+        land.loss(two.state_dict())
 
 
 def test_a_finished_file_that_goes_on_is_never_the_shorter_one(tmp_path):

@@ -158,6 +158,59 @@ def test_labels_stay_inside_the_figure(kind, shape, elevation):
     close(ax)
 
 
+def test_runs_are_several_paths(made):
+    land, path, _, surface = made
+    runs = pl.train(land, [path[0], path[1]], pl.SGD(lr=0.5), steps=2, progress=False)
+    ax = surface.plot(trajectory=runs)
+    assert len(drawn(ax)) == 2
+    assert legend_of(ax)[0].startswith("run 0")
+    close(ax)
+
+
+def test_numbers_of_levels_lie_over_a_path(made):
+    _, path, _, surface = made
+    ax = surface.plot(trajectory=path)
+    levels = [text for text in ax.texts if text.get_gid() == "level"]
+    lines = [line for line in ax.lines if line.get_gid() in ("trajectory", "steps")]
+    assert levels
+    assert min(t.get_zorder() for t in levels) > max(line.get_zorder() for line in lines)
+    close(ax)
+
+
+def test_labels_of_models_that_lie_together_do_not_cover_each_other():
+    points = np.array([[0.0, 0.0], [1.0, 0.0], [1.001, 0.0], [1.002, 0.0]])
+    found = pl.Embedding(
+        points, np.zeros((4, 4)), 0.0, np.ones(4), np.zeros(4, int), np.arange(4), "cosine", ()
+    )
+    ax = found.plot(labels=["start", "second", "third", "end"])
+    assert sorted(text.get_text() for text in ax.texts) == ["end", "start"]
+    close(ax)
+
+
+def test_eigenvalues_far_below_their_threshold_are_seen():
+    values = np.array([[2.0, 1.0], [3.0, 1.5]])
+    for limit, scale in ((5.0, "linear"), (2000.0, "log")):
+        found = pl.Track(
+            np.arange(2), values, 0 * values, values > 0, np.ones(2), np.full(2, limit), "rule"
+        )
+        ax = found.plot()
+        assert ax.get_yscale() == scale
+        close(ax)
+
+
+def test_a_films_legend_is_that_of_the_picture(made, tmp_path, monkeypatch):
+    _, path, _, surface = made
+    from pylandscape.plots import surface as drawing
+
+    seen = []
+    monkeypatch.setattr(drawing, "animate", lambda points, name, ax, *a, **k: seen.append(ax))
+    path.animate(tmp_path / "path.gif", surface=surface)
+    ax = surface.plot(trajectory=path)
+    assert legend_of(seen[0]) == legend_of(ax)
+    assert not drawn(seen[0])
+    close(ax)
+
+
 def test_a_film_grows_along_the_path(made, tmp_path):
     _, path, _, surface = made
     found = path.animate(tmp_path / "path.gif", surface=surface, frames=3)

@@ -112,7 +112,7 @@ class Derivatives:
                     if _second_time(error) and not self._joined:
                         self._joined = True
                         continue
-                    raise _explained(error, "gradient") from error
+                    raise explained(error, "gradient") from error
 
     def product(self, matrix: str, theta: Tensor, vectors: Tensor) -> Tensor:
         """(k, n) float64 for vectors (k, n): "hessian", "gauss_newton" or "covariance" times v."""
@@ -138,7 +138,7 @@ class Derivatives:
                     if missing and matrix != "hessian" and matrix not in self._forward:
                         self._forward.add(matrix)
                         continue
-                    raise _explained(error, matrix) from error
+                    raise explained(error, matrix) from error
 
     def per_sample_gradients(self, theta: Tensor) -> Tensor:
         """g_i (N, n) of theta's dtype, scaled so that their mean is the gradient."""
@@ -153,8 +153,8 @@ class Derivatives:
                     denominator += self._fill(leaves, index, part)
                     start += batch.size
             except Exception as error:
-                raise _explained(error, "per_sample_gradients") from error
-            self._check_reached(leaves, "per_sample_gradients")
+                raise explained(error, "per_sample_gradients") from error
+            check_reached(self._engine, leaves.reached, "per_sample_gradients")
         return rows.mul_(self._samples).div_(self._engine.slope_denominator(denominator))
 
     def _gradient(self, theta: Tensor) -> Tensor:
@@ -167,7 +167,7 @@ class Derivatives:
             result += leaves.gradient(value / scale, retain=self._joined).double()
             denominator += weight
             del value
-        self._check_reached(leaves, "gradient")
+        check_reached(self._engine, leaves.reached, "gradient")
         return result / (self._engine.slope_denominator(denominator) / scale)
 
     def _scale(self) -> float:
@@ -223,7 +223,7 @@ class Derivatives:
                     self._too_large.add(matrix)
                     keep = False
             del product
-        self._check_reached(leaves, matrix)
+        check_reached(self._engine, leaves.reached, matrix)
         if keep:
             self._kept[matrix] = graphs
         return graphs
@@ -382,17 +382,6 @@ class Derivatives:
             stack.enter_context(torch.enable_grad())
             yield
 
-    def _check_reached(self, leaves: Leaves, name: str) -> None:
-        """Zeros are right where the parameters are not used, and wrong where autograd loses
-        them."""
-        if not leaves.reached and self._engine.reads_parameters():
-            raise NotDifferentiable(
-                f"{name}: expected a loss with a derivative, but autograd finds no way from it to "
-                "the parameters, although it uses them: torch.no_grad(), detach(), .item(), a new "
-                "torch.tensor(...), argmax or a comparison cuts the way. Losses can be computed; "
-                "derivatives need a differentiable loss"
-            )
-
     def _check_matrix(self, matrix: str) -> None:
         if matrix not in ("hessian", "gauss_newton", "covariance"):
             raise InvalidArgument(
@@ -442,6 +431,18 @@ class _Graphs:
         self.denominator, self.bytes = 0.0, 0
 
 
+def check_reached(engine: Forward, reached: Any, name: str) -> None:
+    """Zeros are right where the parameters are not used, and wrong where autograd loses them:
+    NotDifferentiable. ``reached``: whether autograd found any of them. Inside a session."""
+    if not reached and engine.reads_parameters():
+        raise NotDifferentiable(
+            f"{name}: expected a loss with a derivative, but autograd finds no way from it to the "
+            "parameters, although it uses them: torch.no_grad(), detach(), .item(), a new "
+            "torch.tensor(...), argmax or a comparison cuts the way. Losses can be computed; "
+            "derivatives need a differentiable loss"
+        )
+
+
 def _check_loss(value: Tensor, name: str) -> None:
     if not value.requires_grad:
         raise NotDifferentiable(
@@ -472,7 +473,7 @@ def _second_time(error: Exception) -> bool:
     return "backward through the graph a second time" in str(error)
 
 
-def _explained(error: Exception, name: str) -> Exception:
+def explained(error: Exception, name: str) -> Exception:
     """The error of ours for what torch could not differentiate."""
     if isinstance(error, PylandscapeError):
         return error

@@ -29,6 +29,7 @@ from ..theta.space import Problem
 from .contract import Rule, RunState
 from .dropout import CountedDropout
 from .eager import TorchEngine
+from .eager_derivatives import check_reached, explained
 from .forward_pass import call_model, failed
 from .update_rules import apply
 
@@ -128,19 +129,25 @@ class TorchStepper:
             counter.fill_(before * calls)
         start = _seed(seed, step, engine.device)
         kept = None if self._checked else self._other_buffers()
+        loss: Tensor | None = None
+        parts: Sequence[Tensor | None] = [None] * len(engine.leaves)  # where autograd finds no way
         try:
             with torch.enable_grad(), CountedDropout(seed, step, start):
                 loss = self._loss(batch)
-                parts = torch.autograd.grad(loss, engine.leaves, allow_unused=True)
+                if loss.requires_grad:
+                    parts = torch.autograd.grad(loss, engine.leaves, allow_unused=True)
         except PylandscapeError:
             raise
         except Exception as error:
             if out_of_memory(error) or all_finite(theta):
-                raise failed(error) from error
+                ours = failed(error) if loss is None else explained(error, "train")
+                raise ours from error
             return float("nan"), torch.full_like(theta, torch.nan)  # code that dislikes NaN
         if kept is not None:
             self._check(kept)
         state.buffers[p] = engine.parameters.placed()[self._n :].to(state.buffers)
+        if kept is not None:
+            check_reached(engine, any(part is not None for part in parts), "train")
         zero = theta.new_zeros(())
         flat = [
             zero.expand(leaf.numel()) if part is None else part.detach().reshape(-1).to(theta)

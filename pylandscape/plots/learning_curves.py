@@ -15,6 +15,7 @@ from .style import LINE_COLOURS, legend_above, new_axes, own_style, whole_ticks
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+DECADE = 10.0  # between the values of a logarithmic axis
 NAMED = 8  # runs that have a line in the legend each
 
 
@@ -35,7 +36,8 @@ def plot_runs(
         runs: a `Runs`.
         metric: one of its ``metrics``; default the loss over the data, else of mini-batches.
         labels: P names; default their numbers.
-        log: a logarithmic axis; default where a run explodes (`Runs.exploded`).
+        log: a logarithmic axis; default where a run explodes (`Runs.exploded`) and the values span
+            a decade.
         figsize: (width, height) of a figure of its own, in inches.
 
     A run that is not finite from a point on ends there with a cross.
@@ -51,7 +53,8 @@ def plot_runs(
         raise InvalidArgument(f"labels: expected {len(values)}, got {len(labels)}")
     many = len(values) > NAMED and labels is None
     if log is None:
-        log = bool(runs.exploded) and not (values <= 0.0).any()
+        finite = values[np.isfinite(values)]
+        log = bool(runs.exploded and finite.size and finite.max() > DECADE * finite.min() > 0.0)
     marked = min(runs.diverged, default=-1)
     with own_style(ax is None):
         axes: Any = new_axes(height=0.75, figsize=figsize) if ax is None else ax
@@ -86,6 +89,7 @@ def plot_runs(
             {"batch_loss": "loss of mini-batches", "lr": "learning rate"}.get(name, name)
         )
         handles, _ = axes.get_legend_handles_labels()
+        handles.sort(key=lambda handle: handle.get_linestyle() == "None")  # runs, then the cross
         if len(handles) > 1:
             legend_above(axes, handles, columns=min(4, len(handles)))
         if title is not None:

@@ -115,7 +115,7 @@ def as_points(points: Any, name: str, expected: str = "numbers of shape (T, 2)")
 
 def _is_several(given: Any) -> bool:
     """Whether a list is one of paths, not of points."""
-    return isinstance(given, list | tuple) and any(
+    return isinstance(given, Sequence) and any(
         hasattr(each, "project") or hasattr(each, "off_share") or np.ndim(each) == 2
         for each in given
     )

@@ -39,6 +39,8 @@ FRAMES = 120  # of an animation, at most
 FRAMES_A_SECOND = 20
 FILM_DPI = 120
 MANY = 80  # points of a path beyond which its dots are small
+PATH = ("trajectory", "steps", "dots", "end")  # the names (gid) of what `draw_path` draws
+FAR = 10.0  # times the largest eigenvalue: where a threshold makes a linear axis useless
 PIECES, SHADES = 32, 8  # of a line from light to dark; of dots in 3-D
 _SCREE = 8  # components drawn
 
@@ -164,7 +166,9 @@ def draw_path(
         }  # fmt: skip
     dots = None
     if z is None:
-        dots = ax.scatter(*columns, edgecolors=colour, linewidths=0.4, zorder=7, **options)
+        dots = ax.scatter(
+            *columns, edgecolors=colour, linewidths=0.4, zorder=7, gid="dots", **options
+        )
     else:
         _dots_over(ax, columns, colour, options)
     for k, marker, face, size in ((0, "o", "white", 5.0), (-1, "*", colour, 9.0)):
@@ -172,12 +176,20 @@ def draw_path(
         ax.plot(
             *end, linestyle="none", marker=marker, markersize=size, markerfacecolor=face,
             markeredgecolor=colour if k == 0 else "white", markeredgewidth=0.8, zorder=8,
+            gid="end",
         )  # fmt: skip
     if bar and off is not None:
         made = ax.figure.colorbar(dots, ax=ax, pad=0.02, fraction=0.05)
         made.set_label("share off the plane", fontsize=STYLE["axes.labelsize"])
         made.ax.tick_params(labelsize=STYLE["ytick.labelsize"], width=0.6, length=2.5)
     return dots
+
+
+def remove_path(ax: Any) -> None:
+    """Takes off the Axes what `draw_path` drew there."""
+    for artist in ax.get_children():
+        if artist.get_gid() in PATH:
+            artist.remove()
 
 
 def _shaded_line(ax: Any, columns: Any, steps: Any) -> None:
@@ -198,7 +210,7 @@ def _dots_over(ax: Any, columns: Any, colour: str, options: dict[str, Any]) -> N
 
     style: dict[str, Any] = {
         "linestyle": "none", "marker": "o", "markersize": np.sqrt(options["s"]), "zorder": 7,
-        "markeredgecolor": colour, "markeredgewidth": 0.4,
+        "markeredgecolor": colour, "markeredgewidth": 0.4, "gid": "dots",
     }  # fmt: skip
     if "cmap" not in options:
         ax.plot(*columns, markerfacecolor=colour, **style)
@@ -220,7 +232,8 @@ def plot_embedding(
     """Models as points of the plane, runs as lines of one colour each; returns the Axes.
 
     Args:
-        labels: (P,) numbers or texts to write beside the points.
+        labels: (P,) numbers or texts to write beside the points, where one has room: the ends of
+            runs come first.
         names: of the runs, for the legend.
     """
     runs = np.unique(found.run)
@@ -241,17 +254,40 @@ def plot_embedding(
             axes.plot(*points[0], "o", color="white", markeredgecolor=colour, markersize=4)
             axes.plot(*points[-1], "*", color=colour, markersize=7, markeredgecolor="white")
         axes.set_aspect("equal", adjustable="datalim")
-        if labels is not None:
-            for point, label in zip(found.points, labels, strict=True):
-                text = label if isinstance(label, str) else f"{label:.3g}"
-                axes.annotate(text, point, (2, 2), textcoords="offset points", fontsize=5)
         axes.set_xlabel(f"MDS axis 1 ({found.distance} distances, strain {found.strain:.2g})")
         axes.set_ylabel("MDS axis 2")
         if 1 < len(runs) <= 12:
             legend_above(axes, handles, columns=min(4, len(runs)))
         if title is not None:
             axes.set_title(title, pad=6 + 11 * (1 < len(runs) <= 12))
+        if labels is not None:
+            _write_beside(axes, found.points, labels, _ends_first(found.run))
     return axes
+
+
+def _ends_first(run: Any) -> list[int]:
+    """The numbers of all points, those of the runs' ends and starts before the others."""
+    of = [np.flatnonzero(run == each) for each in np.unique(run)]
+    return list(
+        dict.fromkeys(int(i) for k in (-1, 0, ...) for each in of for i in np.ravel(each[k]))
+    )
+
+
+def _write_beside(axes: Any, points: Any, labels: Any, order: Sequence[int]) -> None:
+    """Labels beside points, each where it does not lie over one before it."""
+    from matplotlib.transforms import Bbox
+
+    texts = [x if isinstance(x, str) else f"{x:.3g}" for x in labels]
+    style: dict[str, Any] = {"textcoords": "offset points", "fontsize": 5}
+    made = [axes.annotate(texts[i], points[i], (2, 2), **style) for i in order]
+    axes.figure.draw_without_rendering()
+    kept: list[Bbox] = []
+    for text in made:
+        box = text.get_window_extent()
+        if any(box.overlaps(other) for other in kept):
+            text.remove()
+        else:
+            kept.append(box)
 
 
 @picture
@@ -295,7 +331,8 @@ def plot_track(
     found: Track, ax: Axes | None = None, *, title: str | None = None,
     figsize: tuple[float, float] | None = None,
 ) -> Axes:  # fmt: skip
-    """Top eigenvalues against the training step, with the stability threshold of the rule.
+    """Top eigenvalues against the training step, with the stability threshold of the rule; on a
+    logarithmic axis where that is far above them.
 
     Returns the Axes.
     """
@@ -311,6 +348,8 @@ def plot_track(
                 found.steps, found.threshold, color=INK, linestyle="--", linewidth=0.9,
                 label=found.rule,
             )  # fmt: skip
+            if (found.values > 0).all() and found.threshold.min() > FAR * found.values.max():
+                axes.set_yscale("log")  # on a linear axis the eigenvalues would lie on its border
         whole_ticks(axes)
         axes.set_xlabel("training step")
         axes.set_ylabel("eigenvalue" + (" (preconditioned)" if found.preconditioned else ""))

@@ -23,7 +23,7 @@ from . import surface_strokes as draw
 from .lines import band_text, band_width, plot_lines, slices
 from .options import picture
 from .overlay import as_points, draw_runs, room_for, runs_of
-from .paths import animate
+from .paths import animate, remove_path
 from .scale import Array, Scale
 from .style import (
     COLUMN_WIDTH,
@@ -127,11 +127,11 @@ def plot_surface(
         band: of kind "contour": shade where each line may lie, 2 standard errors from the data to
             both sides, or that many; the surface must have the metric "standard_error".
         trajectory: a path: a `Trajectory` (of a surface computed here, which knows its frame), a
-            `Projection`, or numbers (T, 2) in the surface's coordinates; several as a list or as
-            {label: path}; default those that the surface brings along (`connection_plane`). First
-            point hollow, last a star; dots are the redder, the more of a point's distance is off
-            the plane, and the legend says how much at most. One path goes from light to dark with
-            the steps, several have a colour each.
+            `Projection`, or numbers (T, 2) in the surface's coordinates; several as a list, as
+            `Runs` or as {label: path}; default those that the surface brings along
+            (`connection_plane`). First point hollow, last a star; dots are the redder, the more of
+            a point's distance is off the plane, and the legend says how much at most. One path
+            goes from light to dark with the steps, several have a colour each.
         vertices: (V, 2) points to mark; interpolations mark their own, [] for none.
         elevation, azimuth: of the 3-D view, in degrees.
         figsize: (width, height) of a figure of its own, in inches; default one column of a paper
@@ -238,8 +238,10 @@ def film(
     found = surface.project(trajectory) if hasattr(trajectory, "project") else trajectory
     if kind not in SURFACE_KINDS:
         raise InvalidArgument(f"kind: expected one of {', '.join(SURFACE_KINDS)}, got {kind!r}")
-    ax = plot_surface(surface, kind, **options)
+    ax = plot_surface(surface, kind, **{"trajectory": found, **options})
     try:
+        if "trajectory" not in options:  # whose legend stays, and which grows from now on
+            remove_path(ax)
         view, z = view_of(surface), None
         if kind == "surface":
             values = _metric(surface, options.get("metric", "loss"))

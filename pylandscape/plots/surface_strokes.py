@@ -27,6 +27,7 @@ CROWDED = 50  # points (1/72 inch) between two marks whose names would meet
 NARROW = 0.45  # of the longer side: a side that has room for three ticks
 # Of the axes' range: contour labels nearer to the frame, or to each other, are left out.
 LABEL_BORDER, LABEL_SPACE = 0.025, 0.075
+LABEL_ORDER = 7.5  # of drawing: over the line and the dots of a path, under its ends
 
 
 def draw_contours(
@@ -102,6 +103,9 @@ def _label_levels(ax: Any, drawn: Any, texts: dict[float, str], span: tuple[Arra
     """Numbers on contour lines, none across the frame or over another one."""
     style: dict[str, Any] = {"fmt": texts, "fontsize": 0.85 * tick_size(ax), "colors": "0.1"}
     low, size = (np.array([f(p) for p in span]) for f in (np.min, np.ptp))
+    from matplotlib import patheffects
+
+    rim = patheffects.withStroke(linewidth=1.5, foreground="white")  # over a path, legible
     kept: list[Array] = []
     for text in ax.clabel(drawn, inline=False, **style):
         at = (np.array(text.get_position()) - low) / size
@@ -114,6 +118,7 @@ def _label_levels(ax: Any, drawn: Any, texts: dict[float, str], span: tuple[Arra
     places = [tuple(low + at * size) for at in kept]
     for text in ax.clabel(drawn, inline=True, inline_spacing=2, manual=places, **style):
         text.set_gid("level")
+        text.set(zorder=LABEL_ORDER, path_effects=[rim])
 
 
 def draw_heat(ax: Any, view: View, values: Array, scale: Scale, clip: bool, cmap: str) -> Any:

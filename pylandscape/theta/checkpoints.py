@@ -101,15 +101,26 @@ def without_prefix(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def fitted(state: Mapping[str, Any], wanted: Iterable[str]) -> dict[str, Any]:
     """The state under the names that fit most wanted ones: its own, those without what
-    DataParallel and torch.compile put in them, or these without a prefix of PREFIXES."""
+    DataParallel and torch.compile put in them, or these without a prefix: one of PREFIXES, or the
+    only one under which all wanted names are (of the part that a larger module holds)."""
     names = set(wanted)
     found = dict(state_in(state))
     if names <= found.keys():
         return found
     bare = {without_wrappers(str(k)): v for k, v in found.items()}
     choices = [found, bare]
-    choices += [{k.removeprefix(prefix): v for k, v in bare.items()} for prefix in PREFIXES]
+    prefixes = [*PREFIXES, *_parts_with(names, bare)]
+    choices += [{k.removeprefix(prefix): v for k, v in bare.items()} for prefix in prefixes]
     return max(choices, key=lambda s: len(names & s.keys()))  # the first of equals
+
+
+def _parts_with(wanted: set[str], names: Iterable[str]) -> list[str]:
+    """The prefix ("net.") under which all wanted names are, if there is exactly one."""
+    there = set(names)
+    one = min(wanted, default="")
+    prefixes = [name.removesuffix(one) for name in there if one and name.endswith("." + one)]
+    found = [p for p in prefixes if all(p + name in there for name in wanted)]
+    return found if len(found) == 1 else []
 
 
 def without_wrappers(name: str) -> str:

@@ -145,6 +145,11 @@ class ParameterLayout:
         Raises LayoutMismatch naming ``name`` for another length or layout, InvalidArgument for
         non-finite elements and other types.
         """
+        if hasattr(value, "blocks") and hasattr(value, "steps"):
+            raise InvalidArgument(
+                f"{name}: expected one point, got a {type(value).__name__} of {len(value)}; its "
+                "end is [-1]"
+            )
         value = tensors_of(getattr(value, "vector", value), name)
         if isinstance(value, Mapping):
             vector = self.flatten(self.named(value, name), dtype, device)

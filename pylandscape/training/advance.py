@@ -111,6 +111,7 @@ def train(
     Raises:
         InvalidArgument: arguments that do not fit, starts of another model, a batch larger than
             the data, data that cannot be cut into mini-batches.
+        NotDifferentiable: a loss that uses the parameters and has no derivative in them.
         NotLowered: engine="native" where there is no compiled training for this model.
         ResumeMismatch: ``path`` belongs to another request.
         OSError: a full disk; what was recorded before is safe.

@@ -197,6 +197,15 @@ class Trajectory:
         """Write an HDF5 file, atomically; `pylandscape.trajectory` reads it back bit for bit."""
         records.save(self, path)
 
+    def renamed(self, layout: ParameterLayout, names: Mapping[str, str]) -> Trajectory:
+        """A recording's numbers under the names of another layout, in the same order; names: of
+        all its tensors, from the old ones."""
+        assert isinstance(self._source, ArraySource)
+        return Trajectory(
+            self._source.renamed(layout, names), layout, steps=self.steps, metrics=self.metrics,
+            info=self.info, rows=self._rows,
+        )  # fmt: skip
+
     def __repr__(self) -> str:
         span = f"steps {self.steps[0]} to {self.steps[-1]}"
         more = f", {', '.join(self.metrics)}" if self.metrics else ""

@@ -15,7 +15,7 @@ import torch
 from ..errors import InvalidArgument
 from ..results.paths import PrincipalComponents
 from ..theta.directions import Direction
-from .sources import Array
+from .sources import Array, check_points
 
 if TYPE_CHECKING:
     from .sources import Points
@@ -49,6 +49,7 @@ def pca(
     NumPy's BLAS. The relative error of a component grows as eps (s_1 / s_k)^2; where that exceeds
     1e-6, a QR decomposition of the blocks takes the Gram matrix' place (one pass more).
     """
+    check_points(trajectory, "pca")
     count = len(trajectory)
     if count < 2:
         raise InvalidArgument(f"trajectory: expected at least two points, got {count}")
@@ -101,6 +102,7 @@ def pca_directions(
     Arguments and errors as in `pca`, which also gives their shares of the variance. For a surface
     with the path on it: ``plane(land, *pca_directions(t), theta=t[-1])``.
     """
+    check_points(trajectory, "pca_directions")
     return pca(trajectory, count, centre=centre, params=params).directions
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from ..errors import InvalidArgument
-from ..theta.checkpoints import read_state, series, state_in, step_of
+from ..theta.checkpoints import fitted, read_state, series, some, state_in, step_of
 from ..theta.layout import ParameterLayout
 from . import log
 from .base import Trajectory, layout_of, of_points, of_states, state_of
@@ -51,7 +51,7 @@ def trajectory(
     if isinstance(source, str | os.PathLike):
         found = _recording(Path(source), run)
         if found is not None:
-            _check_same(found.layout, layout, source)
+            found = _as(found, layout, source)
             return found if steps is None else _with_steps(found, steps)
         source = series(source, "trajectory")
     if run is not None:
@@ -132,11 +132,28 @@ def _layout(like: Any) -> ParameterLayout | None:
     return found
 
 
-def _check_same(found: ParameterLayout, wanted: ParameterLayout | None, source: Any) -> None:
-    if wanted is not None and wanted.digest != found.digest:
-        raise InvalidArgument(
-            f"trajectory: {source} holds other parameters than the model given as like="
-        )
+def _as(found: Trajectory, wanted: ParameterLayout | None, where: Any) -> Trajectory:
+    """The recording with the names of the wanted layout, which those of a module that holds or
+    wraps the model end in (Lightning, torch.compile, DataParallel). InvalidArgument says what is
+    missing."""
+    if wanted is None or wanted.digest == found.layout.digest:
+        return found
+    shapes = {e.name: e.shape for e in found.layout.entries}
+    known = [*shapes, *(name for name in found[0] if name not in shapes)]
+    names = {old: new for new, old in fitted({k: k for k in known}, wanted.aliases).items()}
+    own = [(names[name], shape) for name, shape in shapes.items()]
+    if own == [(e.name, e.shape) for e in wanted.entries]:
+        return found.renamed(wanted, names)
+    there, needed = dict(own), {e.name: e.shape for e in wanted.entries}
+    missing = [name for name in needed if name not in there]
+    left = [name for name in there if name not in needed]
+    other = [f"{k} {there[k]} for {v}" for k, v in needed.items() if there.get(k, v) != v]
+    what = [f"missing {some(missing)}"] if missing else []
+    what += [f"left over {some(left)}"] if left else []
+    what += [f"other shapes: {some(other)}"] if other else []
+    raise InvalidArgument(
+        f"trajectory: {where} is not of this model: {'; '.join(what) or 'another order of names'}"
+    )
 
 
 def _with_steps(found: Trajectory, steps: Any) -> Trajectory:

@@ -77,7 +77,8 @@ def agreement(land: Landscape, models: Sequence[Any]) -> Agreement:
 
     Args:
         land: whose data are asked; its loss must be one of classes.
-        models: P points: models, state dicts, paths of checkpoints or vectors; a Trajectory.
+        models: P points: models, state dicts, paths of checkpoints or vectors; a Trajectory; or
+            several, such as `Runs`, which stand for their ends.
 
     Raises:
         InvalidArgument: no models, a loss without classes, class probabilities as targets.
@@ -96,7 +97,7 @@ def agreement(land: Landscape, models: Sequence[Any]) -> Agreement:
         )
     rows, confusions = [], []
     for model in models:
-        outputs, target = _outputs(land, model)
+        outputs, target = _outputs(land, model[-1] if hasattr(model, "blocks") else model)
         if target.is_floating_point() and land.loss_spec.name != "bce_with_logits":
             raise InvalidArgument("land: expected class indices as targets, got probabilities")
         if target.is_floating_point() and not bool(((target == 0) | (target == 1)).all()):

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..arrays import Array
+from ..errors import InvalidArgument
 from ..theta.layout import ParameterLayout
 
 VERIFIED = 256 << 20  # bytes: a recording up to it is compared with its checksums when opened
@@ -57,6 +58,18 @@ class Points(Protocol):
         self, selected: Sequence[str] | None = None, points: int | None = None
     ) -> Iterator[tuple[int, int, Array]]:
         """(first, last, columns (T, last - first)) block by block through theta."""
+
+
+def check_points(trajectory: Any, function: str) -> None:
+    """Raises InvalidArgument for anything else in the place of a trajectory."""
+    if all(hasattr(trajectory, name) for name in ("layout", "steps", "blocks")):
+        return
+    several = isinstance(trajectory, Sequence) and all(hasattr(t, "blocks") for t in trajectory)
+    how = "pylandscape.trajectory(...) makes one of recordings, checkpoints, modules or vectors"
+    raise InvalidArgument(
+        f"trajectory: {function}() expected a Trajectory, got {type(trajectory).__name__}; "
+        + ("the first of these is [0]" if several and len(trajectory) else how)
+    )
 
 
 class ArraySource:
@@ -110,6 +123,12 @@ class ArraySource:
 
     def verify(self) -> None:
         self._check()
+
+    def renamed(self, layout: ParameterLayout, names: Mapping[str, str]) -> ArraySource:
+        """The same numbers as those of another layout, whose entries lie in this order; names:
+        of the statistics, from those here."""
+        places = [(names.get(k, k), shape, a, b) for k, shape, a, b in self._places]
+        return ArraySource(self._theta, layout, self._statistics, places, self._check)
 
 
 class StateSource:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..arguments import check_landscape
 from ..arrays import Array, digest, progress_bar
 from ..curvature.eigen import eigenpairs
 from ..curvature.operators import as_operator
@@ -28,6 +29,7 @@ from ..runs.request import build
 from ..runs.resume import resumable
 from ..theta.directions import gaussian
 from .base import Trajectory
+from .sources import check_points
 
 if TYPE_CHECKING:
     from ..landscape import Landscape
@@ -109,7 +111,8 @@ def track(
         lr, rule, momentum, dampening, beta1: of the optimiser, for the threshold
             (`stability_threshold`); lr may be one for each point looked at.
         preconditioner: for adaptive optimisers: index of the point -> the diagonal of P (n,) > 0,
-            sqrt(v) + eps of Adam; the eigenvalues are then those of P^-1/2 H P^-1/2.
+            sqrt(v) + eps of Adam; the eigenvalues are then those of P^-1/2 H P^-1/2. The threshold
+            of rule="adam" is theirs.
         seed: of the random parts.
         path: HDF5 file for the result; a run that was stopped goes on from what lies beside it.
         progress: show a bar on stderr.
@@ -119,6 +122,8 @@ def track(
             raise.
         ResumeMismatch: ``path`` belongs to another request.
     """
+    check_points(trajectory, "track")
+    check_landscape(land, "track")
     if isinstance(every, bool) or not isinstance(every, int) or every < 1:
         raise InvalidArgument(f"every: expected an integer >= 1, got {every!r}")
     points = trajectory[::every]
@@ -126,6 +131,11 @@ def track(
         raise InvalidArgument(
             "trajectory: expected one of this landscape's parameters, got another layout; read it "
             "with trajectory(..., like=land)"
+        )
+    if rule == "adam" and lr is not None and preconditioner is None:
+        raise InvalidArgument(
+            "preconditioner: expected the diagonal of P at each point, got none; the threshold of "
+            "rule='adam' is of the preconditioned Hessian's eigenvalues"
         )
     count = len(points)
     limit = None
