@@ -59,3 +59,13 @@ def test_the_command_line_takes_a_run_and_says_which_there_are(runs, capsys, tmp
     picture = tmp_path / "p.png"
     assert app.main(["plot", str(path), str(tmp_path / "t.h5"), "--out", str(picture)]) == 0
     assert picture.stat().st_size > 2000
+
+
+def test_the_command_line_scales_all_runs_of_a_recording(runs, capsys, tmp_path):
+    path, made, _ = runs
+    picture = tmp_path / "mds.png"
+    assert app.main(["trajectory", str(path), "--mds", "--plot", str(picture)]) == 0
+    count = len(made) * len(made.steps)
+    assert f"Embedding({count} models by angular distance" in capsys.readouterr().out
+    assert picture.stat().st_size > 2000
+    assert app.main(["trajectory", str(path), "--mds", "--pca"]) == 2

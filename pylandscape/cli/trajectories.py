@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InvalidArgument
+from ..errors import InvalidArgument, PylandscapeError
 from .common import (
     CHECK_FAILED,
     KINDS,
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from ..results.surface import Surface
     from ..results.tracks import Track
     from ..trajectories.base import Trajectory
+    from ..trajectories.several import Runs
 
 RUN = "which run of a recording of several, counted from 0"
 SHARES = 6  # components in the table
@@ -114,7 +115,9 @@ def _trajectory_command(command: AddCommand) -> None:
     path.add_argument("--no-progress", action="store_true")
     model_options(path, required=False)
     _picture_options(path, KINDS[:-1])
-    path.add_argument("--mds", action="store_true", help="strain MDS of the points")
+    path.add_argument(
+        "--mds", action="store_true", help="strain MDS of the points, or of all runs of a recording"
+    )
     path.add_argument("--layer", action="append", metavar="PATTERNS", help="of --mds; default all")
     path.add_argument(
         "--distance", choices=("cosine", "angular", "euclidean"), default="angular",
@@ -257,31 +260,61 @@ def _trajectory(options: argparse.Namespace) -> None:
     from ..trajectories.components import pca
 
     set_threads(options)
+    if (runs := _all_runs(options)) is not None:
+        print(f"runs       {runs!r}")
+        _scale(runs, options)
+        return
     land = _landscape(options) if options.model and options.data else None
     run = _read(options.checkpoints, land, "CHECKPOINTS", options.which_run)
     print("\n".join(about_trajectory(run)))
     picture: Any = None
+    surface = None
     if options.pca or (options.plot and not (options.surface or options.mds)):
         count = max(options.components, 2) if options.plot else options.components
         found = picture = pca(run, count, centre=centre, params=params)
         print("\n".join(_components(found)))
-    surface = None
     if land is not None and options.surface:
         check_rest(options, land, "a surface about the end of the run")
         surface = _on_surface(run, land, options)
-    if options.mds:
-        from ..trajectories.embedding import mds
-
-        picture = mds(run, layer=parse_names(options.layer) or None, distance=options.distance)
-        print(f"mds        {picture!r}")
     if options.out:
         run.save(options.out)
         written(options, options.out)
-    if options.plot and surface is not None:
+    if options.mds:
+        _scale(run, options)
+    elif options.plot and surface is not None:
         kind = options.kind or "contour"
         save_to(surface.plot(kind, trajectory=run, **_picture(options)), options.plot)
     elif options.plot:
         save_to(picture.plot(), options.plot)
+
+
+def _all_runs(options: argparse.Namespace) -> Runs | None:
+    """The runs of a recording that holds several, where only their MDS is asked for."""
+    from ..trajectories.log import SUFFIX
+    from ..trajectories.several import Runs, recorded
+
+    (path, *more), others = options.checkpoints, (options.pca, options.surface, options.out)
+    if not options.mds or options.which_run is not None or more or any(others):
+        return None
+    if not any(Path(name).is_file() for name in (path, path + SUFFIX)):
+        return None  # a pattern or a folder
+    try:
+        found = recorded(path)
+    except PylandscapeError:  # a checkpoint
+        return None
+    return found if isinstance(found, Runs) else None
+
+
+def _scale(models: Trajectory | Runs, options: argparse.Namespace) -> None:
+    """Multidimensional scaling of points, said and drawn."""
+    from ..trajectories.embedding import mds
+    from .inputs import parse_names
+
+    layer = parse_names(options.layer) or None
+    found = mds(models, layer=layer, distance=options.distance)
+    print(f"mds        {found!r}")
+    if options.plot:
+        save_to(found.plot(), options.plot)
 
 
 def _track(options: argparse.Namespace) -> None:
