@@ -98,6 +98,23 @@ def test_scaling_by_a_power_of_two_scales_the_eigenvalues_exactly(n: int, power:
     assert np.array_equal(eigenvalues(np.ldexp(a, power)), np.ldexp(eigenvalues(a), power))
 
 
+@pytest.mark.parametrize("n", [2, 15, 40, 130])
+def test_a_matrix_has_the_same_bits_alone_and_beside_others(n: int) -> None:
+    """They end after different numbers of sweeps, at different rows."""
+    rng = np.random.default_rng(n)
+    dense = rng.normal(size=(9, n, n))
+    halves = rng.normal(size=(9, n, n))
+    halves[:, n // 2 :, : n // 2] = 0
+    low_rank = np.einsum("pi,pj->pij", rng.normal(size=(9, n)), np.ones((9, n)))
+    kinds = [dense, halves, low_rank, np.zeros((3, n, n)), np.eye(n)[None], 1e-9 * dense]
+    a = rng.permutation(np.concatenate(kinds))
+    together = eigenvalues(a)
+    alone = np.concatenate([eigenvalues(matrix[None]) for matrix in a])
+    assert np.array_equal(together, alone)
+    for got, matrix in zip(together, a, strict=True):
+        assert_spectrum(got, np.linalg.eigvalsh(matrix), n)
+
+
 @pytest.mark.parametrize("n", [15, 130])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_a_matrix_that_is_not_finite_has_nan_for_itself_alone(n: int, bad: float) -> None:

@@ -6,17 +6,23 @@
 
 namespace pylandscape::cpu {
 
-// h_j[at_q] += sum_s a_j (rd x_q + d rx_q) for j < rows, q < cols: rows of (samples, lanes), h and
-// at in elements. rx (and d) may be null.
+// Some rows of (samples, lanes): `count` from `first` on, then `last` unless it is null.
+struct PointInputs {
+  const double* first;
+  int64_t count;
+  const double* last;
+  int64_t all() const { return count + (last != nullptr ? 1 : 0); }
+  const double* row(int64_t q, int64_t size) const { return q < count ? first + q * size : last; }
+};
+
+// h[row[q] n + column[j]] += sum_s a_j (rd x_q + d rx_q); without the second term where rx is empty.
 struct OuterArgs {
-  int64_t samples, rows, cols;
-  const double* const* a;
-  const double* const* x;
-  const double* const* rx;
+  int64_t samples, n;
+  PointInputs a, x, rx;
   const double *rd, *d;
-  double* const* h;
-  const int64_t* at;
-  double* scratch;  // (4, samples, lanes)
+  double* h;
+  const int64_t *column, *row;  // of every a, of every x
+  double* scratch;              // (4, samples, lanes)
 };
 
 struct PointKernels {
@@ -26,12 +32,12 @@ struct PointKernels {
   void (*linear)(int64_t m, int64_t samples, int64_t k, const double* w, int64_t row, int64_t col,
                  const double* x, const double* bias, bool relu, bool add, double* y);
   void (*outer_add)(const OuterArgs& args);
-  // g[at[r * cols + q]] += sum_s d_r x_q; d (rows, samples, lanes).
-  void (*dots_add)(int64_t samples, int64_t rows, int64_t cols, const double* d,
-                   const double* const* x, const int64_t* at, double* g);
+  // g[at[r * cols + q]] += sum_s d_r x_q; d (rows, samples, lanes), x of cols rows.
+  void (*dots_add)(int64_t samples, int64_t rows, const double* d, const PointInputs& x,
+                   const int64_t* at, double* g);
   // y (lanes,) += the sum over samples of x (samples, lanes).
   void (*sum_add)(int64_t samples, const double* x, double* y);
-  // h (n, n, lanes) symmetric: of each pair i, j the one in row i where rank[i] <= rank[j].
+  // h (n, n, lanes) symmetric: of each pair i, j the one in row i where rank[i] >= rank[j].
   void (*mirror)(int64_t n, const int32_t* rank, double* h);
   // y[l * step + i] = scale x (count, lanes)[i][l].
   void (*to_points)(int64_t count, double scale, const double* x, double* y, int64_t step);
@@ -46,8 +52,8 @@ struct PointKernels {
   // `lanes` from one element to the next. work: (4, stride).
   void (*tridiagonal_one)(int64_t n, int64_t stride, double* h, double* d, double* e,
                           double* scale, double* work);
-  // Eigenvalues of the tridiagonal matrices, unordered, in place of d (n, lanes); e is destroyed.
-  // Bit l of the result: matrix l did not converge.
+  // Eigenvalues, ascending, of two vectors of tridiagonal matrices, in place of d (2, n, lanes); e
+  // (2, n, lanes) is destroyed. Bit l of the result: matrix l of the 2 lanes did not converge.
   unsigned (*tridiagonal_eigenvalues)(int64_t n, double* d, double* e);
 };
 

@@ -33,7 +33,8 @@ inline void in_pieces(int64_t count, F f) {
     const int64_t width = (count - first) / (pieces - p);
     if constexpr (Most >= 4)
       if (width == 4) f(Size<4>{}, first);
-    if (width == 3) f(Size<3>{}, first);
+    if constexpr (Most >= 3)
+      if (width == 3) f(Size<3>{}, first);
     if (width == 2) f(Size<2>{}, first);
     if (width == 1) f(Size<1>{}, first);
     first += width;
@@ -42,7 +43,7 @@ inline void in_pieces(int64_t count, F f) {
 
 void linear(int64_t m, int64_t samples, int64_t k, const double* w, int64_t row, int64_t col,
             const double* x, const double* bias, bool relu, bool add, double* y) {
-  constexpr int kSamples = 4;
+  constexpr int kSamples = 4, kHeight = kRegisters == 32 ? 4 : 2;
   const auto block = [&](auto rows, auto width, int64_t r0, int64_t s) {
     constexpr int R = decltype(rows)::value, W = decltype(width)::value;
     V acc[R][W];
@@ -63,7 +64,7 @@ void linear(int64_t m, int64_t samples, int64_t k, const double* w, int64_t row,
       for (int j = 0; j < W; ++j)
         put(y + ((r0 + r) * samples + s + j) * kL, relu ? vmax(acc[r][j], V{}) : acc[r][j]);
   };
-  in_pieces<4>(m, [&](auto rows, int64_t r0) {
+  in_pieces<kHeight>(m, [&](auto rows, int64_t r0) {
     int64_t s = 0;
     for (; s + kSamples <= samples; s += kSamples) block(rows, Size<kSamples>{}, r0, s);
     for (; s < samples; ++s) block(rows, Size<1>{}, r0, s);
@@ -72,13 +73,28 @@ void linear(int64_t m, int64_t samples, int64_t k, const double* w, int64_t row,
 
 constexpr int kTile = kRegisters == 32 ? 4 : 3;  // rows and columns of an outer product at once
 
+template <int J, int Q>
+inline void outer_put(const OuterArgs& p, int64_t j0, int64_t q0, const V (&sums)[J][Q]) {
+  for (int q = 0; q < Q; ++q) {
+    double* row = p.h + p.row[q0 + q] * p.n;
+    for (int j = 0; j < J; ++j) {
+      double* to = row + p.column[j0 + j];
+      put(to, at(to) + sums[j][q]);
+    }
+  }
+}
+
 template <int J, int Q, bool Tangent>
 inline void outer_tile(const OuterArgs& p, int64_t j0, int64_t q0) {
   V acc[J][Q] = {};
+  const int64_t size = p.samples * kL;
   const double *a[J], *x[Q], *rx[Q];
-  for (int j = 0; j < J; ++j) a[j] = p.a[j0 + j];
-  for (int q = 0; q < Q; ++q) x[q] = p.x[q0 + q], rx[q] = Tangent ? p.rx[q0 + q] : nullptr;
-  for (int64_t s = 0; s < p.samples * kL; s += kL) {
+  for (int j = 0; j < J; ++j) a[j] = p.a.row(j0 + j, size);
+  for (int q = 0; q < Q; ++q) {
+    x[q] = p.x.row(q0 + q, size);
+    rx[q] = Tangent ? p.rx.row(q0 + q, size) : nullptr;
+  }
+  for (int64_t s = 0; s < size; s += kL) {
     const V rd = at(p.rd + s);
     V b[Q];
     for (int q = 0; q < Q; ++q) b[q] = rd * at(x[q] + s);
@@ -91,11 +107,7 @@ inline void outer_tile(const OuterArgs& p, int64_t j0, int64_t q0) {
       for (int q = 0; q < Q; ++q) acc[j][q] += aj * b[q];
     }
   }
-  for (int j = 0; j < J; ++j)
-    for (int q = 0; q < Q; ++q) {
-      double* to = p.h[j0 + j] + p.at[q0 + q];
-      put(to, at(to) + acc[j][q]);
-    }
+  outer_put<J, Q>(p, j0, q0, acc);
 }
 
 // The same from b (Q, samples, lanes) = rd x + d rx in scratch.
@@ -103,8 +115,8 @@ template <int J, int Q>
 inline void outer_from(const OuterArgs& p, int64_t j0, int64_t q0) {
   V acc[J][Q] = {};
   const double* a[J];
-  for (int j = 0; j < J; ++j) a[j] = p.a[j0 + j];
   const int64_t size = p.samples * kL;
+  for (int j = 0; j < J; ++j) a[j] = p.a.row(j0 + j, size);
   for (int64_t s = 0; s < size; s += kL) {
     V b[Q];
     for (int q = 0; q < Q; ++q) b[q] = at(p.scratch + q * size + s);
@@ -113,44 +125,41 @@ inline void outer_from(const OuterArgs& p, int64_t j0, int64_t q0) {
       for (int q = 0; q < Q; ++q) acc[j][q] += aj * b[q];
     }
   }
-  for (int j = 0; j < J; ++j)
-    for (int q = 0; q < Q; ++q) {
-      double* to = p.h[j0 + j] + p.at[q0 + q];
-      put(to, at(to) + acc[j][q]);
-    }
+  outer_put<J, Q>(p, j0, q0, acc);
 }
 
 void outer_add(const OuterArgs& p) {
-  const int64_t size = p.samples * kL;
-  in_pieces<kTile>(p.cols, [&](auto cols, int64_t q0) {
+  const int64_t size = p.samples * kL, rows = p.a.all();
+  const bool tangent = p.rx.all() > 0;
+  in_pieces<kTile>(p.x.all(), [&](auto cols, int64_t q0) {
     constexpr int Q = decltype(cols)::value;
-    if (p.rows > kTile)
+    if (rows > kTile)
       for (int64_t s = 0; s < size; s += kL) {
-        const V rd = at(p.rd + s), d = p.rx != nullptr ? at(p.d + s) : V{};
+        const V rd = at(p.rd + s), d = tangent ? at(p.d + s) : V{};
         for (int q = 0; q < Q; ++q) {
-          V b = rd * at(p.x[q0 + q] + s);
-          if (p.rx != nullptr) b += d * at(p.rx[q0 + q] + s);
+          V b = rd * at(p.x.row(q0 + q, size) + s);
+          if (tangent) b += d * at(p.rx.row(q0 + q, size) + s);
           put(p.scratch + q * size + s, b);
         }
       }
-    in_pieces<kTile>(p.rows, [&](auto rows, int64_t j0) {
-      constexpr int J = decltype(rows)::value;
-      if (p.rows > kTile) outer_from<J, Q>(p, j0, q0);
-      else if (p.rx != nullptr) outer_tile<J, Q, true>(p, j0, q0);
+    in_pieces<kTile>(rows, [&](auto height, int64_t j0) {
+      constexpr int J = decltype(height)::value;
+      if (rows > kTile) outer_from<J, Q>(p, j0, q0);
+      else if (tangent) outer_tile<J, Q, true>(p, j0, q0);
       else outer_tile<J, Q, false>(p, j0, q0);
     });
   });
 }
 
-void dots_add(int64_t samples, int64_t rows, int64_t cols, const double* d,
-              const double* const* x, const int64_t* to, double* g) {
-  const int64_t size = samples * kL;
+void dots_add(int64_t samples, int64_t rows, const double* d, const PointInputs& x,
+              const int64_t* to, double* g) {
+  const int64_t size = samples * kL, cols = x.all();
   in_pieces<kTile>(rows, [&](auto height, int64_t r0) {
     in_pieces<kTile>(cols, [&](auto width, int64_t q0) {
       constexpr int R = decltype(height)::value, Q = decltype(width)::value;
       V acc[R][Q] = {};
       const double* xs[Q];
-      for (int q = 0; q < Q; ++q) xs[q] = x[q0 + q];
+      for (int q = 0; q < Q; ++q) xs[q] = x.row(q0 + q, size);
       for (int64_t s = 0; s < size; s += kL) {
         V xv[Q];
         for (int q = 0; q < Q; ++q) xv[q] = at(xs[q] + s);
@@ -181,21 +190,20 @@ void mirror(int64_t n, const int32_t* rank, double* h) {
       for (int64_t i = i0; i < std::min(n, i0 + kBlock); ++i)
         for (int64_t j = j0; j < std::min(i, j0 + kBlock); ++j) {
           double *lower = h + (i * n + j) * kL, *upper = h + (j * n + i) * kL;
-          if (rank[j] <= rank[i]) put(lower, at(upper));
-          else put(upper, at(lower));
+          if (rank[j] <= rank[i]) put(upper, at(lower));
+          else put(lower, at(upper));
         }
 }
 
 void to_points(int64_t count, double scale, const double* x, double* y, int64_t step) {
   int64_t i = 0;
   for (; i + kL <= count; i += kL) {
-    alignas(64) double block[kL][kL];
-    for (int r = 0; r < kL; ++r) {
-      alignas(64) double row[kL];
-      put(row, at(x + (i + r) * kL) * scale);
-      for (int l = 0; l < kL; ++l) block[l][r] = row[l];
-    }
-    for (int l = 0; l < kL; ++l) put(y + l * step + i, at(block[l]));
+    V block[kL];
+#pragma GCC unroll 8
+    for (int r = 0; r < kL; ++r) block[r] = at(x + (i + r) * kL) * scale;
+    transpose<double>(block);
+#pragma GCC unroll 8
+    for (int l = 0; l < kL; ++l) put(y + l * step + i, block[l]);
   }
   for (; i < count; ++i)
     for (int l = 0; l < kL; ++l) y[l * step + i] = scale * x[i * kL + l];

@@ -9,14 +9,11 @@ namespace pylandscape {
 namespace {
 
 // What the parameters of row `row` multiply: its inputs, and `last` for the bias.
-void find_inputs(const PointStep& step, int64_t row, int64_t cols, const double* rows,
-                 const double* last, std::vector<const double*>& to) {
-  to.clear();
-  if (step.weight_moves) {
-    const double* from = rows + (step.first + row / step.group * step.k) * cols;
-    for (int64_t q = 0; q < step.k; ++q) to.push_back(from + q * cols);
-  }
-  if (step.bias_moves) to.push_back(last);
+cpu::PointInputs inputs_of(const PointStep& step, int64_t row, int64_t cols, const double* rows,
+                           const double* last) {
+  const int64_t k = step.weight_moves ? step.k : 0;
+  const int64_t first = k > 0 ? (step.first + row / step.group * step.k) * cols : 0;
+  return {k > 0 ? rows + first : nullptr, k, step.bias_moves ? last : nullptr};
 }
 
 }  // namespace
@@ -96,16 +93,10 @@ void Points::gradient_add(const Step& step, const Block& b, Worker& w) const {
   const double* x = step.op.inputs.empty() ? nullptr : value(w, b, step.op.inputs[0]);
   const double* dy = part(w.rows.adjoints, b, step.op.output);
   const int64_t group = step.group;
-  for (int64_t first = 0; first < slots_.features[step.op.output]; first += group) {
-    find_inputs(step, first, b.cols, x, w.ones.data(), w.inputs);
-    const int64_t cols = static_cast<int64_t>(w.inputs.size());
-    w.at.resize(group * cols);
-    for (int64_t r = 0; r < group; ++r)
-      for (int64_t q = 0; q < cols; ++q)
-        w.at[r * cols + q] = step.parameter(first + r, q) * lanes_;
-    points_.dots_add(b.samples, group, cols, dy + first * b.cols, w.inputs.data(), w.at.data(),
+  for (int64_t first = 0; first < slots_.features[step.op.output]; first += group)
+    points_.dots_add(b.samples, group, dy + first * b.cols,
+                     inputs_of(step, first, b.cols, x, w.ones.data()), step.places_of(first),
                      w.gradient.data());
-  }
 }
 
 // Entries of the parameters of row `row` of step `origin` with all of a step's, from it on.
@@ -115,26 +106,18 @@ void Points::hessian_add(const PointTangentReverse& p, const Step& origin, int64
   const Block& b = p.tile.block;
   const bool same = &origin == &step;
   const double* x0 = origin.op.inputs.empty() ? nullptr : value(w, b, origin.op.inputs[0]);
-  find_inputs(origin, row, b.cols, x0, w.ones.data(), w.a);
-  w.h.resize(w.a.size());
-  for (size_t j = 0; j < w.a.size(); ++j)
-    w.h[j] =
-        w.hessian.data() + origin.parameter(row, static_cast<int64_t>(j)) * n_ * lanes_;
   const double* x = step.op.inputs.empty() ? nullptr : p.x();
   const bool bends = !same && p.rx != nullptr && step.weight_moves;
+  cpu::OuterArgs args{b.samples, n_, inputs_of(origin, row, b.cols, x0, w.ones.data()), {}, {},
+                      nullptr, nullptr, w.hessian.data(), origin.places_of(row), nullptr,
+                      w.scratch.data()};
   for (int64_t r = 0; r < p.rows(); ++r) {
-    if (r % step.group == 0) {
-      find_inputs(step, r, b.cols, x, w.ones.data(), w.inputs);
-      if (bends) find_inputs(step, r, b.cols, p.rx, w.zeros.data(), w.input_tangents);
-    }
     if (same && step.key[r] < origin.key[row]) continue;
-    const int64_t cols = static_cast<int64_t>(w.inputs.size());
-    w.at.resize(cols);
-    for (int64_t q = 0; q < cols; ++q) w.at[q] = step.parameter(r, q) * lanes_;
-    points_.outer_add({b.samples, static_cast<int64_t>(w.a.size()), cols, w.a.data(),
-                       w.inputs.data(), bends ? w.input_tangents.data() : nullptr,
-                       p.rdy + r * b.cols, p.dy + r * b.cols, w.h.data(), w.at.data(),
-                       w.scratch.data()});
+    args.x = inputs_of(step, r, b.cols, x, w.ones.data());
+    if (bends) args.rx = inputs_of(step, r, b.cols, p.rx, w.zeros.data());
+    args.rd = p.rdy + r * b.cols, args.d = p.dy + r * b.cols;
+    args.row = step.places_of(r);
+    points_.outer_add(args);
   }
 }
 

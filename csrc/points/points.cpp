@@ -20,6 +20,9 @@ constexpr int64_t kHessianBytes = int64_t{64} << 20;  // of one worker's Hessian
 constexpr int64_t kSourceBytes = int64_t{4} << 20;    // of one worker's parameters at most
 constexpr double kParallelWork = 2e6;                 // multiplications worth another thread
 
+constexpr int64_t kPairedOrder = 128;
+constexpr int64_t kMostLanes = 64;
+
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 
 }  // namespace
@@ -89,12 +92,17 @@ void Points::plan() {
         rank_[step.parameter(r, c)] = rank + static_cast<int32_t>(step.key[r]);
     }
     rank += static_cast<int32_t>(keys);
+    step.places.resize(keys * step.columns());
+    for (int64_t r = 0; r < features; ++r)
+      for (int64_t c = 0; c < step.columns(); ++c)
+        step.places[step.key[r] * step.columns() + c] = step.parameter(r, c) * lanes_;
     step.reach.assign(slots, false);
     step.reach[output] = true;
     for (size_t j = i + 1; j < steps_.size(); ++j)
       for (const int x : steps_[j].op.inputs)
         if (step.reach[x]) step.reach[steps_[j].op.output] = true;
   }
+  ordered_ = std::is_sorted(rank_.begin(), rank_.end());
   work_ *= double(program_.samples_);
   const int64_t vector = lanes_ * int64_t{sizeof(double)};
   able_ = n_ * n_ * vector <= kHessianBytes;
@@ -145,23 +153,28 @@ bool Points::run(int64_t count, const double* points, double denominator, double
   const Parallel& pool = groups < 2 || work * double(lanes_) < kParallelWork ? here : parallel;
   while (workers_.size() < static_cast<size_t>(pool.workers))
     workers_.push_back(std::make_unique<Worker>());
-  return Items(groups, pool, stop).run([&](int id, int64_t item) {
-    const int64_t first = item * lanes_;
-    const auto from = [&](double* p, int64_t size) {
-      return p == nullptr ? nullptr : p + first * size;
-    };
+  // Eigenvalues are found of two vectors of points at a time, where that takes a while.
+  const int64_t each = eigenvalues != nullptr && n_ <= kPairedOrder ? 2 * lanes_ : lanes_;
+  return Items((count + each - 1) / each, pool, stop).run([&](int id, int64_t item) {
     Worker& worker = ready(*workers_[id], second);
-    group(std::min(lanes_, count - first), points + first * n_, denominator, losses + first,
-          from(gradients, n_), from(hessians, n_ * n_), from(eigenvalues, n_), worker);
+    if (worker.eigen) worker.eigen->start();
+    const int64_t end = std::min(count, (item + 1) * each);
+    for (int64_t first = item * each; first < end; first += lanes_) {
+      const auto from = [&](double* p, int64_t size) {
+        return p == nullptr ? nullptr : p + first * size;
+      };
+      group(std::min(lanes_, end - first), points + first * n_, denominator, losses + first,
+            from(gradients, n_), from(hessians, n_ * n_), from(eigenvalues, n_), worker);
+    }
+    if (worker.eigen) worker.eigen->finish();
   });
 }
 
 // The last point stands in for those that are missing.
 void Points::load_points(int64_t count, const double* points, Worker& w) const {
-  for (int64_t l = 0; l < lanes_; ++l) {
-    const double* from = points + std::min(l, count - 1) * n_;
-    for (int64_t i = 0; i < n_; ++i) w.source.data()[i * lanes_ + l] = from[i];
-  }
+  const double* rows[kMostLanes];
+  for (int64_t l = 0; l < lanes_; ++l) rows[l] = points + std::min(l, count - 1) * n_;
+  kernels_.to_lanes(n_, rows, w.source.data());
 }
 
 void Points::load_block(int64_t number, const Block& b, Worker& w) const {
@@ -224,24 +237,24 @@ void Points::group(int64_t count, const double* points, double denominator, doub
       }
   }
   const double scale = 1.0 / denominator;
-  bool finite[64];
+  double beyond[kMostLanes] = {};  // NaN where a parameter is not finite
+  for (int64_t i = 0; i < n_; ++i)
+    for (int64_t l = 0; l < lanes_; ++l) beyond[l] += 0.0 * w.source.data()[i * lanes_ + l];
+  bool finite[kMostLanes];
   for (int64_t l = 0; l < count; ++l) {
     const double* point = points + l * n_;
     losses[l] = w.loss.data()[l] / denominator;
-    finite[l] = std::isfinite(losses[l]) &&
-                std::all_of(point, point + n_, [](double v) { return std::isfinite(v); });
-    if (!std::all_of(point, point + n_, [](double v) { return !std::isnan(v); })) losses[l] = kNaN;
+    finite[l] = std::isfinite(losses[l]) && beyond[l] == 0.0;
+    if (beyond[l] != 0.0 && std::any_of(point, point + n_, [](double v) { return std::isnan(v); }))
+      losses[l] = kNaN;
   }
   if (gradients != nullptr) write(count, n_, scale, w.gradient.data(), finite, gradients);
   if (!second) return;
-  points_.mirror(n_, rank_.data(), w.hessian.data());
+  if (hessians != nullptr || !ordered_) points_.mirror(n_, rank_.data(), w.hessian.data());
   if (hessians != nullptr) write(count, n_ * n_, scale, w.hessian.data(), finite, hessians);
   if (eigenvalues == nullptr) return;
   if (!w.eigen) w.eigen.emplace(n_);
-  w.eigen->from_lanes(w.hessian.data(), count, eigenvalues);
-  for (int64_t l = 0; l < count; ++l)
-    for (int64_t i = 0; i < n_; ++i)
-      eigenvalues[l * n_ + i] = finite[l] ? scale * eigenvalues[l * n_ + i] : kNaN;
+  w.eigen->take_lanes(w.hessian.data(), count, scale, finite, eigenvalues);
 }
 
 }  // namespace pylandscape

@@ -47,9 +47,6 @@ class Points {
     Buffer<int32_t> index;
     int64_t loaded = -1;  // the block of samples in x
     Buffer<double> loss, gradient, hessian;
-    std::vector<const double*> a, inputs, input_tangents;
-    std::vector<double*> h;
-    std::vector<int64_t> at;
     std::optional<EigenWork> eigen;
   };
 
@@ -87,11 +84,12 @@ class Points {
   const cpu::PointKernels& points_;
   int64_t lanes_, n_, rows_ = 0, bent_rows_ = 0, tangents_ = 0, block_ = 1;
   bool able_ = false;
+  bool ordered_ = true;  // whether the places of a Hessian that are filled are its lower triangle
   double work_ = 0;  // multiplications of a point's gradient, roughly
   std::vector<Step> steps_;
   PointSlots slots_;
   int output_ = -1;
-  std::vector<int32_t> rank_;  // by parameter: which of a pair's two places is filled
+  std::vector<int32_t> rank_;  // by parameter: of a pair's two places the row of the larger is filled
   std::mutex busy_;
   std::vector<std::unique_ptr<Worker>> workers_;
 };

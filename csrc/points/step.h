@@ -22,7 +22,8 @@ struct PointStep {
   bool weight_moves = false, bias_moves = false;  // whether theta holds them
   int64_t row = 0, column = 0;  // element (r, i) of the weight: weight + r * row + i * column
   int64_t first = 0, k = 0, group = 1;
-  std::vector<int64_t> key;
+  std::vector<int64_t> key;          // of the rows of one group, one after the other
+  std::vector<int64_t> places;       // (keys, columns()): the parameters, times lanes
   std::vector<double> scale, shift;  // batch norm
   bool moves = false;                // whether a parameter reaches it
   std::vector<bool> reach;  // slots that depend on the output, where there are parameters
@@ -30,6 +31,7 @@ struct PointStep {
 
   bool has_parameters() const { return weight_moves || bias_moves; }
   int64_t columns() const { return (weight_moves ? k : 0) + (bias_moves ? 1 : 0); }  // of a row
+  const int64_t* places_of(int64_t r) const { return places.data() + key[r] * columns(); }
   int64_t parameter(int64_t r, int64_t column_of_row) const {
     return weight_moves && column_of_row < k ? weight + key[r] * row + column_of_row * column
                                              : bias + key[r];

@@ -85,6 +85,9 @@ class PointEvaluator:
         if isinstance(self.engine, TorchPoints):
             return
         losses, derivatives = found[0], found[1:]
+        with np.errstate(all="ignore"):  # a finite sum has finite terms alone
+            if all(np.isfinite(d.sum()) for d in derivatives):
+                return
         good = np.isfinite(losses) & np.isfinite(points).all(axis=1)
         whole = [np.isfinite(d).all(axis=tuple(range(1, d.ndim))) for d in derivatives]
         rows = np.flatnonzero(good & ~np.logical_and.reduce(whole))
