@@ -219,8 +219,6 @@ REFUSED: dict[str, tuple[Callable[[Any, Tensor], Tensor], str]] = {
     "a diagonal": (lambda m, h: torch.einsum("bii,bj->bj", h[..., :5], h[:, 0]), "a diagonal"),
     "beta": (lambda m, h: torch.baddbmm(m.v, h, h.mT, beta=2.0), "beta"),
     "dropout": (lambda m, h: F.scaled_dot_product_attention(h, h, h, dropout_p=1e-12), "dropout_p"),
-    "a computed mask": (
-        lambda m, h: F.scaled_dot_product_attention(h, h, h, attn_mask=h[..., :5]), "mask"),
     "a computed condition": (lambda m, h: h.masked_fill(h > 0, 1.0), "gt"),
 }  # fmt: skip
 

@@ -271,7 +271,7 @@ def _parametrised() -> nn.Module:
     ("make", "reason"),
     [
         (Branch, "could not be captured"),
-        (OverBatch, "mean"),
+        (OverBatch, "rest of their batch"),
         (BatchSize, "differ"),
         (_hooked, "hooks"),
         (_parametrised, "parametrised"),

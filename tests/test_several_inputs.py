@@ -56,7 +56,7 @@ class TokensOfSegments(nn.Module):
 
 
 class NumbersOfTokens(TokensOfSegments):
-    """The integers are numbers too, which no compiled op may compute with."""
+    """The integers are numbers too."""
 
     def forward(self, tokens: Tensor, segment: Tensor) -> Tensor:
         return super().forward(tokens, segment) * (1 + segment[:, None])
@@ -84,7 +84,7 @@ CASES: dict[str, tuple[type[nn.Module], Any, str]] = {
     "tokens": (
         TokensOfSegments, lambda n: [_ids(5, n, 6), _ids(3, n, dtype=torch.int32)], "native",
     ),
-    "numbers of tokens": (NumbersOfTokens, lambda n: (_ids(5, n, 6), _ids(3, n)), "torch"),
+    "numbers of tokens": (NumbersOfTokens, lambda n: (_ids(5, n, 6), _ids(3, n)), "native"),
     "rows that mix": (Mixed, lambda n: (torch.randn(n, 4), torch.rand(n, n)), "torch"),
 }  # fmt: skip
 

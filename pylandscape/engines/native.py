@@ -40,12 +40,14 @@ from ..lowering.capture import (
 )
 from ..lowering.interpreter import Lowering
 from ..lowering.loss import Output, counted_targets, set_loss
+from ..lowering.of_data import Needed
 from ..theta import sampling
 from ..theta.checks import as_coefficients
 from ..theta.losses import metric_name
 from .capture_check import MIXED, check_capture, checked_part
 
 if TYPE_CHECKING:
+    from ..lowering.several import Form
     from ..theta.data import Dataset
     from ..theta.layout import ParameterLayout
     from ..theta.losses import KnownLoss
@@ -92,6 +94,7 @@ class NativeEngine:
         mean = loss.reduction != "sum"
         self.mixes: bool = program.mixes  # whether samples depend on their batch
         self.no_derivatives: str | None = None  # why there are none
+        self.form: Form | None = None  # of the data, where they got more rows
         self.denominator = loss.denominator(targets, outputs_shape) if mean else 1.0
         self.slope_denominator = loss.slope_denominator([targets], self.denominator)
         self.counted = counted_targets(loss, targets, outputs_shape)
@@ -324,34 +327,14 @@ def build(
     forward pass runs a few times on a few samples.
     """
     data = Data.of(dataset, dtype)
-    model = data.module(model)
     check_tensors(model, dtype)
     check_traceable(model)
-    example = example_of(model, data)
-    few = checked_part(data)
     reasons: list[str] = []
     for how in ("fx",) if bn == "batch" else ("fx", "export"):
+        own = data.module(model)
         try:
             with refused(how):
-                graph = trace(model, example, how)
-
-                def engine_of(
-                    of: Data,
-                    loss: KnownLoss,
-                    graph: torch.fx.GraphModule = graph,
-                    how: str = how,
-                ) -> NativeEngine:
-                    engine = lower(graph, example, model, loss, layout, of, how, memory)
-                    if engine.mixes and len(of.targets) != len(of.inputs):
-                        raise NotLowered(SEVERAL)
-                    return engine
-
-                engine = engine_of(few, loss)
-                problem = check_capture(engine, engine_of, model, loss, layout, theta, few, bn)
-                if few.sizes != data.sizes:
-                    engine = engine_of(data, loss)
-                engine.no_derivatives = problem
-                return engine
+                return _captured(model, loss, data, layout, theta, how, memory, bn)
         except Final:
             raise
         except UnknownOp as refusal:
@@ -361,8 +344,66 @@ def build(
         except NotLowered as refusal:
             reasons.append(refusal.reason)
             if how == "fx":
-                check_example(model, example)
+                check_example(own, example_of(own, data))
     raise NotLowered("the forward pass could not be captured: " + "; ".join(reasons))
+
+
+def _captured(
+    model: nn.Module,
+    loss: KnownLoss,
+    data: Data,
+    layout: ParameterLayout,
+    theta: Tensor,
+    how: str,
+    memory: int,
+    bn: str,
+) -> NativeEngine:
+    """The model as ``how`` captures it, compared with the module."""
+    own, example, graph = _traced(model, data, how)
+    while True:
+        few = checked_part(data)
+
+        def engine_of(
+            of: Data,
+            loss: KnownLoss,
+            own: nn.Module = own,
+            example: Tensor = example,
+            graph: torch.fx.GraphModule = graph,
+        ) -> NativeEngine:
+            engine = lower(graph, example, own, loss, layout, of, how, memory)
+            if engine.mixes and len(of.targets) != len(of.inputs):
+                raise NotLowered(SEVERAL)
+            return engine
+
+        try:
+            engine = engine_of(few, loss)
+            break
+        except Needed as need:
+            if how != "fx":  # whose graph has the sizes of what it was traced with
+                need.samples = len(example)
+            packed = data.form is not None
+            data = data.with_rows(need)
+            if packed:
+                example = example_of(own, data)
+            else:
+                own, example, graph = _traced(model, data, how)
+    problem = check_capture(engine, engine_of, own, loss, layout, theta, few, bn)
+    if few.sizes != data.sizes:
+        engine = engine_of(data, loss)
+    if data.form is not None and data.form.rows:  # what a mask hides must not be infinite
+        engine.form = data.form
+        if not all(bool(torch.isfinite(found).all()) for found in engine.outputs_at(theta[None])):
+            raise NotLowered("outputs that are not finite, of a model whose data have masks")
+    engine.no_derivatives = problem
+    return engine
+
+
+def _traced(
+    model: nn.Module, data: Data, how: str
+) -> tuple[nn.Module, Tensor, torch.fx.GraphModule]:
+    own = data.module(model)
+    example = example_of(own, data)
+    return own, example, trace(own, example, how)
 
 
 def lower_few(
@@ -399,7 +440,9 @@ def lower(
     dtype = data.dtype
     constants, sources = sources_of(model, layout, dtype)
     program = PROGRAMS[dtype][0](layout.n, constants.data_ptr(), constants.numel())
-    lowering = Lowering(graph, program, sources, collect, trains)
+    form = data.form
+    rows = () if form is None else (form.rows, form.whole)
+    lowering = Lowering(graph, program, sources, collect, trains, *rows)
     with restored_attributes(model), torch.no_grad():
         lowering.run(example)
     output = lowering.result

@@ -58,6 +58,8 @@ def build(land: Answered, rule: Rule) -> Stepper:
     kind, values = _core_rule(rule)
     _check_compiled(land)
     data = Data.of(land.dataset, land.dtype)
+    if isinstance(land.native, NativeEngine):
+        data = data.like(land.native.form)
     model, layout = _in_train_mode(land)
     model = data.module(model)
     few, rows = _few(land, data)

@@ -14,8 +14,9 @@ from torch.nn import functional as F
 from .._native import core
 from .interpreter import Call, op
 from .matmul import Labelled, broadcast, contract, dims, labelled, leading
+from .of_data import TAKE_DATA
 from .shapes import filled
-from .values import Fixed, Known, Slot, Unread, counting, later
+from .values import Fixed, Known, OfData, Slot, Unread, counting, later
 
 
 @op("scaled_dot_product_attention")
@@ -38,11 +39,15 @@ def _scaled_dot_product_attention(
         key, value = (_repeated(call, x, heads) for x in (key, value))
     if isinstance(attn_mask, Known) and attn_mask.value.dtype == torch.bool:
         attn_mask = Known(~attn_mask.value)  # here, true is what takes part
+    if isinstance(attn_mask, OfData):
+        form = "seen" if attn_mask.value.dtype == torch.bool else "added"
+        attn_mask = call.lowering.data_slot(attn_mask, form)
+    query, key, value = (call.rows(x) for x in (query, key, value))
     operands = [
         labelled(call, call.view(x), [*leading(dims(x) - 2), *names])
         for x, names in ((query, "le"), (key, "se"), (value, "sv"))
     ]
-    return attend(call, *operands, mask=attn_mask, causal=is_causal, scale=scale)
+    return attend(call, *operands, masks=(attn_mask,), causal=is_causal, scale=scale)
 
 
 def _repeated(call: Call, x: Slot, heads: int) -> Slot:
@@ -56,13 +61,13 @@ def attend(
     key: Labelled,
     value: Labelled,
     *,
-    mask: Any = None,
+    masks: Sequence[Any] = (),
     causal: bool = False,
     scale: float | None = None,
 ) -> Slot:
-    """softmax(scale q k^T + mask) v for labels (..., l, e), (..., s, e) and (..., s, v).
+    """softmax(scale q k^T + masks) v for labels (..., l, e), (..., s, e) and (..., s, v).
 
-    A mask is added, or true where nothing is seen.
+    A mask is added, or true where nothing is seen, or None.
     """
     query, key, value = broadcast(call, (query, key, value))
     if scale is None:
@@ -71,8 +76,9 @@ def attend(
     scores = contract(call, query, key, pairs, float(scale))
     if causal:
         scores = _masked(call, scores, Known(torch.ones(scores.shape[-2:]).triu(1).bool()))
-    if mask is not None:
-        scores = _masked(call, scores, mask)
+    for mask in masks:
+        if mask is not None:
+            scores = _masked(call, scores, mask)
     weights = softmax_last(call, scores)
     return contract(call, Labelled(weights, pairs), value, (*query.labels[:-2], "l", "v"))
 
@@ -83,6 +89,9 @@ def _masked(call: Call, scores: Slot, mask: Any) -> Slot:
     shape = (*scores.shape[: scores.axis], samples, *scores.shape[scores.axis :])
     if isinstance(mask, Known) and mask.value.dtype == torch.bool:
         return filled(call, scores, mask.value.broadcast_to(shape), float("-inf"))
+    if isinstance(mask, Slot):
+        full = call.lowering.full(mask).broadcast_to(shape)
+        return plus(call, scores, call.placed(call.lowering.from_full(mask, full), scores))
     if not isinstance(mask, Fixed):
         raise call.refuse("a mask that is computed from the input")
     wide = mask.view(mask.elements().broadcast_to(shape))
@@ -139,15 +148,30 @@ def _multihead_attention(
     average_attn_weights: bool = True,
     is_causal: bool = False,
 ) -> tuple[Slot, Unread]:
-    if key_padding_mask is not None:
-        raise call.refuse("key_padding_mask")
-    operands = [call.view(x) for x in (query, key, value)]
+    operands = [call.view(call.rows(x)) for x in (query, key, value)]
     weights = Unread("the weights of nn.MultiheadAttention")
-    return multihead(call, call.function, operands, attn_mask), weights
+    masks = call.rows(attn_mask), _padding(call, key_padding_mask)
+    return multihead(call, call.function, operands, *masks), weights
+
+
+def _padding(call: Call, mask: Any) -> Any:
+    """What is added to the scores of each key for a padding mask (N, keys)."""
+    if mask is None:
+        return None
+    if isinstance(mask, OfData):
+        form = "hidden" if mask.value.dtype == torch.bool else "added"
+        mask = call.lowering.data_slot(mask, form)
+    if not isinstance(mask, Slot) or mask.axis != 0 or len(mask.shape) != 1:
+        raise call.refuse("a key_padding_mask that is not of the data (N, keys)")
+    return mask
 
 
 def multihead(
-    call: Call, m: nn.MultiheadAttention, operands: Sequence[Slot], mask: Any = None
+    call: Call,
+    m: nn.MultiheadAttention,
+    operands: Sequence[Slot],
+    mask: Any = None,
+    padding: Slot | None = None,
 ) -> Slot:
     """The first result of nn.MultiheadAttention for query, key and value."""
     if m.bias_k is not None or m.bias_v is not None or m.add_zero_attn:
@@ -159,15 +183,24 @@ def multihead(
     q, k, v = _projections(call, m, operands)
     # Nothing moves: the heads are other indices of the same rows.
     heads = [_heads(call, x, m.num_heads, last) for x, last in ((q, "le"), (k, "se"), (v, "sv"))]
-    if mask is not None and len(mask.value.shape if isinstance(mask, Known) else mask.shape) != 2:
+    if mask is not None and (
+        isinstance(mask, Slot)
+        or len(mask.value.shape if isinstance(mask, Known) else mask.shape) != 2
+    ):
         raise call.refuse("a mask per sample")
-    y = attend(call, *heads, mask=mask)  # (N, h, l, v), batch in front
+    masks = (mask, padding and _of_keys(call, padding))
+    y = attend(call, *heads, masks=masks)  # (N, h, l, v), batch in front
     merged = call.lowering.rows(y).movedim(0, 1).reshape(y.shape[1], m.embed_dim)
     y = Slot(y.id, tuple(merged.shape), operands[0].axis, merged)
     out = m.out_proj
     weight = _source(call, out.weight)
     assert weight is not None
     return linear_last(call, y, m.embed_dim, weight, _source(call, out.bias))
+
+
+def _of_keys(call: Call, padding: Slot) -> Slot:
+    """(N, keys) as (N, 1, 1, keys)."""
+    return call.lowering.from_full(padding, call.lowering.full(padding)[:, None, None, :])
 
 
 def _projections(call: Call, m: nn.MultiheadAttention, operands: Sequence[Slot]) -> list[Slot]:
@@ -202,17 +235,18 @@ def _encoder_layer(
     src_key_padding_mask: Any = None,
     is_causal: bool = False,
 ) -> Slot:
-    if src_key_padding_mask is not None:
-        raise call.refuse("src_key_padding_mask")
-    return encoder_layer(call, call.function, call.view(src), src_mask)
+    padding = _padding(call, src_key_padding_mask)
+    return encoder_layer(call, call.function, call.view(call.rows(src)), src_mask, padding)
 
 
-def encoder_layer(call: Call, m: nn.TransformerEncoderLayer, x: Slot, mask: Any) -> Slot:
+def encoder_layer(
+    call: Call, m: nn.TransformerEncoderLayer, x: Slot, mask: Any, padding: Slot | None = None
+) -> Slot:
     if m.training and any(d.p for d in (m.dropout, m.dropout1, m.dropout2)):
         raise call.refuse("dropout that is active in eval mode")
 
     def attention(x: Slot) -> Slot:
-        return multihead(call, m.self_attn, (x, x, x), mask)
+        return multihead(call, m.self_attn, (x, x, x), mask, padding)
 
     def feed_forward(x: Slot) -> Slot:
         return _linear_module(
@@ -231,13 +265,12 @@ def _encoder(
     call: Call, src: Any, mask: Any = None, src_key_padding_mask: Any = None, is_causal: Any = None
 ) -> Slot:
     m: nn.TransformerEncoder = call.function
-    if src_key_padding_mask is not None:
-        raise call.refuse("src_key_padding_mask")
-    x = call.view(src)
+    padding = _padding(call, src_key_padding_mask)
+    x = call.view(call.rows(src))
     for layer in m.layers:
         if type(layer) is not nn.TransformerEncoderLayer:
             raise call.refuse(f"a layer of type {type(layer).__name__}")
-        x = encoder_layer(call, layer, x, mask)
+        x = encoder_layer(call, layer, x, mask, padding)
     return x if m.norm is None else _normed(call, m.norm, x)
 
 
@@ -273,3 +306,6 @@ def _activated(call: Call, m: nn.TransformerEncoderLayer, x: Slot) -> Slot:
     if name is None:
         raise call.refuse(f"the activation {f!r}")
     return call.unary(x, name)
+
+
+TAKE_DATA.update((_scaled_dot_product_attention, _multihead_attention, _encoder_layer, _encoder))

@@ -21,11 +21,13 @@ from . import (  # noqa: F401
     matmul,
     pool,
     resample,
+    scatter,
     sequence,
     shapes,
     statistics,
 )
-from .several import Form, pack
+from .of_data import Needed
+from .several import Form, pack, pack_one
 
 if TYPE_CHECKING:
     from ..theta.data import Dataset
@@ -87,6 +89,22 @@ class Data:
             raise NotLowered(f"the inputs are {inputs.dtype}, wider than the {dtype} asked for")
         return cls(inputs.to(dtype), targets, sizes, dtype, form)
 
+    def with_rows(self, need: Needed) -> Data:
+        """The same with rows of what the inputs alone decide; packed, if they were not."""
+        inputs, form = self.inputs, self.form
+        if form is None:
+            inputs, form = pack_one(inputs, self.dtype)
+        else:
+            form, inputs = form.with_rows(need, inputs, self.sizes)
+        return replace(self, inputs=inputs, form=form)
+
+    def like(self, form: Form | None) -> Data:
+        """The same in this form, which another's data got."""
+        if form is None or form is self.form:
+            return self
+        inputs = self.inputs if self.form is not None else pack_one(self.inputs, self.dtype)[0]
+        return replace(self, inputs=form.again(inputs, self.sizes), form=form)
+
     def module(self, model: nn.Module) -> nn.Module:
         """The model as one of `inputs`."""
         return model if self.form is None else self.form.module(model)
@@ -116,6 +134,8 @@ class Data:
     def in_dtype(self, dtype: torch.dtype, targets: Tensor) -> Data:
         """The same inputs, for a program of another dtype, with other targets."""
         inputs = self.inputs.to(dtype) if self.inputs.is_floating_point() else self.inputs
+        if self.form is not None and self.form.rows:
+            inputs = self.form.again(inputs, self.sizes)
         return replace(self, inputs=inputs, targets=targets, dtype=dtype)
 
     def with_lone_samples_twice(self) -> Data:
@@ -150,12 +170,12 @@ def _several(dataset: Dataset, dtype: torch.dtype) -> tuple[tuple[Tensor, Tensor
 
 
 def example_of(model: nn.Module, data: Data) -> Tensor:
-    """A few samples to trace the model with, in its own dtype; integers as zeros."""
+    """A few samples to trace the model with, in its own dtype; one input of integers as zeros."""
     few = data.inputs[torch.arange(_TRACED_SAMPLES) % len(data.inputs)]
     if not few.is_floating_point():
         return torch.zeros_like(few)
     if data.form is not None:
-        few = data.form.example(few)
+        few = data.form.example(data.inputs, _TRACED_SAMPLES)
     return few.to(next((t.dtype for t in model.parameters() if t.is_floating_point()), few.dtype))
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import io
 import logging
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
@@ -18,7 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
+from torch.nn.utils import parametrize, rnn
 
 from ..errors import NotLowered, out_of_memory
 from ..theta.outside import Outside
@@ -45,14 +46,26 @@ class Final(NotLowered):
     """No other way of capturing can help."""
 
 
-class _Graph(torch.fx.GraphModule):
+class Graph(torch.fx.GraphModule):
     """A graph to be interpreted: no Python code is made of it."""
 
     def recompile(self) -> Any:
         return None
 
 
+# Functions that look into their arguments; they stand in the graph as one call.
+_WHOLE_FUNCTIONS = (rnn.pack_padded_sequence, rnn.pad_packed_sequence)
+
+
 class _Tracer(torch.fx.Tracer):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(autowrap_functions=_WHOLE_FUNCTIONS)
+        kinds = {kind for m in model.modules() for kind in type(m).__mro__}
+        names = {"torch.nn.utils.rnn", *(kind.__module__ for kind in kinds)}
+        self._autowrap_search += [
+            sys.modules[name] for name in sorted(names) if name in sys.modules
+        ]
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, _WHOLE) or type(m) in _WHOLE_THEMSELVES
 
@@ -160,10 +173,10 @@ def trace(model: nn.Module, example: Tensor, how: str) -> torch.fx.GraphModule:
     notes = Outside([model]).undone()
     with restored_attributes(model), notes, refused(how), torch.no_grad():
         if how == "fx":
-            graph = _Tracer().trace(model)
+            graph = _Tracer(model).trace(model)
             if any(node.target == "register_hook" for node in graph.nodes):
                 raise Final("the forward pass hooks gradients")
-            return _Graph(model, graph)
+            return Graph(model, graph)
         with _silent():
             program = torch.export.export(model, (example,), strict=False)
         return _with_own_tensors(program, model)
@@ -223,7 +236,7 @@ def _with_own_tensors(program: Any, model: nn.Module) -> torch.fx.GraphModule:
             graph.output(copied[result])
         else:
             copied[node] = graph.node_copy(node, lambda n: copied[n])
-    return _Graph(model, graph)
+    return Graph(model, graph)
 
 
 def first_line(error: BaseException) -> str:

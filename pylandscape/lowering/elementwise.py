@@ -175,8 +175,16 @@ def _glu(call: Call, input: Any, dim: int = -1) -> Slot:
 _POWERS = {2.0: "square", 0.5: "sqrt", -0.5: "rsqrt"}
 
 
-@op("pow", "float_power")
+@op("pow", "float_power", "rpow")
 def _pow(call: Call, input: Any, exponent: Any) -> Slot:
+    if call.name == "rpow":
+        input, exponent = exponent, input
+    if is_number(input) and not is_number(exponent):
+        if not input > 0:
+            raise call.refuse(f"base {input!r}")
+        return call.unary(call.unary(exponent, "affine", math.log(input)), "exp")
+    if isinstance(input, Slot) and isinstance(exponent, Slot | Fixed):  # NaN below zero, as torch's
+        return call.unary(call.binary("mul", call.unary(input, "log"), exponent), "exp")
     if not is_number(exponent) or not is_number(float(exponent)) or exponent == 0:
         raise call.refuse(f"exponent {exponent!r}")
     p = float(exponent)
@@ -187,6 +195,47 @@ def _pow(call: Call, input: Any, exponent: Any) -> Slot:
     if 1.0 < p < 2.0:  # a relu before it selects in torch; ours would multiply 0 and infinity
         raise call.refuse(f"exponent {p:g}, whose second derivative is infinite at 0")
     return call.unary(input, _POWERS.get(p, "power"), p)
+
+
+@op("addcmul", "addcdiv")
+def _add_product(call: Call, input: Any, tensor1: Any, tensor2: Any, value: float = 1.0) -> Slot:
+    """input + value * tensor1 * tensor2, or with the quotient."""
+    one, other = (x if isinstance(x, Slot) else None for x in (tensor1, tensor2))
+    if one is None and other is None:
+        raise call.refuse("of parameters alone")
+    found = call.binary("mul" if call.name == "addcmul" else "div", tensor1, tensor2)
+    return _add(call, input, found, value)
+
+
+@op("lerp")
+def _lerp(call: Call, input: Any, end: Any, weight: Any) -> Slot:
+    """input + weight (end - input)."""
+    step = call.binary("sub", end, input)
+    scaled = (
+        call.unary(step, "affine", float(weight))
+        if is_number(weight)
+        else call.binary("mul", step, weight)
+    )
+    return call.binary("add", input, scaled)
+
+
+@op("tan")
+def _tan(call: Call, input: Any) -> Slot:
+    return call.binary("div", call.unary(input, "sin"), call.unary(input, "cos"))
+
+
+@op("sinh", "cosh")
+def _hyperbolic(call: Call, input: Any) -> Slot:
+    """(e^x -+ e^-x) / 2; near 0 a sinh has the rounding of 1."""
+    up, down = call.unary(input, "exp"), call.unary(_neg(call, input), "exp")
+    both = call.binary("sub" if call.name == "sinh" else "add", up, down)
+    return call.unary(both, "affine", 0.5)
+
+
+@op("erfc", "special_erfc")
+def _erfc(call: Call, input: Any) -> Slot:
+    """1 - erf(x); beyond x = 3 with the rounding of 1."""
+    return call.unary(call.unary(input, "erf"), "affine", -1.0, 1.0)
 
 
 @op("exp2", "special_exp2")

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from .._native import core
 from ..errors import NotLowered, UnknownOp
+from .of_data import NOT_OF_SAMPLES, TAKE_DATA, DataRows, Needed, how_computed
 from .values import (
     TAKE_KNOWN,
     Computed,
@@ -28,6 +29,8 @@ from .values import (
     Handler,
     Known,
     Merged,
+    OfData,
+    Packed,
     Shape,
     Slot,
     Unread,
@@ -45,8 +48,15 @@ class Lowering(torch.fx.Interpreter):
         sources: Mapping[int, int],
         collect: bool = False,
         trains: bool = False,
+        rows: Sequence[DataRows] = (),
+        whole: Sequence[int] = (),
     ) -> None:
         super().__init__(graph, garbage_collect_values=False)
+        self.graph_module = graph
+        self.data_rows = rows  # values of the data behind the inputs
+        self.whole = whole  # rows of packed inputs that are whole numbers
+        self.input = -1  # the slot of both
+        self.data_nodes: set[torch.fx.Node] = set()  # whose values the inputs alone decide
         self.program = program
         self.collect = collect  # batch norm computes its running statistics
         self.trains = trains  # as in train mode: it moves them, and dropout drops
@@ -64,6 +74,7 @@ class Lowering(torch.fx.Interpreter):
         self.merged = False  # whether the traced result is that of a Merged
         self.names: list[str] = []
         self._covering: dict[int, tuple[Tensor, bool]] = {}
+        self._how: dict[torch.fx.Node, str] = {}
 
     def run_node(self, n: torch.fx.Node) -> Any:
         value = super().run_node(n)
@@ -79,15 +90,23 @@ class Lowering(torch.fx.Interpreter):
             if id(value) not in self.sources:
                 return Known(value)
             return Fixed(self.sources[id(value)], tuple(value.shape), value.numel())
-        args: Any = torch.fx.node.map_arg(node.args, lambda n: self.lowered[n])
-        kwargs: Any = torch.fx.node.map_arg(node.kwargs, lambda n: self.lowered[n])
+        name = _call_name(node)
+        of_data = node.op in ("call_function", "call_method") and self._is_of_data(node, name)
+        given = self.lowered.__getitem__ if of_data or name == "embedding" else self._given
+        args: Any = torch.fx.node.map_arg(node.args, given)
+        kwargs: Any = torch.fx.node.map_arg(node.kwargs, given)
         if node.op == "output":
             self.result = self._output(args[0])
             return self.result
         tensors = [v for v in _flat(value) if v is not None]
         if not tensors or not all(isinstance(v, Tensor) for v in tensors):
+            if of_data and name in _NUMBERS:
+                raise NotLowered(f"op {name!r} makes Python numbers of the data")
             return value  # sizes and other Python values; checked by the comparison with the module
-        name = _call_name(node)
+        if of_data:
+            self.data_nodes.add(node)
+            if any(isinstance(a, OfData) for a in _flat((args, kwargs))):
+                return OfData(node, value)
         if name == "getitem" and isinstance(args[0], list | tuple):
             return args[0][args[1]]
         function: Any = node.target
@@ -100,16 +119,43 @@ class Lowering(torch.fx.Interpreter):
             if isinstance(a, Unread):
                 raise NotLowered(f"op {name!r} reads {a.what}")
         handler = OPS.get(name)
+        if handler not in TAKE_DATA:
+            args, kwargs = torch.fx.node.map_aggregate((args, kwargs), partial(self._rows, name))
         known = node.op != "call_module" and self._is_known((args, kwargs))
         if known and (handler is None or any(isinstance(a, Known) for a in _flat((args, kwargs)))):
-            return Known(value)
+            return Known(value.clone() if isinstance(value, Tensor) else value)
         if handler is None:
+            if of_data:
+                return OfData(node, value)
             raise UnknownOp(f"op {name!r} is not in the native engine")
         if handler not in TAKE_KNOWN:
             args, kwargs = torch.fx.node.map_aggregate((args, kwargs), self._constants)
         try:
+            return self._handled(node, handler, name, value, function, args, kwargs)
+        except Needed:
+            raise
+        except NotLowered:
+            if not of_data:
+                raise
+            return OfData(node, value)
+
+    def _handled(
+        self,
+        node: torch.fx.Node,
+        handler: Handler,
+        name: str,
+        value: Any,
+        function: Any,
+        args: Any,
+        kwargs: Any,
+    ) -> Any:
+        """The handler's result, checked; an in-place op's is every earlier name's."""
+        known = node.op != "call_module" and self._is_known((args, kwargs))
+        try:
             lower: Any = partial(_merged, handler) if _has_merged((args, kwargs), name) else handler
             result = lower(Call(self, name, value, function), *args, **kwargs)
+        except Needed:
+            raise
         except NotLowered:
             if known:  # not a view of a buffer
                 return Known(value)
@@ -126,6 +172,53 @@ class Lowering(torch.fx.Interpreter):
         self.names.append(name)
         in_place = _in_place(node, name) or (self.trains and _drops_in_place(node, name))
         return self._rebind(node, result) if in_place else result
+
+    def _is_of_data(self, node: torch.fx.Node, name: str) -> bool:
+        """Whether the inputs alone decide the node's value."""
+        before = node.all_input_nodes
+        return (
+            name not in _OF_SEQUENCES
+            and any(n in self.data_nodes for n in before)
+            and all(n in self.data_nodes or self._is_fixed(self.lowered[n]) for n in before)
+        )
+
+    def _is_fixed(self, x: Any) -> bool:
+        kinds = Slot | Merged | Unread | OfData | Packed
+        return not any(
+            isinstance(a, kinds) or (isinstance(a, Fixed) and a.source >= 0) for a in _flat(x)
+        )
+
+    def _given(self, node: torch.fx.Node) -> Any:
+        """The node's value for a call with others: whole numbers of the data are taken as such."""
+        lowered, value = self.lowered[node], self.env[node]
+        whole = isinstance(value, Tensor) and not value.is_floating_point()
+        if node in self.data_nodes and isinstance(lowered, Slot) and whole:
+            return OfData(node, value)
+        return lowered
+
+    def _rows(self, name: str, x: Any) -> Any:
+        """The rows of a value of the data, for a call that takes no others."""
+        if not isinstance(x, OfData):
+            return x
+        slot = self.data_slot(x)
+        if name == "embedding" and not x.value.is_floating_point():
+            self.hold_ids(slot)
+        return slot
+
+    def data_slot(self, x: OfData, form: str = "value", number: float = 0.0) -> Slot:
+        """The rows of x in a form that of_data.py has. Raises Needed where they are not there."""
+        if not isinstance(x.value, Tensor):
+            raise NotLowered("several values of the data at once")
+        if x.node not in self._how:
+            self._how[x.node] = how_computed(x.node)
+        key = self._how[x.node], form, float(number)
+        for rows in self.data_rows:
+            if rows.key == key:
+                return rows.slot(self.input)
+        axes = [d for d, n in enumerate(x.value.shape) if n == self.samples]
+        if not axes:
+            raise NotLowered(NOT_OF_SAMPLES)
+        raise Needed(x.node, key, axes, self.graph_module)
 
     def hold_ids(self, x: Slot) -> None:
         """Notes that x is of rows of the input that hold integers."""
@@ -146,7 +239,8 @@ class Lowering(torch.fx.Interpreter):
     def _is_known(self, args: Any) -> bool:
         """Whether a call with these arguments gives the same tensor at every point."""
         return all(
-            not isinstance(a, Slot | Merged) and not (isinstance(a, Fixed) and a.source >= 0)
+            not isinstance(a, Slot | Merged | OfData | Packed)
+            and not (isinstance(a, Fixed) and a.source >= 0)
             for a in _flat(args)
         )
 
@@ -196,10 +290,14 @@ class Lowering(torch.fx.Interpreter):
         self.samples = value.shape[0]
         shape = tuple(value.shape[1:])
         x = Slot(self.program.input(prod(shape)), shape)
+        self.input = x.id
+        self.data_nodes.add(node)
         if value.is_floating_point():
             self.trace_dtype = value.dtype
         else:
             self.ids = x.id
+        if self.whole:
+            self.ids, self.id_rows = x.id, set(self.whole)
         return x
 
     def _output(self, result: Any) -> Slot:
@@ -240,6 +338,8 @@ class Lowering(torch.fx.Interpreter):
         """After an in-place op every earlier name of the same memory means the new value."""
         target: Any = node.args[0]
         before = self.lowered[target]
+        if isinstance(before, Known):
+            return self._rebind_known(target, result)
         if not isinstance(before, Slot) or not self.covers(before):
             raise NotLowered("an in-place op on a part of a tensor")
         result = self.reordered(result, before)
@@ -254,6 +354,23 @@ class Lowering(torch.fx.Interpreter):
                 if known.id != before.id:
                     raise NotLowered("an in-place op on memory that several values share")
                 self.lowered[other] = Slot(result.id, known.shape, known.axis, known.index)
+        return result
+
+    def _rebind_known(self, target: torch.fx.Node, result: Slot) -> Slot:
+        """The same where a constant is written to, such as new zeros."""
+        memory = self.env[target].untyped_storage().data_ptr()
+        for other, value in self.env.items():
+            if not isinstance(value, Tensor) or value.untyped_storage().data_ptr() != memory:
+                continue
+            if other not in self.lowered:  # the call itself
+                continue
+            same = (
+                value.shape == self.env[target].shape
+                and value.stride() == self.env[target].stride()
+            )
+            if not same or not isinstance(self.lowered[other], Known):
+                raise NotLowered("an in-place op on memory that several values share")
+            self.lowered[other] = result
         return result
 
     # Rows and elements
@@ -405,6 +522,10 @@ class Call:
     def refuse(self, why: str) -> NotLowered:
         return NotLowered(f"op {self.name!r}: {why}")
 
+    def rows(self, x: Any) -> Any:
+        """x, but for a value of the data the rows that it has in the program's input."""
+        return self.lowering.data_slot(x) if isinstance(x, OfData) else x
+
     def view(self, x: Any) -> Slot:
         """x as it stands: perhaps a view, perhaps with its rows in another order."""
         if not isinstance(x, Slot):
@@ -463,7 +584,7 @@ class Call:
                 return x
             return self.lowering.from_full(x, self.lowering.full(x).broadcast_to(shape))
         if isinstance(x, Known):
-            x = self.lowering.constant(x)
+            x = self.lowering.constant(Known(_without_repeats(x.value)))
         if isinstance(x, Fixed):
             return x.view(x.elements().broadcast_to(shape))
         raise self.refuse("an operand that is no tensor")
@@ -485,6 +606,15 @@ class Call:
         index = first.reshape(-1)[order].tolist()
         found = self.program.expand(x.source, x.size, index)
         return Slot(found, like.shape, like.axis, like.index)
+
+
+def _without_repeats(x: Tensor) -> Tensor:
+    """x with size 1 in the dimensions along which it is the same, which the batch may be."""
+    for d in range(x.dim()):
+        first = x.narrow(d, 0, min(1, x.shape[d]))
+        if torch.equal(x, first.expand_as(x)):
+            x = first
+    return x
 
 
 def _flat(value: Any) -> Iterator[Any]:
@@ -583,6 +713,9 @@ _OVER_DIMS = {
 _COMPUTABLE = _OF_ELEMENTS | _OVER_DIMS | {"matmul", "mm", "__matmul__"}
 _MOST_COMPUTED = 1 << 16  # elements: each tile of samples computes them anew
 _VIEWS = {"view", "reshape", "unflatten", "_unsafe_view"}
+# Calls that make Python numbers of a tensor, and those that take values of the data as they stand.
+_NUMBERS = {"item", "tolist", "numpy"}
+_OF_SEQUENCES = {"pack_padded_sequence", "pad_packed_sequence"}
 _IN_PLACE_OPERATORS = {operator.iadd, operator.isub, operator.imul, operator.itruediv}
 
 

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from .._native import core
 from .interpreter import Call, op
-from .values import FILL, TAKE_KNOWN, Fixed, Known, Slot, counting
+from .of_data import TAKE_DATA
+from .values import FILL, TAKE_KNOWN, Fixed, Known, OfData, Packed, Slot, counting
 
 _GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 Rows = tuple[int, int]  # a slot and a first row of it
@@ -67,6 +68,79 @@ def _rows_of_known_ids(call: Call, ids: Tensor, weight: Any, padding_idx: int | 
     return Fixed(table.source, tuple(index.shape), table.size, index)
 
 
+@op("pack_padded_sequence")
+def _pack(
+    call: Call, input: Any, lengths: Any, batch_first: bool = False, enforce_sorted: bool = True
+) -> Packed:
+    x = call.view(call.rows(input))
+    if len(x.shape) < 1 or x.axis != (0 if batch_first else 1):
+        raise call.refuse("an input whose batch is not where batch_first says")
+    steps = x.shape[0]
+    if not isinstance(lengths, OfData):
+        given = torch.as_tensor(lengths.value if isinstance(lengths, Known) else lengths)
+        if given.dim() != 1 or not bool((given == given[0]).all()):
+            raise call.refuse("lengths that differ and are no input of the model")
+        lengths = steps = int(given[0])
+    kept = call.lowering.rows(x)[:steps]
+    return Packed(Slot(x.id, tuple(kept.shape), x.axis, kept), lengths)
+
+
+@op("pad_packed_sequence")
+def _pad_packed(
+    call: Call,
+    sequence: Any,
+    batch_first: bool = False,
+    padding_value: float = 0.0,
+    total_length: int | None = None,
+) -> tuple[Slot, Known | OfData]:
+    if not isinstance(sequence, Packed):
+        raise call.refuse("what is not a packed sequence")
+    x, lengths = sequence.x, sequence.lengths
+    if total_length not in (x.shape[0], None):
+        raise call.refuse(f"total_length={total_length} of sequences up to {x.shape[0]}")
+    x = Slot(x.id, x.shape, 0 if batch_first else 1, x.index)
+    if not isinstance(lengths, OfData):
+        return x, Known(call.value[1])
+    if total_length is None:
+        raise call.refuse(
+            f"without total_length={x.shape[0]} the result is as long as a batch's longest sequence"
+        )
+    own = Call(call.lowering, call.name, call.value[0], call.function)
+    out = own.binary("mul", x, _every_element(own, x, lengths, "steps"))
+    if padding_value:
+        over = _every_element(own, x, lengths, "over")
+        out = own.binary("add", out, own.unary(over, "affine", float(padding_value)))
+    return out, lengths
+
+
+def _every_element(call: Call, x: Slot, lengths: OfData, form: str) -> Slot:
+    """Ones and zeros of every element of the padded sequences x, by its step."""
+    mask = call.lowering.data_slot(lengths, form, x.shape[0])
+    full = call.lowering.full(mask)  # (N, steps)
+    if x.axis == 1:
+        full = full.transpose(0, 1)
+    full = full.reshape(*full.shape, *[1] * (len(x.shape) - 1))
+    return call.lowering.from_full(mask, full.expand(call.value.shape))
+
+
+@dataclass(frozen=True)
+class _Masks:
+    """Ones for the samples whose sequence is not over at a step, and ones for the others."""
+
+    call: Call
+    lengths: OfData
+    steps: int
+
+    def at(self, step: int, rows: int) -> tuple[int, int]:
+        """The slots of both, each repeated in so many rows."""
+        found = []
+        for form in ("steps", "over"):
+            mask = self.call.lowering.data_slot(self.lengths, form, self.steps)
+            index = self.call.lowering.rows(mask)[step].expand(rows).contiguous()
+            found.append(self.call.program.gather(mask.id, rows, index.data_ptr(), 0.0))
+        return found[0], found[1]
+
+
 @dataclass
 class _Cell:
     """One layer in one direction: its weights (sources) and the rows of its last state."""
@@ -80,9 +154,11 @@ class _Cell:
     b_hh: int | None
     h: Rows | None = None  # None: zeros
     c: Rows | None = None
+    masks: _Masks | None = None  # of sequences of different lengths
 
-    def step(self, x: Rows, features: int) -> Rows:
-        """The hidden state after the input in ``features`` rows from x on."""
+    def step(self, x: Rows, features: int, t: int = 0) -> Rows:
+        """The hidden state after the input in ``features`` rows from x on, of step t; a sequence
+        that is over then keeps its state."""
         program, width = self.call.program, _GATES[self.kind] * self.hidden
         from_x = program.linear(x[0], 1, features, width, self.w_ih, self.b_ih, x[1])
         if self.h is not None:
@@ -102,8 +178,22 @@ class _Cell:
             total = program.binary(core.Binary.add, from_x, from_h)
             activation = getattr(core.Unary, self.kind.removeprefix("rnn_"))
             found = program.unary(total, activation, 0.0, 0.0)
+        if self.masks is not None and t > 0:  # no sequence is empty
+            found = self._kept(found, *self.masks.at(t, (1 + (self.kind == "lstm")) * self.hidden))
         self.h, self.c = (found, 0), (found, self.hidden)
         return self.h
+
+    def _kept(self, found: int, going: int, over: int) -> int:
+        """The new state, or the last one of sequences that are over."""
+        program = self.call.program
+        new: int = program.binary(core.Binary.mul, found, going)
+        states = [self.h, self.c] if self.kind == "lstm" else [self.h]
+        if not any(states):
+            return new
+        blocks = [state or (self._zeros(self.hidden), 0) for state in states]
+        last = program.join([b[0] for b in blocks], [(b[1], self.hidden) for b in blocks])
+        new = program.binary(core.Binary.add, new, program.binary(core.Binary.mul, last, over))
+        return new
 
     def _zeros(self, rows: int) -> int:
         index = torch.full((rows,), FILL)
@@ -163,9 +253,11 @@ def _layers(call: Call, input: Any, hx: Any = None) -> Any:
         raise call.refuse("proj_size")
     if module.training and module.dropout:
         raise call.refuse("dropout that is active in eval mode")
-    x = call.view(input)
-    if len(x.shape) != 2 or x.axis != (0 if module.batch_first else 1):
+    packed = input if isinstance(input, Packed) else None
+    x = call.view(call.rows(input) if packed is None else packed.x)
+    if len(x.shape) != 2 or (packed is None and x.axis != (0 if module.batch_first else 1)):
         raise call.refuse("an input whose batch is not where batch_first says")
+    hx = torch.fx.node.map_aggregate(hx, call.rows)
     directions = 2 if module.bidirectional else 1
     h, c = _states(call, hx, kind, (module.num_layers * directions, hidden), 1)
     names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
@@ -177,8 +269,13 @@ def _layers(call: Call, input: Any, hx: Any = None) -> Any:
     (steps, features), rows = x.shape, call.lowering.rows(x)
     inputs = [call.lowering.block(Slot(x.id, (features,), 0, rows[t])) for t in range(steps)]
     run = _both_ways if module.bidirectional else _one_way
+    if packed is not None and isinstance(packed.lengths, OfData):
+        for cell in cells:
+            cell.masks = _Masks(call, packed.lengths, steps)
     parts = [(*part, hidden) for part in run(call, cells, inputs, features)]
-    out = call.lowering.join(parts, (steps, directions * hidden), x.axis)
+    out: Any = call.lowering.join(parts, (steps, directions * hidden), x.axis)
+    if packed is not None:
+        out = Packed(out, packed.lengths)
     last_h = [(*cell.h, hidden) for cell in cells if cell.h]
     h_n = call.lowering.join(last_h, (len(cells), hidden), 1)
     if kind != "lstm":
@@ -190,10 +287,10 @@ def _layers(call: Call, input: Any, hx: Any = None) -> Any:
 def _one_way(call: Call, layers: list[_Cell], inputs: list[Rows], features: int) -> list[Rows]:
     """The last layer's hidden state after every step."""
     outputs = []
-    for x in inputs:
+    for t, x in enumerate(inputs):
         width = features
         for layer in layers:
-            x, width = layer.step(x, width), layer.hidden
+            x, width = layer.step(x, width, t), layer.hidden
         outputs.append(x)
     return outputs
 
@@ -202,8 +299,9 @@ def _both_ways(call: Call, layers: list[_Cell], inputs: list[Rows], features: in
     """The last layer's hidden states of every step, forward and backward."""
     outputs: list[Rows] = []
     for forward, backward in zip(layers[::2], layers[1::2], strict=True):
-        ahead = [forward.step(x, features) for x in inputs]
-        back = [backward.step(x, features) for x in reversed(inputs)][::-1]
+        ahead = [forward.step(x, features, t) for t, x in enumerate(inputs)]
+        behind = list(enumerate(inputs))[::-1]
+        back = [backward.step(x, features, t) for t, x in behind][::-1]
         outputs = [state for both in zip(ahead, back, strict=True) for state in both]
         features = 2 * forward.hidden
         parts = [(*state, forward.hidden) for state in outputs]
@@ -240,4 +338,5 @@ def _one_step(call: Call, kind: str, input: Any, hx: Any, weights: Sequence[Any]
     return (new_h, new_c) if kind == "lstm" else new_h
 
 
-TAKE_KNOWN.update((_layers, _cell_module, _cell_function))
+TAKE_KNOWN.update((_layers, _cell_module, _cell_function, _pack))
+TAKE_DATA.update((_layers, _pack, _pad_packed))

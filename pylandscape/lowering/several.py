@@ -7,7 +7,7 @@ b=x2)``. A program has one input; `Form` says where each of the module's lies in
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from ..errors import NotLowered
 from .interpreter import Call, op
+from .of_data import DataRows, Needed, rows_of
 from .values import Slot
 
-_WHOLE = (torch.int64, torch.int32)
+_WHOLE = (torch.int64, torch.int32, torch.bool)
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,31 @@ class Form:
     """How the inputs of a sample lie in one row."""
 
     pieces: tuple[Piece, ...]
+    rows: tuple[DataRows, ...] = ()  # behind the pieces: what torch computes of them alone
+
+    @property
+    def whole(self) -> list[int]:
+        """The rows of whole numbers."""
+        rows = [p.rows for p in self.pieces if not p.dtype.is_floating_point]
+        return [row for part in rows for row in range(part.start, part.stop)]
+
+    @property
+    def width(self) -> int:
+        """Rows of the pieces."""
+        return max(piece.rows.stop for piece in self.pieces)
+
+    def with_rows(self, need: Needed, inputs: Tensor, sizes: Sequence[int]) -> tuple[Form, Tensor]:
+        """The form with the rows that are needed, and the packed inputs (N, rows) with them."""
+        batches = inputs[:, : self.width].split(list(sizes))
+        found, values = rows_of(need, batches, inputs.shape[1])
+        return replace(self, rows=(*self.rows, found)), torch.cat([inputs, values], dim=1)
+
+    def again(self, inputs: Tensor, sizes: Sequence[int]) -> Tensor:
+        """Packed inputs (N, rows), the rows behind the pieces computed anew in their dtype."""
+        own = inputs[:, : self.width].contiguous()
+        parts = own.split(list(sizes))
+        values = [torch.cat([rows.of(part) for part in parts]) for rows in self.rows]
+        return torch.cat([own, *values], dim=1)
 
     def module(self, model: nn.Module) -> nn.Module:
         """The same module, with the same tensors, of the packed inputs."""
@@ -55,12 +81,13 @@ class Form:
         own.__dict__.update(model.__dict__, _packed_form=self)
         return own
 
-    def example(self, packed: Tensor) -> Tensor:
-        """Samples to trace with: integers as zeros."""
-        found = packed.clone()
+    def example(self, packed: Tensor, few: int) -> Tensor:
+        """Samples to trace with: of whole numbers the largest, which are an id as well as a length
+        that reaches the end."""
+        found = packed[torch.arange(few) % len(packed)]
         for piece in self.pieces:
-            if not piece.dtype.is_floating_point:
-                found[:, piece.rows] = 0
+            if not piece.dtype.is_floating_point and 0 not in piece.shape:
+                found[:, piece.rows] = packed[:, piece.rows].max()
         return found
 
 
@@ -89,6 +116,13 @@ def _lower_whole(call: Call, x: Any, dtype: torch.dtype) -> Slot:
     return found
 
 
+def pack_one(inputs: Tensor, dtype: torch.dtype) -> tuple[Tensor, Form]:
+    """The only input (N, ...), packed."""
+    packed = _exact(inputs, dtype).reshape(len(inputs), -1)
+    shape = tuple(inputs.shape[1:])
+    return packed, Form((Piece(0, shape, inputs.dtype, 0),))
+
+
 def pack(batches: Sequence[Any], dtype: torch.dtype) -> tuple[Tensor, Form]:
     """The inputs of all batches (N, rows) of ``dtype`` on the CPU, and how they lie there.
 
@@ -114,11 +148,15 @@ def pack(batches: Sequence[Any], dtype: torch.dtype) -> tuple[Tensor, Form]:
         pieces.append(Piece(key, tuple(part.shape[1:]), part.dtype, row))
         row += prod(part.shape[1:])
         whole = torch.cat([form[key] for form in forms]).detach().cpu()
-        packed = whole.to(dtype)
-        if not whole.is_floating_point() and not torch.equal(packed.to(whole.dtype), whole):
-            raise NotLowered(f"whole numbers that {dtype} does not hold")
-        columns.append(packed.reshape(len(whole), -1))
+        columns.append(_exact(whole, dtype).reshape(len(whole), -1))
     return torch.cat(columns, dim=1).contiguous(), Form(tuple(pieces))
+
+
+def _exact(whole: Tensor, dtype: torch.dtype) -> Tensor:
+    packed = whole.to(dtype)
+    if not whole.is_floating_point() and not torch.equal(packed.to(whole.dtype), whole):
+        raise NotLowered(f"whole numbers that {dtype} does not hold")
+    return packed
 
 
 def _checked(part: Any, size: int, dtype: torch.dtype) -> Tensor:
@@ -127,7 +165,7 @@ def _checked(part: Any, size: int, dtype: torch.dtype) -> Tensor:
     if part.dim() == 0 or len(part) != size:
         raise NotLowered("an input has no row for each sample")
     if not part.is_floating_point() and part.dtype not in _WHOLE:
-        raise NotLowered(f"an input is {part.dtype}, neither floating point nor int64")
+        raise NotLowered(f"an input is {part.dtype}, neither floating point nor int64 or bool")
     if part.is_floating_point() and torch.finfo(part.dtype).eps < torch.finfo(dtype).eps:
         raise NotLowered(f"an input is {part.dtype}, wider than the {dtype} asked for")
     return part

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ..theta import random_source
 from .interpreter import Call, op
-from .values import FILL, Fixed, Known, Merged, Slot, counting, is_number
+from .of_data import TAKE_DATA
+from .values import FILL, Fixed, Known, Merged, OfData, Slot, counting, is_number
 
 
 def _call_on(call: Call, index: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
@@ -39,7 +40,8 @@ def _shown(call: Call, x: Slot | Merged | Fixed, index: Any, fill: float = 0.0) 
     "permute", "transpose", "t", "movedim", "moveaxis", "swapaxes", "swapdims", "mT", "numpy_T",
     "getitem", "slice", "select", "narrow", "chunk", "split", "split_with_sizes", "tensor_split",
     "unbind", "flip", "roll", "expand", "broadcast_to", "repeat", "tile", "repeat_interleave",
-    "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "index_select", "index",
+    "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "index_select", "index", "gather",
+    "take_along_dim",
 )  # fmt: skip
 def _view(call: Call, input: Any, *args: Any, **kwargs: Any) -> Any:
     if isinstance(input, Fixed):
@@ -114,6 +116,8 @@ def _number(call: Call, value: Any) -> float:
 
 @op("masked_fill", "masked_fill_")
 def _masked_fill(call: Call, input: Any, mask: Any, value: Any) -> Slot:
+    if isinstance(mask, OfData):
+        return _chosen(call, mask, _number(call, value), call.rows(input))
     if not isinstance(mask, Known):
         raise call.refuse("a mask that is not constant")
     where = mask.value.broadcast_to(call.value.shape)
@@ -122,12 +126,37 @@ def _masked_fill(call: Call, input: Any, mask: Any, value: Any) -> Slot:
 
 @op("where")
 def _where(call: Call, condition: Any, input: Any, other: Any) -> Slot:
+    if isinstance(condition, OfData):
+        return _chosen(call, condition, call.rows(input), call.rows(other))
     if not isinstance(condition, Known):
         raise call.refuse("a condition that is not constant")
     where = condition.value.broadcast_to(call.value.shape)
     if isinstance(input, Slot):
         return filled(call, input, ~where, _number(call, other))
     return filled(call, call.view(other), where, _number(call, input))
+
+
+def _chosen(call: Call, condition: OfData, x: Any, y: Any) -> Slot:
+    """x where a condition of the data is true, else y: of numbers, what is added; of the rest,
+    products with ones and zeros."""
+    parts = []
+    for value, form in ((x, "value"), (y, "not")):
+        if is_number(value) or (isinstance(value, Known) and value.value.numel() == 1):
+            number = _number(call, value)
+            if form == "not" and not is_number(x) and number == 0.0:
+                continue
+            condition_of = "number" if form == "value" else "other"
+            parts.append(call.lowering.data_slot(condition, condition_of, number))
+        else:
+            parts.append(call.binary("mul", value, call.lowering.data_slot(condition, form)))
+    if len(parts) == 1:
+        return parts[0]
+    return call.binary("add", *parts)
+
+
+@op("zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full")
+def _constant(call: Call, *args: Any, **kwargs: Any) -> Known:
+    return Known(call.value.clone())  # which an op in place may change
 
 
 @op("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout")
@@ -210,3 +239,6 @@ def _as_slot(call: Call, x: Any, like: Slot) -> Slot:
     if call.view(x).axis != like.axis:
         raise call.refuse("operands with their batches in different dimensions")
     return call.view(x)
+
+
+TAKE_DATA.update((_masked_fill, _where))

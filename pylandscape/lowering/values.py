@@ -80,6 +80,23 @@ class Known:
     value: Tensor
 
 
+@dataclass(frozen=True, eq=False)
+class OfData:
+    """A value that the forward pass computes of its inputs alone (of_data.py), as it was traced."""
+
+    node: torch.fx.Node
+    value: Any
+
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """A PackedSequence: x, of shape (time, ...), up to ``lengths``, the same for all samples or
+    one for each."""
+
+    x: Slot
+    lengths: int | OfData
+
+
 @dataclass(frozen=True)
 class Unread:
     """A result that was not lowered; a call that reads it is refused."""

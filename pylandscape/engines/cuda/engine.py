@@ -511,7 +511,7 @@ def lower(
     native = engine_native.build(
         own, loss, dataset, layout, theta.cpu(), dtype=dtype, memory=memory, bn=bn
     )
-    data = Data.of(dataset, dtype)
+    data = Data.of(dataset, dtype).like(native.form)
     own = data.module(own)
 
     def engine_of(lowered: NativeEngine, some: Data) -> CudaEngine:

@@ -136,7 +136,7 @@ def build(land: Answered, engine: NativeEngine) -> PointsCuda:
     if problem is not None:
         raise NotLowered(problem)
     assert isinstance(land.loss_spec, KnownLoss)
-    data = Data.of(land.dataset, torch.float64)
+    data = Data.of(land.dataset, torch.float64).like(engine.form)
     index = land.device.index
     device = torch.device("cuda", torch.cuda.current_device() if index is None else index)
     limit = int(ops.cuda_shared_limit(device.index))
