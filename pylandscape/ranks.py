@@ -213,7 +213,8 @@ class Ranks:
             options = dist.BroadcastOptions()
             options.rootRank, options.rootTensor = source, 0
             for begin in range(0, buffer.size, PIECE):
-                part = torch.from_numpy(buffer[begin : begin + PIECE])
+                piece = buffer[begin : begin + PIECE]
+                part = torch.from_numpy(piece if piece.flags.writeable else piece.copy())
                 work, delay = self._gloo.broadcast([part], options), 1e-4
                 while not work.is_completed():
                     self.check()
@@ -326,22 +327,20 @@ class Call:
         self._hear(name, {self.rank: b"1"}, what, meanwhile)
 
     def exchange(self, arrays: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
-        """Every rank's arrays, of numbers, on all ranks."""
-        head, content = _packed(arrays)
+        """Every rank's arrays, of numbers, on all ranks; only to be read, as the own ones are not
+        copied."""
+        given = [np.asarray(a, order="C") for a in arrays]
         name = self._step()
-        self._put(f"{name}/{self.rank}", head + (content if len(content) <= SMALL else b""))
+        self._put(f"{name}/{self.rank}", _packed(given, SMALL))
         told: dict[int, bytes] = {}
         self._hear(name, told, "the exchange of results")
         found = []
         for rank in range(self.size):
-            kinds, raw = _unpacked(told[rank])
-            size = sum(np.dtype(dtype).itemsize * math.prod(shape) for dtype, shape in kinds)
-            if size > SMALL:
-                raw = np.empty(size, dtype=np.uint8)
-                if rank == self.rank:
-                    raw[:] = np.frombuffer(content, dtype=np.uint8)
-                self.ranks.broadcast(raw, rank)
-            found.append(_arrays(raw, kinds))
+            theirs = _unpacked(told[rank], SMALL, given if rank == self.rank else None)
+            for array in theirs:
+                if array.nbytes > SMALL:
+                    self.ranks.broadcast(array.reshape(-1).view(np.uint8), rank)
+            found.append(theirs)
         return found
 
     def from_first(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -350,7 +349,7 @@ class Call:
 
     def send(self, *arrays: np.ndarray) -> None:
         """Arrays to rank 0, which gets them by `received` whenever it looks."""
-        self.ranks.put(self._key(f"sent/{self.rank}/{self._sent}"), b"".join(_packed(arrays)))
+        self.ranks.put(self._key(f"sent/{self.rank}/{self._sent}"), _packed(arrays))
         self._sent += 1
 
     def received(self) -> Iterator[list[np.ndarray]]:
@@ -363,8 +362,7 @@ class Call:
                     break
                 self._received[rank] += 1
                 self.keys.append(key)
-                kinds, raw = _unpacked(told)
-                yield _arrays(raw, kinds)
+                yield _unpacked(told)
 
     def _hear(
         self,
@@ -716,27 +714,32 @@ def _told(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def _packed(arrays: Sequence[np.ndarray]) -> tuple[bytes, bytes]:
-    """What arrays are, with the length of that before it; their numbers."""
+def _packed(arrays: Sequence[np.ndarray], most: int | None = None) -> bytes:
+    """What arrays are, with the length of that before it, and their numbers; where there is a
+    limit, those of arrays of at most so many bytes."""
     given = [np.asarray(a, order="C") for a in arrays]
     header = json.dumps([[a.dtype.str, list(a.shape)] for a in given]).encode()
-    return len(header).to_bytes(8, "little") + header, b"".join(a.tobytes() for a in given)
+    inside = [a.tobytes() for a in given if most is None or a.nbytes <= most]
+    return b"".join([len(header).to_bytes(8, "little"), header, *inside])
 
 
-def _unpacked(told: bytes) -> tuple[list[Any], np.ndarray]:
-    """What they are, and the bytes of their numbers, if they came along."""
+def _unpacked(
+    told: bytes, most: int | None = None, own: Sequence[np.ndarray] | None = None
+) -> list[np.ndarray]:
+    """The arrays, with room for the numbers that are not inside; or ``own``, which are theirs."""
     end = 8 + int.from_bytes(told[:8], "little")
-    return json.loads(told[8:end]), np.frombuffer(told[end:], dtype=np.uint8)
-
-
-def _arrays(raw: np.ndarray, kinds: Sequence[tuple[str, Sequence[int]]]) -> list[np.ndarray]:
-    """Arrays of numbers from their bytes."""
-    found, at = [], 0
-    for text, shape in kinds:
-        dtype = np.dtype(text)
-        if dtype.kind not in "biuf":
-            raise RankFailed(f"the ranks exchange numbers, got an array of {dtype}")
+    kinds = [(np.dtype(text), tuple(shape)) for text, shape in json.loads(told[8:end])]
+    odd = next((dtype for dtype, _ in kinds if dtype.kind not in "biuf"), None)
+    if odd is not None:
+        raise RankFailed(f"the ranks exchange numbers, got an array of {odd}")
+    if own is not None:
+        return list(own)
+    found = []
+    for dtype, shape in kinds:
         size = dtype.itemsize * math.prod(shape)
-        found.append(raw[at : at + size].view(dtype).reshape(tuple(shape)).copy())
-        at += size
+        if most is not None and size > most:
+            found.append(np.empty(shape, dtype))
+            continue
+        found.append(np.frombuffer(told[end : end + size], dtype).reshape(shape).copy())
+        end += size
     return found

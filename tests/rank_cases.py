@@ -222,6 +222,29 @@ def between(folder: Path) -> dict[str, Any]:
 
 
 @case
+def arrays(folder: Path) -> dict[str, Any]:
+    """Small and large ones, of several kinds, of which rank 1's are read-only."""
+    group = current()
+    assert group is not None
+
+    def of(rank: int) -> list[np.ndarray]:
+        large = np.arange(60_000 + rank, dtype=np.float32).reshape(-1, 1) * (rank + 1)
+        return [large, np.empty((0, 3)), np.array(rank), large[::2] > 7, large.T.astype(np.int64)]
+
+    mine = of(group.rank)
+    for array in mine:
+        array.flags.writeable = group.rank != 1
+    with group.call("arrays", {}) as call:
+        found = call.exchange(mine)
+        first = call.from_first(mine)
+    for rank, theirs in enumerate([*found, first]):
+        for got, want in zip(theirs, of(rank % 2), strict=True):
+            assert got.dtype == want.dtype
+            assert np.array_equal(got, want)
+    return {}
+
+
+@case
 def hanging(folder: Path, rank: int = 1) -> dict[str, Any]:
     def metric(outputs: torch.Tensor, target: torch.Tensor) -> float:
         # The others leave it time to come and take a point.

@@ -16,6 +16,7 @@ import torch
 from rank_cases import CASES, Group
 
 import pylandscape as pl
+from pylandscape.runs.items import _ends
 
 
 def same(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> None:
@@ -36,7 +37,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Group:
     """Two ranks that go through many cases; after an error they go on with the next one."""
     cases = (
         "points raising different:data different:function different:samples between files "
-        "few_shared hanging early"
+        "few_shared arrays hanging early"
     )
     group = Group(tmp_path_factory.mktemp("two"), cases, 2)
     group.end()
@@ -81,6 +82,23 @@ def test_ranks_that_ask_different_things_are_told_what_differs(two: Group, what:
 def test_after_errors_the_ranks_work_together_again(two: Group, tmp_path: Path) -> None:
     for found in two.found("early"):
         same(found, CASES["early"](tmp_path))
+
+
+def test_arrays_of_all_sizes_are_exchanged(two: Group) -> None:
+    assert not any(two.found("arrays"))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.parametrize("count", [0, 1, 3, 10, 40, 997])
+@pytest.mark.parametrize("most", [1, 16, 1000])
+def test_equal_ranks_draw_equally_much(count: int, size: int, most: int) -> None:
+    pieces = np.diff(_ends(count, size, most), prepend=0)
+    assert pieces.sum() == count
+    assert ((pieces > 0) & (pieces <= most)).all()
+    shares = [pieces[rank::size].sum() for rank in range(size)]
+    assert max(shares) - min(shares) <= max(1, count // (12 * size))
+    if size > 1 and count:
+        assert pieces[0] <= -(-count // (2 * size))
 
 
 def test_ranks_that_share_out_the_samples_give_the_bits_of_one(two: Group, tmp_path: Path) -> None:

@@ -95,7 +95,6 @@ class _Share:
 
     def __init__(self, count: int, record: _Record, call: Call | None, most: int | None) -> None:
         self.count, self.record, self.call = count, record, call
-        self.most = most or count
         self.drawn = 0
         self._last = time.monotonic()
         parts = record.read()
@@ -104,19 +103,19 @@ class _Share:
         for part in self.known:
             done[part[ITEMS]] = True
         self.left = np.flatnonzero(~done)
+        self._ends = _ends(len(self.left), 1 if call is None else call.size, most or count)
+        self._next = 0
 
     def next(self) -> np.ndarray:
         """Items that nobody else gets; none at the end."""
         self.beat(True)
-        size = self.call.size if self.call is not None else 1
-        left = len(self.left) - self.drawn
-        wanted = (
-            left if size == 1 else max(-(-left // (2 * size)), -(-len(self.left) // (6 * size)))
-        )
-        wanted = max(1, min(wanted, self.most))  # fewer and fewer: all ranks end together
-        at = self.drawn if self.call is None else self.call.draw(wanted)
-        self.drawn = min(at + wanted, len(self.left))
-        return self.left[at : at + wanted]
+        number = self._next if self.call is None else self.call.draw(1)
+        self._next = number + 1
+        if number >= len(self._ends):
+            return self.left[:0]
+        begin = self._ends[number - 1] if number else 0
+        self.drawn = self._ends[number]
+        return self.left[begin : self.drawn]
 
     def beat(self, now: bool = False) -> None:
         """A sign of life, not too often."""
@@ -142,6 +141,24 @@ class _Share:
                     whole[part[ITEMS]] = part[name]
                 found[name] = whole
         return found
+
+
+def _ends(count: int, size: int, most: int) -> list[int]:
+    """Where the pieces end that `size` ranks draw `count` items in.
+
+    Each gets a piece of half of what is left, and so on: equal ranks have equally much, and of
+    unequal ones the fast ones draw more of the last pieces, which are small.
+    """
+    least = -(-count // (12 * size))  # items that are computed together cost less
+    ends: list[int] = []
+    while (left := count - (ends[-1] if ends else 0)) > 0:
+        share = -(-left // size)  # of each rank, if these were the last pieces
+        piece = share if size == 1 else max(-(-left // (2 * size)), min(least, share))
+        for _ in range(size):
+            if ends and ends[-1] == count:
+                break
+            ends.append(min(count, (ends[-1] if ends else 0) + min(piece, most)))
+    return ends
 
 
 class _Record:
