@@ -331,15 +331,18 @@ class Reference:
         terms, parameters = self._terms(theta, parts)
         for p in parameters:
             p.grad = None
-        some = False
+        found: list[Tensor] = []
         with contextlib.closing(terms) as losses:  # also on failure: it holds modes and seeds
             for loss in losses:
-                if loss.requires_grad:
-                    some = True
-                    loss.backward()
-        if not some:
-            return None
-        return _flat(torch.zeros_like(p) if p.grad is None else p.grad for p in parameters)
+                if not loss.requires_grad:
+                    continue
+                loss.backward()
+                found.append(
+                    _flat(torch.zeros_like(p) if p.grad is None else p.grad for p in parameters)
+                )
+                for p in parameters:  # summed here: the next batch's objective may clear them
+                    p.grad = None
+        return sum(found[1:], found[0]) if found else None
 
     def _product(self, theta: Tensor, v: Tensor, parts: bool) -> Tensor | None:
         if "once_differentiable" in self.plan.blocks:

@@ -316,3 +316,67 @@ def test_an_array_in_a_parameters_memory_is_refused_also_where_no_value_shows_it
 
     with pytest.raises(pl.InvalidArgument, match=r"a numpy array .* shares the memory of a param"):
         pl.Landscape(Viewed(), objective=wrong, data=[(X, Y)])
+
+
+def _errors(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    return (model(batch[0]).argmax(1) != batch[1]).double().mean()
+
+
+def test_state_that_a_count_of_errors_seldom_shows_is_held() -> None:
+    """Two runs may make as many errors with other outputs."""
+    calls = 0
+
+    class Counts(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            nonlocal calls
+            calls += 1
+            return super().forward(x) + 1e-3 * calls * torch.arange(3)
+
+    torch.manual_seed(0)
+    x, y = torch.randn(8, 2), torch.randint(0, 3, (8,))
+    land = pl.Landscape(Counts(2, 3), objective=_errors, data=[(x, y)])
+    assert calls == 0
+    far = land.theta + torch.randn(200, len(land.theta))
+    assert np.array_equal(land.losses(points=far), land.losses(points=far))
+    assert calls == 0
+
+
+def test_a_branch_on_gradients_is_found_where_its_values_agree() -> None:
+    """With a unit that is dead where the copy is compared, both ways give 0."""
+
+    class Branch(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.tensor(-30.0))
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = torch.relu(self.w * x)
+            if self.w > 1e3:  # no program for a capture
+                return y
+            return torch.sin(y) if y.requires_grad else y
+
+    x = torch.rand(8, 1)
+    land = pl.Landscape(Branch(), nn.MSELoss(), (x, torch.zeros(8, 1)))
+    want = float(torch.sin(2 * x).pow(2).mean())
+    assert np.isclose(land.losses(points=torch.tensor([[2.0]]))[0], want, rtol=1e-6)
+
+
+def test_the_comparison_runs_in_eval_mode_also_after_a_run_that_failed() -> None:
+    class Inner(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc, self.drop = nn.Linear(2, 2), nn.Dropout()
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.drop(self.fc(x))
+            return torch.autograd.grad(h.sin().sum(), h, create_graph=True)[0]
+
+    torch.manual_seed(0)
+    x, y = torch.randn(8, 2), torch.randn(8, 2)
+    model = Inner().train()
+    land = pl.Landscape(model, nn.MSELoss(), (x, y))
+    with torch.no_grad():
+        want = float((model.fc(x).cos() - y).pow(2).mean())
+    assert np.isclose(land.losses(points=land.theta[None])[0], want, rtol=1e-6)
+    assert model.training
+    assert model.drop.training

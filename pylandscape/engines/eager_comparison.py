@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -18,11 +18,13 @@ from ..theta.held_state import State
 from ..theta.losses import FreeLoss, KnownLoss, Objective
 from ..theta.outside import Outside
 from ..theta.snapshot import Snapshot
+from .computed import Calls, Computed
 from .eager_parameters import CopyParameters
 from .eager_switches import dense_gradients, persistently
 from .forward_pass import Pass, eval_mode, roots
 
 _ROUNDING = 64  # eps of the coarsest parameters: two kernels' values of one loss
+Watch = TypeVar("Watch", bound=Calls)
 _FEW = 32  # samples on which the copy is compared
 
 
@@ -99,22 +101,22 @@ class Comparison:
             slots = [real.get(id(t)) for t in self._copy.parameters.slots]
             movable = not any(t is None or t.is_meta or _overlapping(t) for t in slots)
 
-            def run_real(part: Batch, enabled: bool) -> float | None:
+            def run_real(part: Batch, enabled: bool) -> tuple[float | None, list[str] | None]:
                 if not movable:
-                    return None
+                    return None, None
                 return self._real_loss(model, loss, part, slots, enabled)
 
             few = self._copy.batches[0].first(_FEW)
             if few is not self._copy.batches[0]:
                 try:
-                    if self._agree(few, run_real(batch.first(_FEW), True)):
+                    if self._agree(few, *run_real(batch.first(_FEW), True)):
                         return
                 except Exception as error:  # a model that fixes the size of its batches
                     if out_of_memory(error):
                         raise
                     self._copy.undo_run()
             try:
-                want = run_real(batch, True)
+                want, calls = run_real(batch, True)
             except Exception as error:
                 if not converted and not out_of_memory(error):
                     raise wrapping(
@@ -122,8 +124,8 @@ class Comparison:
                         "model: a copy of it runs on the data, but the module itself does not once "
                         f"its parameters have moved: {type(error).__name__}: {error}",
                     ) from error
-                want = None
-            if self._agree(self._copy.batches[0], want):
+                want, calls = None, None
+            if self._agree(self._copy.batches[0], want, calls):
                 return
             got = self.repeated(self._copy.place_near)
             coarsest = max(
@@ -136,7 +138,7 @@ class Comparison:
                 return
             # What requires a gradient in the copy may be frozen in the module.
             if not self._copy.needs_grad:
-                other = run_real(batch, False)
+                other, _ = run_real(batch, False)
                 assert other is not None
                 want = other if near(got, other, allowed) else want
         if not near(got, want, allowed):
@@ -148,13 +150,13 @@ class Comparison:
                 "of the module, or pass them through objective=f(model, batch)"
             )
 
-    def _agree(self, batch: Batch, want: float | None) -> bool:
-        """Whether the copy, near its own point, has the value ``want`` of a batch, to the bit."""
+    def _agree(self, batch: Batch, want: float | None, calls: list[str] | None) -> bool:
+        """Whether the copy, near its own point, has the value ``want`` of a batch to the bit, by
+        the same calls: two functions may have one value where units are dead."""
         if want is None:
             return False
-        return near(
-            self._copy.share(batch, self._copy.place_near, self._copy.grad_mode()), want, 0.0
-        )
+        value, own = self._watched(batch, self._copy.grad_mode(), Calls())
+        return near(value, want, 0.0) and (own is None or calls is None or own.names == calls)
 
     def repeated(self, place: Callable[[], None]) -> float:
         """The first batch's share of L where ``place`` puts the copy, which two runs in either grad
@@ -165,7 +167,10 @@ class Comparison:
         if self._copy.needs_grad:
             return first
         enabled = self._enabled(batch, place)
-        if enabled is None or near(first, enabled, _ROUNDING * self._copy.parameters.rounding()):
+        if enabled is None or (
+            near(first, enabled, _ROUNDING * self._copy.parameters.rounding())
+            and not self._other_calls(batch)
+        ):
             return first
         again = self._enabled(batch, place)
         self._check_same(enabled, float("nan") if again is None else again)
@@ -178,11 +183,15 @@ class Comparison:
         That state is the making's afterwards, or of later runs.
         """
 
+        def computed(batch: Batch) -> tuple[float, Any]:
+            value, seen = self._watched(batch, self._copy.grad_mode(), Computed())
+            return value, seen and seen.results()
+
         def differs(batch: Batch) -> bool:  # near the origin: it may have kept what it found there
-            later = self._copy.share(batch, self._copy.place_near, self._copy.grad_mode())
+            later = computed(batch)
             outside.restore()
-            first = self._copy.share(batch, self._copy.place_near, self._copy.grad_mode())
-            return not near(first, later, 0.0)
+            first = computed(batch)
+            return not near(first[0], later[0], 0.0) or first[1] != later[1]
 
         batch = self._copy.batches[0]
         if outside.steps:
@@ -194,6 +203,31 @@ class Comparison:
                 if out_of_memory(error):
                     raise
         return differs(batch)
+
+    def _other_calls(self, batch: Batch) -> bool:
+        """Whether the code takes another way where gradients are enabled."""
+        try:
+            plain = self._watched(batch, self._copy.grad_mode(), Calls())[1]
+            enabled = self._watched(batch, _graphless(), Calls())[1]
+        except Exception as error:  # it wants the graph itself
+            if out_of_memory(error):
+                raise
+            self._copy.undo_run()
+            return False
+        return plain is not None and enabled is not None and plain.names != enabled.names
+
+    def _watched(
+        self, batch: Batch, mode: AbstractContextManager[Any], watch: Watch
+    ) -> tuple[float, Watch | None]:
+        """The batch's share of L near the copy's point, and what watched the calls that led to it;
+        None where torch cannot run so."""
+        try:
+            return self._copy.share(batch, self._copy.place_near, _both(mode, watch)), watch
+        except Exception as error:
+            if out_of_memory(error):
+                raise
+        self._copy.undo_run()
+        return self._copy.share(batch, self._copy.place_near, self._copy.grad_mode()), None
 
     def _check_same(self, first: float, again: float) -> None:
         exact = (
@@ -227,7 +261,7 @@ class Comparison:
         batch: Batch,
         slots: Sequence[Any],
         enabled: bool,
-    ) -> float:
+    ) -> tuple[float, list[str] | None]:
         originals = self._snapshot.originals()
         state = State(originals, moved=map(id, slots))
         outside = Outside(roots(model, loss), originals)
@@ -254,31 +288,36 @@ class Comparison:
                 if t.grad is not grad:
                     t.grad = grad
 
-        def run(mode: AbstractContextManager[Any], hooks: AbstractContextManager[Any]) -> float:
+        def run(*inside: AbstractContextManager[Any]) -> float:
             for t in leaves:  # which a backward pass inside would add to
                 t.grad = None
             with torch.inference_mode(inference):
                 self._copy.parameters.move_near(slots, at)
             self._copy.seed()
             own, pass_ = batch.fresh(), Pass(model, loss)
-            with mode, hooks:
+            with ExitStack() as entered:
+                for context in inside:
+                    entered.enter_context(context)
                 return float(pass_.weighed(pass_.outputs(own), own, 0)[0].detach())
 
-        ways: list[Any] = [(torch.no_grad, nullcontext)]
+        ways: list[Any] = [(torch.no_grad, nullcontext, False)]
         if enabled:
             dropped = partial(saved_tensors_hooks, _drop, _gone)
-            ways = [(torch.enable_grad, dropped), (torch.enable_grad, nullcontext), *ways]
+            ways[:0] = [(torch.enable_grad, dropped, watched) for watched in (True, False)]
+            ways.insert(2, (torch.enable_grad, nullcontext, False))
         try:
-            with eval_mode(model, self._copy.bn == "batch"), dense_gradients(model):
-                while True:
-                    mode, hooks = ways.pop(0)
-                    try:
-                        return run(mode(), hooks())
-                    except Exception as error:
-                        if not ways or out_of_memory(error):
-                            raise
-                    state.put_back_changes()
-                    restore_outside()
+            while True:
+                mode, hooks, watched = ways.pop(0)
+                watch = Calls() if watched else None
+                try:  # the modes are put back with the rest
+                    with eval_mode(model, self._copy.bn == "batch"), dense_gradients(model):
+                        value = run(mode(), hooks(), watch or nullcontext())
+                    return value, watch.names if watch else None
+                except Exception as error:
+                    if not ways or out_of_memory(error):
+                        raise
+                state.put_back_changes()
+                restore_outside()
         finally:
             persistently(put_back)
 
@@ -294,6 +333,19 @@ def _overlapping(t: Tensor) -> bool:
     return t.layout != torch.strided or any(
         stride == 0 and size > 1 for stride, size in zip(t.stride(), t.shape, strict=True)
     )
+
+
+@contextmanager
+def _both(a: AbstractContextManager[Any], b: AbstractContextManager[Any]) -> Iterator[None]:
+    with a, b:
+        yield
+
+
+@contextmanager
+def _graphless() -> Iterator[None]:
+    """Gradients enabled, and what backward passes would need let go."""
+    with torch.enable_grad(), saved_tensors_hooks(_drop, _gone):
+        yield
 
 
 def _drop(t: Tensor) -> None:

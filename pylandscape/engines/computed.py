@@ -1,0 +1,85 @@
+"""What code computes on its way to a value, call by call."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+_ENDS = {torch.ops.aten._local_scalar_dense, torch.ops.aten.detach}
+_UNWRITTEN = ("empty", "new_empty")
+
+
+class Calls(TorchDispatchMode):
+    """The names of torch's calls inside, in their order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self.names.append(func.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+class Computed(Calls):
+    """Notes the tensors that torch computes inside, and which of them a number is taken from.
+
+    A loss that is a count of errors is the same for many outputs: two runs with one value may have
+    computed two functions. `results` tells them apart.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._calls: list[tuple[bool, set[int], list[tuple[int, int | None]]]] = []
+        self._alive: list[Any] = []  # memory that is named stays taken
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        out = super().__torch_dispatch__(func, types, args, kwargs)
+        read, made = list(_tensors((args, kwargs))), list(_tensors(out))
+        unwritten = func.__name__.startswith(_UNWRITTEN)
+        results = [(_memory(t), None if unwritten else _checksum(t)) for t in made]
+        ends = func.overloadpacket in _ENDS
+        self._calls.append((ends, {_memory(t) for t in read}, results))
+        self._alive += [*read, *made]
+        return out
+
+    def results(self) -> list[tuple[str, tuple[int | None, ...]]]:
+        """Each call on the way to a number that Python has seen, with checksums of its results."""
+        needed: set[int] = set()
+        found = []
+        for name, (ends, read, made) in zip(
+            reversed(self.names), reversed(self._calls), strict=True
+        ):
+            sums = tuple(value for memory, value in made if memory in needed)
+            if sums or ends:
+                found.append((name, sums))
+                needed |= read
+        return found
+
+
+def _tensors(nest: Any) -> Iterator[Tensor]:
+    return (t for t in tree_leaves(nest) if isinstance(t, Tensor))
+
+
+def _memory(t: Tensor) -> int:
+    """The memory that a tensor shares with its views."""
+    return int(t.untyped_storage()._cdata) if t.layout == torch.strided else id(t)
+
+
+def _checksum(t: Tensor) -> int | None:
+    """Of its bits; None where they are not at hand."""
+    if t.layout != torch.strided or t.is_meta or t.is_quantized:
+        return None
+    with torch.no_grad():
+        flat = t.detach().resolve_conj().resolve_neg().cpu().contiguous().reshape(-1)
+        return zlib.crc32(flat.view(torch.uint8).numpy().data) if flat.numel() else 0
