@@ -69,11 +69,16 @@ def wrapping(
     def initialise(self: Any, *args: Any) -> None:
         Exception.__init__(self, *args)
 
+    def text(self: Any) -> str:  # some types have one of their own: KeyError puts it in quotes
+        return message
+
     if isinstance(error, kind):
         return kind(message)
     try:
-        joined = type(kind.__name__, (kind, type(error)), {"__init__": initialise})
+        own = {"__init__": initialise, "__str__": text}
+        joined = type(kind.__name__, (kind, type(error)), own)
         found: PylandscapeError = joined(message)
+        found.__dict__.update(getattr(error, "__dict__", {}))  # what ``except`` may read of it
     except TypeError:
         return kind(message)
     return found

@@ -30,7 +30,7 @@ from .engines.choose import EngineReport, choose
 from .engines.differences import check_products, hessian_by_differences
 from .engines.eager import TorchEngine
 from .engines.eager_derivatives import MEMORY
-from .engines.eager_switches import LOCK
+from .engines.eager_switches import LOCK, Autocast, outside_inference_mode
 from .engines.forward_pass import rebound
 from .engines.shared_data import DataShards
 from .errors import InvalidArgument, NotLowered, PylandscapeError, wrapping
@@ -53,7 +53,7 @@ from .theta.checks import (
     whole_bytes,
 )
 from .theta.data import Dataset, not_finite
-from .theta.eval_mode import into_eval, unwrapped
+from .theta.eval_mode import bare_names, into_eval, unwrapped
 from .theta.layout import ParameterLayout
 from .theta.losses import (
     Objective,
@@ -144,6 +144,7 @@ class Landscape:
             the model cannot take, a loss that is no scalar.
     """
 
+    @outside_inference_mode
     def __init__(
         self,
         model: nn.Module,
@@ -206,6 +207,7 @@ class Landscape:
         if bn == "interpolate":
             effective_bn = bn if self.moved.n > self.layout.n else "eval"
         self._asked = effective_bn, dtype, engine
+        self.autocast = Autocast(self.device)
         self.computed = computed.note(model, self)
         self.point_seconds = 0.0  # that L at one point took, by torch
         self._start(snapshot)
@@ -254,7 +256,7 @@ class Landscape:
             snapshot.alias(whole, model)
         self.model = snapshot.model
         into_eval(self.model)
-        self.layout = ParameterLayout.of(self.model, params)
+        self.layout = ParameterLayout.of(self.model, params, bare_names(model))
         self.dtype = dtype or theta_dtype(self.layout)
         named: dict[str, Tensor] = dict(self.model.named_parameters())
         # What a point moves: theta, and with bn="interpolate" the running statistics after it.
@@ -333,6 +335,7 @@ class Landscape:
             snapshot=snapshot,
             needs_grad=needs_grad,
             base=self.base,
+            autocast=self.autocast,
         )
         self._model_loss = self._first_loss()
         self._slope = ()
@@ -673,7 +676,15 @@ class Landscape:
         return home.product_at(matrix, self._vectors(v), point)
 
     def _vectors(self, v: Any) -> Tensor:
-        vectors = torch.as_tensor(getattr(v, "vector", v)).detach().to(self.device, self.dtype)
+        given = getattr(v, "vector", v)
+        try:
+            vectors = torch.as_tensor(given).detach().to(self.device, self.dtype)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise InvalidArgument(
+                f"v: expected a tensor or array ({self.n_params},) or (k, {self.n_params}), got a "
+                f"{type(given).__name__}; of tensors shaped like the parameters, "
+                "torch.cat([t.reshape(-1) for t in v]) is one"
+            ) from error
         if vectors.dim() not in (1, 2) or vectors.shape[-1] != self.n_params:
             raise InvalidArgument(
                 f"v: expected shape ({self.n_params},) or (k, {self.n_params}), "

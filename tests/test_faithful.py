@@ -656,7 +656,9 @@ def test_errors_of_the_users_code_keep_their_type_and_say_what_to_do() -> None:
     assert isinstance(caught.value, pl.InvalidArgument)
     with pytest.raises(pl.InvalidArgument, match=r"look like one sample.*x\[None\]"):
         torch_land(
-            nn.Linear(3, 3), nn.CrossEntropyLoss(), (X[:3, 0], torch.tensor([0.2, 0.3, 0.5]))
+            nn.Sequential(nn.Conv2d(1, 2, 1), nn.Flatten(), nn.Linear(8, 3)),
+            nn.CrossEntropyLoss(),
+            (X[:2].reshape(1, 2, 2), torch.tensor(1)),
         )
     bad = X.clone()
     bad[1, 0] = torch.nan

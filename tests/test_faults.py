@@ -1093,6 +1093,17 @@ def test_a_cycle_of_the_same_batches_is_bounded(monkeypatch):
     refused(lambda: pl.Landscape(nn.Linear(2, 2), "cross_entropy", batches), "ends.*goes on")
 
 
+def test_a_loader_of_a_stream_without_an_end_is_bounded(monkeypatch):
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return itertools.repeat((torch.randn(2), 1))
+
+    monkeypatch.setattr("pylandscape.theta.data._MOST_BATCHES", 100)
+    loader = torch.utils.data.DataLoader(Stream(), 2)
+    refused(lambda: pl.Landscape(nn.Linear(2, 2), "cross_entropy", loader), "ends.*goes on")
+    assert pl.Landscape(nn.Linear(2, 2), "cross_entropy", loader, max_batches=2).loss() > 0
+
+
 def test_a_power_between_one_and_two_behind_a_relu_has_finite_products() -> None:
     class Powered(nn.Module):
         def __init__(self) -> None:

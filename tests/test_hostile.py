@@ -128,6 +128,32 @@ class MetaTwin(Base):
         )
 
 
+class UnseenMaximum(Base):
+    """An observer that changes far away alone, and without a new version of its tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("most", torch.full((), 1.5).double())
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.f(x)
+        self.most.data.copy_(torch.maximum(self.most, h.detach().abs().max()))
+        return self.o(h / self.most)
+
+
+class TeacherFollowsUnseen(Base):
+    """A teacher, frozen and no part of theta, whose ``.data`` follows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.teacher = nn.Linear(3, 4).double().requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for mine, its in zip(self.f.parameters(), self.teacher.parameters(), strict=True):
+            its.data = 0.5 * its.data + 0.5 * mine.data
+        return self.o(self.h(x) - self.teacher(x))
+
+
 class LayerOfTheClass(Base):
     slope: ClassVar[nn.Module] = nn.PReLU().double()
 
@@ -149,7 +175,8 @@ class TurnsSwitches(Base):
 
 CASES = [
     CopiesAsItself, CopiesItsParts, HiddenInSlots, TiedThroughATranspose, WholeNumbers,
-    CachedMethod, BinaryWeights, LoadsItself, MetaTwin, LayerOfTheClass,
+    CachedMethod, BinaryWeights, LoadsItself, MetaTwin, LayerOfTheClass, UnseenMaximum,
+    TeacherFollowsUnseen,
     pytest.param(TurnsSwitches, marks=pytest.mark.ci),  # torch loads its compiler for them
 ]  # fmt: skip
 
@@ -157,7 +184,7 @@ CASES = [
 def reference(make: Callable[[], nn.Module], theta: Tensor, v: Tensor) -> tuple[Tensor, ...]:
     """Value, gradient and Hessian product of a fresh module whose parameters are moved in place."""
     module = make().eval()
-    p = [q for q in module.parameters() if q.is_floating_point()]
+    p = [q for q in module.parameters() if q.is_floating_point() and q.requires_grad]
     for q, part in zip(p, theta.split([q.numel() for q in p]), strict=True):
         q.data.copy_(part.view_as(q))
     value = F.mse_loss(module(X), Y)
@@ -196,7 +223,9 @@ def test_the_numbers_are_those_of_the_loop_and_the_module_stays(make: type[nn.Mo
     module = make()
     before = {name: t.clone() for name, t in module.state_dict().items()}
     of_process = settings()
-    land = pl.Landscape(module, nn.MSELoss(), (X, Y), engine="torch")
+    moved = [name for name, p in module.named_parameters() if p.requires_grad]
+    params = moved if make is TeacherFollowsUnseen else None
+    land = pl.Landscape(module, nn.MSELoss(), (X, Y), engine="torch", params=params)
     generator = torch.Generator().manual_seed(3)
     n = land.n_params
     points = land.theta + 0.3 * torch.randn(2, n, generator=generator, dtype=torch.float64)
@@ -380,3 +409,131 @@ def test_the_comparison_runs_in_eval_mode_also_after_a_run_that_failed() -> None
     assert np.isclose(land.losses(points=land.theta[None])[0], want, rtol=1e-6)
     assert model.training
     assert model.drop.training
+
+
+def test_observers_of_quantisation_start_anew_at_every_point() -> None:
+    """Their fused kernel changes them without a new version, those of weights where these move."""
+    from torch.ao import quantization
+
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    net.qconfig = quantization.get_default_qat_qconfig("fbgemm")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's, that it moves to another package
+        net = quantization.prepare_qat(net.train())
+    net(X.float())
+    land = pl.Landscape(net, nn.MSELoss(), (X.float(), Y.float()))
+    points = torch.stack([land.theta, land.theta * 1.1, land.theta, land.theta * 1.1])
+    losses = land.losses(points=points)
+    assert losses[:2].tolist() == losses[2:].tolist()
+    with torch.no_grad():
+        for p in net.eval().parameters():
+            p.mul_(1.1)
+        own = float(F.mse_loss(net(X.float()), Y.float()))
+    assert losses[1] == pytest.approx(own, rel=1e-6)
+
+
+def test_an_error_behind_an_inner_gradient_is_the_one_that_is_told() -> None:
+    def objective(m: nn.Module, b: Any) -> Tensor:
+        x = b[0].clone().requires_grad_()
+        (g,) = torch.autograd.grad(m(x).sum(), x, create_graph=True)  # fails under no_grad
+        return g.sum() + {}["boundary"]
+
+    with pytest.raises(KeyError, match="KeyError: 'boundary'"):
+        pl.Landscape(Base(), objective=objective, data=[(X,)])
+
+
+def test_computed_weights_do_not_hinder_questions_about_many_points() -> None:
+    from torch.nn.utils import prune
+
+    net = Base()
+    prune.l1_unstructured(net.f, "weight", 0.5)
+    net(X)  # its weight is a result of the parameters from now on
+    land = pl.Landscape(net, nn.MSELoss(), (X, Y))
+    assert pl.classify(land, land.theta[None], progress=False).eigenvalues.shape == (
+        1,
+        land.n_params,
+    )
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, lambda m: torch.compile(m, backend="eager")])
+def test_a_part_in_a_wrapper_has_the_users_names(wrap: Any) -> None:
+    def made() -> nn.Module:
+        net = Base()
+        net.f = wrap(net.f)
+        return net
+
+    net, other = made(), made()
+    with torch.no_grad():
+        for p in other.parameters():
+            p.mul_(1.5)
+    name = next(iter(dict(net.named_parameters())))
+    land = pl.Landscape(net, nn.MSELoss(), (X, Y), copy=False)
+    want = pytest.approx(float(F.mse_loss(other(X), Y).detach()), rel=1e-12)
+    assert land.loss(other) == want
+    assert land.loss(other.state_dict()) == want
+    assert "stay as they are" not in str(land.engine_report())
+    assert pl.Landscape(net, nn.MSELoss(), (X, Y), params=(name,)).n_params == 12
+
+
+def test_automatic_casting_around_is_that_of_the_making() -> None:
+    net, x, y = Base().float(), X.float(), Y.float()
+    plain = pl.Landscape(net, nn.MSELoss(), (x, y), engine="torch")
+    at = plain.theta * 1.3
+    want = plain.loss(at)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert plain.loss(at) == want
+        cast = pl.Landscape(net, nn.MSELoss(), (x, y))
+        inside = [cast.loss(at), cast.loss(), cast.loss(at)]
+        with torch.no_grad():
+            own = float(F.mse_loss(net(x), y))
+    assert "autocast to bfloat16" in str(cast.engine_report())
+    assert inside[0] == inside[2] == cast.loss(at) != want
+    assert inside[1] == pytest.approx(own, rel=1e-2)
+    assert not torch.is_autocast_enabled("cpu")
+
+
+def test_a_landscape_can_be_made_in_inference_mode() -> None:
+    want = pl.Landscape(Base(), nn.MSELoss(), (X, Y), engine="torch")
+    with torch.inference_mode():
+        land = pl.Landscape(Base(), nn.MSELoss(), (X, Y), engine="torch")
+        assert land.loss() == want.loss()
+        assert torch.equal(land.gradient(), want.gradient())
+    assert torch.equal(land.hvp(land.theta), want.hvp(want.theta))
+
+
+def test_a_loader_leaves_its_own_generator() -> None:
+    generator = torch.Generator().manual_seed(4)
+    data = torch.utils.data.TensorDataset(X, Y)
+    loader = torch.utils.data.DataLoader(data, 3, shuffle=True, generator=generator)
+    before = generator.get_state()
+    pl.Landscape(Base(), "mse", loader)
+    assert torch.equal(generator.get_state(), before)
+
+
+class Told(Exception):
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+@pytest.mark.parametrize(
+    "error", [KeyError("x"), Told(3), UnicodeDecodeError("utf8", b"a", 0, 1, "r"), OSError(2, "no")]
+)
+@pytest.mark.parametrize("where", ["objective", "data"])
+def test_an_error_of_the_users_code_is_also_ours_and_says_what_it_was(
+    error: Exception, where: str
+) -> None:
+    def fails(*_: Any) -> Any:
+        raise error
+
+    def batches() -> Iterator[Any]:
+        yield X, Y
+        fails()
+
+    given = {"objective": fails, "data": [(X, Y)]}
+    with pytest.raises(pl.InvalidArgument, match=r"^data: ") as e:
+        pl.Landscape(Base(), **(given if where == "objective" else {"data": batches()}))
+    assert isinstance(e.value, type(error))
+    assert f"{type(error).__name__}: " in str(e.value)
+    assert getattr(e.value, "code", 3) == 3

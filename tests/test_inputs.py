@@ -121,6 +121,11 @@ READ: dict[str, Case] = {
         F.cross_entropy(OwnLoss().net(X), Y).item()),
     "classes of 32 bits": lambda: (
         pl.Landscape(net(), "cross_entropy", (X, Y.int())), F.cross_entropy(net()(X), Y).item()),
+    "one sample and its shares of classes": lambda: (
+        pl.Landscape(net(), "cross_entropy", (X[0], torch.tensor([0.2, 0.3, 0.5]))),
+        F.cross_entropy(net()(X[0]), torch.tensor([0.2, 0.3, 0.5])).item()),
+    "one sample and its values": lambda: (
+        pl.Landscape(net(), "mse", (X[0], X[1, :3])), F.mse_loss(net()(X[0]), X[1, :3]).item()),
 }  # fmt: skip
 
 
@@ -156,6 +161,26 @@ REFUSED: dict[str, Callable[[], Any]] = {
     r"target.squeeze\(1\).long\(\) has": lambda: pl.Landscape(
         net(), "cross_entropy", (X, Y[:, None].float())
     ),
+    r"target.argmax\(1\) has the classes": lambda: pl.Landscape(
+        net(), "cross_entropy", (X, F.one_hot(Y, 3))
+    ),
+    r"inputs are int64 and the parameters float32: convert the inputs, x.to": (
+        lambda: pl.Landscape(net(), "cross_entropy", (X.long(), Y))
+    ),
+    r"objective: expected a scalar, got a tuple of 2; return the loss alone": lambda: pl.Landscape(
+        net(), objective=lambda m, b: (m(b[0]).mean(), {}), data=(X, Y)
+    ),
+    r"objective: expected a scalar, got None": lambda: pl.Landscape(
+        net(), objective=lambda m, b: None, data=(X, Y)
+    ),
+    r"model: expected parameters that have values, but '0.weight' is on the meta": (
+        lambda: pl.Landscape(net().to("meta"), "cross_entropy", (X, Y))
+    ),
+    r"got the class Linear": lambda: pl.Landscape(nn.Linear, "mse", X),  # type: ignore
+    r"v: expected a tensor or array .* got a list": lambda: pl.Landscape(
+        net(), "cross_entropy", (X, Y)
+    ).hvp(list(net().parameters())),
+    r"operator: .* got the module Sequential; make one with": lambda: pl.eigenpairs(net(), 1),
     r"target.long\(\) has classes": lambda: pl.Landscape(net(), "nll", (X, Y.float())),
     r"got them the other way round": lambda: pl.Landscape(net(), (X, Y), "cross_entropy"),
     r"got str; load the parameters": lambda: pl.Landscape("a.pt", "mse", X),  # type: ignore

@@ -11,7 +11,6 @@ symmetries", ICLR 2023, sections 3.1 (activations) and 3.2 (weights).
 
 from __future__ import annotations
 
-import copy
 import os
 import time
 import warnings
@@ -33,6 +32,7 @@ from ..runs.request import build
 from ..runs.resume import resumable
 from ..theta import running_statistics
 from ..theta.checkpoints import fitted, tensors_of
+from ..theta.snapshot import Snapshot
 from .axes import fix
 from .matching import Correlations, weight_matching
 from .symmetries import (
@@ -262,7 +262,7 @@ def _outputs(home: Landscape, point: Tensor, state: dict[str, Tensor]) -> list[T
             from ..engines.forward_pass import call_model
 
             try:
-                double = copy.deepcopy(model).double()
+                double = Snapshot(model, torch.float64).model
                 wide = batch.mapped(lambda t: t.double() if t.is_floating_point() else t)
                 return _leaves(call_model(double, wide.inputs))
             except Exception:  # a model that keeps to its own precision

@@ -133,9 +133,11 @@ def as_operator(
     if foreign is not None:
         return foreign
     if not hasattr(a, "shape") or not hasattr(a, "dot"):
+        make = isinstance(a, torch.nn.Module)
         raise InvalidArgument(
             "operator: expected a Landscape, a SymmetricOperator, a scipy or curvlinops operator, "
-            f"or a symmetric matrix, got {type(a).__name__}"
+            f"or a symmetric matrix, got {'the module ' if make else ''}{type(a).__name__}"
+            + ("; make one with pylandscape.Landscape(model, loss, data)" if make else "")
         )
     _check_square(tuple(a.shape))
     if np.dtype(getattr(a, "dtype", None)).kind == "c":

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from ..theta.data import Dataset
     from ..theta.layout import ParameterLayout
     from ..theta.losses import KnownLoss
+    from .eager_switches import Autocast
 
 Values = dict[str, np.ndarray]  # {metric: (g,) float64}; a callable under its __name__
 Evaluate = Callable[[np.ndarray], Values]  # of coefficients (g, k) float64
@@ -175,6 +176,8 @@ class PointEngine(Protocol):
 
 class Answered(Problem, Protocol):
     """A problem with the engines that were built for it; a Landscape is one."""
+
+    autocast: Autocast  # inside of which its model runs
 
     @property
     def native(self) -> CompiledEngine | None:

@@ -47,6 +47,7 @@ from .eager_derivatives import MEMORY, Derivatives
 from .eager_parameters import CopyParameters
 from .eager_switches import (
     LOCK,
+    Autocast,
     attribute_set,
     dense_gradients,
     persistently,
@@ -86,6 +87,7 @@ class TorchEngine:
         needs_grad: whether the forward pass differentiates, or is another function without
             gradients enabled; found by the first run and `compare` too.
         base: the point that ``layout`` has in ``model``, which is then not stored here.
+        autocast: automatic casting inside of which the model runs; None: what is on now.
     """
 
     name = "torch"
@@ -104,7 +106,9 @@ class TorchEngine:
         snapshot: Snapshot | None = None,
         needs_grad: bool = False,
         base: Row | None = None,
+        autocast: Autocast | None = None,
     ) -> None:
+        self.autocast = autocast or Autocast(device)
         self._kept_open = snapshot is not None  # its owner releases it
         if snapshot is None:
             with LOCK:  # it may be another engine's model, which a session moves
@@ -132,6 +136,7 @@ class TorchEngine:
         self._outside = Outside(roots(self.model, loss), snapshot.copies())
         self._depth = 0
         self._looked = False
+        self._looked_near = False  # at what a run near the model's own point changes
         self._first: float | None = None  # L at the origin, from the first run
         self.needs_grad = needs_grad
         self.writes_input = False
@@ -221,7 +226,7 @@ class TorchEngine:
             if torch.is_inference_mode_enabled():
                 stack.enter_context(torch.inference_mode(False))
             draws = bool(self._draws) or not self._looked
-            stack.enter_context(switches(self.device, draws))
+            stack.enter_context(switches(self.device, draws, self.autocast))
             stack.enter_context(self._modes())
             if self._depth == 0:
                 self.parameters.base.check()
@@ -335,7 +340,7 @@ class TorchEngine:
             return "the forward pass draws random numbers"
         if self.needs_grad:
             return "the forward pass needs gradients enabled"
-        return None
+        return self.autocast.said
 
     def check_state(self, native: Any) -> None:
         """Raises NotLowered where a compiled program does not give the losses of a model that keeps
@@ -390,11 +395,17 @@ class TorchEngine:
         with mode:
             own = batch.fresh() if self.writes_input else batch
             try:
-                return float(self.pass_.weighed(self.outputs(own), own, 0)[0].detach())
+                found = float(self.pass_.weighed(self.outputs(own), own, 0)[0].detach())
             except PylandscapeError:
                 raise
             except Exception as error:
                 raise failed(error) from error
+        if not self._looked_near:
+            self._looked_near = True
+            changed = self._learn()
+            self.writes_state |= changed
+            self.keeps_state |= changed
+        return found
 
     def _restore(self) -> None:
         """What is kept between calls, as it was when the landscape was made."""
@@ -486,14 +497,14 @@ class TorchEngine:
                 try:
                     with torch.enable_grad():
                         found = run()
-                except Exception:
+                except Exception as own:  # what the user's own loop raises
                     self.needs_grad = False
-                    raise error from None
+                    raise own from None
         finally:
             self._draws = [
                 name for name, state in generator_states().items() if state != generators[name]
             ]
-        self.writes_state = self._state.learn(self._original)
+        self.writes_state = self._learn()
         self.keeps_state = self.writes_state or self._state.differs()
         if self._outside.touched():
             notes = self._outside.now()
@@ -511,17 +522,22 @@ class TorchEngine:
             self._first = None
 
     def undo_run(self) -> None:
-        self._state.learn(self._original)
+        self._learn()
         if not self._looked:
             self._outside.restore()
         self.to_origin()
 
-    def _original(self, t: Tensor) -> Tensor | None:
-        """The value that a frozen parameter had in the user's module."""
-        for x, own in self._snapshot.pairs:
-            if own is t and isinstance(x, Tensor):
-                return x.detach().to(t, copy=True)
-        return None
+    def _learn(self) -> bool:
+        """After a run: whether it changed tensors in place; those are put back from now on."""
+        originals = {
+            id(own): x for x, own in self._snapshot.pairs if isinstance(x, Tensor) and x is not own
+        }
+
+        def original(t: Tensor) -> Tensor | None:  # of a frozen parameter, in the user's module
+            x = originals.get(id(t))
+            return None if x is None or x.is_meta else x.detach().to(t)
+
+        return self._state.learn(original)
 
     def _evaluate(
         self,
@@ -618,6 +634,7 @@ class TorchEngine:
         self.seed()
 
     def seed(self) -> None:
+        torch.clear_autocast_cache()  # of weights that have moved
         torch.default_generator.manual_seed(_SEED)
         if self.device.type == "cuda":
             with torch.cuda.device(self.device):

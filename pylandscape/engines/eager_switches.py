@@ -12,7 +12,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 import torch.utils.checkpoint
@@ -20,6 +20,8 @@ from torch import Tensor, nn
 
 from ..theta.data import generator_states, set_generators, untouched_random_state
 
+P = ParamSpec("P")
+R = TypeVar("R")
 LOCK = threading.RLock()  # torch's switches and generators belong to the whole process
 
 
@@ -60,12 +62,45 @@ _SETTINGS: tuple[tuple[Any, Any], ...] = (
 )  # of the process, that a forward pass may change
 
 
+def outside_inference_mode(f: Callable[P, R]) -> Callable[P, R]:
+    """f with inference mode off, whose tensors do not count how often they change."""
+
+    @functools.wraps(f)
+    def outside(*args: P.args, **keywords: P.kwargs) -> R:
+        if not torch.is_inference_mode_enabled():
+            return f(*args, **keywords)
+        with torch.inference_mode(False):
+            return f(*args, **keywords)
+
+    return outside
+
+
+class Autocast:
+    """The automatic casting that is on around the caller, to be had again at any later time.
+
+    ``said``: the words for it where it is on, else None.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        kinds = dict.fromkeys(("cpu", device.type))
+        self._of = {k: (torch.is_autocast_enabled(k), torch.get_autocast_dtype(k)) for k in kinds}
+        on, dtype = self._of[device.type]
+        self.said = f"torch.autocast to {dtype} is on".replace("torch.b", "b") if on else None
+
+    def put(self) -> None:
+        for kind, (on, dtype) in self._of.items():
+            torch.set_autocast_enabled(kind, on)
+            torch.set_autocast_dtype(kind, dtype)
+        torch.clear_autocast_cache()
+
+
 @contextmanager
-def switches(device: torch.device, draws: bool) -> Iterator[None]:
+def switches(device: torch.device, draws: bool, autocast: Autocast) -> Iterator[None]:
     """Switches and generators of the whole process, as the engine needs them.
 
     ``draws``: whether generators of Python and numpy may be used.
     """
+    around = Autocast(device)
     checkpoints: Any = torch.utils.checkpoint
     fast, own = torch.backends.mha.get_fastpath_enabled(), checkpoints.CheckpointFunction
     settings = [(put, get()) for get, put in _SETTINGS]
@@ -79,6 +114,7 @@ def switches(device: torch.device, draws: bool) -> Iterator[None]:
                 put(value)
         if kept is not None:
             set_generators(kept)
+        around.put()
 
     with ExitStack() as stack:
         stack.enter_context(untouched_random_state(device))
@@ -88,6 +124,7 @@ def switches(device: torch.device, draws: bool) -> Iterator[None]:
             # torch's inference kernel of transformer layers is another function at padded places.
             torch.backends.mha.set_fastpath_enabled(False)
             checkpoints.CheckpointFunction = _Checkpoint
+            autocast.put()
             yield
         finally:
             persistently(undo)

@@ -61,6 +61,7 @@ class TorchStepper:
         self._engine = TorchEngine(
             land.model, land.loss_spec, land.eager.batches, self._layout,
             dtype=None, device=land.device, bn="eval", needs_grad=True,
+            autocast=land.eager.autocast,
         )  # fmt: skip
         self._samples = Samples(land.eager.batches)
         self._n = land.layout.n

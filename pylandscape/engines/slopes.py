@@ -88,7 +88,7 @@ def _engines(land: Answered) -> Iterator[TorchEngine]:
             try:
                 yield TorchEngine(
                     land.model, land.loss_spec, [some], land.layout, dtype=dtype,
-                    device=land.device, bn=bn, memory=0,
+                    device=land.device, bn=bn, memory=0, autocast=land.autocast,
                 )  # fmt: skip
             except Exception:  # the copy cannot be made in this dtype
                 continue

@@ -7,6 +7,7 @@ library cannot read is a FileFormatError that names the path.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ import h5py
 import numpy as np
 
 from ..arrays import Array
-from ..errors import FileFormatError, InvalidArgument, PylandscapeError
+from ..errors import FileFormatError, InvalidArgument, PylandscapeError, wrapping
 from .atomic import replacing
 
 JOURNAL_MAGIC = b"PYLSJRN1"  # what a journal begins with, and its name ends with
@@ -40,7 +41,12 @@ def open_hdf5(path: Path, name: str) -> Iterator[h5py.File]:
     if not path.exists():
         journal = path.with_name(path.name + JOURNAL_SUFFIX)
         more = f"; {journal} holds an unfinished run: repeat its call" if journal.exists() else ""
-        raise FileNotFoundError(f"{name}: expected a file, got {path}, which does not exist{more}")
+        missing = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+        raise wrapping(
+            missing,
+            f"{name}: expected a file, got {path}, which does not exist{more}",
+            FileFormatError,
+        )
     if path.is_dir():
         raise FileFormatError(f"{name}: expected a file, got the folder {path}")
     with open(path, "rb") as raw:

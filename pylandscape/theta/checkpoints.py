@@ -101,14 +101,16 @@ def without_prefix(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def fitted(state: Mapping[str, Any], wanted: Iterable[str]) -> dict[str, Any]:
     """The state under the names that fit most wanted ones: its own, those without what
-    DataParallel and torch.compile put in them, or these without a prefix: one of PREFIXES, or the
-    only one under which all wanted names are (of the part that a larger module holds)."""
+    DataParallel and torch.compile put in them, around the model or a part of it, or these without a
+    prefix: one of PREFIXES, or the only one under which all wanted names are (of the part that a
+    larger module holds)."""
     names = set(wanted)
     found = dict(state_in(state))
     if names <= found.keys():
         return found
     bare = {without_wrappers(str(k)): v for k, v in found.items()}
-    choices = [found, bare]
+    deep = {".".join(p for p in k.split(".") if p != "module"): v for k, v in bare.items()}
+    choices = [found, bare, deep]
     prefixes = [*PREFIXES, *_parts_with(names, bare)]
     choices += [{k.removeprefix(prefix): v for k, v in bare.items()} for prefix in prefixes]
     return max(choices, key=lambda s: len(names & s.keys()))  # the first of equals
@@ -182,7 +184,7 @@ def _torch_file(path: str | os.PathLike[str], name: str, mapped: bool) -> Any:
             "torch.save(m.state_dict() if hasattr(m, 'state_dict') else next(m[k] for k in "
             f"{STATE_KEYS} if k in m), 'state.pt')\""
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # whatever reading of any bytes as a pickle raises
         text = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InvalidArgument(f"{name}: {path} is not a torch checkpoint: {text}") from error
 

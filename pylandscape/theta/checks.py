@@ -39,9 +39,8 @@ def check_choices(
     if not isinstance(model, nn.Module):
         path = isinstance(model, str | os.PathLike | Mapping)
         hint = "; load the parameters into your module, model.load_state_dict(...)" if path else ""
-        raise InvalidArgument(
-            f"model: expected a torch.nn.Module, got {type(model).__name__}{hint}"
-        )
+        got = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
+        raise InvalidArgument(f"model: expected a torch.nn.Module, got {got}{hint}")
     loss_like = isinstance(data, str) or (callable(data) and not isinstance(data, Iterable))
     if loss_like and isinstance(loss, Iterable) and not isinstance(loss, str):
         raise InvalidArgument(
@@ -76,6 +75,11 @@ def check_finite(model: nn.Module) -> None:
             raise InvalidArgument(
                 f"model: expected parameters that have shapes, but {name!r} is of a lazy module "
                 "that has not run yet; call the model once on a batch"
+            )
+        if parameter.is_meta:
+            raise InvalidArgument(
+                f"model: expected parameters that have values, but {name!r} is on the meta device; "
+                "load the weights first, for example model.to_empty(device=...) and load_state_dict"
             )
         finite = torch.isfinite(parameter.detach())
         if not bool(finite.all()):
@@ -327,6 +331,9 @@ def advice_on_first_run(error: BaseException, batches: Sequence[Batch], dtype: t
             f"the inputs are {got} and the parameters {str(dtype).removeprefix('torch.')}: convert "
             "the inputs, or pass dtype=torch.float64 to compute all in float64"
         )
+    elif not floats and "type" in str(error) and isinstance(batch.inputs, Tensor):
+        got, own = (str(d).removeprefix("torch.") for d in (batch.inputs.dtype, dtype))
+        advice = f"the inputs are {got} and the parameters {own}: convert the inputs, x.to({dtype})"
     elif isinstance(error, IndexError) and "index out of range" in str(error):
         whole = [t for t in Batch(inputs, None, None, 0).tensors() if not t.is_floating_point()]
         seen = f": they are {_span(whole[0])}" if whole and whole[0].numel() else ""

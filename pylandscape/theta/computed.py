@@ -11,6 +11,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
+from .eval_mode import bare_names
+
 if TYPE_CHECKING:
     from .space import Problem
 
@@ -36,7 +38,8 @@ def note(model: nn.Module, of: Problem) -> str:
     parts = [", ".join(mode)]
     n = of.layout.n
     moving = {entry.name for entry in of.layout.entries}
-    own = dict(model.named_parameters())
+    bare = bare_names(model)
+    own = {bare[k]: p for k, p in model.named_parameters()}
     frozen = sum(p.numel() for k, p in own.items() if k in moving and not p.requires_grad)
     if frozen:
         parts.append(f"{frozen:,} of {n:,} parameters frozen but moving")

@@ -25,11 +25,11 @@ from torch.utils.data import Dataset as TorchDataset
 
 from ..arguments import integer
 from ..arrays import digest_of_all, is_plain
-from ..errors import InvalidArgument, out_of_memory, wrapping
+from ..errors import InvalidArgument, PylandscapeError, out_of_memory, wrapping
 from .random_source import SUBSET, fill
 
 _ROWS = 1_000  # of a Dataset, in a batch
-_MOST_BATCHES = 1_000_000  # of an iterable that does not tell its length
+_MOST_BATCHES = 200_000  # of an iterable that does not tell its length
 _RANDOM = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
 _LABELS = ("labels", "label", "targets", "target", "y")  # what dict batches call their targets
 
@@ -300,15 +300,19 @@ def _notes(data: Any, read: int) -> tuple[str, ...]:
             left = len(data.dataset) % data.batch_size
             if left and isinstance(sampler, Sized) and len(sampler) == len(data.dataset):
                 found.append(f"drop_last left {left} samples out")
-    try:
-        there = len(data)
-    except TypeError:  # a length that it cannot tell
-        there = read
-    if isinstance(data, TorchDataset):
-        there = read
+    there = None if isinstance(data, TorchDataset) else _length(data)
+    there = read if there is None else there
     if read < there:
         found.append(f"the first {read:,} of {there:,} batches")
     return tuple(found)
+
+
+def _length(data: Any) -> int | None:
+    """How many batches it says that it has; a loader of a stream has a ``len`` that raises."""
+    try:
+        return len(data)
+    except (TypeError, NotImplementedError):
+        return None
 
 
 def _read(data: Any, most_batches: int | None = None) -> list[Any]:
@@ -319,25 +323,38 @@ def _read(data: Any, most_batches: int | None = None) -> list[Any]:
             "data: expected a pair (x, y) of tensors, a Dataset, a DataLoader or an iterable of "
             f"batches, got {type(data).__name__}{_instead(data)}"
         )
-    if most_batches is not None:
-        return list(itertools.islice(data, most_batches))
-    if isinstance(data, Sized):
-        return list(data)
     kept: list[Any] = []
-    most, taken, source = _most_bytes(), 0, iter(data)
-    while True:  # it may have no end
-        try:
-            batch = next(source)
-        except StopIteration:
-            return kept
-        except Exception as error:
-            if not out_of_memory(error):
-                raise
+    most, taken = _most_bytes(), 0
+    bounded = most_batches is not None or _length(data) is not None
+    states = [(g, g.get_state()) for g in _generators(data)]
+    try:
+        for batch in itertools.islice(data, most_batches):
+            kept.append(batch)
+            if bounded:
+                continue
+            taken += _bytes(batch)  # it may have no end
+            if len(kept) > _MOST_BATCHES or taken > most:
+                raise InvalidArgument(_endless(len(kept), taken) + " and goes on")
+    except PylandscapeError:
+        raise
+    except Exception as error:
+        if not bounded and out_of_memory(error):
             raise wrapping(error, _endless(len(kept), taken) + ", and memory ran out") from error
-        kept.append(batch)
-        taken += _bytes(batch)
-        if len(kept) > _MOST_BATCHES or taken > most:
-            raise InvalidArgument(_endless(len(kept), taken) + " and goes on")
+        said = f"{type(error).__name__}: {error}"
+        raise wrapping(error, f"data: reading batch {len(kept)} raised {said}") from error
+    finally:
+        for generator, state in states:
+            generator.set_state(state)
+    return kept
+
+
+def _generators(data: Any) -> list[torch.Generator]:
+    """Those that a loader draws its order from: as the user has them afterwards."""
+    if not isinstance(data, DataLoader):
+        return []
+    parts = (data, data.sampler, data.batch_sampler, getattr(data.batch_sampler, "sampler", None))
+    found = {id(g): g for g in (getattr(part, "generator", None) for part in parts)}
+    return [g for g in found.values() if isinstance(g, torch.Generator)]
 
 
 def _endless(count: int, taken: int) -> str:
@@ -446,6 +463,8 @@ def _batch(item: Any, index: int, needed: str | None) -> Batch:
             item = (inputs, target)
         size = leading_size(inputs)
         targets = leading_size(target)
+        if _is_sample(inputs) and _is_sample(target) and size and targets and targets % size:
+            size = targets = 1
         if needed in ("classes", "values") and not _has_tensor(target):
             raise InvalidArgument(
                 f"data: expected targets in batch {index} that are a tensor, got a "
@@ -465,6 +484,11 @@ def _batch(item: Any, index: int, needed: str | None) -> Batch:
 
 
 _SMALL = (torch.int32, torch.int16, torch.int8)
+
+
+def _is_sample(item: Any) -> bool:
+    """Whether it may be one sample, without a dimension of samples."""
+    return isinstance(item, Tensor) and item.dim() == 1
 
 
 def _has_tensor(item: Any) -> bool:

@@ -10,15 +10,37 @@ from .held_state import same_bits
 
 def unwrapped(model: nn.Module) -> nn.Module:
     """The module inside DataParallel, DistributedDataParallel and torch.compile's wrapper."""
-    while True:
-        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-            model = model.module
-        elif type(model).__name__ == "OptimizedModule" and isinstance(
-            getattr(model, "_orig_mod", None), nn.Module
-        ):
-            model = model._orig_mod  # type: ignore[assignment]
-        else:
-            return model
+    while (name := _wrapped(model)) is not None:
+        model = getattr(model, name)
+    return model
+
+
+def _wrapped(model: nn.Module) -> str | None:
+    """The attribute under which a wrapper holds its module; None for others."""
+    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        return "module"
+    compiled = type(model).__name__ == "OptimizedModule"
+    return "_orig_mod" if compiled and hasattr(model, "_orig_mod") else None
+
+
+def bare_names(model: nn.Module) -> dict[str, str]:
+    """The names of parameters and buffers, and what they are without the wrappers in the module."""
+    wrappers = {
+        f"{path}.{name}".lstrip(".")
+        for path, module in model.named_modules(remove_duplicate=False)
+        if (name := _wrapped(module)) is not None
+    }
+
+    def bare(name: str) -> str:
+        parts = name.split(".")
+        kept = [p for i, p in enumerate(parts) if ".".join(parts[: i + 1]) not in wrappers]
+        return ".".join(kept)
+
+    tensors = (
+        *model.named_parameters(remove_duplicate=False),
+        *model.named_buffers(remove_duplicate=False),
+    )
+    return {name: bare(name) if wrappers else name for name, _ in tensors}
 
 
 def has_own_eval(model: nn.Module) -> bool:
@@ -43,6 +65,8 @@ def into_eval(model: nn.Module) -> None:
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     try:
         model.eval()
+    except NotImplementedError:  # an exported program, whose mode is part of its graph
+        return
     except Exception as error:
         raise wrapping(
             error, f"model: its eval() raised {type(error).__name__}: {error}"

@@ -19,6 +19,7 @@ from ..errors import InvalidArgument
 from .data import dense_parts
 
 CACHED = type(functools.lru_cache(int))
+_COMPARED = 1 << 20  # bytes of held tensors whose values are looked at before every point
 
 
 class State:
@@ -69,16 +70,35 @@ class State:
         self._cells = list(cells)
         moved, lazy = set(moved), set(lazy)
         self._tensors = list(tensors.values())
-        self._watched = [id(t) in moved for t in self._tensors]
+        views = _overlaps([t for t in self._tensors if id(t) in moved])
+        self._watched = [id(t) in moved or views(t) for t in self._tensors]
         self._values: list[Tensor | None] = [
-            None if id(t) in moved or id(t) in lazy else _held(t) for t in self._tensors
+            None if watched or id(t) in lazy else _held(t)
+            for t, watched in zip(self._tensors, self._watched, strict=True)
         ]
         self._silent: list[int] = []  # tensors that change without a new version
         self._silent_arrays: list[int] = []
+        self._compared = self._smallest()
         self.settle()
 
     def _add_generator(self, x: Any, get: Callable[[], Any], put: Callable[[Any], Any]) -> None:
         self._generators.append((x, get, put, get()))
+
+    def _smallest(self) -> list[int]:
+        """Held tensors that may change unseen (by ``.data``, in fused kernels of observers) at any
+        point, far from those where `learn` looks."""
+        sizes = [
+            (t.numel() * t.element_size(), i)
+            for i, (t, value) in enumerate(zip(self._tensors, self._values, strict=True))
+            if value is not None and t.layout == torch.strided and not t.is_meta
+        ]
+        found, room = [], _COMPARED
+        for size, i in sorted(sizes):
+            room -= size
+            if room < 0:
+                break
+            found.append(i)
+        return found
 
     def settle(self) -> None:
         """Takes the attributes and contents of now as those to put back."""
@@ -131,6 +151,10 @@ class State:
                     self._put_back(i)
         for i in self._silent:
             self._put_back(i)
+        for i in self._compared:
+            t, value = self._tensors[i], self._values[i]
+            if value is not None and not _equal(t, value):
+                self._put_back(i)
         for i in self._silent_arrays:
             np.copyto(*self._arrays[i])
         if [t.requires_grad for t in self._tensors] != self._flags:
@@ -153,9 +177,10 @@ class State:
                 "expected to keep its values"
             )
         if value is not None:
-            if tensor.layout == torch.strided and tensor.shape == value.shape:
+            same = tensor.shape == value.shape and tensor.dtype == value.dtype
+            if tensor.layout == torch.strided and same:
                 tensor.data.copy_(value)
-            else:  # sparse, or resized by the forward pass
+            else:  # sparse, or of another size or type since the forward pass
                 tensor.data = value.clone()
         self._versions[i] = version_of(tensor)
 
@@ -175,12 +200,15 @@ class State:
         changed = False
         for i, t in enumerate(self._tensors):
             value = self._values[i]
-            if version_of(t) != self._versions[i]:
-                changed = True
-                if value is None and not self._watched[i]:
-                    self._values[i] = pristine(t)
-            elif value is not None and not same_bits(t, value):
-                changed = True
+            lazy = value is None and not self._watched[i]
+            before = pristine(t) if lazy else value
+            seen = version_of(t) != self._versions[i]
+            if not seen and (before is None or same_bits(t, before)):
+                continue
+            changed = True
+            if lazy and before is not None:
+                self._values[i] = before.clone()
+            if not seen and i not in self._silent:
                 self._silent.append(i)
         for i, (array, held) in enumerate(self._arrays):
             if array.tobytes() != held.tobytes():
@@ -191,6 +219,31 @@ class State:
 def version_of(t: Tensor) -> int:
     """How often it was changed in place; 0 where torch does not count."""
     return 0 if t.is_inference() else t._version
+
+
+def _span(t: Tensor) -> tuple[int, int]:
+    """The addresses of its elements, the last excluded."""
+    steps = sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True))
+    return t.data_ptr(), t.data_ptr() + (steps + 1) * t.element_size()
+
+
+def _overlaps(of: list[Tensor]) -> Callable[[Tensor], bool]:
+    """Whether a tensor lies in the memory of one of these, and so changes with it."""
+    spans: dict[int, list[tuple[int, int]]] = {}
+    for t in of:
+        if t.layout == torch.strided and not t.is_meta and t.numel():
+            spans.setdefault(t.untyped_storage().data_ptr(), []).append(_span(t))
+
+    def overlaps(t: Tensor) -> bool:
+        if t.layout != torch.strided or t.is_meta or not t.numel():
+            return False
+        theirs = spans.get(t.untyped_storage().data_ptr(), ())
+        if not theirs:
+            return False
+        first, end = _span(t)
+        return any(a < end and first < b for a, b in theirs)
+
+    return overlaps
 
 
 def _used(cached: Any, before: Any) -> bool:
@@ -206,6 +259,11 @@ def _bits(state: Any) -> Any:
 
 def _held(t: Tensor) -> Tensor:
     return t.detach().clone()
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    """The same without NaN, quickly."""
+    return a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b)
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:

@@ -49,11 +49,17 @@ class ParameterLayout:
         return " and ".join(sorted(str(k).removeprefix("torch.") for k in kinds)) or None
 
     @classmethod
-    def of(cls, model: nn.Module, params: Sequence[str] | None = None) -> ParameterLayout:
+    def of(
+        cls,
+        model: nn.Module,
+        params: Sequence[str] | None = None,
+        others: Mapping[str, str] | None = None,
+    ) -> ParameterLayout:
         """The layout of all parameters, or of those whose names match a pattern of ``params``.
 
-        Patterns are shell-style (``"layer1.*"``). Raises InvalidArgument for a pattern that
-        matches nothing, and for a model without parameters.
+        ``others``: more names, and whose they are. Patterns are shell-style (``"layer1.*"``).
+        Raises InvalidArgument for a pattern that matches nothing, and for a model without
+        parameters.
         """
         if isinstance(params, str):
             params = (params,)
@@ -63,6 +69,9 @@ class ParameterLayout:
         for name, parameter in model.named_parameters(remove_duplicate=False):
             own = first_name.setdefault(id(parameter), name)
             names.setdefault(own, []).append(name)
+        for other, name in (others or {}).items():
+            if other != name and name in names:
+                names[name].append(other)
         chosen = set(names) if params is None else _matching(names, params)
         entries: list[ParameterEntry] = []
         aliases: dict[str, str] = {}

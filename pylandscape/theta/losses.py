@@ -232,7 +232,7 @@ class KnownLoss:
         even = torch.ones(samples, dtype=torch.float64, device=target.device)
         if self.kind in ("cross_entropy", "nll") and self.reduction != "sum":
             if target.is_floating_point():
-                return even * (target.numel() // target.shape[1] / samples)
+                return even * (target.numel() // _classes(tuple(target.shape)) / samples)
             counted = (target != self.ignore_index).double()
             if self.weight is not None:
                 own = self.weight.double().to(target.device)
@@ -246,7 +246,7 @@ class KnownLoss:
             return 1.0
         if self.kind in ("cross_entropy", "nll"):
             if target.is_floating_point():
-                return float(target.numel() // outputs_shape[1])
+                return float(target.numel() // _classes(outputs_shape))
             counted = target[target != self.ignore_index]
             if self.weight is None:
                 return float(counted.numel())
@@ -269,15 +269,23 @@ class KnownLoss:
         if self.kind in ("bce_with_logits", "bce"):
             above = outputs > (0.5 if self.kind == "bce" else 0)
             return int((above == (target > 0.5)).sum()), target.numel()
-        best = outputs.argmax(dim=1)
+        best = outputs.argmax(dim=min(1, outputs.dim() - 1))
         if target.is_floating_point():
-            return int((best == target.argmax(dim=1)).sum()), best.numel()
+            right = best == target.argmax(dim=min(1, target.dim() - 1))
+            return int(right.sum()), best.numel()
         counted = target != self.ignore_index
         return int((best == target)[counted].sum()), int(counted.sum())
 
 
+def _classes(shape: tuple[int, ...]) -> int:
+    """How many classes outputs (N, C, ...), or (C,) of a single sample, have."""
+    return shape[1] if len(shape) > 1 else shape[0]
+
+
 def _as_classes(outputs: Tensor, target: Tensor) -> str:
     """What makes targets classes of these outputs, where something simple does; or nothing."""
+    if target.shape == outputs.shape and not target.is_floating_point():
+        return "target.argmax(1) has the classes of one-hot rows, target.float() probabilities"
     places = (len(outputs), *outputs.shape[2:])
     steps = ""
     if target.dim() == len(places) + 1 and target.shape[1] == 1:
@@ -492,7 +500,15 @@ def _copy(weight: Tensor | None) -> Tensor | None:
 def as_scalar(value: Any, name: str) -> Tensor:
     """A loss value as a scalar tensor; InvalidArgument where it is none."""
     if not isinstance(value, Tensor):
-        value = torch.as_tensor(value)
+        try:
+            value = torch.as_tensor(value)
+        except (TypeError, ValueError, RuntimeError) as error:
+            what = f"{type(value).__name__} of {len(value)}" if hasattr(value, "__len__") else value
+            raise InvalidArgument(
+                f"{name}: expected a scalar, got a {what}; return the loss alone"
+                if value is not None
+                else f"{name}: expected a scalar, got None (does the function return its loss?)"
+            ) from error
     if value.numel() != 1:
         raise InvalidArgument(
             f"{name}: expected a scalar, got shape {tuple(value.shape)} "

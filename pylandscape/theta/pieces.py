@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from .._native import ops
 from ..arrays import digest
 from ..errors import InvalidArgument
+from .eval_mode import bare_names
 from .layout import ParameterEntry, ParameterLayout
 
 PIECE = 1 << 20  # elements that are worked on at once: a multiple of _CHUNK
@@ -370,8 +371,10 @@ def nonzero(row: Row) -> bool:
 
 
 def named_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """A module's buffers and parameters, each under its first name."""
-    return {**dict(module.named_buffers()), **dict(module.named_parameters())}
+    """A module's buffers and parameters, each under its first name, without wrappers' parts."""
+    own = {**dict(module.named_buffers()), **dict(module.named_parameters())}
+    bare = bare_names(module)
+    return {bare[name]: t for name, t in own.items()}
 
 
 def _elements(t: Tensor, low: int, high: int) -> Tensor:

@@ -553,7 +553,7 @@ def _evaluator(
     if moving:  # with the run's own statistics, which are no part of the landscape's points
         engine = TorchEngine(
             land.model, land.loss_spec, land.eager.batches, layout,
-            dtype=None, device=land.device, bn="eval",
+            dtype=None, device=land.device, bn="eval", autocast=land.autocast,
         )  # fmt: skip
         points = engine.prepare_points(metrics)
 

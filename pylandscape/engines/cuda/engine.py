@@ -14,7 +14,6 @@ depend on sizes. They are float32 throughout, and none is chosen by timing (prec
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +29,7 @@ from ...lowering.loss import loss_tensors
 from ...theta import sampling
 from ...theta.checks import as_coefficients
 from ...theta.losses import metric_name
+from ...theta.snapshot import Snapshot
 from .. import native as engine_native
 from ..capture_check import check_batches, check_outputs
 from ..native import NativeEngine
@@ -503,7 +503,7 @@ def lower(
         raise NotLowered('bn="recompute" runs on the CPU\'s native engine only')
     check_traceable(model)
     try:
-        own = copy.deepcopy(model).cpu()
+        own = Snapshot(model, device=torch.device("cpu")).model
     except Exception as error:
         raise NotLowered(
             f"the model could not be copied to the CPU: {type(error).__name__}: {error}"

@@ -46,6 +46,7 @@ class TorchPoints:
             dtype=torch.float64,
             device=land.device,
             bn="eval" if bn == "interpolate" else bn,
+            autocast=land.autocast,
         )
         assert all(entry.kind != KIND for entry in land.layout.entries)
         self.vectorised = bn in ("eval", "interpolate")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +11,9 @@ from ..._native import core
 from ...errors import NotLowered
 from ...theta.data import untouched_random_state
 from ...theta.losses import KnownLoss
+from ...theta.snapshot import Snapshot
 from .. import native
+from ..eager_switches import LOCK
 from ..forward_pass import eval_mode
 
 if TYPE_CHECKING:
@@ -115,7 +116,8 @@ def float64_engine(land: Answered) -> native.NativeEngine:
         raise NotLowered("a free loss")
     if land.engine_report().reason == "asked for":
         raise NotLowered("asked for")
-    model = copy.deepcopy(land.model).cpu().double()
+    with LOCK:  # a session of another thread moves it
+        model = Snapshot(land.model, torch.float64, torch.device("cpu")).model
     with eval_mode(model, False), untouched_random_state():
         return native.build(
             model,
