@@ -208,9 +208,9 @@ class Landscape:
             effective_bn = bn if self.moved.n > self.layout.n else "eval"
         self._asked = effective_bn, dtype, engine
         self.autocast = Autocast(self.device)
-        self.computed = computed.note(model, self)
         self.point_seconds = 0.0  # that L at one point took, by torch
         self._start(snapshot)
+        self.computed = computed.note(model, self, self._eager.trained, self._eager.draws)
         first, moved = self.dataset.batches[0], self.device != own_device
         if moved:
             first = first.mapped(lambda t: t.to(own_device))

@@ -27,6 +27,7 @@ import torch
 import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -35,6 +36,7 @@ from ..errors import InvalidArgument, NotLowered, PylandscapeError, out_of_memor
 from ..theta import sampling
 from ..theta.checks import as_coefficients
 from ..theta.data import Batch, generator_states
+from ..theta.eval_mode import into_eval
 from ..theta.held_state import State, same_bits
 from ..theta.layout import ParameterLayout
 from ..theta.losses import FreeLoss, KnownLoss, Objective
@@ -124,8 +126,7 @@ class TorchEngine:
         self.parameters = CopyParameters(self.model, layout, device, snapshot.copies(), base)
         self.leaves, self.dtype = self.parameters.leaves, self.parameters.dtype
         moved = {id(t) for t in self.parameters.slots}
-        for module in self.model.modules():
-            module.training = False
+        into_eval(self.model)
         for parameter in self.model.parameters():
             if parameter.is_floating_point():
                 parameter.requires_grad_(id(parameter) in moved)
@@ -143,6 +144,8 @@ class TorchEngine:
         self.writes_state = False  # into tensors, in place
         self.keeps_state = False  # anywhere
         self.weight: float | None = None  # D: sum of the batches' weights, from the first run
+        self.trained: dict[str, nn.Module] = {}  # what its code runs in train mode, by name
+        self.draws = False  # from any of the process's generators
         self._draws: list[str] = []  # generators other than torch's: "random", "numpy"
         self._derivatives = Derivatives(self, memory)
         self.comparison = Comparison(self, snapshot)
@@ -484,6 +487,7 @@ class TorchEngine:
             return found
 
         self.writes_input = True  # every run has its own copy of the data until we know better
+        trains = register_module_forward_pre_hook(self._note_mode())
         try:
             try:
                 with self.grad_mode():
@@ -501,9 +505,14 @@ class TorchEngine:
                     self.needs_grad = False
                     raise own from None
         finally:
+            trains.remove()
             self._draws = [
                 name for name, state in generator_states().items() if state != generators[name]
             ]
+            after = torch.default_generator.get_state()
+            torch.default_generator.manual_seed(_SEED)
+            drawn = not torch.equal(after, torch.default_generator.get_state())
+            self.draws = drawn or bool(self._draws)
         self.writes_state = self._learn()
         self.keeps_state = self.writes_state or self._state.differs()
         if self._outside.touched():
@@ -520,6 +529,22 @@ class TorchEngine:
         self.weight = denominator
         if self._draws:  # this run began from an unknown state
             self._first = None
+
+    def _note_mode(self) -> Callable[[nn.Module, Any], None]:
+        """What notes in ``trained`` each module that is called in train mode, but for norms where
+        ``bn`` puts them into it."""
+        own = self.bn in ("batch", "recompute")
+        names = {
+            id(m): name
+            for name, m in self.model.named_modules()
+            if not (own and isinstance(m, _BatchNorm))
+        }
+
+        def note(module: nn.Module, args: Any) -> None:
+            if module.training and id(module) in names:
+                self.trained[names[id(module)]] = module
+
+        return note
 
     def undo_run(self) -> None:
         self._learn()

@@ -36,9 +36,9 @@ def eval_mode(model: nn.Module, train_norms: bool = False) -> Iterator[None]:
     with restored_attributes(model):
         into_eval(model)
         for module in model.modules():
-            module.training = train_norms and isinstance(module, _BatchNorm)
-            if module.training:
-                module.track_running_stats = False  # type: ignore[assignment]
+            if train_norms and isinstance(module, _BatchNorm):
+                module.training = True
+                module.track_running_stats = False
         yield
 
 

@@ -5,13 +5,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
+from .checkpoints import some
 from .eval_mode import bare_names
+from .losses import KnownLoss
 
 if TYPE_CHECKING:
     from .space import Problem
@@ -24,18 +27,33 @@ _STATISTICS = {
 }
 
 
-def note(model: nn.Module, of: Problem) -> str:
+def note(model: nn.Module, of: Problem, trained: Mapping[str, nn.Module], draws: bool) -> str:
     """The sentence: modes, frozen parameters that move all the same, how the data were read.
 
     Args:
         model: the user's own module, which knows what is frozen; ``of`` has a copy of it.
+        trained: modules that its code or the loss's runs in train mode all the same, by name.
+        draws: whether they draw random numbers.
     """
     mode = ["eval mode"]
-    if any(map(_drops, model.modules())):
+    if "" in trained:
+        mode = ["train mode, which its own code turns on"]
+    elif trained:
+        mode = [f"eval mode but for {some(list(trained))}, which its own code puts into train mode"]
+    if any(map(_drops, trained.values())):
+        mode.append("dropout on")
+    elif any(map(_drops, model.modules())):
         mode.append("dropout off")
-    if any(isinstance(m, _BatchNorm) and m.track_running_stats for m in model.modules()):
+    if any(isinstance(m, _BatchNorm) for m in trained.values()):
+        mode.append("batch norm by each batch's own statistics")
+    elif any(isinstance(m, _BatchNorm) and m.track_running_stats for m in model.modules()):
         mode.append(_STATISTICS[of.bn])
     parts = [", ".join(mode)]
+    if draws:
+        parts.append("the same random numbers at every point")
+    if len(of.dataset.batches) > 1 and not isinstance(of.loss_spec, KnownLoss):
+        count = len(of.dataset.batches)
+        parts.append(f"the values of {count} batches averaged, also where they are sums")
     n = of.layout.n
     moving = {entry.name for entry in of.layout.entries}
     bare = bare_names(model)

@@ -55,18 +55,22 @@ def has_own_eval(model: nn.Module) -> bool:
 
 
 def into_eval(model: nn.Module) -> None:
-    """Eval mode as the user's own ``model.eval()`` gives it, which may do more than set flags.
+    """Eval mode as the user's own ``model.eval()`` gives it, which may do more than set flags, or
+    leave some on (dropout that samples, norms that adapt); of others, all flags are off.
 
     Raises:
         InvalidArgument: it raises, or changes parameters, which then are not those of theta.
     """
-    if not any(m.training for m in model.modules()) or not has_own_eval(model):
+    if not any(m.training for m in model.modules()):
+        return
+    if not has_own_eval(model):
+        _flags_off(model)
         return
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     try:
         model.eval()
     except NotImplementedError:  # an exported program, whose mode is part of its graph
-        return
+        _flags_off(model)
     except Exception as error:
         raise wrapping(
             error, f"model: its eval() raised {type(error).__name__}: {error}"
@@ -81,3 +85,8 @@ def into_eval(model: nn.Module) -> None:
             f"model: its own eval() changes the parameter {changed[0]!r} (does it fold weights?); "
             "call model.eval() before, so that theta is what the model then has"
         )
+
+
+def _flags_off(model: nn.Module) -> None:
+    for module in model.modules():
+        module.training = False
