@@ -5,6 +5,7 @@ Each case is a class and what it does; more of them, in many combinations, are i
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import warnings
@@ -537,3 +538,67 @@ def test_an_error_of_the_users_code_is_also_ours_and_says_what_it_was(
     assert isinstance(e.value, type(error))
     assert f"{type(error).__name__}: " in str(e.value)
     assert getattr(e.value, "code", 3) == 3
+
+
+class Record:
+    def __init__(self, **parts: Any) -> None:
+        self.__dict__.update(parts)
+
+
+def _popped(m: nn.Module, b: dict[str, Tensor]) -> Tensor:
+    y = b.pop("y")
+    return F.mse_loss(m(**b), y)
+
+
+def _reversed(m: nn.Module, b: list[Tensor]) -> Tensor:
+    b.reverse()
+    return F.mse_loss(m(b[1]), b[0])
+
+
+def _renewed(m: nn.Module, b: Record) -> Tensor:
+    b.x = torch.sin(b.x)
+    b.x = m(b.x)
+    b.seen.append(b.x)
+    return F.mse_loss(b.x, b.y) * len(b.seen)
+
+
+def _written(m: nn.Module, b: Record) -> Tensor:
+    return F.mse_loss(m(b.x.sub_(0.5)), b.y)
+
+
+BATCHES: dict[Any, Callable[[], Any]] = {
+    _popped: lambda: {"x": X.clone(), "y": Y},
+    _reversed: lambda: [X.clone(), Y],
+    _renewed: lambda: Record(x=X.clone(), y=Y, seen=[]),
+    _written: lambda: Record(x=X.clone(), y=Y),
+}
+
+
+@pytest.mark.parametrize("objective", BATCHES)
+def test_what_code_changes_in_a_batch_is_as_it_was_at_every_run(objective: Any) -> None:
+    made = BATCHES[objective]
+    batch = made()
+    land = pl.Landscape(Base(), objective=objective, data=[batch])
+    want = pytest.approx(float(objective(Base(), made()).detach()), rel=1e-12)
+    assert land.losses(points=land.theta.expand(3, -1)).tolist() == [want] * 3
+    assert land.gradient().isfinite().all()
+    assert land.loss() == want
+    parts = batch if isinstance(batch, list) else getattr(batch, "__dict__", batch).values()
+    for given in (X, Y):
+        assert any(t is given or (isinstance(t, Tensor) and t.equal(given)) for t in parts)
+    assert pl.Landscape(Base(), objective=objective, data=[batch]).loss() == want
+
+
+def test_an_iterator_that_a_module_goes_through_is_refused_by_name() -> None:
+    class Cycles(Base):
+        def __init__(self) -> None:
+            super().__init__()
+            self.turns = itertools.cycle([1.0, 2.0])
+
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * next(self.turns)
+
+    model = Cycles()
+    with pytest.raises(pl.InvalidArgument, match="an iterator"):
+        pl.Landscape(model, nn.MSELoss(), (X, Y))
+    assert next(model.turns) == 1.0

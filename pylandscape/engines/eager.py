@@ -297,7 +297,8 @@ class TorchEngine:
 
     def batch(self, index: int) -> Batch:
         """The batch for one run of the model."""
-        return self.batches[index].fresh() if self.writes_input else self.batches[index]
+        batch = self.batches[index]
+        return batch.fresh() if self.writes_input else batch.apart()
 
     def outputs(self, batch: Batch) -> Any:
         """The model's outputs, or the objective's value."""
@@ -396,7 +397,7 @@ class TorchEngine:
         place()
         self.seed()
         with mode:
-            own = batch.fresh() if self.writes_input else batch
+            own = batch.fresh() if self.writes_input else batch.apart()
             try:
                 found = float(self.pass_.weighed(self.outputs(own), own, 0)[0].detach())
             except PylandscapeError:

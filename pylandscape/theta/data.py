@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import (
     DataLoader,
     DistributedSampler,
@@ -54,6 +54,14 @@ class Batch:
     def fresh(self) -> Batch:
         """A copy that code may write into."""
         return self.mapped(_clone)
+
+    def apart(self) -> Batch:
+        """The same tensors in dicts, lists and objects of its own, which code may change; itself
+        where it has none of these."""
+        parts = self.raw if isinstance(self.raw, tuple) else (self.raw,)
+        if all(isinstance(part, Tensor) for part in parts):
+            return self
+        return self.mapped(lambda t: t)
 
     def first(self, count: int) -> Batch:
         """Its first samples: of tensors with a sample a row, the first rows; itself where it has
@@ -394,8 +402,21 @@ def _mapped(item: Any, f: Callable[[Tensor], Tensor], memo: dict[int, Any]) -> A
     elif isinstance(item, tuple | list):
         parts = [_mapped(value, f, memo) for value in item]
         found = type(item)(*parts) if hasattr(item, "_fields") else type(item)(parts)
+    elif _is_record(item):
+        found = memo[id(item)] = copy.copy(item)
+        if found is not item:
+            vars(found).update({k: _mapped(v, f, memo) for k, v in vars(found).items()})
     memo[id(item)] = found
     return found
+
+
+def _is_record(item: Any) -> bool:
+    """Whether it is an object of plain attributes with tensors, dicts or lists among them, as a
+    graph's data are."""
+    held = getattr(item, "__dict__", None)
+    if not isinstance(held, dict) or callable(item) or isinstance(item, nn.Module | type):
+        return False
+    return any(isinstance(v, Tensor | Mapping | list) or _is_record(v) for v in held.values())
 
 
 def dense_parts(t: Tensor) -> list[Tensor]:

@@ -10,6 +10,7 @@ copy's.
 
 from __future__ import annotations
 
+import copy as copying
 import copyreg
 import functools
 import threading
@@ -132,6 +133,10 @@ class Snapshot:
             return self._cached(x)
         if isinstance(x, weakref.ref):
             return self._weak(x)
+        if kind.__module__ == "itertools":  # whose list of what it gave is not to be put back
+            own = self._memo[id(x)] = copying.copy(x)
+            self.pairs.append((x, None))  # its id stays taken
+            return own
         if isinstance(x, threading.local):  # what this thread has in it
             own = self._note(x, type(x)())
             self._fill(own.__dict__, x.__dict__, self.copy)
