@@ -357,6 +357,18 @@ def test_blocks_of_parameters_change_nothing(monkeypatch):
     )
 
 
+def test_blocks_that_lie_in_one_memory_have_the_numbers_of_the_others(tmp_path, monkeypatch):
+    monkeypatch.setattr("pylandscape.trajectories.base.BLOCK_BYTES", 8 * 5 * 7)
+    monkeypatch.setattr("pylandscape.trajectories.sources._FETCHED", 1)
+    pl.trajectory(walk(5, 23), linear(23)).save(tmp_path / "run.h5")
+    for path in (pl.trajectory(tmp_path / "run.h5"), pl.trajectory(tmp_path / "run.h5")[1:4]):
+        kept = [block for _, _, block in path.blocks()]
+        again = [block.copy() for _, _, block in path.blocks(reuse=True)]
+        assert len(kept) > 2
+        assert np.array_equal(np.concatenate(kept, axis=1), np.concatenate(again, axis=1))
+        assert np.array_equal(kept[0], path.columns(0, kept[0].shape[1]))
+
+
 def test_components_of_chosen_parameters_leave_the_others_alone():
     model = network(dtype=torch.float64)
     states = []

@@ -50,7 +50,7 @@ def swa(
         raise InvalidArgument("source: expected points of the landscape's parameters, got others")
     shares = _shares(weights, len(run))
     mean = torch.empty(run.n, dtype=torch.float64)
-    for first, last, block in run.blocks():
+    for first, last, block in run.blocks(reuse=True):
         mean[first:last] = torch.from_numpy(_average(block, shares))
     if not all_finite(mean):
         raise InvalidArgument("source: expected finite points, got NaN or infinite numbers")

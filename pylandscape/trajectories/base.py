@@ -90,12 +90,17 @@ class Trajectory:
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         return (self[i] for i in range(len(self)))
 
-    def columns(self, first: int, last: int) -> Array:
-        """(T, last - first) float64: elements first .. last of theta at every point."""
-        return self._source.columns(self._rows, first, last)
+    def columns(self, first: int, last: int, out: Array | None = None) -> Array:
+        """(T, last - first) float64: elements first .. last of theta at every point; ``out`` is
+        filled and given back, where it is given."""
+        return self._source.columns(self._rows, first, last, out)
 
     def blocks(
-        self, selected: Sequence[str] | None = None, points: int | None = None
+        self,
+        selected: Sequence[str] | None = None,
+        points: int | None = None,
+        *,
+        reuse: bool = False,
     ) -> Iterator[tuple[int, int, Array]]:
         """(first, last, columns (T, last - first)) block by block through theta.
 
@@ -103,6 +108,8 @@ class Trajectory:
             selected: names of the parameters to go through; default all.
             points: how many points share the memory of a block; default T. Trajectories with the
                 same number have the same blocks.
+            reuse: all blocks lie in the same memory, each until the next (new pages for each cost
+                more than reading it).
         """
         width = max(1, BLOCK_BYTES // (8 * (points or len(self))))
         names = None if selected is None else set(selected)
@@ -110,10 +117,14 @@ class Trajectory:
         if names is not None:
             chosen = [e for e in self.layout.entries if e.name in names]
             spans = [(e.offset, e.offset + e.numel) for e in chosen]
+        widest = min(width, max((end - begin for begin, end in spans), default=0))
+        memory = np.empty(len(self) * widest) if reuse else None
         for begin, end in spans:
             for first in range(begin, end, width):
                 last = min(first + width, end)
-                yield first, last, self.columns(first, last)
+                shape = len(self), last - first
+                out = None if memory is None else memory[: shape[0] * shape[1]].reshape(shape)
+                yield first, last, self.columns(first, last, out)
 
     def vector(self, index: int) -> Tensor:
         """theta (n,) of one point, float64."""
@@ -125,7 +136,7 @@ class Trajectory:
         dict or a vector (n,)."""
         origin = self.point(point, "point").numpy()
         squares = np.zeros(len(self))
-        for first, last, block in self.blocks():
+        for first, last, block in self.blocks(reuse=True):
             block -= origin[first:last]
             squares += np.einsum("ij,ij->i", block, block)
         return np.sqrt(squares)
@@ -133,7 +144,7 @@ class Trajectory:
     def lengths(self) -> Array:
         """(T - 1,) ‖theta_{t+1} - theta_t‖: their sum is the length of the path."""
         squares = np.zeros(len(self) - 1)
-        for _, _, block in self.blocks():
+        for _, _, block in self.blocks(reuse=True):
             steps = np.diff(block, axis=0)
             squares += np.einsum("ij,ij->i", steps, steps)
         return np.sqrt(squares)

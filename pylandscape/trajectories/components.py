@@ -59,7 +59,7 @@ def pca(
     row = None if centre == "mean" else _row(centre, count)
 
     def blocks() -> Iterator[tuple[int, int, Array]]:
-        for first, last, block in trajectory.blocks(names):
+        for first, last, block in trajectory.blocks(names, reuse=True):
             block -= block.mean(axis=0) if row is None else block[row].copy()
             yield first, last, block
 

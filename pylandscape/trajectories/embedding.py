@@ -62,7 +62,7 @@ def mds(
     if count < 2:
         raise InvalidArgument(f"models: expected at least two, got {count}")
     gram, squares = np.zeros((count, count)), np.zeros((count, count))
-    for parts in zip(*(t.blocks(names, points=count) for t in runs), strict=True):
+    for parts in zip(*(t.blocks(names, points=count, reuse=True) for t in runs), strict=True):
         block = np.concatenate([p[2] for p in parts])
         gram += block @ block.T
         block -= block.mean(axis=0)  # differences do not change, and cancel less

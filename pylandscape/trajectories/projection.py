@@ -48,7 +48,7 @@ def project(trajectory: Points, d1: Any, d2: Any, *, theta: Any = -1) -> Project
         raise InvalidArgument("d1, d2: expected two directions that span a plane")
     count = len(trajectory)
     products, squares, moved = np.zeros((2, count)), np.zeros(count), np.zeros(count)
-    for first, last, block in trajectory.blocks():
+    for first, last, block in trajectory.blocks(reuse=True):
         from_start = block - block[0]
         moved += np.einsum("ij,ij->i", from_start, from_start)
         block -= origin[first:last]
@@ -56,7 +56,7 @@ def project(trajectory: Points, d1: Any, d2: Any, *, theta: Any = -1) -> Project
         squares += np.einsum("ij,ij->i", block, block)
     coordinates = np.linalg.solve(gram, products).T
     rest = np.zeros(count)
-    for first, last, block in trajectory.blocks():  # not from the sums: they would cancel
+    for first, last, block in trajectory.blocks(reuse=True):  # not from the sums: they would cancel
         block -= origin[first:last]
         block -= coordinates @ plane[:, first:last]
         rest += np.einsum("ij,ij->i", block, block)

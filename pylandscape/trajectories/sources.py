@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,6 +21,7 @@ from ..errors import InvalidArgument
 from ..theta.layout import ParameterLayout
 
 VERIFIED = 256 << 20  # bytes: a recording up to it is compared with its checksums when opened
+_FETCHED = 64 << 10  # bytes of a row: fewer are not asked for ahead
 _RESIDENT = 64 << 20  # bytes of a mapped file that may stay in the process after they were read
 
 
@@ -28,8 +30,11 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
-    def columns(self, rows: NDArray[np.intp], first: int, last: int) -> Array:
-        """(len(rows), last - first) float64: elements first .. last of theta at these points."""
+    def columns(
+        self, rows: NDArray[np.intp], first: int, last: int, out: Array | None = None
+    ) -> Array:
+        """(len(rows), last - first) float64: elements first .. last of theta at these points;
+        ``out`` is filled and given back, where it is given."""
 
     def state(self, row: int) -> dict[str, Tensor]:
         """Parameters and running statistics of one point by name."""
@@ -55,9 +60,14 @@ class Points(Protocol):
         """(n,) float64 of an index of the path, a module, a state dict or a vector."""
 
     def blocks(
-        self, selected: Sequence[str] | None = None, points: int | None = None
+        self,
+        selected: Sequence[str] | None = None,
+        points: int | None = None,
+        *,
+        reuse: bool = False,
     ) -> Iterator[tuple[int, int, Array]]:
-        """(first, last, columns (T, last - first)) block by block through theta."""
+        """(first, last, columns (T, last - first)) block by block through theta; with ``reuse``
+        each is there until the next."""
 
 
 def check_points(trajectory: Any, function: str) -> None:
@@ -93,14 +103,32 @@ class ArraySource:
     def __len__(self) -> int:
         return len(self._theta)
 
-    def columns(self, rows: NDArray[np.intp], first: int, last: int) -> Array:
-        out = np.empty((len(rows), last - first))
+    def columns(
+        self, rows: NDArray[np.intp], first: int, last: int, out: Array | None = None
+    ) -> Array:
+        out = np.empty((len(rows), last - first)) if out is None else out
+        self._fetch(rows, last, min(2 * last - first, self._theta.shape[1]))
         for i, row in enumerate(rows):
             out[i] = self._theta[row, first:last]
         self._read += out.size * self._theta.itemsize
         if self._read > _RESIDENT:
             self._give_back()
         return out
+
+    def _fetch(self, rows: NDArray[np.intp], first: int, last: int) -> None:
+        """Ask the system for columns of a mapped file, which are read while others are used."""
+        mapped = getattr(self._theta, "_mmap", None)
+        if not isinstance(mapped, mmap.mmap) or not hasattr(mmap, "MADV_WILLNEED"):
+            return
+        origin = self._theta.ctypes.data - np.frombuffer(mapped, np.uint8).ctypes.data
+        stride, size = self._theta.strides[0], (last - first) * self._theta.itemsize
+        if size < _FETCHED:
+            return
+        for row in rows:
+            begin = origin + int(row) * stride + first * self._theta.itemsize
+            page = begin - begin % mmap.PAGESIZE
+            with suppress(OSError):  # advice that is not taken
+                mapped.madvise(mmap.MADV_WILLNEED, page, begin - page + size)
 
     def _give_back(self) -> None:
         """Unmap the pages of a file that were read, which count as this process's memory; the
@@ -140,8 +168,10 @@ class StateSource:
     def __len__(self) -> int:
         return len(self._states)
 
-    def columns(self, rows: NDArray[np.intp], first: int, last: int) -> Array:
-        out = np.empty((len(rows), last - first))
+    def columns(
+        self, rows: NDArray[np.intp], first: int, last: int, out: Array | None = None
+    ) -> Array:
+        out = np.empty((len(rows), last - first)) if out is None else out
         for entry in self._layout.entries:
             begin, end = max(first, entry.offset), min(last, entry.offset + entry.numel)
             if begin >= end:
