@@ -359,7 +359,6 @@ def test_blocks_of_parameters_change_nothing(monkeypatch):
 
 def test_blocks_that_lie_in_one_memory_have_the_numbers_of_the_others(tmp_path, monkeypatch):
     monkeypatch.setattr("pylandscape.trajectories.base.BLOCK_BYTES", 8 * 5 * 7)
-    monkeypatch.setattr("pylandscape.trajectories.sources._FETCHED", 1)
     pl.trajectory(walk(5, 23), linear(23)).save(tmp_path / "run.h5")
     for path in (pl.trajectory(tmp_path / "run.h5"), pl.trajectory(tmp_path / "run.h5")[1:4]):
         kept = [block for _, _, block in path.blocks()]

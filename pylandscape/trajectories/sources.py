@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,7 +20,6 @@ from ..errors import InvalidArgument
 from ..theta.layout import ParameterLayout
 
 VERIFIED = 256 << 20  # bytes: a recording up to it is compared with its checksums when opened
-_FETCHED = 64 << 10  # bytes of a row: fewer are not asked for ahead
 _RESIDENT = 64 << 20  # bytes of a mapped file that may stay in the process after they were read
 
 
@@ -107,28 +105,12 @@ class ArraySource:
         self, rows: NDArray[np.intp], first: int, last: int, out: Array | None = None
     ) -> Array:
         out = np.empty((len(rows), last - first)) if out is None else out
-        self._fetch(rows, last, min(2 * last - first, self._theta.shape[1]))
         for i, row in enumerate(rows):
             out[i] = self._theta[row, first:last]
         self._read += out.size * self._theta.itemsize
         if self._read > _RESIDENT:
             self._give_back()
         return out
-
-    def _fetch(self, rows: NDArray[np.intp], first: int, last: int) -> None:
-        """Ask the system for columns of a mapped file, which are read while others are used."""
-        mapped = getattr(self._theta, "_mmap", None)
-        if not isinstance(mapped, mmap.mmap) or not hasattr(mmap, "MADV_WILLNEED"):
-            return
-        origin = self._theta.ctypes.data - np.frombuffer(mapped, np.uint8).ctypes.data
-        stride, size = self._theta.strides[0], (last - first) * self._theta.itemsize
-        if size < _FETCHED:
-            return
-        for row in rows:
-            begin = origin + int(row) * stride + first * self._theta.itemsize
-            page = begin - begin % mmap.PAGESIZE
-            with suppress(OSError):  # advice that is not taken
-                mapped.madvise(mmap.MADV_WILLNEED, page, begin - page + size)
 
     def _give_back(self) -> None:
         """Unmap the pages of a file that were read, which count as this process's memory; the
