@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import pylandscape as pl
+from pylandscape.curvature.operators import as_operator
 from pylandscape.errors import InvalidArgument
 from pylandscape.theta.losses import KnownLoss, resolve_loss
 
@@ -147,6 +148,40 @@ def test_blocks_threads_and_memory_do_not_change_the_bits() -> None:
     assert torch.equal(small.gradient(), land.gradient())
 
 
+def wide() -> nn.Module:
+    return nn.Sequential(
+        nn.Linear(37, 1000), nn.Tanh(), nn.Linear(1000, 35), nn.ReLU(), nn.Linear(35, 3)
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_sums_of_wide_weights_are_right_and_have_one_order(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    # More samples than are summed at once, and an incomplete tile at the end.
+    x, y = torch.randn(2101, 37, dtype=dtype), torch.randint(0, 3, (2101,))
+    model = wide().to(dtype)
+    land = pl.Landscape(model, "cross_entropy", (x, y), engine="native")
+    want = land.gradient()
+    exact = pl.Landscape(copy.deepcopy(model).double(), "cross_entropy", (x.double(), y),
+                         engine="torch")  # fmt: skip
+    assert error(want, exact.gradient(), dtype) <= EPS_FACTOR
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            for memory in (None, 0):
+                other = pl.Landscape(model, "cross_entropy", (x, y), engine="native", memory=memory)
+                assert torch.equal(other.gradient(), want)
+    finally:
+        torch.set_num_threads(threads)
+    # At a second theta the data's columns are taken over from the first.
+    moved = want.to(dtype)
+    assert error(land.gradient(moved), exact.gradient(moved.double()), dtype) <= EPS_FACTOR
+    v = torch.randn(2, land.n_params, dtype=dtype)
+    got = land.hvp(v, theta=moved)
+    assert error(got, exact.hvp(v.double(), theta=moved.double()), dtype) <= EPS_FACTOR
+
+
 def test_frozen_parameters_are_constants_of_the_products() -> None:
     torch.manual_seed(2)
     model, x, y = Everything().double(), torch.randn(30, 7).double(), torch.randint(0, 5, (30,))
@@ -219,6 +254,63 @@ def test_nothing_of_an_earlier_theta_is_left_in_the_memory_that_it_leaves(
         got, want = (e.product(matrix, land.theta, v) for e in (core, fresh.native))
         assert torch.isfinite(want).all()
         assert torch.equal(got, want)
+
+
+FORMS_OF = MEMORY_OF | {
+    "everything": (Everything, (7,)),
+    "wide": (wide, (37,)),
+    "attention": (
+        lambda: nn.Sequential(
+            nn.TransformerEncoderLayer(8, 2, 12, dropout=0.0, batch_first=True), nn.Flatten(),
+            nn.Linear(24, 3),
+        ),
+        (3, 8),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:second derivatives")  # of torch's attention
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", FORMS_OF)
+def test_quadratic_forms_are_those_of_products(kind: str, dtype: torch.dtype) -> None:
+    torch.manual_seed(1)
+    make, shape = FORMS_OF[kind]
+    model = make().eval().to(dtype)
+    x = torch.randint(0, 7, (301, 4)) if shape is None else torch.randn(301, *shape, dtype=dtype)
+    y = torch.randint(0, 3, (301,))
+    land = pl.Landscape(model, "cross_entropy", (x, y), engine="native")
+    other = pl.Landscape(model, "cross_entropy", (x, y), engine="native", memory=0)
+    exact = pl.Landscape(
+        copy.deepcopy(model).double(), "cross_entropy",
+        (x.double() if x.is_floating_point() else x, y), engine="torch",
+    )  # fmt: skip
+    v = torch.randn(11, land.n_params, dtype=dtype)
+    for matrix in ("hessian", "gauss_newton", "covariance"):
+        op = as_operator(land, matrix)
+        got = op.forms(v)
+        want = as_operator(exact, matrix)(v.double()) * v.double()
+        # Of the terms' size: positive and negative ones may cancel.
+        off = (got - want.sum(1)).abs() / want.norm(dim=1)
+        assert float(off.max()) <= EPS_FACTOR * torch.finfo(dtype).eps * land.n_params**0.5
+        assert op.products == 11
+        assert torch.equal(torch.cat([op.forms(row[None]) for row in v]), got)
+        assert torch.equal(as_operator(other, matrix).forms(v), got)
+
+
+def test_quadratic_forms_make_no_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(2)
+    model, x, y = Everything(), torch.randn(40, 7), torch.randint(0, 5, (40,))
+    land = pl.Landscape(model, "cross_entropy", (x, y), engine="native")
+    other = pl.Landscape(model, "cross_entropy", (x, y), engine="torch")
+    want = pl.trace(other, 8, method="hutchinson")
+
+    def refuse(*_: Any) -> Tensor:
+        raise AssertionError("a product")
+
+    monkeypatch.setattr(land, "product_at", refuse)
+    got = pl.trace(land, 8, method="hutchinson")
+    assert (got.products, want.products) == (8, 8)
+    assert got.value == pytest.approx(want.value, rel=EPS_FACTOR * torch.finfo(torch.float32).eps)
 
 
 class Halves(nn.Module):

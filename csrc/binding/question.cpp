@@ -84,6 +84,13 @@ void bind(py::module_& m, const char* question_name, const char* derivatives_nam
                                  interrupted);
              });
            })
+      .def("forms",  // (k,) scale v^T A v
+           [](D& d, Matrix matrix, int64_t k, Address vectors, Address forms, double scale) {
+             finish([&](const Parallel& pool) {
+               return d.forms(matrix, k, in<T>(vectors), scale, out<double>(forms), pool,
+                              interrupted);
+             });
+           })
       .def("sample_gradients", [](const D& d, Address to) {
         finish([&](const Parallel& pool) {
           return d.sample_gradients(out<T>(to), pool, interrupted);

@@ -244,10 +244,10 @@ struct Kernels {
   void (*pack_columns)(int64_t k, int64_t cols, const T* x, T* dst);
   // dst = panels of the transpose of src (m, k).
   void (*pack_transposed)(int64_t m, int64_t k, const T* src, T* dst);
-  // g (m, k) += the sum of `count` products dy x^T; each dy (m, cols) as panels (pack), each x (k,
-  // cols) as blocks (pack_columns).
-  void (*outer_add)(int64_t m, int64_t k, int64_t cols, int64_t count, const T* const* dy,
-                    const T* const* x, double* g);
+  // g (m, k), rows `stride` apart, += the sum of `count` products dy x^T; dy[i] (m, cols[i]) as panels
+  // (pack), x[i] (k, cols[i]) as blocks (pack_columns).
+  void (*outer_add)(int64_t m, int64_t k, int64_t stride, int64_t count, const int64_t* cols,
+                    const T* const* dy, const T* const* x, double* g);
   // Each g[i] (m, k) += dy[i] x^T for `count` of them; x (k, cols) stands as it is, cols at most
   // kDirectColumns: a block of it is packed at a time, which stays in the first-level cache.
   void (*outer_add_rows)(int64_t m, int64_t k, int64_t cols, int64_t count, const T* const* dy,

@@ -43,17 +43,19 @@ void pack_transposed(int64_t m, int64_t k, const T* src, T* dst) {
 
 constexpr int64_t kOuterSum = 1024;  // products of an element summed in T before they join the double
 
-// Rows of a panel from `row` on and the block of x that holds row i, of `count` products.
+// Rows of a panel from `row` on and the block of x that holds row i, of `count` products; rows of g
+// are `k` apart.
 template <typename T, int Rows>
-inline void outer_block(int64_t rows, int64_t cols, int64_t count, const T* const* packed,
-                        int64_t row, const T* const* columns, int64_t i, int64_t width, int64_t k,
-                        double* g) {
+inline void outer_block(int64_t rows, const int64_t* of_cols, int64_t count,
+                        const T* const* packed, int64_t row, const T* const* columns, int64_t i,
+                        int64_t width, int64_t k, double* g) {
   if constexpr (Rows > 0) {
     if (rows != Rows)
-      return outer_block<T, Rows - 1>(rows, cols, count, packed, row, columns, i, width, k, g);
+      return outer_block<T, Rows - 1>(rows, of_cols, count, packed, row, columns, i, width, k, g);
     constexpr int N = kLanes<T>;
     Vec<T> acc[Rows][2] = {};
     for (int64_t s = 0; s < count; ++s) {
+      const int64_t cols = of_cols[s];
       const T* __restrict__ w = packed[s] + row * cols;
       const T* __restrict__ x = columns[s] + i * cols;
       for (int64_t c = 0; c < cols; ++c) {
@@ -89,18 +91,18 @@ inline void outer_block(int64_t rows, int64_t cols, int64_t count, const T* cons
 }
 
 template <typename T>
-void outer_add(int64_t m, int64_t k, int64_t cols, int64_t count, const T* const* packed,
-               const T* const* columns, double* g) {
+void outer_add(int64_t m, int64_t k, int64_t stride, int64_t count, const int64_t* cols,
+               const T* const* packed, const T* const* columns, double* g) {
   constexpr int W = 2 * kLanes<T>;
   const PanelSplit split(m, kRows);
-  const int64_t fit = kOuterSum / cols, together = fit < 1 ? 1 : fit;
-  for (int64_t s = 0; s < count; s += together) {
-    const int64_t some = count - s < together ? count - s : together;
+  for (int64_t s = 0, end; s < count; s = end) {
+    int64_t sum = cols[s];
+    for (end = s + 1; end < count && sum + cols[end] <= kOuterSum; ++end) sum += cols[end];
     for (int64_t p = 0; p < split.panels; ++p) {
       const int64_t row = split.first(p);
       for (int64_t i = 0; i < k; i += W)
-        outer_block<T, kRows>(split.rows(p), cols, some, packed + s, row, columns + s, i,
-                              k - i < W ? k - i : W, k, g + row * k + i);
+        outer_block<T, kRows>(split.rows(p), cols + s, end - s, packed + s, row, columns + s, i,
+                              k - i < W ? k - i : W, stride, g + row * stride + i);
     }
   }
 }
@@ -118,7 +120,7 @@ void outer_add_rows(int64_t m, int64_t k, int64_t cols, int64_t count, const T* 
     for (int64_t s = 0; s < count; ++s)
       for (int64_t p = 0; p < split.panels; ++p) {
         const int64_t row = split.first(p);
-        outer_block<T, kRows>(split.rows(p), cols, 1, packed + s, row, &columns, 0, width, k,
+        outer_block<T, kRows>(split.rows(p), &cols, 1, packed + s, row, &columns, 0, width, k,
                               g[s] + row * k + i);
       }
   }

@@ -1,6 +1,7 @@
 #include "derivatives/derivatives.h"
 
 #include <algorithm>
+#include <memory>
 #include <numeric>
 #include <stdexcept>
 
@@ -51,20 +52,82 @@ Derivatives<T>::Derivatives(const Program<T>& program, const T* theta, int64_t m
   const int64_t tangents = std::max<int64_t>(1, 2 * layout_.rows * p.tile_ * int64_t{sizeof(T)});
   block_ = std::clamp<int64_t>((kept() ? kBlockBytes : kRecomputeBytes) / tangents, 1, kBlock);
 
-  std::vector<double> partial(groups_ * p.n_), losses(groups_);
+  late_ = LateSums::of(p, layout_, kernels_, p.tile_, groups_);
+  // Where sums are late, memory that no one touches: half of the time would go to its pages.
+  const std::unique_ptr<double[]> partial(new double[groups_ * p.n_]);
+  const auto sums = [&](int64_t group) { return partial.get() + group * p.n_; };
+  std::vector<double> losses(groups_);
+  std::vector<Buffer<T>> waiting(late_.any() && !kept() ? groups_ * late_.run : 0);
   if (works_.size() < static_cast<size_t>(parallel.workers)) works_.resize(parallel.workers);
-  Items items(groups_, parallel, stop);
-  const bool done = items.run([&](int worker, int64_t group) {
-    for (int64_t t = group_begin(group); t < group_begin(group + 1) && !items.stopping(); ++t) {
-      Primal<T>& to = kept() ? kept_[t] : works_[worker].primal;
-      if (to.values.size() == 0) to = new_primal();
-      losses[group] += primal(t, to, partial.data() + group * p.n_);
-    }
-  });
-  if (!done) throw Stopped();
-  loss_ = std::accumulate(losses.begin(), losses.end(), 0.0);
   gradient_.assign(p.n_, 0.0);
-  for (int64_t g = 0; g < groups_; ++g) add(p.n_, partial.data() + g * p.n_, gradient_.data());
+  const int64_t longest = (p.tiles_ + groups_ - 1) / groups_;  // tiles of a group
+  const int64_t step = waiting.empty() ? longest : late_.run;
+  for (int64_t from = 0; from < longest; from += step) {
+    Items items(groups_, parallel, stop);
+    const bool done = items.run([&](int worker, int64_t group) {
+      if (from == 0)
+        for (const auto& [begin, end] : late_.others)
+          std::fill(sums(group) + begin, sums(group) + end, 0.0);
+      const int64_t first = group_begin(group) + from;
+      const int64_t last = std::min(first + step, group_begin(group + 1));
+      for (int64_t t = first; t < last && !items.stopping(); ++t) {
+        Primal<T>& to = kept() ? kept_[t] : works_[worker].primal;
+        if (to.values.size() == 0) to = new_primal();
+        losses[group] += primal(t, to, sums(group));
+        to.has_data = kept();
+        if (waiting.empty()) continue;
+        Buffer<T>& own = waiting[group * late_.run + t - first];
+        if (own.size() == 0) own = Buffer<T>(late_.size);
+        for (const LateSums::Place& at : late_.places) {
+          std::copy_n(to.panels.data() + layout_.panels_at[at.op], at.panels_size,
+                      own.data() + at.panels);
+          std::copy_n(to.columns.data() + layout_.columns_at[at.op], at.columns_size,
+                      own.data() + at.columns);
+        }
+      }
+    });
+    if (!done || !add_late(from, std::min(from + step, longest), waiting, parallel, stop))
+      throw Stopped();
+  }
+  loss_ = std::accumulate(losses.begin(), losses.end(), 0.0);
+  for (int64_t g = 0; g < groups_; ++g)
+    for (const auto& [begin, end] : late_.others)
+      add(end - begin, sums(g) + begin, gradient_.data() + begin);
+}
+
+template <typename T>
+bool Derivatives<T>::add_late(int64_t from, int64_t to, const std::vector<Buffer<T>>& waiting,
+                              const Parallel& parallel, const ShouldStop& stop) {
+  const auto strips = static_cast<int64_t>(late_.strips.size());
+  return Items(strips, parallel, stop).run([&](int, int64_t item) {
+    const LateSums::Strip& strip = late_.strips[item];
+    const Op& op = program_.ops()[strip.op];
+    double* g = gradient_.data() + program_.uses()[op.weight].source + strip.first;
+    const auto at = std::find_if(late_.places.begin(), late_.places.end(),
+                                 [&](const LateSums::Place& p) { return p.op == strip.op; });
+    std::vector<const T*> dy, x;
+    std::vector<int64_t> cols;
+    for (int64_t run = from; run < to; run += late_.run)
+      for (int64_t group = 0; group < groups_; ++group) {
+        dy.clear(), x.clear(), cols.clear();
+        const int64_t first = group_begin(group) + run;
+        const int64_t last = std::min(first + late_.run, group_begin(group + 1));
+        for (int64_t t = first; t < last; ++t) {
+          const T *panels, *columns;
+          if (kept()) {
+            panels = kept_[t].panels.data() + layout_.panels_at[strip.op];
+            columns = kept_[t].columns.data() + layout_.columns_at[strip.op];
+          } else {
+            const T* own = waiting[group * late_.run + t - first].data();
+            panels = own + at->panels, columns = own + at->columns;
+          }
+          cols.push_back(program_.padded_columns(t));
+          dy.push_back(panels), x.push_back(columns + strip.first * cols.back());
+        }
+        kernels_.outer_add(op.m, strip.width, op.k, static_cast<int64_t>(dy.size()), cols.data(),
+                           dy.data(), x.data(), g);
+      }
+  });
 }
 
 template <typename T>
@@ -263,6 +326,60 @@ bool Derivatives<T>::products(Matrix matrix, int64_t k, const T* vectors, double
       for (int64_t g = 1; g < groups_; ++g) add(n, sums(j, g), row);
       for (int64_t i = 0; i < n; ++i) row[i] *= scale;
     });
+  }
+  return true;
+}
+
+template <typename T>
+bool Derivatives<T>::forms(Matrix matrix, int64_t k, const T* vectors, double scale, double* out,
+                           const Parallel& parallel, const ShouldStop& stop) {
+  const int64_t n = program_.n_, most = most_at_once();
+  if (passes_) {  // tangents meet at the norms: by products
+    std::vector<double> rows(most * n);
+    for (int64_t start = 0; start < k; start += most) {
+      const int64_t count = std::min(most, k - start);
+      const T* from = vectors + start * n;
+      if (!products(matrix, count, from, scale, rows.data(), parallel, stop)) return false;
+      for (int64_t j = 0; j < count; ++j)
+        out[start + j] = kernels_.dot_double(n, from + j * n, rows.data() + j * n);
+    }
+    return true;
+  }
+  const std::lock_guard<std::mutex> one_at_a_time(busy_);
+  std::fill_n(out, k, 0.0);
+  if (!layout_.moves[program_.output_]) return true;  // no parameter reaches the output
+  if (works_.size() < static_cast<size_t>(parallel.workers)) works_.resize(parallel.workers);
+  for (int64_t start = 0; start < k; start += most) {
+    const int64_t count = std::min(most, k - start), blocks = (count + block_ - 1) / block_;
+    if (vectors_.size() < static_cast<size_t>(count)) vectors_.resize(count);
+    const T* given = vectors + start * n;
+    Items(count, parallel, {}).run([&](int, int64_t j) {
+      pack_parameters<T>(program_, layout_, given + j * n, nullptr, vectors_[j]);
+    });
+    std::vector<double> parts(count * groups_, 0.0);
+    Items items(blocks * groups_, parallel, stop);
+    const bool done = items.run([&](int worker, int64_t item) {
+      Work& work = ready(works_[worker]);
+      work.sums.resize(n);
+      const int64_t group = item % groups_, part = item / groups_;
+      const int64_t first = count * part / blocks, last = count * (part + 1) / blocks;
+      for (int64_t t = group_begin(group); t < group_begin(group + 1) && !items.stopping(); ++t) {
+        if (!kept()) primal(t, work.primal, nullptr);
+        const Primal<T>& at_theta = kept() ? kept_[t] : work.primal;
+        for (int64_t j = first; j < last; ++j) {
+          const Tangents<T>& tangents = work.tangents[j - first];
+          tangent_forward(t, at_theta, vectors_[j], tangents);
+          seed(matrix, t, at_theta, tangents, work);
+          parts[j * groups_ + group] +=
+              form(matrix, t, at_theta, vectors_[j], given + j * n, tangents, work);
+        }
+      }
+    });
+    if (!done) return false;
+    for (int64_t j = 0; j < count; ++j) {
+      for (int64_t g = 0; g < groups_; ++g) out[start + j] += parts[j * groups_ + g];
+      out[start + j] *= scale;
+    }
   }
   return true;
 }

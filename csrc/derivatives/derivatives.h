@@ -19,6 +19,7 @@
 #include <utility>
 
 #include "derivatives/batch_passes.h"
+#include "derivatives/weight_sums.h"
 #include "program/program.h"
 
 namespace pylandscape {
@@ -31,6 +32,7 @@ struct DerivativeMemory {
     Primal<T> primal;
     std::vector<Tangents<T>> tangents;
     Buffer<T> columns, panels, dots;
+    std::vector<double> sums;  // (n,) of one op's parameters, zeros between uses
     std::vector<Buffer<T>> waiting_panels;  // of each vector, while its direct sums wait
     std::vector<DirectSum<T>> waiting;
   };
@@ -85,6 +87,10 @@ class Derivatives {
   // batch, and so does the next.
   bool products(Matrix matrix, int64_t k, const T* vectors, double scale, double* out,
                 const Parallel& parallel, const ShouldStop& stop);
+  // out (k,) = scale v^T A v for the rows v: of a product its tangents forward, and no sums over
+  // samples of weights. Else as products().
+  bool forms(Matrix matrix, int64_t k, const T* vectors, double scale, double* out,
+             const Parallel& parallel, const ShouldStop& stop);
   // out (samples, n): gradients of the samples' own loss terms. False when stopped.
   bool sample_gradients(T* out, const Parallel& parallel, const ShouldStop& stop) const;
 
@@ -105,22 +111,30 @@ class Derivatives {
   Work& ready(Work& work) const;
   int64_t group_begin(int64_t group) const { return group * program_.tiles_ / groups_; }
   using Waiting = std::vector<DirectSum<T>>*;
-  Pass<T> pass(int64_t tile, const Primal<T>& primal, size_t number,
-               Waiting waiting = nullptr) const;
+  Pass<T> pass(int64_t tile, const Primal<T>& primal, size_t number, Waiting waiting = nullptr,
+               const LateSums* late = nullptr) const;
   const T* output(const Primal<T>& primal) const;
   T* output_part(const Buffer<T>& rows) const;  // of adjoints or tangents; null: does not move
 
-  // Values, then adjoints; gradient (n,) += this tile's. Returns the tile's loss.
+  // gradient_ += the late sums of the tiles from `from` to before `to` of every group; what they
+  // are of is kept, or in `waiting` (groups, run). False when stopped.
+  bool add_late(int64_t from, int64_t to, const std::vector<Buffer<T>>& waiting,
+                const Parallel& parallel, const ShouldStop& stop);
+  // Values, then adjoints; gradient (n,) += this tile's but the late ones. Returns the tile's loss.
   double primal(int64_t tile, Primal<T>& to, double* gradient) const;
   void forward(int64_t tile, Primal<T>& to) const;
   // Adjoints of everything from the output's, already in place; parameters' += in gradient.
   void reverse(int64_t tile, const Primal<T>& primal, const Buffer<T>& adjoints, T* panels,
-               double* gradient, Waiting waiting = nullptr) const;
+               double* gradient, Waiting waiting = nullptr, const LateSums* late = nullptr) const;
   void tangent_forward(int64_t tile, const Primal<T>& primal, const Vector<T>& v,
                        const Tangents<T>& to) const;
   void tangent_reverse(int64_t tile, const Primal<T>& primal, const Vector<T>& v,
                        const Tangents<T>& tangents, const Work& work, T* panels,
                        Waiting waiting, double* out) const;
+  // v^T A v of the tile's loss, from its tangents along v and the seed; these adjoints are written
+  // over. vector: v as it was given.
+  double form(Matrix matrix, int64_t tile, const Primal<T>& primal, const Vector<T>& v,
+              const T* vector, const Tangents<T>& tangents, Work& work) const;
   // The output's adjoint from its tangent: how the matrices differ.
   void seed(Matrix matrix, int64_t tile, const Primal<T>& primal, const Tangents<T>& tangents,
             const Work& work) const;
@@ -130,6 +144,7 @@ class Derivatives {
   const cpu::Kernels<T>& kernels_;
   int64_t groups_;
   TileLayout layout_;
+  LateSums late_;
   std::optional<BatchPasses<T>> passes_;  // where samples depend on their batch
   bool apart_ = false;                    // batches are divided among the groups
   int64_t block_ = 1;  // vectors that a tile, or a batch, takes together

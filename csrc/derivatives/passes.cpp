@@ -11,7 +11,7 @@ namespace pylandscape {
 
 template <typename T>
 Pass<T> Derivatives<T>::pass(int64_t tile, const Primal<T>& primal, size_t number,
-                             Waiting waiting) const {
+                             Waiting waiting, const LateSums* late) const {
   const Program<T>& p = program_;
   return {p,
           layout_,
@@ -28,7 +28,8 @@ Pass<T> Derivatives<T>::pass(int64_t tile, const Primal<T>& primal, size_t numbe
           nullptr,
           nullptr,
           nullptr,
-          waiting};
+          waiting,
+          late != nullptr ? &late->ops : nullptr};
 }
 
 template <typename T>
@@ -56,7 +57,7 @@ double Derivatives<T>::primal(int64_t t, Primal<T>& to, double* gradient) const 
   if (seed == nullptr) return loss;  // no parameter reaches the output
   kernels_.loss_gradient(p.loss_, p.targets(t), cols, output(to), seed);
   clear_padding(p.slots_[p.output_], cols, p.tile_columns(t), seed);
-  reverse(t, to, to.adjoints, to.panels.data(), gradient);
+  reverse(t, to, to.adjoints, to.panels.data(), gradient, nullptr, &late_);
   walk_bends(p, layout_, [&](size_t i) { return pass(t, to, i); }, to);
   return loss;
 }
@@ -71,9 +72,10 @@ void Derivatives<T>::forward(int64_t t, Primal<T>& to) const {
 
 template <typename T>
 void Derivatives<T>::reverse(int64_t t, const Primal<T>& primal, const Buffer<T>& adjoints,
-                             T* panels, double* gradient, Waiting waiting) const {
+                             T* panels, double* gradient, Waiting waiting,
+                             const LateSums* late) const {
   walk_reverse(program_, layout_, all_ops(program_),
-               [&](size_t i) { return pass(t, primal, i, waiting); }, adjoints, panels,
+               [&](size_t i) { return pass(t, primal, i, waiting, late); }, adjoints, panels,
                gradient);
 }
 
@@ -110,6 +112,52 @@ void Derivatives<T>::seed(Matrix matrix, int64_t t, const Primal<T>& primal,
   }
   kernels_.loss_hvp(p.loss_, p.targets(t), cols, output(primal), moved, to);
   clear_padding(features, cols, p.tile_columns(t), to);
+}
+
+// v^T H v = Ry^T (d^2 l / dy^2) Ry of the output y + the sum over all ops of <dy, y''>, y'' the second
+// derivative of the op's output along its own inputs' and parameters' tangents. That is one number
+// of the op's second derivative: R(dx) and R(dp) with R(dy) = 0, times Rx and v.
+template <typename T>
+double Derivatives<T>::form(Matrix matrix, int64_t t, const Primal<T>& primal, const Vector<T>& v,
+                            const T* vector, const Tangents<T>& tangents, Work& work) const {
+  const Program<T>& p = program_;
+  const auto at = [&](size_t i) {
+    return TangentReverse<T>(pass(t, primal, i), v, tangents, work.columns.data(),
+                             work.panels.data(), work.sums.data());
+  };
+  const int64_t cols = p.padded_columns(t);
+  double total = at(0).dot(p.slots_[p.output_] * cols, output_part(tangents.adjoints),
+                           output_part(tangents.values));
+  if (matrix != Matrix::kHessian) return total;
+  for (size_t i = 0; i < p.ops_.size(); ++i) {
+    const Op& op = p.ops_[i];
+    std::vector<int> moving;
+    for (const int slot : op.inputs)
+      if (layout_.moves[slot] && std::find(moving.begin(), moving.end(), slot) == moving.end())
+        moving.push_back(slot);
+    if (moving.empty()) continue;  // every op is linear in its parameters
+    const TangentReverse<T> own = at(i);
+    if (passes<T>(op.kind).form != nullptr) {
+      total += passes<T>(op.kind).form(own);
+      continue;
+    }
+    std::fill_n(own.rdy, own.size(), T(0));
+    for (const int slot : moving)
+      std::fill_n(own.at(tangents.adjoints, slot), p.slots_[slot] * cols, T(0));
+    passes<T>(op.kind).tangent_reverse(own);
+    for (const int slot : moving)
+      total += own.dot(p.slots_[slot] * cols, own.at(tangents.adjoints, slot),
+                       own.at(tangents.values, slot));
+    op.each_use([&](int use) {
+      if (!p.in_theta(use)) return;
+      const Use& of = p.uses_[use];
+      for (int64_t e = of.source; e < of.source + of.size(); ++e) {
+        total += work.sums[e] * static_cast<double>(vector[e]);
+        work.sums[e] = 0;
+      }
+    });
+  }
+  return total;
 }
 
 template <typename T>

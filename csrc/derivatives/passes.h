@@ -15,6 +15,7 @@ struct Primal {  // one tile at theta; (rows, tile) each
   Buffer<T> first, curved;  // at the outputs of unary ops: f'(x), f''(x) dy
   Buffer<T> columns;        // inputs of linear ops, as blocks of columns
   Buffer<T> panels;         // adjoints of linear ops, as panels
+  bool has_data = false;    // whether the data's columns are there already
 };
 
 template <typename T>
@@ -64,6 +65,8 @@ struct Pass {
   // tangents then packs the adjoints at theta too, into panels of a tile.
   T *late_columns = nullptr, *late_panels = nullptr;
   std::vector<DirectSum<T>>* waiting = nullptr;  // null: these sums are not put off
+  // By op: whose weight's sums are taken after the passes (LateSums); null: of none.
+  const std::vector<bool>* late_sums = nullptr;
 
   const std::vector<int64_t>& features() const { return program.slots(); }
   int64_t rows() const { return program.features(op.output); }
@@ -98,11 +101,14 @@ struct Pass {
   bool given() const { return data_columns != nullptr && op.inputs[0] == 0; }
   bool direct() const { return layout.direct[number] && !given(); }  // the data as they stand
   bool packs() const { return multiplies() && !given() && !direct(); }
-  bool packs_forward() const { return packs() && late_columns == nullptr; }
+  bool packs_forward() const {
+    return packs() && late_columns == nullptr && !(primal.has_data && op.inputs[0] == 0);
+  }
   bool packs_late() const { return packs() && late_columns != nullptr; }
   // Whether a reverse pass adds the op's product to the sums by itself, not with those of other ops
   // of the same weight: their columns are there only where forward packs them.
   bool sums_alone() const { return late_columns != nullptr || layout.alone(number); }
+  bool sums_late() const { return late_sums != nullptr && (*late_sums)[number]; }
   const T* columns() const { return packs_late() ? late_columns : kept_columns(number); }
   // Those of any op.
   const T* kept_columns(size_t of) const {
@@ -144,7 +150,7 @@ struct Reverse : Pass<T> {
       : Pass<T>(pass), adjoints(rows), panels(panels_of_tile), sums(gradient) {
     dy = this->at(adjoints, this->op.output);
     dx = this->op.inputs.empty() ? nullptr : d(0);
-    dw = target(this->op.weight), db = target(this->op.bias);
+    dw = this->sums_late() ? nullptr : target(this->op.weight), db = target(this->op.bias);
   }
   const Buffer<T>& adjoints;
   T* panels;     // of the tile
@@ -205,6 +211,13 @@ struct TangentReverse : Pass<T> {
   }
   const T* along(int use) const { return this->moving(v, use); }
   double* target(int use) const { return this->sums_of(use, sums); }
+  // <x, y> of `size` elements, products in T and their sum in double; x is written over.
+  double dot(int64_t size, T* x, const T* y) const {
+    this->kernels.binary(cpu::Binary::kMul, size, x, y, x);
+    double sum = 0;
+    this->kernels.row_sums_add(1, size, x, &sum);
+    return sum;
+  }
 };
 
 // out (samples, n) += the gradients of the samples' own loss terms in the op's parameters.

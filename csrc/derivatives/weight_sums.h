@@ -1,5 +1,6 @@
 // Sums over samples of the adjoints of a weight.
 #pragma once
+#include <utility>
 #include <vector>
 
 #include "derivatives/passes.h"
@@ -44,5 +45,35 @@ void add_direct_sums(const OpList& program, const cpu::Kernels<T>& kernels, cons
     for (WeightSums& sum : own) sum.finish();
   }
 }
+
+// Wide weights whose sums are taken after the passes, over several tiles at once. As doubles they are
+// more than the caches hold, so each time that sums join them costs as much as the products of some
+// 100 samples; and they are divided by their elements, so that no group of tiles has its own.
+struct LateSums {
+  LateSums() = default;
+  // Of tiles of `tile` columns.
+  template <typename T>
+  static LateSums of(const OpList& program, const TileLayout& layout, const cpu::Kernels<T>& kernels,
+                     int64_t tile, int64_t groups);
+
+  std::vector<bool> ops;  // by number
+  // Work items: features first .. first + width - 1 of op's inputs.
+  struct Strip {
+    size_t op;
+    int64_t first, width;
+  };
+  std::vector<Strip> strips;
+  bool any() const { return !strips.empty(); }
+  int64_t run = 1;  // tiles of a group that join the doubles together
+  // Where an op's adjoints and inputs (Primal) are in what is kept of a tile, of `size` elements.
+  struct Place {
+    size_t op;
+    int64_t panels, panels_size, columns, columns_size;
+  };
+  std::vector<Place> places;
+  int64_t size = 0;
+  // The parameters whose sums are not late, as ranges of theta.
+  std::vector<std::pair<int64_t, int64_t>> others;
+};
 
 }  // namespace pylandscape

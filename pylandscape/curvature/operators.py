@@ -65,6 +65,11 @@ class Balanced(SymmetricOperator):
         self.settle(found)
         return found.double() * 2.0**self.exponent if self.exponent else found
 
+    def forms(self, v: Tensor) -> Tensor:
+        found = self.of.forms(v)
+        self.settle(found)
+        return found * 2.0**self.exponent if self.exponent else found
+
     def settle(self, found: Any) -> None:
         """Choose the exponent by numbers of A's size, unless there is one or all are zero."""
         if self.exponent is None:

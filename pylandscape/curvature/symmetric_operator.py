@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..arrays import all_finite
 from ..errors import InvalidArgument
 from ..theta.identity import of_product
+from .tall import dots
 
 if TYPE_CHECKING:
     from ..theta.layout import ParameterLayout
@@ -86,6 +88,22 @@ class SymmetricOperator:
             )
         self.products += len(v)
         return found.to(self.device)
+
+    def forms(self, v: Tensor) -> Tensor:
+        """v_i^T A v_i (k,) float64 for the rows v (k, n), on v's device; k products.
+
+        Where the core has the products, from tangents forward alone: no product is made.
+        """
+        if self.native is not None and v.dim() == 2 and v.shape[1] == self.n:
+            derivatives, matrix, scale = self.native()
+            rows = v.to(self.device, self.dtype).contiguous()
+            found = torch.empty(len(rows), dtype=torch.float64)
+            address = rows.data_ptr(), found.data_ptr()
+            derivatives.forms(matrix, len(rows), *address, scale)
+            if all_finite(found):
+                self.products += len(rows)
+                return found.to(v.device)
+        return dots(self(v), v)
 
     def describe(self, whole: bool = True) -> dict[str, Any]:
         """What determines the numbers: matrix, order, dtype, and the landscape's description.

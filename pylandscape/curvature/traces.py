@@ -174,8 +174,12 @@ def _hutchinson(
         v = draw.signs(min(BLOCK, count - at))
         if basis is not None:
             v = v - combine(inner(v, basis), basis)
-        found = _multiply(op, v, bar)
-        samples.append(dots(found, found if square else v))
+        if square:
+            found = _multiply(op, v, bar)
+            samples.append(dots(found, found))
+        else:
+            samples.append(op.forms(v))
+            bar.update(len(v))
     return torch.cat(samples)
 
 

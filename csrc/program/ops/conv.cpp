@@ -106,6 +106,13 @@ struct Conv : Rules<Conv> {
     if (p.rdw != nullptr) p.kernels.conv_reverse(a, p.cols, p.transposed(p.v), p.dy, p.rdx);
   }
 
+  template <typename T>
+  static double form(const TangentReverse<T>& p) {  // <dy, 2 V Rx>
+    if (p.rx == nullptr || p.along(p.op.weight) == nullptr) return 0;
+    p.kernels.conv(p.op.conv, p.cols, p.along(p.op.weight), p.rx, {}, p.rdy);
+    return 2 * p.dot(p.size(), p.rdy, p.dy);
+  }
+
   // db[m] += the sums over pixels and columns of dy.
   template <typename T>
   static void pixel_sums_add(const Pass<T>& p, const T* dy, double* db) {

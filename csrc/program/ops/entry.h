@@ -52,6 +52,9 @@ struct Passes {
   void (*tangent_forward)(const TangentForward<T>&);
   void (*tangent_reverse)(const TangentReverse<T>&);
   void (*sample_gradients)(const SampleGradients<T>&);
+  // <dy, y''>, y'' the second derivative of y along (v, Rx); may write over R(dy). Null: from
+  // tangent_reverse.
+  double (*form)(const TangentReverse<T>&);
 };
 
 // Of points as lanes.
@@ -114,6 +117,8 @@ struct Rules {
   }
   template <typename T>
   static void sample_gradients(const SampleGradients<T>&) {}  // no parameters
+  template <typename T>
+  static constexpr double (*form)(const TangentReverse<T>&) = nullptr;
 };
 
 template <class Own, typename T>
@@ -125,7 +130,8 @@ constexpr Passes<T> passes_of() {
           &Own::reverse,
           &Own::tangent_forward,
           &Own::tangent_reverse,
-          &Own::sample_gradients};
+          &Own::sample_gradients,
+          Own::template form<T>};
 }
 
 template <class Own>

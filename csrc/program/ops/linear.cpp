@@ -173,7 +173,9 @@ struct Linear : Rules<Linear> {
   template <typename T>
   static void add(const Pass<T>& p, const OuterSum<T>& sum, double* g) {
     WeightSums sums(p.op, p.program.uses()[p.op.weight].transposed(), g);
-    p.kernels.outer_add(p.op.m, p.op.k, p.cols, sum.count, sum.dy, sum.x, sums.data());
+    int64_t cols[2 * kTogether];
+    std::fill_n(cols, sum.count, p.cols);
+    p.kernels.outer_add(p.op.m, p.op.k, p.op.k, sum.count, cols, sum.dy, sum.x, sums.data());
     sums.finish();
   }
   // g(weight) += dy x^T of the data as they stand, or that later.
@@ -223,6 +225,16 @@ struct Linear : Rules<Linear> {
       if (p.rdw != nullptr)
         p.kernels.linear_add(op.k, p.cols, op.m, p.transposed(p.v), d, group(p, p.rdx, o));
     }
+  }
+
+  template <typename T>
+  static double form(const TangentReverse<T>& p) {  // <dy, 2 V Rx>
+    const Op& op = p.op;
+    if (p.rx == nullptr || p.along(op.weight) == nullptr) return 0;
+    for (int64_t o = 0; o < op.outer; ++o)
+      p.kernels.linear(op.m, p.cols, op.k, p.along(op.weight), group(p, p.rx, o), nullptr, false,
+                       p.rdy + o * op.m * p.cols);
+    return 2 * p.dot(p.size(), p.rdy, p.dy);
   }
 
   // R(dW): of all groups, or, at the first of some ops with one weight, of all these.

@@ -176,7 +176,7 @@ class hessian:  # the original's name
             samples = Samples()
             while len(samples) < maxIter:
                 v = self._probes(min(BLOCK, maxIter - len(samples)))
-                samples += (op(v) * v.double()).sum(1).tolist()
+                samples += op.forms(v).tolist()
                 if samples.standard_error <= tol * abs(samples.estimate):
                     break
         current.count("pyhessian.trace", self.landscape, op.products)

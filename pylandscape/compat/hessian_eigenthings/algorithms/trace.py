@@ -77,7 +77,7 @@ def hutchinson(
         else:
             drawn = [torch.randn(op.n, dtype=op.dtype, generator=source) for _ in range(rows)]
             v = torch.stack(drawn)
-        samples.append((op(v) * v.double().cpu()).sum(1))
+        samples.append(op.forms(v).cpu())
     note("hutchinson", operator, op)
     return _result(torch.cat(samples), 0.0, operator, op)
 
