@@ -44,14 +44,15 @@ void pack_transposed(int64_t m, int64_t k, const T* src, T* dst) {
 constexpr int64_t kOuterSum = 1024;  // products of an element summed in T before they join the double
 
 // Rows of a panel from `row` on and the block of x that holds row i, of `count` products; rows of g
-// are `k` apart.
+// are `k` apart. ahead: cols[0] blocks of two vectors to be fetched meanwhile, or null.
 template <typename T, int Rows>
 inline void outer_block(int64_t rows, const int64_t* of_cols, int64_t count,
                         const T* const* packed, int64_t row, const T* const* columns, int64_t i,
-                        int64_t width, int64_t k, double* g) {
+                        int64_t width, int64_t k, double* g, const T* ahead = nullptr) {
   if constexpr (Rows > 0) {
     if (rows != Rows)
-      return outer_block<T, Rows - 1>(rows, of_cols, count, packed, row, columns, i, width, k, g);
+      return outer_block<T, Rows - 1>(rows, of_cols, count, packed, row, columns, i, width, k, g,
+                                      ahead);
     constexpr int N = kLanes<T>;
     Vec<T> acc[Rows][2] = {};
     for (int64_t s = 0; s < count; ++s) {
@@ -60,6 +61,9 @@ inline void outer_block(int64_t rows, const int64_t* of_cols, int64_t count,
       const T* __restrict__ x = columns[s] + i * cols;
       for (int64_t c = 0; c < cols; ++c) {
         const Vec<T> x0 = load<T, N>(x + c * 2 * N), x1 = load<T, N>(x + c * 2 * N + N);
+        if (ahead != nullptr)
+          for (int v = 0; v < 2 * N; v += 64 / static_cast<int>(sizeof(T)))
+            __builtin_prefetch(ahead + c * 2 * N + v, 0, 2);
 #pragma GCC unroll 16
         for (int r = 0; r < Rows; ++r) {
           acc[r][0] += w[c * Rows + r] * x0;
@@ -117,11 +121,13 @@ void outer_add_rows(int64_t m, int64_t k, int64_t cols, int64_t count, const T* 
   for (int64_t i = 0; i < k; i += W) {
     const int64_t width = k - i < W ? k - i : W;
     pack_columns(width, cols, x + i * cols, block);
+    const T* ahead = i + 2 * W <= k ? x + (i + W) * cols : nullptr;  // during the first panel
     for (int64_t s = 0; s < count; ++s)
       for (int64_t p = 0; p < split.panels; ++p) {
         const int64_t row = split.first(p);
         outer_block<T, kRows>(split.rows(p), &cols, 1, packed + s, row, &columns, 0, width, k,
-                              g[s] + row * k + i);
+                              g[s] + row * k + i, ahead);
+        ahead = nullptr;
       }
   }
 }

@@ -6,8 +6,8 @@ namespace pylandscape {
 namespace {
 
 constexpr int64_t kLateWeight = int64_t{1} << 15;  // elements from which a weight is wide
-constexpr int64_t kLateSum = 512;                  // samples that join the doubles together
-constexpr int64_t kStrip = 128;                    // features of a work item
+constexpr int64_t kLateSum = 256;                  // samples that join the doubles together
+constexpr int64_t kStrip = 256;                    // features of a work item
 // Of the tiles whose sums wait at most, where values at theta are not kept.
 constexpr int64_t kLateBytes = int64_t{1} << 26;
 
