@@ -55,7 +55,8 @@ HINTS = {
     "it a DistributedSampler (whose shards differ, and are padded with duplicates)? Give every "
     "rank all of the data; Landscape(..., shard='data') shares out their samples by itself",
     "model": "load the same checkpoint on all ranks, or broadcast rank 0's",
-    "theta": "load the same checkpoint on all ranks, or broadcast rank 0's",
+    "theta": "load the same checkpoint on all ranks, make the model behind the same "
+    "torch.manual_seed, or broadcast rank 0's",
     "arithmetic": "ranks need the same versions, kind of processor or GPU, and number of threads "
     "for the bits of one process",
     "function": "every rank must make the same calls in the same order",
@@ -283,7 +284,8 @@ class Call:
     def agree(self, function: str, request: Mapping[str, Any]) -> None:
         """Compare with the other ranks; see `Ranks.call`."""
         own = {"function": function, **_parts(request)}
-        mine = json.dumps({"asked": own, "gloo": self.ranks._generation})
+        fields = {name: _digest(value) for name, value in _arguments(request).items()}
+        mine = json.dumps({"asked": own, "fields": fields, "gloo": self.ranks._generation})
         self._put(f"asked/{self.rank}", mine)
         told = {self.rank: mine.encode()}
         found: dict[int, Any] = {}
@@ -304,7 +306,9 @@ class Call:
         self._hear("asked", told, f"call {self.number + 1}, {function}", enough=enough)
         if differs():
             asked = {rank: found[rank]["asked"] for rank in sorted(found)}
-            raise InvalidArgument(_difference(self.number, asked))
+            each = [found[rank]["fields"] for rank in asked]
+            names = [n for n in dict.fromkeys(n for f in each for n in f) if _differ(each, n)]
+            raise InvalidArgument(_difference(self.number, asked, names))
         newest = max(each["gloo"] for each in found.values())
         if newest > self.ranks._generation:
             self.ranks._generation, self.ranks._gloo = newest, None
@@ -674,20 +678,37 @@ def _seconds(timeout: Any) -> float | None:
 
 def _parts(request: Mapping[str, Any]) -> dict[str, str]:
     """Digests of a request's parts."""
-    flat = {**request.get("operator", {}), **{k: v for k, v in request.items() if k != "operator"}}
-    parts: dict[str, dict[str, Any]] = {name: {} for name in (*PARTS, "arguments")}
-    of = {field: part for part, fields in PARTS.items() for field in fields}
-    for name, value in flat.items():
-        parts[of.get(name, "arguments")][name] = value
-    return {
-        name: hashlib.sha256(json.dumps(part, sort_keys=True, default=str).encode()).hexdigest()[
-            :12
-        ]
-        for name, part in parts.items()
+    flat = _flat(request)
+    found = {
+        part: _digest({name: flat[name] for name in flat if name in fields})
+        for part, fields in PARTS.items()
     }
+    return {**found, "arguments": _digest(_arguments(request))}
 
 
-def _difference(number: int, asked: Mapping[int, Mapping[str, str]]) -> str:
+def _arguments(request: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a request that belong to no other part."""
+    others = {field for fields in PARTS.values() for field in fields}
+    return {name: value for name, value in _flat(request).items() if name not in others}
+
+
+def _flat(request: Mapping[str, Any]) -> dict[str, Any]:
+    own = {name: value for name, value in request.items() if name != "operator"}
+    return {**request.get("operator", {}), **own}
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def _differ(each: Sequence[Mapping[str, str]], name: str) -> bool:
+    return len({fields.get(name) for fields in each}) > 1
+
+
+def _difference(
+    number: int, asked: Mapping[int, Mapping[str, str]], arguments: Sequence[str]
+) -> str:
+    """What an error says; ``arguments``: the names of those that differ."""
     lines: list[str] = []
     hints: list[str] = []
     for part in ("function", *PARTS, "arguments"):
@@ -696,7 +717,8 @@ def _difference(number: int, asked: Mapping[int, Mapping[str, str]]) -> str:
             groups.setdefault(asked[rank][part], []).append(rank)
         if len(groups) > 1:
             each = ", ".join(f"{value} on {_ranks(who)}" for value, who in groups.items())
-            lines.append(f"\n  {part}: {each}")
+            names = f" ({', '.join(arguments)})" if part == "arguments" and arguments else ""
+            lines.append(f"\n  {part}{names}: {each}")
             if (hint := f"\n  {HINTS[part]}") not in hints:
                 hints.append(hint)
         if lines and part in ("function", "arithmetic"):  # digests of arguments follow from these

@@ -19,7 +19,7 @@ from pylandscape.errors import InvalidArgument, LayoutMismatch
 from pylandscape.surfaces import grids
 from pylandscape.theta import directions, pieces
 from pylandscape.theta.directions import NORMALIZATIONS
-from pylandscape.theta.pieces import Random, Rows, Stored, Tensors, write_sum
+from pylandscape.theta.pieces import Random, Row, Rows, Stored, Tensors, write_sum
 
 DTYPES = [torch.float32, torch.float64]
 AXIS = (-1, 1, 3)
@@ -261,6 +261,21 @@ def test_without_a_copy_the_point_is_the_modules_own(monkeypatch: pytest.MonkeyP
     with pytest.raises(InvalidArgument, match=r"head\.bias.*has changed.*copy=False"):
         pl.line(own, d[0], AXIS, progress=False)
     assert land.loss() == pytest.approx(want.info["model_loss"])
+
+
+def test_nothing_asks_for_a_whole_point_on_the_way_to_a_plane(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("pylandscape.engines.eager_parameters._FLAT", 0)
+    torch.manual_seed(0)
+    own = landscape(Mixed(), copy=False)
+
+    def whole(row: Row) -> Tensor:
+        raise AssertionError("n numbers that nothing needs")
+
+    monkeypatch.setattr(Row, "whole", whole)
+    d = pl.random_directions(own, 2, seed=1, stored=False)
+    assert np.isfinite(pl.plane(own, *d, AXIS, AXIS, progress=False).values).all()
 
 
 def test_changes_behind_torchs_back_are_noticed() -> None:

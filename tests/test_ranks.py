@@ -202,7 +202,7 @@ def test_torchrun_s_environment_alone_makes_a_group(tmp_path: Path) -> None:
 @pytest.mark.parametrize("what", ["model", "theta", "arguments"])
 def test_the_parts_of_a_request_are_told_apart(tmp_path: Path, what: str) -> None:
     for text in failed(Group(tmp_path, "different", 3, what=what).end()):
-        assert f"\n  {what}: " in text
+        assert f"\n  {what}{' (axes)' if what == 'arguments' else ''}: " in text
         assert "ranks 0, 1" in text
         assert text.count("\n  ") == 3
 
