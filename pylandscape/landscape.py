@@ -804,7 +804,8 @@ class Landscape:
 
     def _advice(self, error: Exception) -> str:
         _, dtype, _ = self._asked
-        return advice_on_first_run(error, self.dataset.batches, dtype or theta_dtype(self.layout))
+        computed_in = dtype or theta_dtype(self.layout)
+        return advice_on_first_run(error, self.dataset.batches, computed_in, dtype is not None)
 
     def _choose(self) -> None:
         """Who answers: `native` where there is a compiled engine, else `eager`."""

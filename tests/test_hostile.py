@@ -602,3 +602,41 @@ def test_an_iterator_that_a_module_goes_through_is_refused_by_name() -> None:
     with pytest.raises(pl.InvalidArgument, match="an iterator"):
         pl.Landscape(model, nn.MSELoss(), (X, Y))
     assert next(model.turns) == 1.0
+
+
+class StartsFromZeros(Base):
+    """Its first state is of torch's default dtype, where its parameters are float32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.float()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.zeros(len(x), 4)
+        for _ in range(2):
+            h = torch.tanh(torch.addmm(h, x, self.f.weight.T))
+        return self.o(h)
+
+
+class Single(StartsFromZeros):
+    """Computes in float32 whatever comes in."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.float()).float()
+
+
+@pytest.mark.parametrize("make", [StartsFromZeros, Single])
+def test_many_points_of_a_model_that_makes_tensors_of_its_own_precision(make: Any) -> None:
+    def loss(o: Tensor, y: Tensor) -> Tensor:
+        return (o - y).square().mean()
+
+    land = pl.Landscape(make(), loss, (X.float(), Y.float()))
+    found = pl.classify(land, land.theta[None], progress=False)
+    want = np.linalg.eigvalsh(land.hessian().numpy())
+    np.testing.assert_allclose(found.eigenvalues[0], want, atol=1e-5)
+    assert torch.get_default_dtype() == torch.float32
+
+
+def test_a_dtype_that_a_models_own_tensors_do_not_have_is_said() -> None:
+    with pytest.raises(pl.InvalidArgument, match=r"as dtype= asks, but .* x\.new_zeros"):
+        pl.Landscape(StartsFromZeros(), "mse", (X.float(), Y.float()), dtype=torch.float64)

@@ -297,8 +297,11 @@ def _span(whole: Tensor) -> str:
     return f"{int(whole.min())} to {int(whole.max())}"
 
 
-def advice_on_first_run(error: BaseException, batches: Sequence[Batch], dtype: torch.dtype) -> str:
-    """What a first run that failed may mean; dtype: of the parameters."""
+def advice_on_first_run(
+    error: BaseException, batches: Sequence[Batch], dtype: torch.dtype, converted: bool
+) -> str:
+    """What a first run that failed may mean; dtype: of the parameters, and of the data where they
+    are ``converted``."""
     batch = batches[0]
     if out_of_memory(error):
         return (
@@ -325,6 +328,12 @@ def advice_on_first_run(error: BaseException, batches: Sequence[Batch], dtype: t
         )
     elif batch.raw is None:
         advice = "no data were given, so the objective gets None in place of a batch"
+    elif converted and "dtype" in str(error):
+        advice = (
+            f"all is {str(dtype).removeprefix('torch.')} as dtype= asks, but the model's code "
+            "makes tensors of another dtype: give them x's, x.new_zeros(...) or dtype=x.dtype, or "
+            "leave dtype= out"
+        )
     elif floats and dtype not in floats and "dtype" in str(error):
         got = " and ".join(sorted(str(d).removeprefix("torch.") for d in floats))
         advice = (

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,7 +31,8 @@ class TorchPoints:
     """A `PointEngine` of every landscape, by a float64 copy of its model.
 
     Points are vectorised by torch.func where the model allows it, otherwise they run one by one
-    through double backward. Batch norm as in ``Landscape.gradient``.
+    through double backward. Batch norm as in ``Landscape.gradient``. A model that keeps to its own
+    precision is computed in that; tensors that its code makes are float64 (``torch.zeros``).
     """
 
     reason: str | None = None
@@ -38,22 +40,38 @@ class TorchPoints:
     def __init__(self, land: Answered) -> None:
         self.n, self.device = land.n_params, land.device
         bn = land.bn if land.has_batchnorm else "eval"
-        self._engine = TorchEngine(
-            land.model,
-            land.loss_spec,
-            land.dataset.batches,
-            land.layout,
-            dtype=torch.float64,
-            device=land.device,
-            bn="eval" if bn == "interpolate" else bn,
-            autocast=land.autocast,
-        )
+
+        def made(dtype: torch.dtype | None) -> TorchEngine:
+            return TorchEngine(
+                land.model,
+                land.loss_spec,
+                land.dataset.batches,
+                land.layout,
+                dtype=dtype,
+                device=land.device,
+                bn="eval" if bn == "interpolate" else bn,
+                autocast=land.autocast,
+            )
+
         assert all(entry.kind != KIND for entry in land.layout.entries)
+        self._engine, self._wide = made(torch.float64), True
         self.vectorised = bn in ("eval", "interpolate")
+        try:
+            with self._precision():
+                self._engine.first_loss()
+        except Exception as error:
+            if out_of_memory(error):
+                raise
+            self._engine, self._wide, self.vectorised = made(None), False, False
+            self.reason = f"it does not run in float64 ({type(error).__name__}: {error})"
         self._compared: set[int] = set()  # widths whose first point agreed with the engine's
 
     def gradients(self, points: np.ndarray) -> tuple[Losses, np.ndarray]:
         """Losses (p,) and gradients (p, n) of points (p, n)."""
+        with self._precision():
+            return self._gradients(points)
+
+    def _gradients(self, points: np.ndarray) -> tuple[Losses, np.ndarray]:
         value = torch.func.grad_and_value(self._engine.functional_loss)
 
         def both(p: Tensor) -> tuple[Tensor, ...]:
@@ -65,6 +83,21 @@ class TorchPoints:
 
     def hessians(self, points: np.ndarray) -> tuple[Losses, np.ndarray, np.ndarray]:
         """The same, and Hessians (p, n, n), exactly symmetric."""
+        with self._precision():
+            return self._hessians(points)
+
+    @contextmanager
+    def _precision(self) -> Iterator[None]:
+        """Tensors that code makes without a dtype are float64, where the copy is."""
+        before = torch.get_default_dtype()
+        try:
+            if self._wide:
+                torch.set_default_dtype(torch.float64)
+            yield
+        finally:
+            torch.set_default_dtype(before)
+
+    def _hessians(self, points: np.ndarray) -> tuple[Losses, np.ndarray, np.ndarray]:
         value = torch.func.grad_and_value(self._engine.functional_loss)
         # Backward twice, as `_hessian` and users take it: forward mode differs at some kinks.
         hessian = torch.func.jacrev(torch.func.jacrev(self._engine.functional_loss))
@@ -131,11 +164,11 @@ class TorchPoints:
 
     def _gradient(self, point: Tensor) -> tuple[Tensor, ...]:
         loss = self._engine.prepare_points(("loss",))(point[None])["loss"]
-        return torch.tensor(loss[0], dtype=torch.float64), self._engine.gradient(point)
+        return torch.tensor(loss[0], dtype=torch.float64), self._engine.gradient(point).double()
 
     def _hessian(self, point: Tensor) -> tuple[Tensor, ...]:
-        identity = torch.eye(self.n, dtype=torch.float64, device=self.device)
-        return *self._gradient(point), self._engine.product("hessian", point, identity)
+        identity = torch.eye(self.n, dtype=self._engine.dtype, device=self.device)
+        return *self._gradient(point), self._engine.product("hessian", point, identity).double()
 
 
 def _marked(points: np.ndarray, found: tuple[Tensor, ...]) -> list[np.ndarray]:
