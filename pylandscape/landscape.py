@@ -27,7 +27,7 @@ from .arguments import callers_level, integer
 from .arrays import all_finite, digest_of_all, scipy_operator
 from .engines import shared_data, slopes
 from .engines.choose import EngineReport, choose
-from .engines.differences import check_products, hessian_by_differences
+from .engines.differences import LINEAR, check_products, hessian_by_differences
 from .engines.eager import TorchEngine
 from .engines.eager_derivatives import MEMORY
 from .engines.eager_switches import LOCK, Autocast, outside_inference_mode
@@ -546,7 +546,9 @@ class Landscape:
         """H v as `hvp`, by central differences of gradients, and a bound of the error's norm.
 
         D(eps) = [g(theta + eps v) - g(theta - eps v)] / (2 eps) with eps = u^(1/3) |theta| / |v|,
-        u the machine epsilon of the coarsest parameter; the bound is |D(eps) - D(2 eps)|.
+        u the machine epsilon of the coarsest parameter; the bound is |D(eps) - D(2 eps)|. Where
+        that is a third of the product or more, the gradient is far from linear within the step and
+        the error can be larger: bfloat16's steps are long, dtype=torch.float32 has shorter ones.
 
         Returns:
             (n,) and a scalar for v (n,); (k, n) and (k,) for the rows v (k, n). float64.
@@ -712,9 +714,16 @@ class Landscape:
         """How products with the Hessian were had, where it is not exactly."""
         if self.products == "exact":
             return None
-        told = (
-            f", off by at most {self.worst_product:.2g} of its norm" if self.worst_product else ""
-        )
+        told, worst = "", self.worst_product
+        if worst > LINEAR:
+            told = (
+                f"; those of two steps differ by {worst:.2g} of its norm: the gradient is not "
+                "linear within so long a step, and the error can be larger than that"
+            )
+            if self._eager.parameters.rounding() > torch.finfo(torch.float32).eps:
+                told += "; dtype=torch.float32 takes shorter steps"
+        elif worst:
+            told = f", off by at most {worst:.2g} of its norm"
         return f"products with the Hessian by central differences of gradients{told}"
 
     def product_at(self, matrix: str, vectors: Tensor, point: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import pylandscape as pl
+from pylandscape.engines.differences import LINEAR
 from pylandscape.errors import InvalidArgument
 from pylandscape.theta import checks
 
@@ -64,6 +65,25 @@ def test_zero_vectors_and_a_theta_of_zeros_have_their_products() -> None:
     assert torch.equal(got[0], torch.zeros(4, dtype=torch.float64))
     assert bounds[0] == 0
     assert torch.allclose(got[1], land.hvp(v[1]), rtol=1e-4)
+
+
+def test_steps_that_reach_beyond_where_the_gradient_is_linear_are_said() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(9, 16), nn.Tanh(), nn.LayerNorm(16), nn.Linear(16, 4))
+    with torch.no_grad():
+        model[0].weight *= 0.01
+    x, y = data(torch.bfloat16)
+    notes = []
+    for dtype in (None, torch.float32):
+        land = pl.Landscape(
+            model.bfloat16(), "cross_entropy", (x.to(dtype), y), engine="torch", dtype=dtype,
+            products="differences",
+        )  # fmt: skip
+        notes.append(pl.spectrum(land, 1, 2, progress=False).info["notes"][0])
+        assert (land.worst_product > LINEAR) == (dtype is None)
+    assert "not linear within so long a step" in notes[0]
+    assert "dtype=torch.float32" in notes[0]
+    assert "off by at most" in notes[1]
 
 
 def test_what_has_no_second_derivative_names_the_way_by_differences() -> None:
