@@ -9,8 +9,13 @@ namespace {
 
 constexpr int kRows = kVectorBytes == 64 ? 12 : kVectorBytes == 32 ? 6 : 4;
 constexpr int64_t kDepth = 512;  // 512 x 12 floats of a panel: half of the L1 cache
-// Rows of x that are fetched ahead: they lie far apart, which the processor does not foresee.
-constexpr int64_t kAhead = 8;
+// Rows of x that are fetched ahead: they lie far apart, which the processor does not foresee. Into the
+// first-level cache as many as rows of its sets leave room for, into the second-level cache enough to
+// hide the way from memory.
+template <typename T>
+constexpr int64_t kAhead = 64 / sizeof(T);
+constexpr int64_t kFarAhead = 48;
+constexpr int kLine = 64;  // bytes
 
 constexpr int vectors_for(int rows) {
   const int budget = kRegisters == 32 ? 24 : 12;
@@ -57,7 +62,10 @@ inline void micro(int64_t k, const T* __restrict__ w, const T* __restrict__ x, i
 #pragma GCC unroll 8
     for (int v = 0; v < Vectors; ++v) {
       xv[v] = load<T, N>(x + i * cols + v * N);
-      __builtin_prefetch(x + (i + kAhead) * cols + v * N);
+      if (v * kVectorBytes % kLine == 0) {
+        __builtin_prefetch(x + (i + kAhead<T>) * cols + v * N);
+        __builtin_prefetch(x + (i + kFarAhead) * cols + v * N, 0, 2);
+      }
     }
 #pragma GCC unroll 16
     for (int r = 0; r < Rows; ++r) {
