@@ -83,18 +83,22 @@ class Landscape:
             copy, and gets every bit back. DataParallel, DistributedDataParallel and torch.compile
             are taken off. State that the model keeps between calls (buffers, attributes, tensors
             changed in place) starts anew at every point; batches of one point see it evolve. So
-            does what its code and the loss's change outside (in closures, globals, classes) where L
-            depends on it, which has your values again after every question; notes that they take
-            there are yours, and what they only read is read as it stands.
+            does what its code and the loss's change outside (in closures, globals, classes,
+            context variables, the environment) and also read, which has your values again after
+            every question; what they only change are notes, which are yours, and what they only
+            read is read as it stands. Iterators that it takes from, which nothing sets back, are
+            refused.
         loss: a torch.nn loss, its functional form, a name ("cross_entropy", "nll", "mse",
             "bce_with_logits", "l1", "smooth_l1", "huber", "bce", "kl_div", "poisson_nll"), or any
             callable of (outputs, target) giving a scalar.
         data: (x, y) of tensors or arrays (one batch), a Dataset (in its order, in batches of 1,000
-            samples), a DataLoader, or an iterable of batches; read once, in order, kept. Several
-            inputs are written ((x1, x2), y) and passed as ``model(*inputs)``, ({...}, y) as
-            ``model(**inputs)``. A tensor x alone is its own target, for losses that are not of
-            classes. To an objective goes any batch as it is; a tensor, a dict or a tuple of tensors
-            is one batch, and without data it gets None.
+            samples), a DataLoader, or an iterable of batches; read once, in order, kept. What the
+            reading changes in the data's objects (counters, caches, generators) is put back, unless
+            an iterator or a file of theirs has moved on with it. Several inputs are written ((x1,
+            x2), y) and passed as ``model(*inputs)``, ({...}, y) as ``model(**inputs)``. A tensor x
+            alone is its own target, for losses that are not of classes. To an objective goes any
+            batch as it is; a tensor, a dict or a tuple of tensors is one batch, and without data it
+            gets None.
         objective: instead of loss: ``f(model, batch)`` giving a scalar, for any task. With neither,
             the model's own: ``.loss`` or ["loss"] of what it returns, as in transformers; dict
             batches are passed as ``model(**batch)``.

@@ -332,6 +332,78 @@ def test_data_that_draw_leave_the_generators_of_python_and_numpy() -> None:
     assert (random.getstate(), np.random.get_state()[1].tolist()) == before  # noqa: NPY002
 
 
+class Counted(torch.utils.data.Dataset):
+    """Samples whose reading changes everything that a data set can keep."""
+
+    reads = 0
+    cached: ClassVar[dict[int, Tensor]] = {}
+
+    def __init__(self) -> None:
+        self.calls, self.order, self.x = 0, [0], X.clone()
+        self.noise, self.numpy = random.Random(1), np.random.default_rng(1)
+        self.legacy, self.asked = np.random.RandomState(1), 0
+
+    def __len__(self) -> int:
+        self.asked += 1
+        return len(X)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
+        self.calls += 1
+        Counted.reads += 1
+        self.order.append(i)
+        self.x[i] += self.noise.random() + self.numpy.random() + self.legacy.rand()
+        return self.cached.setdefault(i, self.x[i] + self.calls), Y[i]
+
+    def state(self) -> Any:
+        return (self.calls, Counted.reads, list(self.order), self.x.tolist(),
+                self.noise.getstate(), str(self.numpy.bit_generator.state),
+                self.legacy.get_state()[1].tolist(), self.asked, dict(self.cached))  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "wrapped",
+    [
+        lambda data: data,
+        lambda data: torch.utils.data.Subset(data, range(6)),
+        lambda data: torch.utils.data.DataLoader(
+            data, 3, shuffle=True, generator=torch.Generator().manual_seed(4)
+        ),
+    ],
+    ids=["the data", "a subset", "a loader"],
+)
+def test_reading_leaves_the_data_as_they_were(wrapped: Any) -> None:
+    data = Counted()
+    given, before = wrapped(data), data.state()
+    generator = getattr(given, "generator", None)
+    at = None if generator is None else generator.get_state()
+    land = pl.Landscape(Base(), "mse", given)
+    first = land.loss()
+    land.gradient()
+    assert data.state() == before
+    assert generator is None or torch.equal(generator.get_state(), at)
+    assert land.loss() == first
+    if generator is None:  # their next reading, the user's own, gives the same
+        assert pl.Landscape(Base(), "mse", given).loss() == first
+    with pytest.raises(IndexError):
+        pl.Landscape(Base(), "mse", torch.utils.data.Subset(data, [0, 100]))
+    assert data.state() == before
+
+
+def test_data_that_take_from_an_iterator_stay_where_that_has_moved_to() -> None:
+    class Stream:
+        def __init__(self) -> None:
+            self.source, self.taken = iter([(X, Y), (X, Y)]), 0
+
+        def __iter__(self) -> Iterator[Any]:
+            for batch in self.source:
+                self.taken += 1
+                yield batch
+
+    data = Stream()
+    pl.Landscape(Base(), "mse", data)
+    assert data.taken == 2
+
+
 def test_an_array_in_a_parameters_memory_is_refused_also_where_no_value_shows_it() -> None:
     class Viewed(Base):
         def __init__(self) -> None:

@@ -162,7 +162,7 @@ def test_products_of_a_prelu_are_torchs_where_its_units_are_zero(zero: bool) -> 
     h = torch.autograd.grad(torch.cat([t.reshape(-1) for t in g]) @ v, p)
     torch.testing.assert_close(land.hvp(v), torch.cat([t.reshape(-1) for t in h]))
     assert land.engine == "native"
-    assert ("exactly zero" in str(land.engine_report().derivatives)) == zero
+    assert land.engine_report().derivatives is None
 
 
 def test_prelu_and_glu_take_the_channels_of_an_image() -> None:

@@ -45,6 +45,7 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "amax": lambda z: z.view(-1, 4, 2).amax(-1).repeat(1, 2),
     "max": lambda z: z.view(-1, 4, 2).max(-1).values.repeat(1, 2),
     "norm": lambda z: z / (z.norm(dim=1, keepdim=True) + 1),
+    "normalize": lambda z: F.normalize(z.view(-1, 4, 2), dim=-1).flatten(1),
     "norms of pairs": lambda z: z.view(-1, 4, 2).norm(dim=-1).repeat(1, 2),
     "std": lambda z: z.view(-1, 4, 2).std(-1).repeat(1, 2),
     "root of relu": lambda z: F.relu(z).sqrt(),
@@ -121,6 +122,59 @@ def test_derivatives_at_ties_are_autograds(name: str) -> None:
                 assert not bool(got.isfinite().all())
                 continue
             torch.testing.assert_close(got, h, rtol=1e-8, atol=1e-7)
+
+
+class Sloped(Net):
+    """Slopes that are learnt, or numbers."""
+
+    def __init__(self, slopes: int) -> None:
+        super().__init__(F.relu)
+        self.f = (
+            nn.PReLU(slopes)
+            if slopes
+            else lambda z: F.prelu(z, torch.tensor([0.25], dtype=z.dtype))
+        )
+
+
+def _gauss_newton(model: nn.Module, x: Tensor, v: Tensor) -> Tensor:
+    """By two backward passes for J v, and one for its transpose."""
+    parameters, out = list(model.parameters()), model(x)
+    u = torch.zeros_like(out, requires_grad=True)
+    g = torch.autograd.grad(out, parameters, u, create_graph=True)
+    (along,) = torch.autograd.grad(torch.cat([t.reshape(-1) for t in g]) @ v, u, retain_graph=True)
+    back = torch.autograd.grad(out, parameters, 2 * along / out.numel())
+    return torch.cat([t.reshape(-1) for t in back])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("slopes", [0, 1, D])
+def test_products_of_a_prelu_are_autograds_where_any_sample_is_zero(
+    slopes: int, dtype: torch.dtype
+) -> None:
+    """At zero torch's slope is w, and 1 where that is differentiated."""
+    torch.manual_seed(1)
+    model = Sloped(slopes).to(dtype)
+    x, y = torch.randn(600, D).to(dtype), torch.randn(600, 3).to(dtype)
+    x[-1] = 0  # the last of many, so far from theta too
+    land = pl.Landscape(model, "mse", (x, y))
+    assert land.engine == "native"
+    assert land.engine_report().derivatives is None
+    of_torch = pl.Landscape(model, "mse", (x, y), engine="torch")
+    points, v = land.theta.repeat(2, 1), torch.randn(land.n_params).to(dtype)
+    points[1, D : 2 * D] = 0
+    rounding = (
+        {"rtol": 1e-9, "atol": 1e-9} if dtype == torch.float64 else {"rtol": 1e-4, "atol": 1e-5}
+    )
+    for p in points.to(dtype):
+        g, h = _autograd(model, x, y, p, v)
+        for got, want in (
+            (land.gradient(p), g),
+            (land.hvp(v, p), h),
+            (land.gauss_newton_product(v, p), _gauss_newton(model, x, v)),
+        ):
+            torch.testing.assert_close(got.to(dtype), want, **rounding)
+        found, wanted = (pl.hessians(each, p[None]).matrices for each in (land, of_torch))
+        torch.testing.assert_close(found, wanted, **rounding)
 
 
 @pytest.mark.parametrize("loss", [nn.L1Loss(), nn.HuberLoss(), nn.SmoothL1Loss(beta=0.5)])

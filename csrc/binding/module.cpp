@@ -19,7 +19,7 @@ PYBIND11_MODULE(_C, m) {
                                     "clamp", "hardtanh", "square", "abs", "exp",
                                     "hardswish", "mish", "softsign", "threshold", "log",
                                     "log1p", "sqrt", "rsqrt", "reciprocal", "power",
-                                    "sin", "cos", "erf", "length"};
+                                    "sin", "cos", "erf", "length", "positive"};
   static_assert(sizeof(kUnary) / sizeof(*kUnary) == cpu::kUnaryCount);
   for (int i = 0; i < cpu::kUnaryCount; ++i) unary.value(kUnary[i], static_cast<cpu::Unary>(i));
   py::enum_<cpu::Binary> binary(m, "Binary");

@@ -40,7 +40,8 @@ void unary(Unary f, double a, double b, int64_t n, const T* x, T* y) {
   const T ta = static_cast<T>(a), tb = static_cast<T>(b);
   switch (f) {
     case Unary::kAffine: return map(n, x, y, [=](V v) { return v * ta + tb; });
-    case Unary::kRelu: return map(n, x, y, [](V v) { return vmax(v, V{}); });
+    case Unary::kRelu: case Unary::kPositive:
+      return map(n, x, y, [](V v) { return vmax(v, V{}); });
     case Unary::kLeakyRelu: return map(n, x, y, [=](V v) { return v < 0 ? v * ta : v; });
     case Unary::kTanh: return map(n, x, y, [](V v) { return tanh<T, N>(v); });
     case Unary::kSigmoid: return map(n, x, y, [](V v) { return sigmoid<T, N>(v); });
@@ -202,6 +203,11 @@ void unary_derivatives(Unary f, double a, double b, int64_t n, const T* x, T* fi
       return map_two(n, x, first, second, [](V v, V& d1, V& d2) {
         d1 = v == 0 ? V{} : T(0.5) / root<T, N>(v);
         d2 = T(-0.5) * d1 / v;  // NaN at zero
+      });
+    case Unary::kPositive:
+      return map_two(n, x, first, second, [=](V v, V& d1, V& d2) {
+        d1 = v > 0 ? one : V{};
+        d2 = V{} / (v == 0 ? V{} : one);  // NaN at zero
       });
     case Unary::kRsqrt:
       return map_two(n, x, first, second, [](V v, V& d1, V& d2) {

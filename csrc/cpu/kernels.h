@@ -39,8 +39,9 @@ enum class Unary : int {
   kCos,
   kErf,
   kLength,  // sqrt(x) of a sum of squares: at 0 the slope is 0, and there is no curvature (NaN)
+  kPositive,  // max(x, 0) of a PReLU: at 0 the slope is 0, and there are no tangents (NaN)
 };
-constexpr int kUnaryCount = 29;
+constexpr int kUnaryCount = 30;
 
 enum class Binary : int { kAdd, kSub, kMul, kDiv };
 constexpr int kBinaryCount = 4;

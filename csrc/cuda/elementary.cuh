@@ -75,6 +75,7 @@ __device__ void with_rarer_unary(cpu::Unary function, double a, double b, F f) {
     case Unary::kSin: return f([](T v) { return sine(v); });
     case Unary::kCos: return f([](T v) { return cosine(v); });
     case Unary::kErf: return f([](T v) { return erf(v); });
+    case Unary::kPositive: return f([](T v) { return relu(v); });
     default: return;
   }
 }
@@ -175,6 +176,10 @@ __device__ void with_rarer_derivatives(cpu::Unary function, double a, F f) {
     case Unary::kErf:  // f' = 2 / sqrt(pi) exp(-x^2)
       return f([](T v, T& first, T& second) {
         first = T(1.1283791670955126) * exp(-v * v), second = T(-2) * v * first;
+      });
+    case Unary::kPositive:
+      return f([](T v, T& first, T& second) {
+        first = v > T(0) ? T(1) : T(0), second = T(0) / (v == T(0) ? T(0) : T(1));
       });
     default: return;
   }

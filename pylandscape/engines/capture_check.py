@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ..arrays import all_finite
 from ..errors import NotLowered, out_of_memory
 from ..lowering.capture import Final, first_line, restored_attributes
 from ..theta.data import Batch
@@ -119,34 +120,7 @@ def check_capture(
     rows = (samples[:, None] * per_sample + torch.arange(per_sample)).reshape(-1)
     values = None if together else loss
     near = points[1:]
-    problem = check_derivatives(engine_of, model, layout, near, fewer, found[0][rows], bn, values)
-    if problem is None and "prelu" in engine.ops:
-        return _zeros_of_prelu(engine_of, model, layout, points, few, found[0], bn)
-    return problem
-
-
-def _zeros_of_prelu(
-    engine_of: Callable[[Data, KnownLoss], Any],
-    model: nn.Module,
-    layout: ParameterLayout,
-    points: Tensor,
-    few: Data,
-    outputs: Tensor,
-    bn: str,
-) -> str | None:
-    """At exactly zero torch's PReLU has the slope w and, where that is differentiated, the slope 1:
-    no function has both. Units that are zero have torch's products."""
-    data = few.in_dtype(torch.float64, outputs.double() + 1.0)
-    try:
-        engine = engine_of(data, _SQUARES)
-        reference = _reference(model, _SQUARES, layout, data, bn)
-        for point in points.double():
-            _check_product(engine, reference, _Comparison(layout, 1e-5, 1e-9), point)
-    except Separated:
-        return "units of a PReLU are exactly zero, where torch's second derivative is its own"
-    except NotLowered as refusal:
-        return refusal.reason
-    return None
+    return check_derivatives(engine_of, model, layout, near, fewer, found[0][rows], bn, values)
 
 
 def check_derivatives(
@@ -292,6 +266,8 @@ def _check_product(
     except Exception as error:  # the program or torch has no second derivative of an op
         if out_of_memory(error):
             raise
+        return
+    if not all_finite(got):  # torch is asked then
         return
     gap, where = compare(got, want)
     if gap > compare.tolerance:

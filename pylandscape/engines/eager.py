@@ -134,7 +134,7 @@ class TorchEngine:
         frozen = {id(p) for p in self.model.parameters() if id(p) not in moved}
         with self._modes():
             self._state = State(snapshot.copies(), snapshot.cells, moved, frozen)
-        self._outside = Outside(roots(self.model, loss), snapshot.copies())
+        self.outside = Outside(roots(self.model, loss), snapshot.copies())
         self._depth = 0
         self._looked = False
         self._looked_near = False  # at what a run near the model's own point changes
@@ -233,7 +233,7 @@ class TorchEngine:
             stack.enter_context(self._modes())
             if self._depth == 0:
                 self.parameters.base.check()
-                stack.enter_context(self._outside.session())
+                stack.enter_context(self.outside.session())
             self._depth += 1
             try:
                 if not self._looked:
@@ -414,8 +414,7 @@ class TorchEngine:
     def _restore(self) -> None:
         """What is kept between calls, as it was when the landscape was made."""
         self._state.restore()
-        if self._outside.holds:
-            self._outside.restore()
+        self.outside.before_point()
 
     def place_near(self) -> None:
         """The model's own point and a tenth of `random_step` into the parameters."""
@@ -497,7 +496,7 @@ class TorchEngine:
                 if self.needs_grad or out_of_memory(error):
                     raise
                 self.undo_run()
-                self._outside.restore()
+                self.outside.restore()
                 self.needs_grad = True
                 try:
                     with torch.enable_grad():
@@ -516,13 +515,9 @@ class TorchEngine:
             self.draws = drawn or bool(self._draws)
         self.writes_state = self._learn()
         self.keeps_state = self.writes_state or self._state.differs()
-        if self._outside.touched():
-            notes = self._outside.now()
-            self._outside.holds = self.comparison.reads_what_it_changes(self._outside)
-            if not self._outside.holds:
-                notes.restore()
-            self.writes_state |= self._outside.holds and self._outside.writes()
-            self.keeps_state |= self._outside.holds
+        self.outside.settle(self.comparison.depends_on_changes)
+        self.writes_state |= self.outside.writes()
+        self.keeps_state |= self.outside.holds
         self._restore()
         self.writes_input = bool(written)
         total, denominator = (sum(column) for column in zip(*found, strict=True))
@@ -550,7 +545,7 @@ class TorchEngine:
     def undo_run(self) -> None:
         self._learn()
         if not self._looked:
-            self._outside.restore()
+            self.outside.restore()
         self.to_origin()
 
     def _learn(self) -> bool:
@@ -717,11 +712,6 @@ class TorchEngine:
                 stack.enter_context(attribute_set(norms, "track_running_stats", False))
             stack.enter_context(dense_gradients(self.model))
             yield
-
-    @property
-    def holds_outside(self) -> bool:
-        """Whether L depends on what its code changes outside of the module."""
-        return self._outside.holds
 
     def to_origin(self) -> None:
         self._restore()

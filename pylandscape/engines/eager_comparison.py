@@ -36,10 +36,7 @@ class Copy(Protocol):
     bn: str
     needs_grad: bool
     parameters: CopyParameters
-
-    @property
-    def holds_outside(self) -> bool:
-        """Whether L depends on what its code changes outside of the module."""
+    outside: Outside
 
     def session(self) -> AbstractContextManager[None]:
         """Modes and random numbers as the engine has them, put back afterwards."""
@@ -177,8 +174,8 @@ class Comparison:
         self._copy.needs_gradients()
         return enabled
 
-    def reads_what_it_changes(self, outside: Outside) -> bool:
-        """Whether L depends on what its code has changed outside; if not, it takes notes there.
+    def depends_on_changes(self, restore: Callable[[], None]) -> bool:
+        """Whether L depends on what its code has changed outside and ``restore`` puts back.
 
         That state is the making's afterwards, or of later runs.
         """
@@ -189,13 +186,11 @@ class Comparison:
 
         def differs(batch: Batch) -> bool:  # near the origin: it may have kept what it found there
             later = computed(batch)
-            outside.restore()
+            restore()
             first = computed(batch)
             return not near(first[0], later[0], 0.0) or first[1] != later[1]
 
         batch = self._copy.batches[0]
-        if outside.steps:
-            return True
         if (few := batch.first(_FEW)) is not batch:
             try:
                 return differs(few)
@@ -265,6 +260,8 @@ class Comparison:
         originals = self._snapshot.originals()
         state = State(originals, moved=map(id, slots))
         outside = Outside(roots(model, loss), originals)
+        outside.choose_as(self._copy.outside)
+        stays = outside.chosen or outside.steps or self._copy.outside.holds
         leaves = [t for t in originals if isinstance(t, Tensor) and t.is_leaf]  # registered or not
         grads = [t.grad for t in leaves]
         self._copy.to_origin()  # which holds what the module gets back, unless it is coarser
@@ -275,8 +272,8 @@ class Comparison:
         inference = any(t.is_inference() for t in slots)
 
         def restore_outside() -> None:
-            if self._copy.holds_outside or outside.steps:
-                outside.restore()
+            if stays:
+                outside.put_back()
 
         def put_back() -> None:
             with torch.inference_mode(inference):

@@ -14,11 +14,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, ParamSpec, TypeVar
 
+import numpy as np
 import torch
 import torch.utils.checkpoint
 from torch import Tensor, nn
 
 from ..theta.data import generator_states, set_generators, untouched_random_state
+from ..theta.held_state import set_environment
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -40,11 +42,6 @@ def _set_deterministic(asked: tuple[bool, bool]) -> None:
     torch.use_deterministic_algorithms(asked[0], warn_only=asked[1])
 
 
-def _set_environment(before: dict[str, str]) -> None:
-    os.environ.clear()
-    os.environ.update(before)
-
-
 _SETTINGS: tuple[tuple[Any, Any], ...] = (
     (torch.get_default_dtype, torch.set_default_dtype),
     (
@@ -58,7 +55,8 @@ _SETTINGS: tuple[tuple[Any, Any], ...] = (
     (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
     (torch.is_grad_enabled, torch.set_grad_enabled),
     (torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),
-    (lambda: dict(os.environ), _set_environment),
+    (lambda: dict(os.environ), set_environment),
+    (np.geterr, lambda before: np.seterr(**before)),
 )  # of the process, that a forward pass may change
 
 

@@ -151,14 +151,16 @@ def _rrelu(
 
 @op("prelu", "_prelu_kernel")
 def _prelu(call: Call, input: Any, weight: Any) -> Slot:
-    """max(x, 0) + w (x - max(x, 0)): at zero, the slope is w, as torch has it."""
+    """max(x, 0) + w (x - max(x, 0)): at zero, the slope is w, as torch has it. Where that is
+    differentiated, torch has the slope 1 there, and no function has both: products are NaN, and
+    torch is asked for them."""
     if not isinstance(weight, Fixed):
         raise call.refuse("slopes that are no parameter")
     elements = weight.elements().reshape(-1)
     if elements.numel() > 1:  # one for each channel, the traced dimension 1
         elements = elements.view(-1, *[1] * (call.value.dim() - 2))
     slope = weight.view(elements)
-    positive = call.unary(input, "relu")
+    positive = call.unary(input, "positive")
     return call.binary(
         "add", positive, call.binary("mul", call.binary("sub", input, positive), slope)
     )

@@ -26,6 +26,8 @@ from torch.utils.data import Dataset as TorchDataset
 from ..arguments import integer
 from ..arrays import digest_of_all, is_plain
 from ..errors import InvalidArgument, PylandscapeError, out_of_memory, wrapping
+from .held_state import dense_parts
+from .outside import reading
 from .random_source import SUBSET, fill
 
 _ROWS = 1_000  # of a Dataset, in a batch
@@ -160,6 +162,7 @@ class Dataset:
 
     A batch may have several targets per input, where the model gives as many rows of outputs
     (tokens). The tensors kept are copies: what happens to the caller's later does not reach them.
+    What the reading changes in the objects that give the data is put back (`reading`).
     """
 
     def __init__(
@@ -175,14 +178,15 @@ class Dataset:
     ) -> None:
         pairs = targets is not None
         self.targets = targets
-        with _untouched_generators():
+        with _untouched_generators(), reading(data):
             whole = data is None or _is_one_batch(data, pairs)
             if whole and targets not in (None, "classes"):
                 _check_unambiguous(data)
             raw = [data] if whole else _read(data, max_batches)
+            placed = [_placed(item, device, move) for item in raw]
+            self.notes = () if whole else _notes(data, len(raw))
         if not raw:
             raise InvalidArgument("data: expected at least one batch, got none")
-        placed = [_placed(item, device, move) for item in raw]
         if pairs:  # an objective may differentiate in its inputs
             for t in (t for item in placed for t in Batch(item, None, None, 0).tensors()):
                 t.requires_grad_(False)
@@ -190,7 +194,6 @@ class Dataset:
         self.size = sum(batch.size for batch in self.batches)
         if self.size == 0:
             raise InvalidArgument("data: expected at least one sample, got none")
-        self.notes = () if whole else _notes(data, len(raw))
         if pairs and any(b.inputs is b.target for b in self.batches):
             self.notes += ("the inputs are their own targets",)
         self.subset: Subset | None = None
@@ -417,23 +420,6 @@ def _is_record(item: Any) -> bool:
     if not isinstance(held, dict) or callable(item) or isinstance(item, nn.Module | type):
         return False
     return any(isinstance(v, Tensor | Mapping | list) or _is_record(v) for v in held.values())
-
-
-def dense_parts(t: Tensor) -> list[Tensor]:
-    """The strided tensors that a tensor of any layout is made of."""
-    t = t.detach()
-    if t.is_quantized:
-        return [t.int_repr()]
-    if t.layout == torch.strided:
-        return [t]
-    if t.layout == torch.sparse_coo:
-        t = t.coalesce()
-        return [t.indices(), t.values()]
-    if t.layout in (torch.sparse_csr, torch.sparse_bsr):
-        return [t.crow_indices(), t.col_indices(), t.values()]
-    if t.layout in (torch.sparse_csc, torch.sparse_bsc):
-        return [t.ccol_indices(), t.row_indices(), t.values()]
-    return [t.to_dense()]
 
 
 def not_finite(batches: Sequence[Batch]) -> str | None:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import array
+import ctypes
 import functools
+import io
+import os
 import random
 import types
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable
+from contextvars import ContextVar
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -16,10 +22,16 @@ import torch
 from torch import Tensor
 
 from ..errors import InvalidArgument
-from .data import dense_parts
+from .context import give, value_of
 
 CACHED = type(functools.lru_cache(int))
 _COMPARED = 1 << 20  # bytes of held tensors whose values are looked at before every point
+_CTYPES: Any = ctypes.c_int.__mro__[-2]  # the class of all objects that hold C's data
+BUFFERS = (bytearray, array.array, memoryview, io.BytesIO, io.StringIO, _CTYPES)
+STATEFUL = (
+    Tensor, np.ndarray, torch.Generator, random.Random, np.random.RandomState, ContextVar,
+    type(os.environ), *BUFFERS,
+)  # fmt: skip
 
 
 class State:
@@ -45,6 +57,7 @@ class State:
         self._arrays: list[tuple[np.ndarray, np.ndarray]] = []
         self._generators: list[tuple[Any, Callable[[], Any], Callable[[Any], Any], Any]] = []
         self._caches: list[tuple[Any, Any]] = []  # of functools, with what their info was
+        self._variables: list[tuple[ContextVar[Any], Any]] = []
         for x in objects:
             if isinstance(x, Tensor):
                 tensors[id(x)] = x
@@ -61,6 +74,12 @@ class State:
                 self._add_generator(x, get, put)
             elif isinstance(x, np.random.BitGenerator):
                 self._add_generator(x, partial(getattr, x, "state"), partial(setattr, x, "state"))
+            elif x is os.environ:
+                self._add_generator(x, partial(dict, x), set_environment)
+            elif isinstance(x, ContextVar):
+                self._variables.append((x, value_of(x)))
+            elif isinstance(x, BUFFERS):
+                self._add_generator(x, partial(_bytes_of, x), partial(_put_bytes, x))
             elif isinstance(x, CACHED):
                 self._caches.append((x, x.cache_info()))
             elif isinstance(getattr(x, "__dict__", None), dict) and not isinstance(x, type):
@@ -111,9 +130,22 @@ class State:
     def differs(self) -> bool:
         """Whether attributes or contents are others than those to put back."""
         now = list(map(id, chain.from_iterable(self._views)))
-        return now != self._ids or any(
-            cell.cell_contents is not content
-            for cell, content in zip(self._cells, self._contents, strict=True)
+        return (
+            now != self._ids
+            or any(
+                cell.cell_contents is not content
+                for cell, content in zip(self._cells, self._contents, strict=True)
+            )
+            or any(value_of(x) is not value for x, value in self._variables)
+        )
+
+    def glanced(self) -> bool:
+        """`touched`, but for what tensors and arrays hold that change without a new version."""
+        return (
+            self.differs()
+            or list(map(version_of, self._tensors)) != self._versions
+            or any(_bits(get()) != _bits(state) for _, get, _, state in self._generators)
+            or self.caches_used()
         )
 
     def touched(self) -> bool:
@@ -123,8 +155,12 @@ class State:
             or self.writes()
             or [t.requires_grad for t in self._tensors] != self._flags
             or any(_bits(get()) != _bits(state) for _, get, _, state in self._generators)
-            or any(_used(cached, info) for cached, info in self._caches)
+            or self.caches_used()
         )
+
+    def caches_used(self) -> bool:
+        """Whether caches of functools gave or took something."""
+        return any(_used(cached, info) for cached, info in self._caches)
 
     def writes(self) -> bool:
         """Whether tensors or arrays were changed in place."""
@@ -165,8 +201,12 @@ class State:
             if _used(cached, info):  # even where it only gave what it had, of another point
                 cached.cache_clear()
                 self._caches[i] = cached, cached.cache_info()
-        for _, _, put, state in self._generators:
-            put(state)
+        for x, get, put, state in self._generators:
+            if not isinstance(x, BUFFERS) or get() != state:
+                put(state)
+        for x, value in self._variables:
+            if value_of(x) is not value:
+                give(x, value)
 
     def _put_back(self, i: int) -> None:
         tensor, value = self._tensors[i], self._values[i]
@@ -189,7 +229,9 @@ class State:
         for i, (t, value) in enumerate(zip(self._tensors, self._values, strict=True)):
             if value is not None and i not in self._silent and not same_bits(t, value):
                 self._silent.append(i)
-        self._silent_arrays = list(range(len(self._arrays)))
+        self._silent_arrays = [
+            i for i, (a, held) in enumerate(self._arrays) if a.tobytes() != held.tobytes()
+        ]
         self.restore()
 
     def learn(self, pristine: Callable[[Tensor], Tensor | None]) -> bool:
@@ -210,8 +252,8 @@ class State:
                 self._values[i] = before.clone()
             if not seen and i not in self._silent:
                 self._silent.append(i)
-        for i, (array, held) in enumerate(self._arrays):
-            if array.tobytes() != held.tobytes():
+        for i, (a, held) in enumerate(self._arrays):
+            if a.tobytes() != held.tobytes():
                 self._silent_arrays.append(i)
         return changed
 
@@ -253,8 +295,83 @@ def _used(cached: Any, before: Any) -> bool:
 
 
 def _bits(state: Any) -> Any:
-    """The state of a generator, comparable."""
+    """The state of a generator or a buffer, comparable."""
+    if isinstance(state, bytes):
+        return state
     return state.numpy().tobytes() if isinstance(state, Tensor) else repr(state)
+
+
+def set_environment(before: dict[str, str]) -> None:
+    if dict(os.environ) != before:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def is_iterator(x: Any) -> bool:
+    """Whether it is one of Python's own, which only go forward."""
+    kind = type(x)
+    return hasattr(kind, "__next__") and kind.__module__ in ("builtins", "itertools")
+
+
+def position(x: Any) -> Any:
+    """What tells how far an iterator has gone, where it can be told."""
+    if isinstance(x, io.IOBase):
+        try:
+            return None if x.closed else x.tell()
+        except (OSError, ValueError):  # it is no file, or lines are being taken from it
+            return object()
+    if isinstance(x, types.GeneratorType):
+        frame = x.gi_frame
+        if frame is None:
+            return None
+        return (frame.f_lasti, *map(id, frame.f_locals.values()), position(x.gi_yieldfrom))
+    if not is_iterator(x):
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        try:
+            return tuple(map(_told, x.__reduce__()))
+        except Exception:  # later versions of Python have none
+            return repr(x)
+
+
+def _told(part: Any) -> Any:
+    if isinstance(part, tuple):
+        return tuple(map(_told, part))
+    if isinstance(part, int | str):
+        return part
+    return position(part) if is_iterator(part) else id(part)
+
+
+def size_of(x: Any) -> int:
+    """The bytes that a buffer takes."""
+    if isinstance(x, io.BytesIO | io.StringIO):
+        return 0 if x.closed else len(x.getvalue())
+    return ctypes.sizeof(x) if isinstance(x, _CTYPES) else memoryview(x).nbytes
+
+
+def _bytes_of(x: Any) -> Any:
+    if isinstance(x, io.BytesIO | io.StringIO):
+        return () if x.closed else (x.getvalue(), x.tell())
+    return bytes(x) if isinstance(x, bytearray | _CTYPES) else x.tobytes()
+
+
+def _put_bytes(x: Any, held: Any) -> None:
+    if isinstance(x, io.BytesIO | io.StringIO):
+        if held and not x.closed:
+            x.seek(0)
+            x.truncate()
+            x.write(held[0])
+            x.seek(held[1])
+    elif isinstance(x, _CTYPES):
+        ctypes.memmove(ctypes.addressof(x), held, len(held))
+    elif isinstance(x, array.array):
+        del x[:]
+        x.frombytes(held)
+    elif isinstance(x, bytearray):
+        x[:] = held
+    else:
+        np.copyto(np.asarray(x), np.frombuffer(held, np.asarray(x).dtype).reshape(x.shape))
 
 
 def _held(t: Tensor) -> Tensor:
@@ -276,6 +393,23 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
         return all(same_bits(x, y) for x, y in zip(dense_parts(a), dense_parts(b), strict=True))
     a, b = a.detach(), b.detach()
     return torch.equal(a, b) or bool(((a == b) | ((a != a) & (b != b))).all())
+
+
+def dense_parts(t: Tensor) -> list[Tensor]:
+    """The strided tensors that a tensor of any layout is made of."""
+    t = t.detach()
+    if t.is_quantized:
+        return [t.int_repr()]
+    if t.layout == torch.strided:
+        return [t]
+    if t.layout == torch.sparse_coo:
+        t = t.coalesce()
+        return [t.indices(), t.values()]
+    if t.layout in (torch.sparse_csr, torch.sparse_bsr):
+        return [t.crow_indices(), t.col_indices(), t.values()]
+    if t.layout in (torch.sparse_csc, torch.sparse_bsc):
+        return [t.ccol_indices(), t.row_indices(), t.values()]
+    return [t.to_dense()]
 
 
 def _contents(table: Any) -> Any:

@@ -134,7 +134,7 @@ class Snapshot:
         if isinstance(x, weakref.ref):
             return self._weak(x)
         if kind.__module__ == "itertools":  # whose list of what it gave is not to be put back
-            own = self._memo[id(x)] = copying.copy(x)
+            own = self._memo[id(x)] = copying.deepcopy(x, dict(self._memo))  # goes on by itself
             self.pairs.append((x, None))  # its id stays taken
             return own
         if isinstance(x, threading.local):  # what this thread has in it

@@ -29,7 +29,7 @@ class Names:
     def __init__(self, code: types.CodeType) -> None:
         found: dict[str, dict[str, None]] = {"globals": {}, "attributes": {}, "imports": {}}
         written = set()
-        for each in _codes_in(code):
+        for each in codes_in(code):
             before = None
             for step in dis.get_instructions(each):
                 if step.opname in ("STORE_DEREF", "STORE_GLOBAL"):
@@ -56,23 +56,23 @@ def names_in(code: types.CodeType) -> Names:
     return Names(code)
 
 
-def _codes_in(code: types.CodeType) -> Iterator[types.CodeType]:
+def codes_in(code: types.CodeType) -> Iterator[types.CodeType]:
     yield code
     for each in code.co_consts:
         if isinstance(each, types.CodeType):
-            yield from _codes_in(each)
+            yield from codes_in(each)
 
 
 def named_code(code: types.CodeType) -> str:
     """ "source DIGEST", or "bytecode (Python 3.x) DIGEST" where the source is not at hand."""
-    node = _node_of(code)
+    node = node_of(code)
     if node is not None:
         return f"source {text_digest(_tree(node))}"
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     return f"bytecode (Python {version}) {text_digest(_bytecode(code))}"
 
 
-def _node_of(code: types.CodeType) -> ast.AST | None:
+def node_of(code: types.CodeType) -> ast.AST | None:
     """The syntax tree of a function, if its file still holds what runs."""
     linecache.checkcache(code.co_filename)
     lines = linecache.getlines(code.co_filename)
@@ -102,7 +102,7 @@ def _parsed(source: str, filename: str) -> dict[types.CodeType, list[ast.AST]]:
         elif isinstance(node, ast.Lambda):
             at.setdefault(("<lambda>", node.lineno), []).append(node)
     found: dict[types.CodeType, list[ast.AST]] = {}
-    for code in _codes_in(whole):
+    for code in codes_in(whole):
         nodes = at.get((code.co_name, code.co_firstlineno), [])
         found.setdefault(code, []).extend(_at_place_of(code, nodes))
     return found

@@ -48,6 +48,8 @@ struct Unary : Rules<Unary> {
   template <class P>
   static void tangent_forward(const P& p) {
     p.kernels.binary(cpu::Binary::kMul, p.size(), p.first(), p.rx, p.ry);
+    if (p.op.unary == cpu::Unary::kPositive)  // zeros, and NaN where there are no tangents
+      p.kernels.product_add(p.size(), 1, p.curved(), p.rx, p.ry);
   }
 
   template <class P>

@@ -122,7 +122,10 @@ class Unary(Handler):
     """y = f(x): ry = f' rx; rdx = f' rdy + (f'' dy) rx. Keeps f' and f'' dy."""
 
     def tangent(self, i: int, op: Op, s: Sweep) -> Tensor:
-        return s.bend(s.tangents[op.inputs[0]], s.tile.saved[i][0])
+        t, (first, curved) = s.tangents[op.inputs[0]], s.tile.saved[i]
+        if int(op.function) == int(core.Unary.positive):  # NaN where there are no tangents
+            return s.bend(t, first, curved=curved, r=t)
+        return s.bend(t, first)
 
     def reverse(self, i: int, op: Op, s: Sweep, dy: Tensor) -> None:
         first, curved = s.tile.saved[i]
