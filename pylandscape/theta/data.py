@@ -9,6 +9,7 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -205,7 +206,6 @@ class Dataset:
                 )
             self.batches = self._drawn(self.subset, targets)
             self.size = self.subset.samples
-        self.digest = digest_of_all(batch.raw for batch in self.batches)
 
     def _drawn(self, subset: Subset, targets: str | None) -> list[Batch]:
         rows, start = subset.rows(), 0
@@ -218,6 +218,12 @@ class Dataset:
                 found.append(_batch(raw, len(found), targets))
         return found
 
+    @cached_property
+    def digest(self) -> str:
+        """sha256 of the batches, read when it is first asked for: a file's identity, which most
+        landscapes never write."""
+        return digest_of_all(batch.raw for batch in self.batches)
+
     @property
     def plain(self) -> bool:
         """Whether the digest tells all of the batches."""
@@ -227,7 +233,7 @@ class Dataset:
         """The same with these batches alone."""
         found = copy.copy(self)
         found.batches, found.size = batches, sum(batch.size for batch in batches)
-        found.digest = digest_of_all(batch.raw for batch in batches)
+        vars(found).pop("digest", None)
         return found
 
     def rows(self, first: int, last: int) -> Dataset:
