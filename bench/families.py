@@ -1,5 +1,5 @@
 """FAMILIES: planes of networks nobody tuned for, gradients and products of sequence models, the
-rates of the norms' derivatives, what a Landscape costs.
+rates of attention and of the norms' derivatives, what a Landscape costs.
 
 To compare AVX2 with AVX2 on a machine that has more, torch's libraries want it said too:
 PYLANDSCAPE_CPU_CAPABILITY=avx2 ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2
@@ -21,7 +21,7 @@ import pylandscape as pl
 
 from . import products
 from .curvature import Field, Problem, check_rows
-from .harness import Arm, Row, absent, interleave, rows
+from .harness import Arm, Row, absent, interleave, rows, sgemm_arms, shares
 from .nets import Workload, images, resnet20, table_of
 from .networks import (
     GPT,
@@ -38,7 +38,8 @@ from .workloads import digits, mlp
 
 RTOL = 1e-4  # of a gradient's norm
 PRODUCT_RTOL = 1e-3  # of a product's norm; ReLUs near 0 flip
-NORMS = 4  # copies whose time is taken, beside two
+NORMS = 4  # copies whose time is taken, beside two; layers of attention beside one
+ATTENTION = 0.6  # of the sgemm peak, to reach
 
 Made = tuple[nn.Module, Tensor, Tensor]
 
@@ -111,6 +112,23 @@ PRODUCTS: dict[str, tuple[Callable[[bool], Made], float]] = {
 }
 
 
+class Attention(nn.Module):
+    """Layers of attention alone, between two linear ones."""
+
+    def __init__(self, layers: int, heads: int, size: int, causal: bool) -> None:
+        super().__init__()
+        self.layers, self.heads, self.size, self.causal = layers, heads, size, causal
+        self.first, self.last = nn.Linear(8, 3 * heads * size), nn.Linear(heads * size, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        heads = self.first(x).unflatten(-1, (3, self.heads, self.size)).movedim(1, 3)
+        q, k, v = heads.unbind(1)
+        for _ in range(self.layers):
+            q = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
+        found: Tensor = self.last(q.transpose(1, 2).flatten(2).mean(1))
+        return found
+
+
 def families(quick: bool, repetitions: int) -> list[Row]:
     table = [row for w in PLANES for row in table_of(w, quick, repetitions)]
     for name, (make, target) in GRADIENTS.items():
@@ -119,6 +137,9 @@ def families(quick: bool, repetitions: int) -> list[Row]:
         table += _product(name, make, target, quick, repetitions)
     for kind in ("layer norm", "group norm", "batch norm"):
         table += _norm(kind, quick, repetitions)
+    for size in (16, 32, 64):
+        for causal in (False, True):
+            table += _attention(size, causal, quick, repetitions)
     return table + _construction(quick, repetitions)
 
 
@@ -174,6 +195,35 @@ def _product(
         )
         field.measure(repetitions)
     return field.rows()
+
+
+def _attention(size: int, causal: bool, quick: bool, repetitions: int) -> list[Row]:
+    """Losses with more layers of attention less those with one, by the arithmetic of all their
+    products (of causal ones half is for nothing), against large products."""
+    heads, tokens, count = (2, 8, 8) if quick else (4, 128, 16)
+    points, arms = 2, []
+    for layers in (1, 1 + NORMS):
+        torch.manual_seed(0)
+        model = Attention(layers, heads, size, causal).eval()
+        data = torch.randn(count, tokens, 8), torch.randint(0, 3, (count,))
+        land = pl.Landscape(model, "cross_entropy", data, engine="native")
+        thetas = torch.stack([land.theta * (1 + 0.01 * i) for i in range(points)])
+        with torch.no_grad():
+            want = float(F.cross_entropy(model.double()(data[0].double()), data[1]))
+        got = float(land.losses(points=thetas)[0])
+        if not np.isclose(got, want, rtol=RTOL):
+            raise AssertionError(f"attention: {got}, expected {want}")
+        arms.append(Arm("losses", partial(land.losses, points=thetas), points))
+    peak = sgemm_arms(64 if quick else 1024)
+    interleave([*arms, *peak], repetitions)
+    name = f"attention{', causal' * causal}, {heads} x {size}, {tokens} tokens"
+    own = Arm("pylandscape, attention alone", arms[0].run, points, note=f"{NORMS} layers")
+    less = np.array(arms[1].seconds) - np.array(arms[0].seconds)
+    if less.min() <= 0:  # toy sizes, busy machines
+        return [absent(name, own.name, "its time is lost in the noise")]
+    own.seconds = less.tolist()
+    flops = 4.0 * heads * tokens**2 * size * count * NORMS
+    return rows(name, own, [], "point") + shares(name, own, flops, peak, ATTENTION)
 
 
 def _norm(kind: str, quick: bool, repetitions: int) -> list[Row]:

@@ -212,6 +212,23 @@ def test_products_run_with_points_as_lanes() -> None:
     assert error(torch.tensor(got), torch.tensor(want), torch.float32) <= EPS_FACTOR
 
 
+def test_points_are_lanes_only_where_all_samples_fit_the_cache() -> None:
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(3, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.a(x)
+            found: Tensor = F.scaled_dot_product_attention(h, h, h).mean(1)
+            return found
+
+    y = torch.arange(4)
+    for tokens, lanes in ((2, True), (64, False)):
+        land = pl.Landscape(Attention(), "cross_entropy", (torch.randn(4, tokens, 3), y))
+        assert land.native.program.lanes is lanes
+
+
 REFUSED: dict[str, tuple[Callable[[Any, Tensor], Tensor], str]] = {
     "over the batch": (lambda m, h: (h.flatten(1) @ h.flatten(1).T) @ h.flatten(1), "batches"),
     "einsum over the batch": (lambda m, h: torch.einsum("bij,cij->bc", h, h)[:, :1], "batches"),

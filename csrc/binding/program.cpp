@@ -61,7 +61,8 @@ void bind_ops(py::module_& m) {
                Source gain, Source shift) {
              return p.group_norm(x, groups, pixels, channels, eps, address(gain), address(shift));
            })
-      .def("softmax", &P::softmax)
+      .def("softmax", &P::softmax, py::arg("x"), py::arg("log"), py::arg("outer"), py::arg("size"),
+           py::arg("inner"), py::arg("first") = std::vector<int64_t>{})
       .def("concat", &P::concat)
       .def("join",  // (first row, how many) of each input
            [](P& p, const std::vector<int>& inputs, const std::vector<Pair>& rows) {

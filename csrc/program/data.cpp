@@ -39,7 +39,10 @@ void Program<T>::plan_tiles() {
     return entry(op.kind).point_lanes && !transposed;
   });
   const int64_t source = n_ + static_cast<int64_t>(constants_.size());
-  lanes_ = able && samples_ <= 2 * lanes && source <= kMaxLaneSource && output_ != 0;
+  // A vector of points takes all samples at once: their values must fit where a tile's do.
+  const int64_t values = arena_rows_ * samples_ * lanes * static_cast<int64_t>(sizeof(T));
+  lanes_ = able && samples_ <= 2 * lanes && source <= kMaxLaneSource && output_ != 0 &&
+           values <= kTileBytes;
 }
 
 template <typename T>

@@ -80,7 +80,8 @@ struct Op {
   // derivative, or -1. cell: k = hidden size.
   int64_t outer = 1, k = 0, m = 0, inner = 1;
   // expand: feature f is element index[f] of the weight use. gather: feature index[f] of the input,
-  // or the constant `a` where that is -1. pool: see cpu::PoolArgs; k channels.
+  // or the constant `a` where that is -1. pool: see cpu::PoolArgs; k channels. softmax: bounds are
+  // how many of each group's rows take part.
   // embedding: the rows of the data that hold its ids. dropout: which of a sample's k numbers decides
   // over each row; a = the rate, b = its
   // quantile, inner = which of the network's dropouts it is.

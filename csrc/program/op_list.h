@@ -30,7 +30,9 @@ class OpList {
   // Over rows (pixels, channels); gain and shift (channels,).
   int group_norm(int x, int64_t groups, int64_t pixels, int64_t channels, double eps,
                  const int64_t* gain, const int64_t* shift);
-  int softmax(int x, bool log, int64_t outer, int64_t size, int64_t inner);
+  // `first`: of each of `outer`, how many of its `size` rows take part, the others are 0; none: all.
+  int softmax(int x, bool log, int64_t outer, int64_t size, int64_t inner,
+              std::vector<int64_t> first = {});
   int concat(const std::vector<int>& inputs, int64_t outer);
   // Rows of slots, one after the other: a concat of parts.
   int join(const std::vector<int>& inputs, std::vector<Rows> rows);

@@ -49,7 +49,8 @@ class ResidentPlanner final : ResidentPlaces {
 
   ResidentPlan plan(int64_t shared_limit) {
     for (const Op& op : p_.fused_)
-      if (entry(op.kind).resident == nullptr) found_.reason = "it has ops without a resident kernel";
+      if (entry(op.kind).resident == nullptr || (op.kind == OpKind::kSoftmax && !op.bounds.empty()))
+        found_.reason = "it has ops without a resident kernel";
     plan_ = plan_steps(p_, moves_, [](const Op&, int64_t) { return true; });
     for (const How how : plan_.how) found_.fixed.push_back(how == How::kStatic);
     place_rows();

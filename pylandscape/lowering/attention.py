@@ -74,12 +74,16 @@ def attend(
         scale = 1.0 / math.sqrt(query.sizes()["e"])
     pairs = (*query.labels[:-2], "l", "s")
     scores = contract(call, query, key, pairs, float(scale))
-    if causal:
-        scores = _masked(call, scores, Known(torch.ones(scores.shape[-2:]).triu(1).bool()))
+    hidden = torch.ones(scores.shape[-2:]).triu(1).bool() if causal else None
     for mask in masks:
-        if mask is not None:
+        if hidden is None and isinstance(mask, Known) and _is_hiding(mask.value):
+            hidden = mask.value
+        elif mask is not None:
             scores = _masked(call, scores, mask)
-    weights = softmax_last(call, scores)
+    seen = None if hidden is None else _first_seen(scores, hidden)
+    if hidden is not None and seen is None:
+        scores = _masked(call, scores, Known(hidden))
+    weights = softmax_last(call, scores, seen)
     return contract(call, Labelled(weights, pairs), value, (*query.labels[:-2], "l", "v"))
 
 
@@ -98,10 +102,27 @@ def _masked(call: Call, scores: Slot, mask: Any) -> Slot:
     return plus(call, scores, call.placed(wide, scores))
 
 
-def softmax_last(call: Call, x: Slot) -> Slot:
-    """Softmax over the last dimension."""
+def _is_hiding(mask: Tensor) -> bool:
+    """Whether a mask of bool has two dimensions, as one that is the same for all samples."""
+    return mask.dtype == torch.bool and mask.dim() == 2
+
+
+def _first_seen(scores: Slot, hidden: Tensor) -> list[int] | None:
+    """How many keys each query of the scores (..., l, s) sees, where these are the first ones; of
+    the mask (l, s), true where nothing is seen."""
+    if scores.axis > len(scores.shape) - 2 or hidden.shape != scores.shape[-2:]:
+        return None
+    seen = (~hidden).sum(-1)
+    if not torch.equal(hidden, counting(hidden.shape[-1]) >= seen[:, None]) or int(seen.min()) < 1:
+        return None
+    return seen.repeat(prod(scores.shape[:-2])).tolist()  # type: ignore[no-any-return]
+
+
+def softmax_last(call: Call, x: Slot, first: list[int] | None = None) -> Slot:
+    """Softmax over the last dimension, over so many of its elements where that is given."""
     x = call.lowering.in_order(x)
-    found = call.program.softmax(x.id, False, prod(x.shape[:-1]), x.shape[-1], 1)
+    sizes = prod(x.shape[:-1]), x.shape[-1], 1
+    found = call.program.softmax(x.id, False, *sizes, [] if first is None else first)
     return Slot(found, x.shape, x.axis)
 
 

@@ -1,13 +1,21 @@
-// softmax: over the middle of (outer, k, inner), or its logarithm.
+// softmax: over the middle of (outer, k, inner), or its logarithm. With `bounds`, over the first of
+// the rows of each of `outer` alone.
+#include <algorithm>
+
 #include "program/ops/entry.h"
 
 namespace pylandscape {
 
-int OpList::softmax(int x, bool log, int64_t outer, int64_t size, int64_t inner) {
+int OpList::softmax(int x, bool log, int64_t outer, int64_t size, int64_t inner,
+                    std::vector<int64_t> first) {
   require(in_features(x) == outer * size * inner && size > 0,
           "softmax: features are not outer * size * inner");
+  require(first.empty() || (static_cast<int64_t>(first.size()) == outer && !log &&
+                            std::all_of(first.begin(), first.end(),
+                                        [&](int64_t n) { return n > 0 && n <= size; })),
+          "softmax: expected how many rows of each take part, 1 to size");
   Op op(OpKind::kSoftmax, {x});
-  op.log = log, op.outer = outer, op.k = size, op.inner = inner;
+  op.log = log, op.outer = outer, op.k = size, op.inner = inner, op.bounds = std::move(first);
   return add(std::move(op), in_features(x));
 }
 
@@ -20,12 +28,21 @@ struct Softmax : Rules<Softmax> {
 
   template <class P>
   static void call(const P& c) {
-    c.kernels.softmax(c.op.log, c.op.outer, c.op.k, c.op.inner, c.cols, c.x(), c.y);
+    const Op& op = c.op;
+    if (op.bounds.empty())
+      return c.kernels.softmax(op.log, op.outer, op.k, op.inner, c.cols, c.x(), c.y);
+    const int64_t row = op.inner * c.cols, group = op.k * row;
+    for (int64_t o = 0; o < op.outer; ++o) {
+      auto* y = c.y + o * group;
+      c.kernels.softmax(false, 1, op.bounds[o], op.inner, c.cols, c.x() + o * group, y);
+      std::fill(y + op.bounds[o] * row, y + group, 0);
+    }
   }
 
   static void resident(ResidentStep& s) { s.step.kind = resident::Kind::kSoftmax; }
 
   static void hessian(HessianSteps& to, const PointStep& from) {
+    if (!from.op.bounds.empty()) to.refuse("softmax over a part of the rows");
     to.add(hessian::Kind::kSoftmax, from);
   }
 

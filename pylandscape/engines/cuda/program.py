@@ -129,6 +129,9 @@ class TorchProgram:
     def _softmax(self, i: int, op: Op, inputs: list[Tensor], p: Parameters) -> Tensor:
         x = inputs[0]
         groups = x.reshape(*x.shape[:2], op.outer, op.k, op.inner)
+        if op.bounds:
+            hidden = torch.arange(op.k, device=x.device) >= self._index(i, "bounds")[:, None]
+            groups = groups.masked_fill(hidden[:, :, None], float("-inf"))
         found = torch.log_softmax(groups, 3) if op.log else torch.softmax(groups, 3)
         return found.view(x.shape)
 
