@@ -115,7 +115,7 @@ def _first_seen(scores: Slot, hidden: Tensor) -> list[int] | None:
     seen = (~hidden).sum(-1)
     if not torch.equal(hidden, counting(hidden.shape[-1]) >= seen[:, None]) or int(seen.min()) < 1:
         return None
-    return seen.repeat(prod(scores.shape[:-2])).tolist()  # type: ignore[no-any-return]
+    return seen.repeat(prod(scores.shape[:-2])).tolist()
 
 
 def softmax_last(call: Call, x: Slot, first: list[int] | None = None) -> Slot:
