@@ -169,28 +169,79 @@ def test_a_file_gives_back_every_bit(tmp_path: Path) -> None:
         gradient_walk(xor(), 3, 6, path=tmp_path / "w.h5", **QUIET)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"bounded": True, "bound": 0.5, "fraction": 0.4},
+        {"tie": "random"},
+        {"tie": "stay"},
+        {"seed": (1 << 64) - 1, "starts": np.linspace(-2, 2, 19 * 15).reshape(19, 15)},
+    ],
+    ids=str,
+)
+def test_the_core_takes_the_steps_that_are_written_in_python(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(3)
+    x, y = torch.rand(11, 2), torch.rand(11, 1)
+    model = nn.Sequential(
+        nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1)
+    )  # with dead units
+    land = pl.Landscape(model, "mse", (x, y))
+    found = gradient_walk(land, 19, 33, **options, **QUIET)
+    with monkeypatch.context() as patch:
+        patch.setattr(type(land.point_evaluator()), "walker", None)
+        want = gradient_walk(land, 19, 33, **options, **QUIET)
+    np.testing.assert_array_equal(found.points, want.points)
+    np.testing.assert_array_equal(found.losses, want.losses)
+    np.testing.assert_allclose(found.gradient_norms, want.gradient_norms, rtol=1e-14)
+
+
+def test_gradients_that_torch_alone_knows_are_asked_for_in_the_middle_of_a_walk() -> None:
+    class Root(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(2, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.relu(self.inner(x)).sqrt().sum(1, keepdim=True)
+
+    torch.manual_seed(0)
+    land = pl.Landscape(Root(), "mse", (torch.rand(5, 2), torch.rand(5, 1)))
+    found = gradient_walk(land, 9, 12, **QUIET)
+    want_losses, want = land.point_evaluator().gradients(found.points.reshape(-1, 6))
+    np.testing.assert_array_equal(found.losses.ravel(), want_losses)
+    norms = np.linalg.norm(want, axis=1)
+    np.testing.assert_allclose(found.gradient_norms.ravel(), norms, rtol=1e-14)
+
+
 @pytest.mark.parametrize("kind", PUBLISHED)
 @pytest.mark.parametrize("at", [1, 7])
 def test_an_interrupted_walk_goes_on_to_the_same_points(
     kind: str, at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from pylandscape.clouds import walk_steps
+    from pylandscape.engines.points.native import NativePoints
 
     monkeypatch.setattr(walk_steps, "HELD", 5 * 3 * 9)  # blocks of five steps
+    monkeypatch.setattr(walk_steps, "BLOCK_SECONDS", 0.0)  # the core takes one step at a time
     options = {"tie": "random"} if "bounded" in kind else {}
     whole = SAMPLERS[kind](xor(), 3, 12, **options, **QUIET)
-    evaluate = walk_steps.Advance._evaluate
+    owner: Any = NativePoints if "bounded" in kind else walk_steps.Advance
+    name = "walk" if "bounded" in kind else "_evaluate"
+    work = getattr(owner, name)
     calls = 0
 
-    def stopping(self: Any, block: Any, at_: slice) -> Any:
+    def stopping(*arguments: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls == (at if "bounded" in kind else 2):
             raise KeyboardInterrupt
-        return evaluate(self, block, at_)
+        return work(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(walk_steps.Advance, "_evaluate", stopping)
+        patch.setattr(owner, name, stopping)
         with pytest.raises(KeyboardInterrupt):
             SAMPLERS[kind](xor(), 3, 12, path=tmp_path / "w.h5", **options, **QUIET)
     kept = tmp_path / "w.h5.lanczos"

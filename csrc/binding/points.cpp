@@ -12,8 +12,8 @@ namespace py = pybind11;
 using namespace pylandscape;
 
 void pylandscape::bind_points(py::module_& m) {
-  py::class_<Points>(m, "Points")
-      .def(py::init<const Program<double>&>(), py::keep_alive<1, 2>())
+  py::class_<Points> points(m, "Points");
+  points.def(py::init<const Program<double>&>(), py::keep_alive<1, 2>())
       .def_property_readonly("tangents", &Points::tangents)
       .def_property_readonly("able", &Points::able)
       // (reason or "", bytes of the plan, list, constants, description); constants beyond theta's n.
@@ -42,6 +42,23 @@ void pylandscape::bind_points(py::module_& m) {
                        pool, interrupted);
         });
       });
+  points.def("walk", [](Points& p, py::tuple rule, py::tuple arrays, int64_t first, int64_t end,
+                        bool known, double denominator) {
+    const WalkRule how{rule[0].cast<double>(), rule[1].cast<double>(), rule[2].cast<int>(),
+                       rule[3].cast<uint64_t>()};
+    const WalkArrays walks{arrays[0].cast<int64_t>(),
+                           arrays[1].cast<int64_t>(),
+                           in<uint64_t>(arrays[2].cast<Address>()),
+                           out<double>(arrays[3].cast<Address>()),
+                           out<double>(arrays[4].cast<Address>()),
+                           out<double>(arrays[5].cast<Address>()),
+                           out<double>(arrays[6].cast<Address>())};
+    bool lost = false;
+    finish([&](const Parallel& pool) {
+      return p.walk(how, walks, first, end, known, denominator, &lost, pool, interrupted);
+    });
+    return !lost;
+  });
   m.def("eigenvalues", [](int64_t count, int64_t n, Address matrices, Address to) {
     finish([&](const Parallel& pool) {
       return eigenvalues(count, n, in<double>(matrices), out<double>(to), pool, interrupted);

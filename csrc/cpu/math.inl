@@ -51,7 +51,7 @@ struct Float<double> {
 };
 
 template <typename T, int N, int D>
-inline Vec<T, N> horner(const double (&c)[D], Vec<T, N> x) {
+PL_INLINE Vec<T, N> horner(const double (&c)[D], Vec<T, N> x) {
   Vec<T, N> p = splat<T, N>(T(c[D - 1]));
 #pragma GCC unroll 20
   for (int i = D - 2; i >= 0; --i) p = p * x + T(c[i]);
@@ -60,7 +60,7 @@ inline Vec<T, N> horner(const double (&c)[D], Vec<T, N> x) {
 
 // x = n ln 2 + r for x within [kExpMin, kExpMax]; shifted holds n in its lowest bits.
 template <typename T, int N>
-inline Vec<T, N> reduce_argument(Vec<T, N> x, Vec<T, N>& shifted) {
+PL_INLINE Vec<T, N> reduce_argument(Vec<T, N> x, Vec<T, N>& shifted) {
   using F = Float<T>;
   shifted = x * T(1.4426950408889634) + F::kMagic;
   const Vec<T, N> n = shifted - F::kMagic;
@@ -69,7 +69,7 @@ inline Vec<T, N> reduce_argument(Vec<T, N> x, Vec<T, N>& shifted) {
 
 // expm1(r) and 2^n / 2.
 template <typename T, int N>
-inline void exp_reduced(Vec<T, N> r, Vec<T, N> shifted, Vec<T, N>& em, Vec<T, N>& half_scale) {
+PL_INLINE void exp_reduced(Vec<T, N> r, Vec<T, N> shifted, Vec<T, N>& em, Vec<T, N>& half_scale) {
   using F = Float<T>;
   em = r + (r * r) * horner<T, N>(F::kExp, r);
   const IVec<T, N> bits = reinterpret_cast<IVec<T, N>>(shifted) + (F::kBias - 1);
@@ -77,7 +77,7 @@ inline void exp_reduced(Vec<T, N> r, Vec<T, N> shifted, Vec<T, N>& em, Vec<T, N>
 }
 
 template <typename T, int N>
-inline void reduce_exp(Vec<T, N> x, Vec<T, N>& em, Vec<T, N>& half_scale) {
+PL_INLINE void reduce_exp(Vec<T, N> x, Vec<T, N>& em, Vec<T, N>& half_scale) {
   Vec<T, N> shifted;
   const Vec<T, N> r = reduce_argument<T, N>(x, shifted);
   exp_reduced<T, N>(r, shifted, em, half_scale);
@@ -166,14 +166,14 @@ PL_INLINE Vec<T, N> sigmoid(Vec<T, N> x) {
 
 // 2 atanh(s) = 2 (s + s^3 q(s^2)).
 template <typename T, int N, int D>
-inline Vec<T, N> twice_atanh(const double (&q)[D], Vec<T, N> s) {
+PL_INLINE Vec<T, N> twice_atanh(const double (&q)[D], Vec<T, N> s) {
   const Vec<T, N> s2 = s * s;
   return T(2) * (s + s * (s2 * horner<T, N>(q, s2)));
 }
 
 // log(x) for finite normal x > 0; NaN stays.
 template <typename T, int N>
-inline Vec<T, N> log_positive(Vec<T, N> x) {
+PL_INLINE Vec<T, N> log_positive(Vec<T, N> x) {
   using F = Float<T>;
   using V = Vec<T, N>;
   using Int = std::make_unsigned_t<typename IntOf<T>::type>;
@@ -215,7 +215,7 @@ inline Vec<T, N> log1p(Vec<T, N> x) {
 
 // log(1 + u) for u in [0, 1].
 template <typename T, int N>
-inline Vec<T, N> log1p_unit(Vec<T, N> u) {
+PL_INLINE Vec<T, N> log1p_unit(Vec<T, N> u) {
   return twice_atanh<T, N>(Float<T>::kLog1p, u / (u + T(2)));
 }
 

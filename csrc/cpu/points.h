@@ -27,10 +27,12 @@ struct OuterArgs {
 
 struct PointKernels {
   int lanes;
-  // y (m, samples, lanes) = W x + bias, or += W x where `add`; then max(., 0) when relu. Element
-  // (r, i) of W is the vector at w + (r * row + i * col) * lanes; bias (m, lanes) or null.
+  // y (m, samples, lanes) = W x + bias, or += W x where `add`; then max(., 0) when relu, and zero
+  // where `mask` (m, samples, lanes), unless null, is not above zero. Element (r, i) of W is the vector
+  // at w + (r * row + i * col) * lanes; bias (m, lanes) or null.
   void (*linear)(int64_t m, int64_t samples, int64_t k, const double* w, int64_t row, int64_t col,
-                 const double* x, const double* bias, bool relu, bool add, double* y);
+                 const double* x, const double* bias, bool relu, bool add, const double* mask,
+                 double* y);
   void (*outer_add)(const OuterArgs& args);
   // g[at[r * cols + q]] += sum_s d_r x_q; d (rows, samples, lanes), x of cols rows.
   void (*dots_add)(int64_t samples, int64_t rows, const double* d, const PointInputs& x,
@@ -41,6 +43,10 @@ struct PointKernels {
   void (*mirror)(int64_t n, const int32_t* rank, double* h);
   // y[l * step + i] = scale x (count, lanes)[i][l].
   void (*to_points)(int64_t count, double scale, const double* x, double* y, int64_t step);
+  // theta (n, lanes) += -s u where g > 0, s u where not (0 where g is 0 and `stay`; turned where g is 0
+  // and coins are below 1/2, unless null; turned where it would leave [-bound, bound]), NaN where g is.
+  void (*walk_step)(int64_t n, double longest, double bound, bool stay, const double* u,
+                    const double* coins, const double* g, double* theta);
 
   // Householder reduction of symmetric matrices whose lower triangles stand in h (n, n, lanes),
   // which is destroyed: diagonals d (n, lanes) and squared off-diagonals e (n, lanes), the last 0.

@@ -42,7 +42,8 @@ inline void in_pieces(int64_t count, F f) {
 }
 
 void linear(int64_t m, int64_t samples, int64_t k, const double* w, int64_t row, int64_t col,
-            const double* x, const double* bias, bool relu, bool add, double* y) {
+            const double* x, const double* bias, bool relu, bool add, const double* mask,
+            double* y) {
   constexpr int kSamples = 4, kHeight = kRegisters == 32 ? 4 : 2;
   const auto block = [&](auto rows, auto width, int64_t r0, int64_t s) {
     constexpr int R = decltype(rows)::value, W = decltype(width)::value;
@@ -61,8 +62,12 @@ void linear(int64_t m, int64_t samples, int64_t k, const double* w, int64_t row,
       }
     }
     for (int r = 0; r < R; ++r)
-      for (int j = 0; j < W; ++j)
-        put(y + ((r0 + r) * samples + s + j) * kL, relu ? vmax(acc[r][j], V{}) : acc[r][j]);
+      for (int j = 0; j < W; ++j) {
+        const int64_t to = ((r0 + r) * samples + s + j) * kL;
+        V v = relu ? vmax(acc[r][j], V{}) : acc[r][j];
+        if (mask != nullptr) v = at(mask + to) > 0.0 ? v : V{};
+        put(y + to, v);
+      }
   };
   in_pieces<kHeight>(m, [&](auto rows, int64_t r0) {
     int64_t s = 0;
@@ -209,6 +214,20 @@ void to_points(int64_t count, double scale, const double* x, double* y, int64_t 
     for (int l = 0; l < kL; ++l) y[l * step + i] = scale * x[i * kL + l];
 }
 
+void walk_step(int64_t n, double longest, double bound, bool stay, const double* u,
+               const double* coins, const double* g, double* theta) {
+  for (int64_t i = 0; i < n * kL; i += kL) {
+    const V length = longest * at(u + i), slope = at(g + i), from = at(theta + i);
+    V step = slope > 0.0 ? -length : length;
+    if (stay) step = slope == 0.0 ? V{} : step;
+    if (coins != nullptr) step = (slope == 0.0) & (at(coins + i) < 0.5) ? -step : step;
+    step = slope == slope ? step : slope;
+    const V to = from + step;
+    step = (to > bound) | (to < -bound) ? -step : step;
+    put(theta + i, from + step);
+  }
+}
+
 }  // namespace
 }  // namespace pylandscape::cpu
 
@@ -223,6 +242,7 @@ const PointKernels points = {kL,
                              &sum_add,
                              &mirror,
                              &to_points,
+                             &walk_step,
                              &tridiagonal_lanes,
                              &tridiagonal_one,
                              &tridiagonal_eigenvalues};

@@ -33,7 +33,7 @@ struct PointPass {
   int64_t size() const { return rows() * cols; }
   bool moves() const { return step.moves; }
   const double* value(int slot) const {
-    return slot == 0 ? tile.worker.x.data() : part(tile.worker.rows.values, slot);
+    return slot == 0 ? tile.worker.data : part(tile.worker.rows.values, slot);
   }
   const double* x(size_t input = 0) const { return value(op.inputs[input]); }
   const double* y() const { return value(op.output); }

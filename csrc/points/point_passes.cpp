@@ -20,9 +20,18 @@ cpu::PointInputs inputs_of(const PointStep& step, int64_t row, int64_t cols, con
 
 cpu::Targets Points::targets(const Worker& w) const {
   cpu::Targets found;
-  if (w.index.size() > 0) found.index = w.index.data();
-  if (w.dense.size() > 0) found.dense = w.dense.data();
+  if (w.index.size() > 0) found.index = w.indices;
+  if (w.dense.size() > 0) found.dense = w.targets;
   return found;
+}
+
+// Zero in `rows` for what is added to: the slots that steps from `from` on make.
+void Points::clear(size_t from, const Buffer<double>& rows, const Block& b) const {
+  for (size_t i = from; i < steps_.size(); ++i) {
+    const int slot = steps_[i].op.output;
+    if (slots_.moves[slot] && !slots_.whole[slot])
+      std::fill_n(part(rows, b, slot), slots_.features[slot] * b.cols, 0.0);
+  }
 }
 
 void Points::forward(const Block& b, Worker& w) const {
@@ -33,14 +42,14 @@ void Points::forward(const Block& b, Worker& w) const {
 // Adjoints of every slot that moves, from the loss's.
 void Points::reverse(const Block& b, Worker& w) const {
   const PointTile of = tile(b, w);
-  std::fill_n(w.rows.adjoints.data(), rows_ * b.cols, 0.0);
+  clear(0, w.rows.adjoints, b);
   kernels_.loss_gradient(program_.loss_, targets(w), b.cols, value(w, b, output_),
                          part(w.rows.adjoints, b, output_));
   for (size_t i = steps_.size(); i-- > 0;) {
     const Step& step = steps_[i];
     if (!step.moves) continue;
     const PointReverse p(of, step, w.rows.adjoints, 0);
-    if (step.op.relu) kernels_.mask(p.size(), p.y(), p.dy);
+    if (step.op.relu && !step.masked) kernels_.mask(p.size(), p.y(), p.dy);
     if (p.arrives(0)) step.passes->reverse(p);
     if (step.bent < 0) continue;
     double* curved = p.bent(w.rows.curved);  // f'' dy, met by every tangent
@@ -62,7 +71,7 @@ void Points::tangent_forward(size_t from, int64_t row, const Block& b, Worker& w
     if (!origin.reach[step.op.output]) continue;
     const PointTangentForward p(of, step, origin);
     step.passes->tangent_forward(p);
-    if (step.op.relu) kernels_.mask(p.size(), p.y(), p.ry);
+    if (step.op.relu && !step.is_product()) kernels_.mask(p.size(), p.y(), p.ry);
   }
 }
 
@@ -71,15 +80,14 @@ void Points::tangent_reverse(size_t from, int64_t row, const Block& b, Worker& w
   const PointTile of = tile(b, w);
   const Step& origin = steps_[from];
   const Buffer<double>& rows = w.rows.adjoint_tangents;
-  const int64_t first = slots_.row[origin.op.output];
-  std::fill_n(rows.data() + first * b.cols, (rows_ - first) * b.cols, 0.0);
+  clear(from, rows, b);
   const PointTangentForward end(of, steps_[slots_.maker[output_]], origin);
   kernels_.loss_hvp(program_.loss_, targets(w), b.cols, end.y(), end.ry, part(rows, b, output_));
   for (size_t i = steps_.size(); i-- > from;) {
     const Step& step = steps_[i];
     if (!step.moves) continue;
     const PointTangentReverse p(of, step, origin);
-    if (step.op.relu) kernels_.mask(p.size(), p.y(), p.rdy);
+    if (step.op.relu && !step.masked) kernels_.mask(p.size(), p.y(), p.rdy);
     if (step.has_parameters()) hessian_add(p, origin, row, w);
     if (i == from || !p.arrives(static_cast<int>(from))) continue;
     if (p.ry != nullptr)

@@ -20,8 +20,9 @@ constexpr int64_t kHessianBytes = int64_t{64} << 20;  // of one worker's Hessian
 constexpr int64_t kSourceBytes = int64_t{4} << 20;    // of one worker's parameters at most
 constexpr double kParallelWork = 2e6;                 // multiplications worth another thread
 
+constexpr int64_t kGradientBytes = 64 << 10;  // of a block, where there are no Hessians
+constexpr int64_t kDataBytes = 256 << 10;     // of all samples' data and targets, to be kept as lanes
 constexpr int64_t kPairedOrder = 128;
-constexpr int64_t kMostLanes = 64;
 
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 
@@ -102,6 +103,7 @@ void Points::plan() {
       for (const int x : steps_[j].op.inputs)
         if (step.reach[x]) step.reach[steps_[j].op.output] = true;
   }
+  find_adjoints();
   ordered_ = std::is_sorted(rank_.begin(), rank_.end());
   work_ *= double(program_.samples_);
   const int64_t vector = lanes_ * int64_t{sizeof(double)};
@@ -113,6 +115,32 @@ void Points::plan() {
       std::max<int64_t>((small ? kBlockBytes : kLargeBlockBytes) / std::max<int64_t>(sample, 1) / 4 * 4, 4);
   const int64_t blocks = (samples + most - 1) / most;
   block_ = std::min((((samples + blocks - 1) / blocks) + 3) / 4 * 4, samples);
+  const int64_t moved = (2 * rows_ + 2 * bent_rows_ + slots_.features[0] + program_.target_rows_) * vector;
+  const int64_t fit = std::max<int64_t>(kGradientBytes / moved, 8), parts = (samples + fit - 1) / fit;
+  gradient_block_ = std::min((((samples + parts - 1) / parts) + 3) / 4 * 4, block_);
+}
+
+// Which adjoints a product writes whole, and which relus it takes in.
+void Points::find_adjoints() {
+  std::vector<int> readers(slots_.features.size(), 0);
+  for (const Step& step : steps_)
+    for (const int x : step.op.inputs) ++readers[x];
+  slots_.whole.assign(slots_.features.size(), false);
+  slots_.whole[output_] = true;  // the loss writes it
+  for (Step& step : steps_) {
+    if (!step.is_product()) continue;
+    const int x = step.op.inputs[0];
+    const bool all = step.first == 0 && step.op.outer * step.k == slots_.features[x];
+    if (!all || readers[x] != 1 || x == output_ || !slots_.moves[x]) continue;
+    step.alone = slots_.whole[x] = true;
+    Step& maker = steps_[slots_.maker[x]];
+    step.masks = maker.masked = maker.op.relu;
+  }
+}
+
+bool Points::holds_all() const {
+  const int64_t rows = slots_.features[0] + program_.target_rows_;
+  return rows * program_.samples_ * lanes_ * int64_t{sizeof(double)} <= kDataBytes;
 }
 
 Points::Worker& Points::ready(Worker& w, bool hessian) const {
@@ -122,9 +150,11 @@ Points::Worker& Points::ready(Worker& w, bool hessian) const {
     w.source = Buffer<double>((n_ + static_cast<int64_t>(constants.size())) * lanes_);
     for (size_t c = 0; c < constants.size(); ++c)
       std::fill_n(w.source.data() + (n_ + static_cast<int64_t>(c)) * lanes_, lanes_, constants[c]);
-    w.x = Buffer<double>(slots_.features[0] * cols);
-    if (program_.index_.size() > 0) w.index = Buffer<int32_t>(program_.target_rows_ * cols);
-    if (program_.dense_.size() > 0) w.dense = Buffer<double>(program_.target_rows_ * cols);
+    const int64_t held = holds_all() ? std::max(program_.samples_ * lanes_, cols) : cols;
+    w.x = Buffer<double>(slots_.features[0] * held);
+    if (program_.index_.size() > 0) w.index = Buffer<int32_t>(program_.target_rows_ * held);
+    if (program_.dense_.size() > 0) w.dense = Buffer<double>(program_.target_rows_ * held);
+    w.data = w.x.data(), w.indices = w.index.data(), w.targets = w.dense.data();
     w.rows.values = Buffer<double>(rows_ * cols), w.rows.adjoints = Buffer<double>(rows_ * cols);
     w.rows.first = Buffer<double>(bent_rows_ * cols);
     w.rows.curved = Buffer<double>(bent_rows_ * cols);
@@ -141,6 +171,15 @@ Points::Worker& Points::ready(Worker& w, bool hessian) const {
   return w;
 }
 
+// For `groups` vectors of points, each worth some passes of a gradient; with its workers.
+const Parallel& Points::pool_of(int64_t groups, double passes, const Parallel& parallel) {
+  const double work = work_ * double(groups) * passes * double(lanes_);
+  const Parallel& pool = groups < 2 || work < kParallelWork ? here_ : parallel;
+  while (workers_.size() < static_cast<size_t>(pool.workers))
+    workers_.push_back(std::make_unique<Worker>());
+  return pool;
+}
+
 bool Points::run(int64_t count, const double* points, double denominator, double* losses,
                  double* gradients, double* hessians, double* eigenvalues,
                  const Parallel& parallel, const ShouldStop& stop) {
@@ -148,11 +187,7 @@ bool Points::run(int64_t count, const double* points, double denominator, double
   const bool second = hessians != nullptr || eigenvalues != nullptr;
   if (second && !able_) throw std::invalid_argument("Points: Hessians of too many parameters");
   const int64_t groups = (count + lanes_ - 1) / lanes_;
-  const double work = work_ * double(groups) * (second ? double(1 + tangents_) : 1.0);
-  const Parallel here{1, [](const std::function<void(int)>& body) { body(0); }};
-  const Parallel& pool = groups < 2 || work * double(lanes_) < kParallelWork ? here : parallel;
-  while (workers_.size() < static_cast<size_t>(pool.workers))
-    workers_.push_back(std::make_unique<Worker>());
+  const Parallel& pool = pool_of(groups, second ? double(1 + tangents_) : 1.0, parallel);
   // Eigenvalues are found of two vectors of points at a time, where that takes a while.
   const int64_t each = eigenvalues != nullptr && n_ <= kPairedOrder ? 2 * lanes_ : lanes_;
   return Items((count + each - 1) / each, pool, stop).run([&](int id, int64_t item) {
@@ -170,28 +205,49 @@ bool Points::run(int64_t count, const double* points, double denominator, double
   });
 }
 
-// The last point stands in for those that are missing.
-void Points::load_points(int64_t count, const double* points, Worker& w) const {
-  const double* rows[kMostLanes];
-  for (int64_t l = 0; l < lanes_; ++l) rows[l] = points + std::min(l, count - 1) * n_;
-  kernels_.to_lanes(n_, rows, w.source.data());
+// rows (count, n), `step` elements apart, as lanes (n, lanes); the last one stands in for those that are
+// missing.
+void Points::load_rows(int64_t count, const double* rows, int64_t step, double* to) const {
+  const double* from[kMostLanes];
+  for (int64_t l = 0; l < lanes_; ++l) from[l] = rows + std::min(l, count - 1) * step;
+  kernels_.to_lanes(n_, from, to);
 }
 
-void Points::load_block(int64_t number, const Block& b, Worker& w) const {
-  if (w.loaded == number) return;
+// Block `number` of blocks of `size` samples.
+void Points::load_block(int64_t number, int64_t size, const Block& b, Worker& w) const {
+  const bool all = holds_all();
+  if (w.loaded_block != size) {
+    w.loaded = -1, w.loaded_block = size;
+    for (int64_t first = 0; all && first < program_.samples_; first += size) {
+      const int64_t samples = std::min(size, program_.samples_ - first);
+      fill_block({first, samples, samples * lanes_}, first, w);
+    }
+  }
+  const int64_t before = (all ? b.first : 0) * lanes_;
+  w.data = w.x.data() + slots_.features[0] * before;
+  if (w.index.size() > 0) w.indices = w.index.data() + program_.target_rows_ * before;
+  if (w.dense.size() > 0) w.targets = w.dense.data() + program_.target_rows_ * before;
+  if (all || w.loaded == number) return;
   w.loaded = number;
+  fill_block(b, 0, w);
+}
+
+// Its data, behind those of `before` samples.
+void Points::fill_block(const Block& b, int64_t before, Worker& w) const {
   const Program<double>& p = program_;
+  const int64_t features = slots_.features[0];
+  double* x = w.x.data() + features * before * lanes_;
   int64_t tile = std::upper_bound(p.tile_first_.begin(), p.tile_first_.end(), b.first) -
                  p.tile_first_.begin() - 1;
   for (int64_t s = 0; s < b.samples; ++s) {
     while (p.tile_first_[tile + 1] <= b.first + s) ++tile;
     const int64_t column = b.first + s - p.tile_first_[tile], stride = p.padded_columns(tile);
-    for (int64_t f = 0; f < slots_.features[0]; ++f)
-      std::fill_n(w.x.data() + f * b.cols + s * lanes_, lanes_,
-                  p.x_.data()[tile * slots_.features[0] * p.tile_ + f * stride + column]);
+    for (int64_t f = 0; f < features; ++f)
+      std::fill_n(x + f * b.cols + s * lanes_, lanes_,
+                  p.x_.data()[tile * features * p.tile_ + f * stride + column]);
     for (int64_t f = 0; f < p.target_rows_; ++f) {
       const int64_t from = tile * p.target_rows_ * p.tile_ + f * stride + column;
-      const int64_t to = f * b.cols + s * lanes_;
+      const int64_t to = p.target_rows_ * before * lanes_ + f * b.cols + s * lanes_;
       if (w.index.size() > 0) std::fill_n(w.index.data() + to, lanes_, p.index_.data()[from]);
       if (w.dense.size() > 0) std::fill_n(w.dense.data() + to, lanes_, p.dense_.data()[from]);
     }
@@ -210,44 +266,57 @@ void Points::write(int64_t count, int64_t size, double scale, const double* x, c
     if (!finite[l]) std::fill_n(out + l * size, size, kNaN);
 }
 
-void Points::group(int64_t count, const double* points, double denominator, double* losses,
-                   double* gradients, double* hessians, double* eigenvalues, Worker& w) const {
-  const Program<double>& p = program_;
-  const bool second = hessians != nullptr || eigenvalues != nullptr;
-  load_points(count, points, w);
+// losses (count,), `step` elements apart, at the parameters in `source`; and whether they and these are
+// finite.
+void Points::finish_losses(int64_t count, double denominator, const Worker& w, double* losses,
+                           int64_t step, bool* finite) const {
+  const double* source = w.source.data();
+  double beyond[kMostLanes] = {};  // NaN where a parameter is not finite
+  for (int64_t i = 0; i < n_; ++i)
+    for (int64_t l = 0; l < lanes_; ++l) beyond[l] += 0.0 * source[i * lanes_ + l];
+  for (int64_t l = 0; l < count; ++l) {
+    double& loss = losses[l * step];
+    loss = w.loss.data()[l] / denominator;
+    finite[l] = std::isfinite(loss) && beyond[l] == 0.0;
+    if (beyond[l] == 0.0) continue;
+    for (int64_t i = 0; i < n_; ++i)
+      if (std::isnan(source[i * lanes_ + l])) loss = kNaN;
+  }
+}
+
+// Sums over the samples, in blocks of `size`, of the losses and of their first and second derivatives at
+// the parameters in `source`.
+void Points::sums(int64_t size, bool gradient, bool second, Worker& w) const {
   std::fill_n(w.loss.data(), lanes_, 0.0);
-  if (gradients != nullptr) std::fill_n(w.gradient.data(), n_ * lanes_, 0.0);
+  if (gradient) std::fill_n(w.gradient.data(), n_ * lanes_, 0.0);
   if (second) std::fill_n(w.hessian.data(), n_ * n_ * lanes_, 0.0);
-  for (int64_t first = 0, number = 0; first < p.samples_; first += block_, ++number) {
-    const int64_t samples = std::min(block_, p.samples_ - first);
+  for (int64_t first = 0, number = 0; first < program_.samples_; first += size, ++number) {
+    const int64_t samples = std::min(size, program_.samples_ - first);
     const Block b{first, samples, samples * lanes_};
-    load_block(number, b, w);
+    load_block(number, size, b, w);
     forward(b, w);
-    kernels_.loss(p.loss_, targets(w), b.cols, value(w, b, output_), w.terms.data(), nullptr);
+    kernels_.loss(program_.loss_, targets(w), b.cols, value(w, b, output_), w.terms.data(), nullptr);
     points_.sum_add(samples, w.terms.data(), w.loss.data());
-    if ((gradients == nullptr && !second) || !slots_.moves[output_]) continue;
+    if ((!gradient && !second) || !slots_.moves[output_]) continue;
     reverse(b, w);
-    if (gradients != nullptr)
-      for (const Step& step : steps_)
-        if (step.has_parameters()) gradient_add(step, b, w);
+    for (size_t i = 0; gradient && i < steps_.size(); ++i)
+      if (steps_[i].has_parameters()) gradient_add(steps_[i], b, w);
     for (size_t i = 0; second && i < steps_.size(); ++i)
       for (int64_t r = 0; steps_[i].has_parameters() && r < slots_.features[steps_[i].op.output]; ++r) {
         tangent_forward(i, r, b, w);
         tangent_reverse(i, r, b, w);
       }
   }
+}
+
+void Points::group(int64_t count, const double* points, double denominator, double* losses,
+                   double* gradients, double* hessians, double* eigenvalues, Worker& w) const {
+  const bool second = hessians != nullptr || eigenvalues != nullptr;
+  load_rows(count, points, n_, w.source.data());
+  sums(second ? block_ : gradient_block_, gradients != nullptr, second, w);
   const double scale = 1.0 / denominator;
-  double beyond[kMostLanes] = {};  // NaN where a parameter is not finite
-  for (int64_t i = 0; i < n_; ++i)
-    for (int64_t l = 0; l < lanes_; ++l) beyond[l] += 0.0 * w.source.data()[i * lanes_ + l];
   bool finite[kMostLanes];
-  for (int64_t l = 0; l < count; ++l) {
-    const double* point = points + l * n_;
-    losses[l] = w.loss.data()[l] / denominator;
-    finite[l] = std::isfinite(losses[l]) && beyond[l] == 0.0;
-    if (beyond[l] != 0.0 && std::any_of(point, point + n_, [](double v) { return std::isnan(v); }))
-      losses[l] = kNaN;
-  }
+  finish_losses(count, denominator, w, losses, 1, finite);
   if (gradients != nullptr) write(count, n_, scale, w.gradient.data(), finite, gradients);
   if (!second) return;
   if (hessians != nullptr || !ordered_) points_.mirror(n_, rank_.data(), w.hessian.data());

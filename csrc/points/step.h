@@ -26,9 +26,14 @@ struct PointStep {
   std::vector<int64_t> places;       // (keys, columns()): the parameters, times lanes
   std::vector<double> scale, shift;  // batch norm
   bool moves = false;                // whether a parameter reaches it
+  // Of a product: it alone makes the adjoint of its input, all of it; and is asked to do what the relu
+  // that made the input would do to it.
+  bool alone = false, masks = false;
+  bool masked = false;               // of the step whose relu that is
   std::vector<bool> reach;  // slots that depend on the output, where there are parameters
   int64_t bent = -1;        // first row in `first` and `curved`, of an op that curves; or -1
 
+  bool is_product() const { return op.kind == OpKind::kLinear; }
   bool has_parameters() const { return weight_moves || bias_moves; }
   int64_t columns() const { return (weight_moves ? k : 0) + (bias_moves ? 1 : 0); }  // of a row
   const int64_t* places_of(int64_t r) const { return places.data() + key[r] * columns(); }
@@ -42,6 +47,7 @@ struct PointSlots {
   std::vector<int64_t> features, row;  // how many rows each has, and the first of them
   std::vector<bool> moves;             // whether it depends on theta
   std::vector<int> maker;              // the step that writes it; -1 for the data
+  std::vector<bool> whole;             // whether its adjoint is written before it is added to
 };
 
 struct PointBlock {  // of samples
@@ -56,6 +62,7 @@ struct PointWorker {  // what an op may read and write of one
   PointRows rows;
   Buffer<double> source;  // (n + constants, lanes)
   Buffer<double> x, spare;
+  const double* data = nullptr;  // x of the block at hand
 };
 
 }  // namespace pylandscape

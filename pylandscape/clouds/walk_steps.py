@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,12 +13,15 @@ from ..arrays import Array
 from ..errors import ResumeMismatch
 from ..results.walks import Walks
 
+if TYPE_CHECKING:
+    from ..engines.points.evaluator import PointEvaluator
+    from ..engines.points.native import NativePoints
+
 TIES = ("plus", "random", "stay")
 HELD = 1 << 22  # random numbers at once
 COUNTER = 4  # numbers that one value of Philox's counter gives
 RECHECK = 1e-3  # relative difference of a recomputed loss that is taken for the same landscape
-
-Gradients = Callable[[Array], tuple[Array, Array]]
+BLOCK_SECONDS = 0.1  # of steps that the core takes between two looks at the clock
 
 
 @dataclass(frozen=True)
@@ -114,16 +118,16 @@ class Advance:
 
     Args:
         found: filled as the walks go; NaN elsewhere.
-        gradients: a function from points (P, n) to losses (P,) and gradients (P, n).
+        evaluator: who knows losses and gradients, and may take whole steps.
         starts: (W, n), or None for random ones.
         which: the numbers of the walks (W,); default 0 .. W - 1.
     """
 
     def __init__(
-        self, rule: Rule, found: Walks, gradients: Gradients, starts: Array | None,
+        self, rule: Rule, found: Walks, evaluator: PointEvaluator, starts: Array | None,
         which: np.ndarray | None = None,
     ) -> None:  # fmt: skip
-        self.rule, self.found, self.gradients, self.starts = rule, found, gradients, starts
+        self.rule, self.found, self.evaluator, self.starts = rule, found, evaluator, starts
         self.walks, self.steps, self.n = found.points.shape
         self.which = np.arange(self.walks) if which is None else which
         self.done = 0  # points of each walk that are there, with all that belongs to them
@@ -146,6 +150,10 @@ class Advance:
 
     def __iter__(self) -> Iterator[int]:
         downhill = self.rule.kind == "gradient"
+        if downhill and self.evaluator.walker is not None:
+            yield from self._compiled(self.evaluator.walker)  # to the end, as a rule
+            if self.done == self.steps:
+                return
         streams = Streams(self.rule.seed, self.which, self.n, self.done)
         coins = None
         if self.rule.tie == "random":
@@ -177,9 +185,38 @@ class Advance:
                 self.signs, self.done = signs, first + size
                 yield self.done
 
+    def _compiled(self, walker: NativePoints) -> Iterator[int]:
+        """Blocks of steps by the core; less than all where torch is to be asked for a gradient."""
+        rule, found = self.rule, self.found
+        bound = rule.bound if rule.bounded else np.inf
+        how = (rule.longest, bound, TIES.index(rule.tie or TIES[0]), rule.seed)
+        numbers = np.asarray(self.which, np.uint64)
+        arrays = (found.points, found.losses, found.gradient_norms)
+        gradients = np.empty((self.walks, self.n))
+        known, size = False, 1
+        if self.done == 0:
+            uniform = Streams(rule.seed, self.which, self.n).next(1)[0]
+            found.points[:, 0] = rule.start(uniform) if self.starts is None else self.starts
+        while self.done < self.steps:
+            started = time.perf_counter()
+            last, end = max(self.done - 1, 0), min(self.done + size, self.steps)
+            before = found.losses[:, last].copy()
+            if not walker.walk(how, numbers, arrays, gradients, last, end, known):
+                found.losses[:, last] = before
+                return
+            if self.done and not known:
+                self._compare(before, found.losses[:, last])
+            known, self.done = True, end
+            yield end
+            seconds = time.perf_counter() - started
+            if seconds < BLOCK_SECONDS / 2:
+                size *= 2
+            elif seconds > 2 * BLOCK_SECONDS:
+                size = max(1, size // 2)
+
     def _evaluate(self, block: Array, at: slice) -> Array:
         """Losses and gradient norms of points[:, at], walk after walk in `block`; the gradients."""
-        losses, g = self.gradients(np.ascontiguousarray(block))
+        losses, g = self.evaluator.gradients(np.ascontiguousarray(block))
         norms = np.sqrt(np.einsum("pj,pj->p", g, g))
         self.found.losses[:, at] = losses.reshape(self.walks, -1)
         self.found.gradient_norms[:, at] = norms.reshape(self.walks, -1)
@@ -190,10 +227,13 @@ class Advance:
         last = slice(self.done - 1, self.done)
         before = self.found.losses[:, last].copy()
         gradients = self._evaluate(theta, last)
-        now = self.found.losses[:, last]
+        self._compare(before, self.found.losses[:, last])
+        return gradients
+
+    def _compare(self, before: Array, now: Array) -> None:
+        """What a run that goes on finds at its last points, with what was recorded there."""
         if not np.allclose(now, before, rtol=RECHECK, atol=0.0, equal_nan=True):
             raise ResumeMismatch(
                 "path: the losses that the unfinished run recorded come out differently now: the "
                 "model's or the loss's code has changed; remove the file beside the path"
             )
-        return gradients

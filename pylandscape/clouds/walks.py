@@ -195,7 +195,7 @@ class _Sampler:
             found.info.update(request=kept.request, seconds=time.perf_counter() - started)
             return found
         found = self._empty(self.walks)
-        advance = Advance(self.rule, found, self.land.point_evaluator().gradients, self.starts)
+        advance = Advance(self.rule, found, self.land.point_evaluator(), self.starts)
         before = kept.load()
         if before is not None:
             advance.take_up(before)
@@ -218,8 +218,7 @@ class _Sampler:
         """The walks of these numbers."""
         found = self._empty(len(at))
         starts = None if self.starts is None else self.starts[at]
-        gradients = self.land.point_evaluator().gradients
-        for _ in Advance(self.rule, found, gradients, starts, at):
+        for _ in Advance(self.rule, found, self.land.point_evaluator(), starts, at):
             beat()
         return {name: getattr(found, name) for name in Walks.ARRAYS}
 

@@ -82,31 +82,35 @@ struct Linear : Rules<Linear> {
 
   // Of points as lanes: a weight of its own for each.
   static void forward(const PointForward& p) {
-    multiply(p, p.x(), p.source(p.step.bias), p.op.relu, p.y);
+    multiply(p, p.x(), p.source(p.step.bias), p.op.relu, nullptr, p.y);
   }
   static void tangent_forward(const PointTangentForward& p) {
-    multiply(p, p.rx, nullptr, false, p.ry);
+    multiply(p, p.rx, nullptr, false, p.op.relu ? p.y() : nullptr, p.ry);
   }
   static void reverse(const PointReverse& p) { multiply_transposed(p, p.dy, p.dx); }
   static void tangent_reverse(const PointTangentReverse& p) {
     multiply_transposed(p, p.rdy, p.rdx);
   }
   static void multiply(const PointPass& p, const double* x, const double* bias, bool relu,
-                       double* y) {
+                       const double* mask, double* y) {
     const PointStep& s = p.step;
     const int64_t m = p.op.m;
-    for (int64_t o = 0; o < p.op.outer; ++o)
+    for (int64_t o = 0; o < p.op.outer; ++o) {
+      const int64_t to = o * m * p.cols;
       p.tile.points.linear(m, p.tile.block.samples, s.k, p.source(s.weight), s.row, s.column,
                            x + (s.first + o * s.k) * p.cols, bias, relu, false,
-                           y + o * m * p.cols);
+                           mask != nullptr ? mask + to : nullptr, y + to);
+    }
   }
   static void multiply_transposed(const PointPass& p, const double* dy, double* dx) {
     const PointStep& s = p.step;
     const int64_t m = p.op.m;
-    for (int64_t o = 0; o < p.op.outer; ++o)
+    for (int64_t o = 0; o < p.op.outer; ++o) {
+      const int64_t to = (s.first + o * s.k) * p.cols;
       p.tile.points.linear(s.k, p.tile.block.samples, m, p.source(s.weight), s.column, s.row,
-                           dy + o * m * p.cols, nullptr, false, true,
-                           dx + (s.first + o * s.k) * p.cols);
+                           dy + o * m * p.cols, nullptr, false, !s.alone,
+                           s.masks ? p.x() + to : nullptr, dx + to);
+    }
   }
 
   // Group o of x; elements of its block of columns.

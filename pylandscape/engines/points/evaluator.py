@@ -50,6 +50,12 @@ class PointEvaluator:
             found[1][rows] = asked.gradients(points[rows])[1]
         return found
 
+    @property
+    def walker(self) -> NativePoints | None:
+        """Who takes whole steps of gradient walks, if anybody does."""
+        engine = self.engine
+        return engine if isinstance(engine, NativePoints) and engine.walks else None
+
     def hessians(self, points: np.ndarray) -> tuple[Losses, np.ndarray, np.ndarray]:
         """Losses (p,), gradients (p, n) and Hessians (p, n, n)."""
         found = self.engine.hessians(points)

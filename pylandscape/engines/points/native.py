@@ -89,6 +89,40 @@ class NativePoints:
         self._run(points, losses, gradients, None, values)
         return losses, gradients, values
 
+    @property
+    def walks(self) -> bool:
+        """Whether `walk` serves the model."""
+        return self._lanes is not None
+
+    def walk(
+        self,
+        rule: tuple[float, float, int, int],
+        numbers: np.ndarray,
+        found: tuple[np.ndarray, np.ndarray, np.ndarray],
+        gradients: np.ndarray,
+        first: int,
+        end: int,
+        known: bool,
+    ) -> bool:
+        """Progressive gradient walks (`clouds.walk_steps`) from their point `first` to end - 1.
+
+        Args:
+            rule: the longest step of a component; the bound that turns a component, or infinity;
+                of a derivative that is zero: 0 upward, 1 either way, 2 stays; the seed.
+            numbers: (W,) uint64, each walk's stream.
+            found: points (W, T, n), losses and gradient norms (W, T), contiguous float64; filled in
+                from `first` + 1 on, losses and norms also at `first` unless known.
+            gradients: (W, n) at point `first`, where `known`; afterwards, at end - 1.
+
+        Returns:
+            False where a loss is finite and its derivatives are not: nothing of this call counts.
+        """
+        walks, steps = found[1].shape
+        addresses = [a.ctypes.data for a in (numbers, *found, gradients)]
+        arrays = (walks, steps, *addresses)
+        ended: bool = self._lanes.walk(rule, arrays, first, end, known, self._denominator)
+        return ended
+
     def _run(self, points: np.ndarray, *results: np.ndarray | None) -> None:
         addresses = [0 if r is None else r.ctypes.data for r in results]
         self._lanes.run(len(points), points.ctypes.data, self._denominator, *addresses)
