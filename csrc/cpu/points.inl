@@ -41,38 +41,76 @@ inline void in_pieces(int64_t count, F f) {
   }
 }
 
+struct Product {
+  int64_t samples, k;
+  const double* w;
+  int64_t row, col;
+  const double *x, *bias;
+  bool relu, add;
+  const double* mask;
+  double* y;
+};
+
+// Rows r0 .. r0 + R - 1 at samples s .. s + W - 1, which stay in registers.
+template <int R, int W>
+inline void product_tile(const Product& p, int64_t r0, int64_t s) {
+  const int64_t size = p.samples * kL, row = p.row * kL, col = p.col * kL, k = p.k;
+  double* const y = p.y + r0 * size + s * kL;
+  V acc[R][W];
+  if (p.add) {
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+      for (int j = 0; j < W; ++j) acc[r][j] = at(y + r * size + j * kL);
+  } else {
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) {
+      const V start = p.bias != nullptr ? at(p.bias + (r0 + r) * kL) : V{};
+#pragma GCC unroll 4
+      for (int j = 0; j < W; ++j) acc[r][j] = start;
+    }
+  }
+  const double *x = p.x + s * kL, *w = p.w + r0 * row;
+  for (int64_t i = 0; i < k; ++i, x += size, w += col) {
+    V xv[W];
+#pragma GCC unroll 4
+    for (int j = 0; j < W; ++j) xv[j] = at(x + j * kL);
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) {
+      const V wv = at(w + r * row);
+#pragma GCC unroll 4
+      for (int j = 0; j < W; ++j) acc[r][j] += wv * xv[j];
+    }
+  }
+  const auto finish = [&](auto f) __attribute__((always_inline)) {
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+      for (int j = 0; j < W; ++j) put(y + r * size + j * kL, f(acc[r][j], r * size + j * kL));
+  };
+  if (p.mask != nullptr) {
+    const double* mask = p.mask + r0 * size + s * kL;
+    finish([&](V v, int64_t to) __attribute__((always_inline)) {
+      return at(mask + to) > 0.0 ? v : V{};
+    });
+  } else if (p.relu) {
+    finish([](V v, int64_t) __attribute__((always_inline)) { return vmax(v, V{}); });
+  } else {
+    finish([](V v, int64_t) __attribute__((always_inline)) { return v; });
+  }
+}
+
 void linear(int64_t m, int64_t samples, int64_t k, const double* w, int64_t row, int64_t col,
             const double* x, const double* bias, bool relu, bool add, const double* mask,
             double* y) {
   constexpr int kSamples = 4, kHeight = kRegisters == 32 ? 4 : 2;
-  const auto block = [&](auto rows, auto width, int64_t r0, int64_t s) {
-    constexpr int R = decltype(rows)::value, W = decltype(width)::value;
-    V acc[R][W];
-    for (int r = 0; r < R; ++r)
-      for (int j = 0; j < W; ++j)
-        acc[r][j] = add               ? at(y + ((r0 + r) * samples + s + j) * kL)
-                    : bias != nullptr ? at(bias + (r0 + r) * kL)
-                                      : V{};
-    for (int64_t i = 0; i < k; ++i) {
-      V xv[W];
-      for (int j = 0; j < W; ++j) xv[j] = at(x + (i * samples + s + j) * kL);
-      for (int r = 0; r < R; ++r) {
-        const V wv = at(w + ((r0 + r) * row + i * col) * kL);
-        for (int j = 0; j < W; ++j) acc[r][j] += wv * xv[j];
-      }
-    }
-    for (int r = 0; r < R; ++r)
-      for (int j = 0; j < W; ++j) {
-        const int64_t to = ((r0 + r) * samples + s + j) * kL;
-        V v = relu ? vmax(acc[r][j], V{}) : acc[r][j];
-        if (mask != nullptr) v = at(mask + to) > 0.0 ? v : V{};
-        put(y + to, v);
-      }
-  };
+  const Product p{samples, k, w, row, col, x, bias, relu, add, mask, y};
   in_pieces<kHeight>(m, [&](auto rows, int64_t r0) {
+    constexpr int R = decltype(rows)::value;
     int64_t s = 0;
-    for (; s + kSamples <= samples; s += kSamples) block(rows, Size<kSamples>{}, r0, s);
-    for (; s < samples; ++s) block(rows, Size<1>{}, r0, s);
+    for (; s + kSamples <= samples; s += kSamples) product_tile<R, kSamples>(p, r0, s);
+    for (; s + 2 <= samples; s += 2) product_tile<R, 2>(p, r0, s);
+    for (; s < samples; ++s) product_tile<R, 1>(p, r0, s);
   });
 }
 
