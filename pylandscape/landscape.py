@@ -550,9 +550,9 @@ class Landscape:
         """H v as `hvp`, by central differences of gradients, and a bound of the error's norm.
 
         D(eps) = [g(theta + eps v) - g(theta - eps v)] / (2 eps) with eps = u^(1/3) |theta| / |v|,
-        u the machine epsilon of the coarsest parameter; the bound is |D(eps) - D(2 eps)|. Where
-        that is a third of the product or more, the gradient is far from linear within the step and
-        the error can be larger: bfloat16's steps are long, dtype=torch.float32 has shorter ones.
+        u the machine epsilon of the coarsest parameter, halved where the gradient is not linear
+        within that step; the bound is |D(eps) - D(2 eps)|, or that of rounding the gradients. Where that is a third of the product or
+        more, no step lies between rounding and what is not linear, and the error can be larger.
 
         Returns:
             (n,) and a scalar for v (n,); (k, n) and (k,) for the rows v (k, n). float64.
@@ -709,7 +709,7 @@ class Landscape:
             gradient, point[: self.n_params], block, self._eager.parameters.rounding()
         )
         sizes = torch.linalg.vector_norm(rows, dim=1)
-        shares = (bounds / sizes)[sizes > 0]
+        shares = (bounds / sizes)[bounds > 0]  # infinite where rounding leaves nothing
         if len(shares):
             self.worst_product = max(self.worst_product, float(shares.max()))
         return rows, bounds
@@ -721,11 +721,11 @@ class Landscape:
         told, worst = "", self.worst_product
         if worst > LINEAR:
             told = (
-                f"; those of two steps differ by {worst:.2g} of its norm: the gradient is not "
-                "linear within so long a step, and the error can be larger than that"
+                f"; rounding, or a gradient that is not linear, moves them by {worst:.2g} of their "
+                "norm whatever the step, and the error can be larger than that"
             )
             if self._eager.parameters.rounding() > torch.finfo(torch.float32).eps:
-                told += "; dtype=torch.float32 takes shorter steps"
+                told += "; dtype=torch.float32 rounds less"
         elif worst:
             told = f", off by at most {worst:.2g} of its norm"
         return f"products with the Hessian by central differences of gradients{told}"
