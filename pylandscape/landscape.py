@@ -551,8 +551,9 @@ class Landscape:
 
         D(eps) = [g(theta + eps v) - g(theta - eps v)] / (2 eps) with eps = u^(1/3) |theta| / |v|,
         u the machine epsilon of the coarsest parameter, halved where the gradient is not linear
-        within that step; the bound is |D(eps) - D(2 eps)|, or that of rounding the gradients. Where that is a third of the product or
-        more, no step lies between rounding and what is not linear, and the error can be larger.
+        within that step. The bound is |D(eps) - D(2 eps)|, or that of rounding the gradients.
+        Where it is a third of the product or more, no step lies between rounding and what is not
+        linear, and the error can be larger.
 
         Returns:
             (n,) and a scalar for v (n,); (k, n) and (k,) for the rows v (k, n). float64.

@@ -73,7 +73,7 @@ def _shortened(
         tried.append((found, bound, share))
         wider = found
     best = tried.pop()
-    while tried and tried[-1][2] < best[2]:
+    while tried and tried[-1][2] <= best[2]:  # all is rounded off below some step
         best = tried.pop()
     return best[0], best[1]
 
