@@ -712,3 +712,67 @@ def test_many_points_of_a_model_that_makes_tensors_of_its_own_precision(make: An
 def test_a_dtype_that_a_models_own_tensors_do_not_have_is_said() -> None:
     with pytest.raises(pl.InvalidArgument, match=r"as dtype= asks, but .* x\.new_zeros"):
         pl.Landscape(StartsFromZeros(), "mse", (X.float(), Y.float()), dtype=torch.float64)
+
+
+class Limit(torch.autograd.Function):
+    """Straight through."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor) -> Tensor:
+        return y.clamp(max=0.9)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:  # type: ignore[override]
+        return g
+
+
+def _without_gradients(y: Tensor) -> Tensor:
+    with torch.no_grad():
+        over = (y - 0.9).clamp(min=0)
+    return y - over
+
+
+def _in_place(y: Tensor) -> Tensor:
+    y.data.clamp_(max=0.9)
+    return y * 1
+
+
+@pytest.mark.parametrize(
+    "limited",
+    [
+        lambda y: y - (y - 0.9).detach().clamp(min=0),
+        lambda y: y - (y.data - 0.9).clamp(min=0),
+        _without_gradients,
+        _in_place,
+        Limit.apply,
+    ],
+    ids=["detach", "data", "no_grad", "in_place", "function"],
+)
+def test_values_out_of_the_graph_have_autograds_derivatives_also_where_it_shows_far_away(
+    limited: Any,
+) -> None:
+    """No unit reaches the limit near the model's own point."""
+
+    class Limits(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(2, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return limited(torch.sigmoid(self.fc(x)))
+
+    torch.manual_seed(0)
+    x, y = torch.randn(16, 2).double(), torch.randn(16, 2).double()
+    model = Limits().double()
+    land = pl.Landscape(model, nn.MSELoss(), (x, y))
+    far = land.theta.clone()
+    far[4:] += 3.0
+    got, slopes = land.gradient(far), pl.gradients(land, far[None])
+    runs = pl.train(land, far[None], pl.SGD(lr=1.0), steps=1, progress=False)
+    with torch.no_grad():
+        nn.utils.vector_to_parameters(far, model.parameters())
+    nn.MSELoss()(model(x), y).backward()
+    want = torch.cat([p.grad.reshape(-1) for p in model.parameters()])  # type: ignore[union-attr]
+    assert torch.allclose(got, want, rtol=1e-10)
+    assert np.allclose(slopes.gradients[0], want, rtol=1e-10)
+    assert torch.allclose(far - torch.as_tensor(runs.ends())[0], want, rtol=1e-10)

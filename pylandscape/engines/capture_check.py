@@ -5,7 +5,9 @@ which moves the parameters as a user's own loop would. Derivatives are autograd'
 may separate them from its values (``detach``, ``no_grad``, gradient hooks, autograd functions of
 its own), of which a graph of values knows nothing. So one gradient and one Hessian product of the
 program are compared with autograd's too, at the points near theta (at theta itself, parameters that
-are exactly zero can put many samples on a kink, where either side's slope is right).
+are exactly zero can put many samples on a kink, where either side's slope is right). Where they
+agree and the module's own run has such a call nevertheless, derivatives are torch's: it may show
+elsewhere.
 
 The loss of this comparison is a sum of squares over a few samples, with residuals as large as the
 outputs: its gradient is that of a random sum of the outputs, which no saturated loss hides. Both
@@ -28,6 +30,7 @@ from ..lowering.capture import Final, first_line, restored_attributes
 from ..theta.data import Batch
 from ..theta.losses import KnownLoss
 from ..theta.running_statistics import KIND, is_variance
+from .computed import Cuts, graphless, own_function
 from .eager import TorchEngine
 
 if TYPE_CHECKING:
@@ -107,11 +110,8 @@ def check_capture(
     """
     points = torch.stack(checked_points(layout, theta.detach().to("cpu", few.dtype)))
     together = engine.mixes or bn == "recompute"
-    if together:
-        expected = _outputs(_reference(model, loss, layout, few, bn), points)
-    else:
-        with torch.no_grad(), restored_attributes(model):
-            expected = [torch.cat([model(x) for x, _ in few.batches()])]
+    own, cut = _watched(model, layout, few)
+    expected = _outputs(_reference(model, loss, layout, few, bn), points) if together else [own]
     found = engine.outputs_at(points[: len(expected)])
     for got, want in zip(found, expected, strict=True):
         _compare(got, want, len(engine.ops))
@@ -120,7 +120,35 @@ def check_capture(
     rows = (samples[:, None] * per_sample + torch.arange(per_sample)).reshape(-1)
     values = None if together else loss
     near = points[1:]
-    return check_derivatives(engine_of, model, layout, near, fewer, found[0][rows], bn, values)
+    problem = check_derivatives(engine_of, model, layout, near, fewer, found[0][rows], bn, values)
+    return problem or cut
+
+
+def _watched(model: nn.Module, layout: ParameterLayout, data: Data) -> tuple[Tensor, str | None]:
+    """The module's outputs at theta; and what there takes values out of autograd's graph, which
+    a graph of values does not know, and a comparison at some points need not show."""
+    chosen = set(layout.aliases)
+    free = [
+        p
+        for name, p in model.named_parameters()
+        if name in chosen and p.is_leaf and not p.requires_grad and p.is_floating_point()
+    ]
+    try:
+        with restored_attributes(model), graphless(), Cuts() as cuts:
+            for p in free:
+                p.requires_grad_(True)
+            outputs = torch.cat([model(x) for x, _ in data.batches()])
+        own = own_function(outputs)
+        said = f"an autograd function of its own, {own}" if own else cuts.found
+        return outputs.detach(), said and f"values are separated from their derivatives by {said}"
+    except Exception as error:  # code that wants a graph, or none
+        if out_of_memory(error):
+            raise
+    finally:
+        for p in free:
+            p.requires_grad_(False)
+    with torch.no_grad(), restored_attributes(model):
+        return torch.cat([model(x) for x, _ in data.batches()]), None
 
 
 def check_derivatives(

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction
+from torch.autograd.graph import saved_tensors_hooks
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -65,6 +69,61 @@ class Computed(Calls):
                 found.append((name, sums))
                 needed |= read
         return found
+
+
+class Cuts(TorchFunctionMode):
+    """Notes the first call that takes a value out of autograd's graph: detach, .data, and whatever
+    runs while gradients are disabled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: str | None = None
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        disabled = not torch.is_grad_enabled()
+        if self.found is None and (disabled or func in _CUTTING):
+            given = [t for t in _tensors((args, kwargs)) if t.requires_grad]
+            if given:
+                name = getattr(func, "__name__", str(func))
+                self.found = ".data" if name == "__get__" else name
+                self.found += " while gradients are disabled" if disabled else ""
+        return func(*args, **(kwargs or {}))
+
+
+_CUTTING = {Tensor.detach, Tensor.detach_, torch.detach, torch.detach_, Tensor.data.__get__}
+
+
+@contextmanager
+def graphless() -> Iterator[None]:
+    """Gradients enabled, and what backward passes would need let go."""
+    with torch.enable_grad(), saved_tensors_hooks(_drop, _gone):
+        yield
+
+
+def _drop(t: Tensor) -> None:
+    return None
+
+
+def _gone(x: Any) -> Tensor:
+    raise RuntimeError("no graph is kept here")
+
+
+def own_function(result: Tensor) -> str | None:
+    """The name of an autograd function of the user's own in the graph of a result."""
+    waiting, seen = [result.grad_fn], set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if isinstance(node, BackwardCFunction):
+            own = type(node)._forward_cls
+            if own.__module__.partition(".")[0] != "torch":
+                return str(own.__name__)
+        waiting += [before for before, _ in node.next_functions]
+    return None
 
 
 def _tensors(nest: Any) -> Iterator[Tensor]:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from functools import partial
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
 
 from ..errors import InvalidArgument, out_of_memory, wrapping
 from ..theta.data import Batch
@@ -18,7 +16,7 @@ from ..theta.held_state import State
 from ..theta.losses import FreeLoss, KnownLoss, Objective
 from ..theta.outside import Outside
 from ..theta.snapshot import Snapshot
-from .computed import Calls, Computed
+from .computed import Calls, Computed, graphless
 from .eager_parameters import CopyParameters
 from .eager_switches import dense_gradients, persistently
 from .forward_pass import Pass, eval_mode, roots
@@ -203,7 +201,7 @@ class Comparison:
         """Whether the code takes another way where gradients are enabled."""
         try:
             plain = self._watched(batch, self._copy.grad_mode(), Calls())[1]
-            enabled = self._watched(batch, _graphless(), Calls())[1]
+            enabled = self._watched(batch, graphless(), Calls())[1]
         except Exception as error:  # it wants the graph itself
             if out_of_memory(error):
                 raise
@@ -239,10 +237,9 @@ class Comparison:
     def _enabled(self, batch: Batch, place: Callable[[], None]) -> float | None:
         """The batch's share of L with gradients enabled, if need be with its graph; None where it
         cannot be."""
-        for hooks in (saved_tensors_hooks(_drop, _gone), nullcontext()):
+        for mode in (graphless(), torch.enable_grad()):
             try:
-                with hooks:
-                    return self._copy.share(batch, place, torch.enable_grad())
+                return self._copy.share(batch, place, mode)
             except Exception as error:
                 if out_of_memory(error):
                     raise
@@ -285,30 +282,26 @@ class Comparison:
                 if t.grad is not grad:
                     t.grad = grad
 
-        def run(*inside: AbstractContextManager[Any]) -> float:
+        def run(mode: AbstractContextManager[Any]) -> float:
             for t in leaves:  # which a backward pass inside would add to
                 t.grad = None
             with torch.inference_mode(inference):
                 self._copy.parameters.move_near(slots, at)
             self._copy.seed()
             own, pass_ = batch.fresh(), Pass(model, loss)
-            with ExitStack() as entered:
-                for context in inside:
-                    entered.enter_context(context)
+            with mode:
                 return float(pass_.weighed(pass_.outputs(own), own, 0)[0].detach())
 
-        ways: list[Any] = [(torch.no_grad, nullcontext, False)]
+        ways: list[Any] = [(torch.no_grad, False)]
         if enabled:
-            dropped = partial(saved_tensors_hooks, _drop, _gone)
-            ways[:0] = [(torch.enable_grad, dropped, watched) for watched in (True, False)]
-            ways.insert(2, (torch.enable_grad, nullcontext, False))
+            ways[:0] = [(graphless, True), (graphless, False), (torch.enable_grad, False)]
         try:
             while True:
-                mode, hooks, watched = ways.pop(0)
+                mode, watched = ways.pop(0)
                 watch = Calls() if watched else None
                 try:  # the modes are put back with the rest
                     with eval_mode(model, self._copy.bn == "batch"), dense_gradients(model):
-                        value = run(mode(), hooks(), watch or nullcontext())
+                        value = run(_both(mode(), watch or nullcontext()))
                     return value, watch.names if watch else None
                 except Exception as error:
                     if not ways or out_of_memory(error):
@@ -336,18 +329,3 @@ def _overlapping(t: Tensor) -> bool:
 def _both(a: AbstractContextManager[Any], b: AbstractContextManager[Any]) -> Iterator[None]:
     with a, b:
         yield
-
-
-@contextmanager
-def _graphless() -> Iterator[None]:
-    """Gradients enabled, and what backward passes would need let go."""
-    with torch.enable_grad(), saved_tensors_hooks(_drop, _gone):
-        yield
-
-
-def _drop(t: Tensor) -> None:
-    return None
-
-
-def _gone(x: Any) -> Tensor:
-    raise RuntimeError("no graph is kept here")

@@ -117,6 +117,9 @@ def _check_compiled(land: Answered) -> None:
         raise NotLowered(why_free(land.loss_spec))
     if land.native is None:
         raise NotLowered(land.engine_report().reason or "the values are not compiled")
+    refusal = land.native.derivatives_refused()
+    if refusal is not None:
+        raise NotLowered(refusal)
 
 
 def _as_evaluated(land: Answered) -> NativeEngine:
@@ -124,9 +127,6 @@ def _as_evaluated(land: Answered) -> NativeEngine:
     engine = land.native
     if not isinstance(engine, NativeEngine):
         raise NotLowered("running statistics that are found anew at every point")
-    refusal = engine.derivatives_refused()
-    if refusal is not None:
-        raise NotLowered(refusal)
     if engine.mixes:
         raise NotLowered("samples that depend on their batch")
     return engine
