@@ -639,7 +639,8 @@ class _Case:
 
 def _widened(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     """The module in another dtype; tensors of one storage stay so, which ``model.to`` forgets."""
-    tensors = (*model.parameters(), *model.buffers())
+    held = [v for m in model.modules() for v in vars(m).values() if isinstance(v, Tensor)]
+    tensors = {id(t): t for t in (*model.parameters(), *model.buffers(), *held)}.values()
     before = [(t, t.data) for t in tensors if t.layout == torch.strided]
     model.to(dtype)
     for module in list(model.modules()):  # those in lists, which the model's own `to` passes by

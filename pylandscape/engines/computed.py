@@ -19,21 +19,21 @@ _ENDS = {torch.ops.aten._local_scalar_dense, torch.ops.aten.detach}
 _UNWRITTEN = ("empty", "new_empty")
 
 
-class Calls(TorchDispatchMode):
-    """The names of torch's calls inside, in their order."""
+class Calls(TorchFunctionMode):
+    """The names of torch's functions that code calls inside, in their order."""
 
     def __init__(self) -> None:
         super().__init__()
         self.names: list[str] = []
 
-    def __torch_dispatch__(
+    def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        self.names.append(func.__name__)
+        self.names.append(getattr(func, "__name__", ""))
         return func(*args, **(kwargs or {}))
 
 
-class Computed(Calls):
+class Computed(TorchDispatchMode):
     """Notes the tensors that torch computes inside, and which of them a number is taken from.
 
     A loss that is a count of errors is the same for many outputs: two runs with one value may have
@@ -42,18 +42,18 @@ class Computed(Calls):
 
     def __init__(self) -> None:
         super().__init__()
-        self._calls: list[tuple[bool, set[int], list[tuple[int, int | None]]]] = []
+        self._calls: list[tuple[str, bool, set[int], list[tuple[int, int | None]]]] = []
         self._alive: list[Any] = []  # memory that is named stays taken
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        out = super().__torch_dispatch__(func, types, args, kwargs)
+        out = func(*args, **(kwargs or {}))
         read, made = list(_tensors((args, kwargs))), list(_tensors(out))
         unwritten = func.__name__.startswith(_UNWRITTEN)
         results = [(_memory(t), None if unwritten else _checksum(t)) for t in made]
         ends = func.overloadpacket in _ENDS
-        self._calls.append((ends, {_memory(t) for t in read}, results))
+        self._calls.append((func.__name__, ends, {_memory(t) for t in read}, results))
         self._alive += [*read, *made]
         return out
 
@@ -61,9 +61,7 @@ class Computed(Calls):
         """Each call on the way to a number that Python has seen, with checksums of its results."""
         needed: set[int] = set()
         found = []
-        for name, (ends, read, made) in zip(
-            reversed(self.names), reversed(self._calls), strict=True
-        ):
+        for name, ends, read, made in reversed(self._calls):
             sums = tuple(value for memory, value in made if memory in needed)
             if sums or ends:
                 found.append((name, sums))

@@ -22,7 +22,7 @@ from .eager_switches import dense_gradients, persistently
 from .forward_pass import Pass, eval_mode, roots
 
 _ROUNDING = 64  # eps of the coarsest parameters: two kernels' values of one loss
-Watch = TypeVar("Watch", bound=Calls)
+Watch = TypeVar("Watch", Calls, Computed)
 _FEW = 32  # samples on which the copy is compared
 
 
