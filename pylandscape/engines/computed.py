@@ -90,7 +90,8 @@ class Cuts(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-_CUTTING = {Tensor.detach, Tensor.detach_, torch.detach, torch.detach_, Tensor.data.__get__}
+_DATA: Any = Tensor.data
+_CUTTING = {Tensor.detach, Tensor.detach_, torch.detach, torch.detach_, _DATA.__get__}
 
 
 @contextmanager
