@@ -52,14 +52,12 @@ def entropy(outputs, target):
     p = outputs.softmax(1)
     return float(-(p * p.log()).sum(1).mean())
 
-calls = 0
-
 def stuck(model, batch):  # at its 30th call, the first time
     import pathlib, time
-    global calls
-    calls += 1
+    with open("calls", "a") as calls:  # a variable would be the same again at every call
+        calls.write(".")
     begun = pathlib.Path("begun")
-    if calls == 30 and not begun.exists():
+    if pathlib.Path("calls").stat().st_size == 30 and not begun.exists():
         begun.touch()
         time.sleep(600)
     return model(batch[0]).square().mean()
@@ -315,15 +313,15 @@ def test_interrupt_exits_with_130_and_the_same_command_goes_on(folder):
         "--x=-1:1:41", "--no-progress", "--out", "s.h5",
     ]  # fmt: skip
     environment = environ()
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-m", "pylandscape", *command],
         cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    while not (folder / "begun").exists():
-        assert process.poll() is None
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=120)  # far less than a call that is stuck
+    ) as process:  # fmt: skip
+        while not (folder / "begun").exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=120)  # far less than a call that is stuck
     assert process.returncode == 130
     assert "interrupted" in err
     assert "pylandscape line --model mine:model" in err

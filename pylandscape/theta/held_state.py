@@ -264,9 +264,12 @@ def version_of(t: Tensor) -> int:
 
 
 def _span(t: Tensor) -> tuple[int, int]:
-    """The addresses of its elements, the last excluded."""
+    """Which bytes of its storage its elements lie in, the last excluded.
+
+    Told without the tensor's own address: on a GPU it need not be asked for."""
     steps = sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True))
-    return t.data_ptr(), t.data_ptr() + (steps + 1) * t.element_size()
+    first = int(t.storage_offset())
+    return first * t.element_size(), (first + steps + 1) * t.element_size()
 
 
 def _overlaps(of: list[Tensor]) -> Callable[[Tensor], bool]:

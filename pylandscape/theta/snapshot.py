@@ -220,8 +220,8 @@ class Snapshot:
             else:
                 own = x.detach().clone()
                 own = own.to(self._device or x.device, self._cast_of(x))
-        if isinstance(x, nn.Parameter) and plain:
-            own = nn.Parameter(own, x.requires_grad)
+        if isinstance(x, nn.Parameter) and (plain or not issubclass(type(x), nn.Parameter)):
+            own = nn.Parameter(own, x.requires_grad)  # of the class that the copy is of
         elif isinstance(x, nn.Parameter):
             own = own.as_subclass(type(x)).requires_grad_(x.requires_grad)
         elif type(x) is nn.Buffer:
