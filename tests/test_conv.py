@@ -259,7 +259,7 @@ def test_bits_do_not_depend_on_threads_or_company(threads: int) -> None:
 @pytest.mark.parametrize(
     ("model", "reason"),
     [
-        (nn.LPPool2d(2, 2), "lp_pool2d"),
+        (nn.Sequential(nn.Conv2d(3, 3, 1), nn.LPPool2d(2, 2)), "lp_pool2d"),
         (nn.Conv3d(1, 2, 3, padding="same"), "conv3d"),
     ],
 )

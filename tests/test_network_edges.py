@@ -320,7 +320,6 @@ FALLS_BACK = {  # what the reason must say
     "sorted": "sort",
     "max_norm": "changes tensors that it keeps",
     "EmbeddingBag": "could not be captured",
-    "one-hot": "one_hot",
 }
 
 

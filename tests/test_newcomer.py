@@ -70,8 +70,13 @@ def test_the_engine_report_says_what_the_data_of_several_inputs_are():
             return super().forward(x, x * mask)
 
     assert pl.Landscape(Two(), "cross_entropy", ((x, x), y)).engine == "native"
-    said = str(pl.Landscape(Masked(), "cross_entropy", ((x, x > 0), y)).engine_report())
-    assert "the model takes 2 inputs (an input is torch.bool" in said
+    masked, batch = Masked(), ((x, x > 0), y)
+    native, exact = (pl.Landscape(masked, "cross_entropy", batch, engine=e)
+                     for e in ("native", "torch"))  # fmt: skip
+    assert native.loss() == pytest.approx(exact.loss(), rel=1e-6)
+    torch.testing.assert_close(native.gradient(), exact.gradient(), rtol=1e-5, atol=1e-6)
+    said = str(pl.Landscape(masked, "cross_entropy", ((x, (x > 0).byte()), y)).engine_report())
+    assert "the model takes 2 inputs (an input is torch.uint8" in said
 
 
 def test_indices_out_of_range_are_explained():

@@ -91,6 +91,11 @@ def _where(m: Any, h: Tensor, ids: Tensor) -> Tensor:
     return h.masked_fill(odd & (ids == 3).unsqueeze(-1), 2.0).flatten(1).tanh()
 
 
+def _one_hot(m: Any, h: Tensor, ids: Tensor) -> Tensor:
+    """Whole numbers times what theta moves."""
+    return (torch.tanh(h) * F.one_hot(ids, TOKENS)[..., :WIDTH] + h.sin()).flatten(1)
+
+
 def _positions(m: Any, h: Tensor, ids: Tensor) -> Tensor:
     seen = (ids != 0).long()
     return (h + m["p"](seen.cumsum(1) * seen)).flatten(1)
@@ -143,6 +148,7 @@ CASES: dict[str, tuple[Callable[..., Tensor], Callable[[], dict[str, nn.Module]]
         _layer, lambda: {"layer": nn.TransformerEncoderLayer(WIDTH, 2, 5, batch_first=True)},
         WIDTH, ""),
     "where": (_where, _linear, WIDTH * STEPS, ""),
+    "one-hot": (_one_hot, dict, WIDTH * STEPS, ""),
     "positions": (_positions, lambda: {"p": nn.Embedding(STEPS + 1, WIDTH)}, WIDTH * STEPS, ""),
     "lstm": (_recurrent("lstm", padding_value=0.5), _lstm, 4 * STEPS, "lengths"),
     "lstm, last c": (_recurrent("lstm", last=True), lambda: _lstm(num_layers=2), 8, "lengths"),
@@ -222,6 +228,15 @@ def _random_mask(m: Any, h: Tensor, ids: Tensor) -> Tensor:
     return (h * (torch.rand_like(ids, dtype=h.dtype) > 0.5)[..., None]).mean(1)
 
 
+def _batch_scale(m: Any, h: Tensor, ids: Tensor) -> Tensor:
+    return (h * ids.double().mean().sqrt()).mean(1)
+
+
+def _seldom_mask(m: Any, h: Tensor, ids: Tensor) -> Tensor:
+    """No two of its draws are likely to differ."""
+    return (h * (torch.rand_like(ids, dtype=h.dtype) > 1e-12)[..., None]).mean(1)
+
+
 def _blind(m: Any, h: Tensor, ids: Tensor) -> Tensor:
     q, k = _heads(m, h)
     mask = (ids > 3)[:, None, None, :]
@@ -238,7 +253,16 @@ def _number(m: Any, h: Tensor, ids: Tensor, lengths: Tensor) -> Tensor:
 
 
 REFUSED = {
-    "of the batch": (_batch_mask, dict, WIDTH, "", "rest of their batch"),
+    "of the batch": (_batch_mask, dict, WIDTH, "", "op 'mean': over the batch dimension"),
+    "of the batch as a number": (
+        _batch_scale,
+        dict,
+        WIDTH,
+        "",
+        "op 'mean': over the batch dimension",
+    ),
+    "of chance": (_random_mask, dict, WIDTH, "", "'rand_like'"),
+    "of chance, seldom": (_seldom_mask, dict, WIDTH, "", "draw random numbers"),
     "no key": (_blind, _linear, WIDTH * STEPS, "", "without any key"),
     "of the longest": (_trimmed, _lstm, 4, "lengths", "total_length"),
     "a number": (_number, dict, WIDTH, "lengths", "Python numbers"),
@@ -256,6 +280,29 @@ def test_what_a_sample_does_not_decide_is_torchs(name: str) -> None:
     land = pl.Landscape(model, "cross_entropy", data)
     assert land.engine == "torch"
     assert reason in str(land.engine_report().reason)
+
+
+class Sizes(nn.Module):
+    """Calls of one input alone that fx cannot follow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.head(torch.cat([*map(torch.cumsum, x.split(2, 1), (1, 1))], 1).round())
+        return found
+
+
+def test_an_exported_graph_of_one_input_takes_rows_behind_it() -> None:
+    torch.manual_seed(0)
+    data = 3 * torch.randn(8, 4), torch.randint(0, 3, (8,))
+    model = Sizes()
+    land, torchs = (pl.Landscape(model, "cross_entropy", data, engine=e) for e in ("auto", "torch"))
+    report = land.engine_report()
+    assert (report.engine, report.capture) == ("native", "export"), report.reason
+    assert land.loss() == pytest.approx(torchs.loss(), rel=1e-6)
+    torch.testing.assert_close(land.gradient(), torchs.gradient(), rtol=1e-5, atol=1e-6)
 
 
 class Written(nn.Module):

@@ -308,41 +308,70 @@ class Scale(nn.Module):
         return x * self.one
 
 
-def _report(op: Op, shape: tuple[int, ...]) -> pl.EngineReport:
-    x, y = torch.randn(8, *shape), torch.arange(8) % 3
-    return pl.Landscape(Raw(op, shape), "cross_entropy", (x, y)).engine_report()
+def _peculiar(*names: str) -> list[Any]:
+    return [pytest.param(*PECULIAR[name], id=name) for name in names or PECULIAR]
+
+
+PECULIAR: dict[str, tuple[Op, str]] = {  # and what the reason of those that run on torch says
+    "lp": (nn.LPPool2d(2, 2), "op 'lp_pool2d'"),
+    "fractional": (nn.FractionalMaxPool2d(2, output_size=2), "op 'fractional_max_pool2d'"),
+    "mean of the batch": (lambda x: x + x.mean(0), "op 'mean': over the batch dimension"),
+    "mean of all": (lambda x: x - x.mean(), "op 'mean': over the batch dimension"),
+    "max of the batch": (lambda x: x * x.max(0)[0], "op 'max': over the batch dimension"),
+    "dtype": (lambda x: x.sum(1, dtype=torch.float64).to(x.dtype), "op 'sum': a dtype"),
+    "batch pooled": (
+        lambda x: F.max_pool2d(x.transpose(0, 3), (1, 3), 1, (0, 1)).transpose(0, 3),
+        "op 'max_pool2d': over the batch dimension",
+    ),
+    "beside the image": (
+        lambda x: F.max_pool2d(x, 2, padding=1, dilation=(1, 4)),
+        "op 'max_pool2d': a window that lies in the padding",
+    ),
+    "unpool": (
+        lambda x: F.max_unpool2d(*F.max_pool2d(x, 2, return_indices=True), 2),
+        "op 'max_unpool2d'",
+    ),
+}  # fmt: skip
+DECIDED_BY_A_SAMPLE = ("lp", "dtype", "unpool")  # which torch computes once, of data alone
+
+
+def _peculiar_model(kind: type[Image | Raw], op: Op) -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(0)
+    shape = (3, 4, 3 if op is PECULIAR["beside the image"][0] else 4)
+    return kind(op, shape), torch.randn(8, *(shape if kind is Raw else (5,)))
+
+
+@pytest.mark.filterwarnings("ignore:L is nan at the model's own parameters:UserWarning")
+@pytest.mark.parametrize(("op", "reason"), _peculiar())
+def test_what_is_not_honoured_exactly_runs_on_torch_and_says_why(op: Op, reason: str) -> None:
+    model, x = _peculiar_model(Image, op)
+    report = pl.Landscape(model, "cross_entropy", (x, torch.arange(8) % 3)).engine_report()
+    assert report.engine == "torch"
+    assert reason in report.reason
 
 
 @pytest.mark.filterwarnings("ignore:L is nan at the model's own parameters:UserWarning")
 @pytest.mark.parametrize(
-    ("op", "reason"),
-    [
-        (nn.LPPool2d(2, 2), "lp_pool2d"),
-        (nn.FractionalMaxPool2d(2, output_size=2), "fractional_max_pool2d"),
-        (lambda x: x + x.mean(0), "over the batch dimension"),
-        (lambda x: x - x.mean(), "over the batch dimension"),
-        (lambda x: x * x.max(0)[0], "over the batch dimension"),
-        (lambda x: x.sum(1, dtype=torch.float64).float(), "a dtype"),
-        (
-            lambda x: F.max_pool2d(x.transpose(0, 3), (1, 3), 1, (0, 1)).transpose(0, 3),
-            "over the batch dimension",
-        ),
-        (lambda x: F.max_pool2d(x, 2, padding=1, dilation=(1, 4)), "in the padding"),
-        (
-            lambda x: F.max_unpool2d(*F.max_pool2d(x, 2, return_indices=True), 2),
-            "max_unpool2d",
-        ),
-    ],
-    ids=[
-        "lp", "fractional", "mean of the batch", "mean of all", "max of the batch", "dtype",
-        "batch pooled", "beside the image", "unpool",
-    ],
-)  # fmt: skip
-def test_what_is_not_honoured_exactly_runs_on_torch_and_says_why(op: Op, reason: str) -> None:
-    torch.manual_seed(0)
-    report = _report(op, (3, 4, 3 if "padding" in reason else 4))
+    ("op", "reason"), _peculiar(*[n for n in PECULIAR if n not in DECIDED_BY_A_SAMPLE])
+)
+def test_of_the_data_alone_it_says_why_as_well(op: Op, reason: str) -> None:
+    model, x = _peculiar_model(Raw, op)
+    before = torch.get_rng_state()
+    report = pl.Landscape(model, "cross_entropy", (x, torch.arange(8) % 3)).engine_report()
     assert report.engine == "torch"
     assert reason in report.reason
+    if "fractional" in reason:
+        assert "random numbers" in report.reason
+        assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("op", "_"), _peculiar(*DECIDED_BY_A_SAMPLE))
+def test_of_the_data_alone_what_a_sample_decides_has_torchs_numbers(
+    op: Op, _: str, dtype: torch.dtype
+) -> None:
+    model, x = _peculiar_model(Raw, op)
+    check(model, x, dtype)  # by the native engine
 
 
 def test_threads_do_not_change_the_bits() -> None:

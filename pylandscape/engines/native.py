@@ -393,7 +393,9 @@ def _captured(
     if data.form is not None and data.form.rows:  # what a mask hides must not be infinite
         engine.form = data.form
         if not all(bool(torch.isfinite(found).all()) for found in engine.outputs_at(theta[None])):
-            raise NotLowered("outputs that are not finite, of a model whose data have masks")
+            at = next((rows.infinite for rows in data.form.rows if rows.infinite), None)
+            why = "a model whose data have masks" if at is None else f"values of the data: {at}"
+            raise Final(f"outputs that are not finite, of {why}")
     engine.no_derivatives = problem
     return engine
 
@@ -403,7 +405,10 @@ def _traced(
 ) -> tuple[nn.Module, Tensor, torch.fx.GraphModule]:
     own = data.module(model)
     example = example_of(own, data)
-    return own, example, trace(own, example, how)
+    wide = example
+    if how != "fx" and data.form is not None:  # so that rows behind the inputs are not read as one
+        wide = torch.cat([example, example.new_zeros(len(example), 1)], dim=1)
+    return own, example, trace(own, wide, how)
 
 
 def lower_few(

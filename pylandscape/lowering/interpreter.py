@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .._native import core
 from ..errors import NotLowered, UnknownOp
-from .of_data import NOT_OF_SAMPLES, TAKE_DATA, DataRows, Needed, how_computed
+from .of_data import NOT_OF_SAMPLES, TAKE_DATA, DataRows, Needed, calls_before, how_computed
 from .values import (
     TAKE_KNOWN,
     Computed,
@@ -75,6 +75,7 @@ class Lowering(torch.fx.Interpreter):
         self.names: list[str] = []
         self._covering: dict[int, tuple[Tensor, bool]] = {}
         self._how: dict[torch.fx.Node, str] = {}
+        self._refused: dict[torch.fx.Node, str] = {}  # why a value of the data is torch's
 
     def run_node(self, n: torch.fx.Node) -> Any:
         value = super().run_node(n)
@@ -125,18 +126,21 @@ class Lowering(torch.fx.Interpreter):
         if known and (handler is None or any(isinstance(a, Known) for a in _flat((args, kwargs)))):
             return Known(value.clone() if isinstance(value, Tensor) else value)
         if handler is None:
-            if of_data:
-                return OfData(node, value)
-            raise UnknownOp(f"op {name!r} is not in the native engine")
+            refusal = UnknownOp(f"op {name!r} is not in the native engine")
+            if not of_data:
+                raise refusal
+            self._refused[node] = refusal.reason
+            return OfData(node, value)
         if handler not in TAKE_KNOWN:
             args, kwargs = torch.fx.node.map_aggregate((args, kwargs), self._constants)
         try:
             return self._handled(node, handler, name, value, function, args, kwargs)
         except Needed:
             raise
-        except NotLowered:
+        except NotLowered as refusal:
             if not of_data:
                 raise
+            self._refused[node] = refusal.reason
             return OfData(node, value)
 
     def _handled(
@@ -217,8 +221,17 @@ class Lowering(torch.fx.Interpreter):
                 return rows.slot(self.input)
         axes = [d for d, n in enumerate(x.value.shape) if n == self.samples]
         if not axes:
-            raise NotLowered(NOT_OF_SAMPLES)
-        raise Needed(x.node, key, axes, self.graph_module)
+            without = (n for n in calls_before(x.node) if self._has_no_samples(n))
+            raise NotLowered(f"{self._not_lowered(next(without, x.node))}: {NOT_OF_SAMPLES}")
+        raise Needed(x.node, key, axes, self.graph_module, self._not_lowered)
+
+    def _has_no_samples(self, node: torch.fx.Node) -> bool:
+        value = self.env.get(node) if node in self.data_nodes else None
+        return isinstance(value, Tensor) and self.samples not in value.shape
+
+    def _not_lowered(self, node: torch.fx.Node) -> str:
+        """A call of the data alone, and why it is none of the program."""
+        return self._refused.get(node, f"op {_call_name(node)!r}")
 
     def hold_ids(self, x: Slot) -> None:
         """Notes that x is of rows of the input that hold integers."""
