@@ -661,3 +661,26 @@ def test_what_code_only_reads_is_read_as_it_stands(monkeypatch: Any) -> None:
         monkeypatch.setitem(PAIR, "scale", scale)
         with torch.no_grad():
             assert land.loss() == pytest.approx(float(F.mse_loss(net(X), Y)), rel=1e-6)
+
+
+def test_a_change_that_comes_late_leaves_what_the_user_has_and_later_what_was_there_first() -> None:
+    left: list[int] = []
+
+    class Late(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            if left:
+                left[0] -= 1
+                return super().forward(x) + left[0]
+            return super().forward(x)
+
+    torch.manual_seed(0)
+    land = pl.Landscape(Late(2, 1), nn.MSELoss(), (X, Y), engine="torch")
+    points = land.theta.repeat(3, 1)
+    first = land.losses(points=points)
+    left.append(5)
+    shown = land.losses(points=points)
+    assert len({*shown}) == 1
+    assert shown[0] != first[0]
+    assert left == [5]
+    assert np.array_equal(land.losses(points=points), first)
+    assert left == [5]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 import warnings
 import weakref
 from collections.abc import Callable
@@ -333,9 +334,10 @@ class Saves(torch.autograd.Function):
     """The identity; its graph keeps a tensor of 1000 bytes, and the same one again."""
 
     @staticmethod
-    def forward(ctx: object, x: Tensor, alive: list[weakref.ref]) -> Tensor:
+    def forward(ctx: object, x: Tensor, alive: threading.Semaphore) -> Tensor:
         extra = torch.zeros(125, dtype=torch.float64)
-        alive.append(weakref.ref(extra.untyped_storage()))
+        alive.release()  # a count that no one sets back
+        weakref.finalize(extra.untyped_storage(), alive.acquire, False)
         ctx.save_for_backward(extra, extra[:5])
         return x.clone()
 
@@ -351,7 +353,7 @@ def test_bytes_count_each_storage_once_and_neither_parameters_nor_data() -> None
             self.w = nn.Parameter(torch.ones(4, 3, dtype=torch.float64))
 
         def forward(self, x: Tensor) -> Tensor:
-            return Saves.apply(x @ self.w, [])
+            return Saves.apply(x @ self.w, threading.Semaphore(0))
 
     def bytes_of(model: nn.Module) -> int:
         land = pl.Landscape(model, lambda o, y: o.sum(), [(inputs(), inputs())])
@@ -362,7 +364,7 @@ def test_bytes_count_each_storage_once_and_neither_parameters_nor_data() -> None
 
 
 def test_graphs_die_with_their_theta_and_with_too_little_memory() -> None:
-    alive: list[weakref.ref] = []
+    alive = threading.Semaphore(0)
 
     class Line(nn.Module):
         def __init__(self) -> None:
@@ -376,7 +378,7 @@ def test_graphs_die_with_their_theta_and_with_too_little_memory() -> None:
     seen: list[int] = []
 
     def living() -> int:
-        return sum(ref() is not None for ref in alive)
+        return alive._value
 
     gc.disable()
     try:
@@ -567,7 +569,8 @@ def test_sparse_embeddings_and_inference_mode_have_derivatives() -> None:
 def test_failures_and_interrupts_leave_everything_as_it_was(
     call: str, failure: BaseException
 ) -> None:
-    left: list[int] = []  # passes until it fails; empty: never
+    left = threading.Semaphore(0)  # passes until it fails, which no one sets back
+    fails = threading.Event()
 
     class Failing(nn.Module):
         def __init__(self) -> None:
@@ -576,10 +579,8 @@ def test_failures_and_interrupts_leave_everything_as_it_was(
             self.attention = attention("plain")[0]
 
         def forward(self, x: Tensor) -> Tensor:
-            if left:
-                left[0] -= 1
-                if left[0] < 0:
-                    raise failure
+            if fails.is_set() and not left.acquire(blocking=False):
+                raise failure
             torch.rand(2)
             return self.net(x) + self.attention(x[:, None].double()).sum(1, keepdim=True)
 
@@ -611,11 +612,13 @@ def test_failures_and_interrupts_leave_everything_as_it_was(
     want = ask()
     assert snapshot() == before
     for count in (0, 1, 2, 3):  # statistics, then the pass itself
-        left[:] = [count]
+        fails.set()
+        if count:
+            left.release(count)
         with pytest.raises(type(failure)):
             ask(land.theta + 1)
         assert snapshot() == before
-    left.clear()
+    fails.clear()
     assert torch.equal(ask(), want)
 
 

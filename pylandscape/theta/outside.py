@@ -434,6 +434,7 @@ class Outside:
         self.steps = reached.steps
         self.holds = False
         self._watches = False  # whether a later run may show that it must be held
+        self._read: Held | None = None  # what the user has in it, until code changes that
         self._positions = [(x, position(x)) for x in reached.iterators]
 
     def _now(self) -> Held:
@@ -499,11 +500,12 @@ class Outside:
             left.restore()
 
     def before_point(self) -> None:
-        """What is held, as at the making."""
+        """What is held, as at the making; in the session that shows it, as the user had it."""
+        start = self._read or self._made
         if self._watches and not self.holds:
-            self.holds = self._made.glanced()
+            self.holds = start.glanced()
         if self.holds:
-            self._made.restore()
+            start.restore()
 
     def _check_iterators(self) -> None:
         for x, before in self._positions:
@@ -545,14 +547,15 @@ class Outside:
                 if self.holds:
                     self._made.restore()
                 else:  # what is only read is read as it stands
-                    self._made, users = users, None
+                    self._read = users
             self._positions = [(x, position(x)) for x, _ in self._positions]
             versions = {id(t): version_of(t) for t in self._watched()}
             try:
                 yield
             finally:
                 self.before_point()
-                if users is not None:
+                self._read = None
+                if users is not None and self.holds:
                     users.restore()
         if self._watches:
             self._check_iterators()
