@@ -62,8 +62,9 @@ Derivatives<T>::Derivatives(const Program<T>& program, const T* theta, int64_t m
   gradient_.assign(p.n_, 0.0);
   const int64_t longest = (p.tiles_ + groups_ - 1) / groups_;  // tiles of a group
   const int64_t step = waiting.empty() ? longest : late_.run;
+  NextPoll poll{};
   for (int64_t from = 0; from < longest; from += step) {
-    Items items(groups_, parallel, stop);
+    Items items(groups_, parallel, stop, &poll);
     const bool done = items.run([&](int worker, int64_t group) {
       if (from == 0)
         for (const auto& [begin, end] : late_.others)
@@ -86,7 +87,7 @@ Derivatives<T>::Derivatives(const Program<T>& program, const T* theta, int64_t m
         }
       }
     });
-    if (!done || !add_late(from, std::min(from + step, longest), waiting, parallel, stop))
+    if (!done || !add_late(from, std::min(from + step, longest), waiting, parallel, stop, poll))
       throw Stopped();
   }
   loss_ = std::accumulate(losses.begin(), losses.end(), 0.0);
@@ -97,9 +98,10 @@ Derivatives<T>::Derivatives(const Program<T>& program, const T* theta, int64_t m
 
 template <typename T>
 bool Derivatives<T>::add_late(int64_t from, int64_t to, const std::vector<Buffer<T>>& waiting,
-                              const Parallel& parallel, const ShouldStop& stop) {
+                              const Parallel& parallel, const ShouldStop& stop,
+                              NextPoll& poll) {
   const auto strips = static_cast<int64_t>(late_.strips.size());
-  return Items(strips, parallel, stop).run([&](int, int64_t item) {
+  return Items(strips, parallel, stop, &poll).run([&](int, int64_t item) {
     const LateSums::Strip& strip = late_.strips[item];
     const Op& op = program_.ops()[strip.op];
     double* g = gradient_.data() + program_.uses()[op.weight].source + strip.first;

@@ -119,7 +119,7 @@ class Derivatives {
   // gradient_ += the late sums of the tiles from `from` to before `to` of every group; what they
   // are of is kept, or in `waiting` (groups, run). False when stopped.
   bool add_late(int64_t from, int64_t to, const std::vector<Buffer<T>>& waiting,
-                const Parallel& parallel, const ShouldStop& stop);
+                const Parallel& parallel, const ShouldStop& stop, NextPoll& poll);
   // Values, then adjoints; gradient (n,) += this tile's but the late ones. Returns the tile's loss.
   double primal(int64_t tile, Primal<T>& to, double* gradient) const;
   void forward(int64_t tile, Primal<T>& to) const;

@@ -13,13 +13,13 @@ namespace pylandscape {
 
 class Items {
  public:
-  Items(int64_t count, const Parallel& parallel, const ShouldStop& stop)
-      : count_(count), parallel_(parallel), stop_(stop) {}
+  Items(int64_t count, const Parallel& parallel, const ShouldStop& stop, NextPoll* next = nullptr)
+      : count_(count), parallel_(parallel), stop_(stop), next_poll_(next ? *next : own_poll_) {}
 
   // Runs body on items 0 .. count-1; false when stopped before the end. Once per object.
   bool run(const std::function<void(int worker, int64_t item)>& body) {
     caller_ = std::this_thread::get_id();
-    next_poll_ = now() + kPollInterval;
+    if (next_poll_ == NextPoll{}) next_poll_ = now() + kPollInterval;
     parallel_.run([&](int worker) {
       while (!stopped_.load(std::memory_order_relaxed)) {
         const int64_t item = next_.fetch_add(1, std::memory_order_relaxed);
@@ -57,7 +57,8 @@ class Items {
   const Parallel& parallel_;
   const ShouldStop& stop_;
   std::thread::id caller_;
-  std::chrono::nanoseconds next_poll_{};  // of the calling thread alone
+  NextPoll own_poll_{};
+  NextPoll& next_poll_;  // of the calling thread alone
   std::atomic<int64_t> next_{0};
   std::atomic<bool> stopped_{false};
 };

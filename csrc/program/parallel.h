@@ -1,5 +1,6 @@
 // How work is divided among threads, and stopped.
 #pragma once
+#include <chrono>
 #include <functional>
 
 namespace pylandscape {
@@ -12,6 +13,8 @@ struct Parallel {
 
 // Asked now and then on the calling thread; true stops the work.
 using ShouldStop = std::function<bool()>;
+// When to ask that next; one for several Items of a call, each of which may be short.
+using NextPoll = std::chrono::nanoseconds;
 
 // Thrown by a constructor that was stopped.
 struct Stopped {};
