@@ -57,7 +57,7 @@ def check_landscape(land: Any, function: str) -> None:
     """Raises InvalidArgument for anything else in the place of a landscape."""
     from torch import nn  # files are read and drawn without torch
 
-    if not hasattr(land, "layout"):
+    if not (hasattr(land, "layout") and hasattr(land, "base")):  # points, runs, surfaces have one
         what = "the module " if isinstance(land, nn.Module) else ""
         raise InvalidArgument(
             f"land: {function}() expected a Landscape, got {what}{type(land).__name__}; make "

@@ -411,6 +411,8 @@ def test_what_is_no_trajectory_is_refused_by_name(tmp_path):
         (lambda: pl.track(land, path), r"track\(\) expected a Trajectory, got Landscape"),
         (lambda: pl.track(path, model), r"track\(\) expected a Landscape, got the module"),
         (lambda: pl.functional_distance(path[0], path[1], land), "expected a Landscape, got dict"),
+        (lambda: pl.barriers(land.theta, [land]), r"barriers\(\) expected a Landscape, got Tensor"),
+        (lambda: pl.classify(path, land.theta), "expected a Landscape, got Trajectory"),
         (lambda: land.loss(path), r"theta: expected one point, got a Trajectory of 2"),
     ):
         with pytest.raises(pl.InvalidArgument, match=message):
