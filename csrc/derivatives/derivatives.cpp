@@ -208,11 +208,8 @@ bool Derivatives<T>::batch_products(Matrix matrix, int64_t k, const T* vectors, 
   const int64_t n = program_.n_, most = most_at_once();
   for (int64_t start = 0; start < k; start += most) {
     const int64_t count = std::min(most, k - start);
-    if (vectors_.size() < static_cast<size_t>(count)) vectors_.resize(count);
+    take_vectors(count, vectors + start * n, parallel);
     partial_.assign(count * groups_ * n, 0.0);
-    Items(count, parallel, {}).run([&](int, int64_t j) {
-      pack_parameters<T>(program_, layout_, vectors + (start + j) * n, nullptr, vectors_[j]);
-    });
     const bool done = each_batch(
         parallel, stop,
         [&](int64_t b, const typename BatchPasses<T>::Call& call, BatchWork& work, int64_t group) {
@@ -274,54 +271,71 @@ typename Derivatives<T>::Work& Derivatives<T>::ready(Work& work) const {
 }
 
 template <typename T>
+void Derivatives<T>::take_vectors(int64_t count, const T* vectors, const Parallel& parallel) {
+  if (vectors_.size() < static_cast<size_t>(count)) vectors_.resize(count);
+  Items(count, parallel, {}).run([&](int, int64_t j) {
+    pack_parameters<T>(program_, layout_, vectors + j * program_.n_, nullptr, vectors_[j]);
+  });
+}
+
+template <typename T>
+template <typename Begin, typename Tile>
+bool Derivatives<T>::each_share(int64_t count, const Parallel& parallel, const ShouldStop& stop,
+                                const Begin& begin, const Tile& tile) {
+  const int64_t blocks = (count + block_ - 1) / block_;
+  if (works_.size() < static_cast<size_t>(parallel.workers)) works_.resize(parallel.workers);
+  Items items(blocks * groups_, parallel, stop);
+  return items.run([&](int worker, int64_t item) {
+    Work& work = ready(works_[worker]);
+    const int64_t group = item % groups_, part = item / groups_;
+    const Share share{group, count * part / blocks, count * (part + 1) / blocks};
+    begin(work, share);
+    if (!layout_.moves[program_.output_]) return;  // no parameter reaches the output
+    for (int64_t t = group_begin(group); t < group_begin(group + 1) && !items.stopping(); ++t) {
+      if (!kept()) primal(t, work.primal, nullptr);
+      tile(work, share, t, kept() ? kept_[t] : work.primal);
+    }
+  });
+}
+
+template <typename T>
 bool Derivatives<T>::products(Matrix matrix, int64_t k, const T* vectors, double scale,
                               double* out, const Parallel& parallel, const ShouldStop& stop) {
   if (matrix == Matrix::kCovariance) require_apart();
   const std::lock_guard<std::mutex> one_at_a_time(busy_);
   if (passes_) return batch_products(matrix, k, vectors, scale, out, parallel, stop);
   const int64_t n = program_.n_, most = most_at_once();
-  if (works_.size() < static_cast<size_t>(parallel.workers)) works_.resize(parallel.workers);
   for (int64_t start = 0; start < k; start += most) {
-    const int64_t count = std::min(most, k - start), blocks = (count + block_ - 1) / block_;
-    if (vectors_.size() < static_cast<size_t>(count)) vectors_.resize(count);
+    const int64_t count = std::min(most, k - start);
+    take_vectors(count, vectors + start * n, parallel);
     partial_.resize(std::max<size_t>(partial_.size(), count * groups_ * n));
-    Items(count, parallel, {}).run(
-        [&](int, int64_t j) {
-          pack_parameters<T>(program_, layout_, vectors + (start + j) * n, nullptr, vectors_[j]);
-        });
     const auto sums = [&](int64_t j, int64_t g) { return partial_.data() + (j * groups_ + g) * n; };
-    Items items(blocks * groups_, parallel, stop);
-    const bool done = items.run([&](int worker, int64_t item) {
-      Work& work = ready(works_[worker]);
-      const int64_t group = item % groups_, part = item / groups_;
-      const int64_t first = count * part / blocks, last = count * (part + 1) / blocks;
-      for (int64_t j = first; j < last; ++j) std::fill_n(sums(j, group), n, 0.0);
-      if (!layout_.moves[program_.output_]) return;  // no parameter reaches the output
-      for (int64_t t = group_begin(group); t < group_begin(group + 1) && !items.stopping(); ++t) {
-        if (!kept()) primal(t, work.primal, nullptr);
-        const Primal<T>& at_theta = kept() ? kept_[t] : work.primal;
-        // All forward, then all backward: each half reads its own large matrices of the tile.
-        for (int64_t j = first; j < last; ++j) {
-          const Tangents<T>& tangents = work.tangents[j - first];
-          tangent_forward(t, at_theta, vectors_[j], tangents);
-          seed(matrix, t, at_theta, tangents, work);
-        }
-        const Waiting waiting = last - first > 1 && layout_.any_direct() ? &work.waiting : nullptr;
-        for (int64_t j = first; j < last; ++j) {
-          const Tangents<T>& tangents = work.tangents[j - first];
-          T* panels = waiting ? work.waiting_panels[j - first].data() : work.panels.data();
-          if (matrix == Matrix::kHessian)
-            tangent_reverse(t, at_theta, vectors_[j], tangents, work, panels, waiting,
-                            sums(j, group));
-          else
-            reverse(t, at_theta, tangents.adjoints, panels, sums(j, group), waiting);
-        }
-        add_direct_sums(program_, kernels_, program_.tile_data(t), program_.padded_columns(t),
-                        work.waiting);
-        work.waiting.clear();
+    const auto clear = [&](Work&, const Share& of) {
+      for (int64_t j = of.first; j < of.last; ++j) std::fill_n(sums(j, of.group), n, 0.0);
+    };
+    const auto tile = [&](Work& work, const Share& of, int64_t t, const Primal<T>& at_theta) {
+      // All forward, then all backward: each half reads its own large matrices of the tile.
+      for (int64_t j = of.first; j < of.last; ++j) {
+        const Tangents<T>& tangents = work.tangents[j - of.first];
+        tangent_forward(t, at_theta, vectors_[j], tangents);
+        seed(matrix, t, at_theta, tangents, work);
       }
-    });
-    if (!done) return false;
+      const bool several = of.last - of.first > 1;
+      const Waiting waiting = several && layout_.any_direct() ? &work.waiting : nullptr;
+      for (int64_t j = of.first; j < of.last; ++j) {
+        const Tangents<T>& tangents = work.tangents[j - of.first];
+        T* panels = waiting ? work.waiting_panels[j - of.first].data() : work.panels.data();
+        if (matrix == Matrix::kHessian)
+          tangent_reverse(t, at_theta, vectors_[j], tangents, work, panels, waiting,
+                          sums(j, of.group));
+        else
+          reverse(t, at_theta, tangents.adjoints, panels, sums(j, of.group), waiting);
+      }
+      add_direct_sums(program_, kernels_, program_.tile_data(t), program_.padded_columns(t),
+                      work.waiting);
+      work.waiting.clear();
+    };
+    if (!each_share(count, parallel, stop, clear, tile)) return false;
     Items(count, parallel, {}).run([&](int, int64_t j) {
       double* row = out + (start + j) * n;
       std::copy_n(sums(j, 0), n, row);
@@ -337,7 +351,7 @@ bool Derivatives<T>::forms(Matrix matrix, int64_t k, const T* vectors, double sc
                            const Parallel& parallel, const ShouldStop& stop) {
   const int64_t n = program_.n_, most = most_at_once();
   if (passes_) {  // tangents meet at the norms: by products
-    std::vector<double> rows(most * n);
+    std::vector<double> rows(std::min(k, most) * n);
     for (int64_t start = 0; start < k; start += most) {
       const int64_t count = std::min(most, k - start);
       const T* from = vectors + start * n;
@@ -348,39 +362,25 @@ bool Derivatives<T>::forms(Matrix matrix, int64_t k, const T* vectors, double sc
     return true;
   }
   const std::lock_guard<std::mutex> one_at_a_time(busy_);
-  std::fill_n(out, k, 0.0);
-  if (!layout_.moves[program_.output_]) return true;  // no parameter reaches the output
-  if (works_.size() < static_cast<size_t>(parallel.workers)) works_.resize(parallel.workers);
   for (int64_t start = 0; start < k; start += most) {
-    const int64_t count = std::min(most, k - start), blocks = (count + block_ - 1) / block_;
-    if (vectors_.size() < static_cast<size_t>(count)) vectors_.resize(count);
+    const int64_t count = std::min(most, k - start);
     const T* given = vectors + start * n;
-    Items(count, parallel, {}).run([&](int, int64_t j) {
-      pack_parameters<T>(program_, layout_, given + j * n, nullptr, vectors_[j]);
-    });
+    take_vectors(count, given, parallel);
     std::vector<double> parts(count * groups_, 0.0);
-    Items items(blocks * groups_, parallel, stop);
-    const bool done = items.run([&](int worker, int64_t item) {
-      Work& work = ready(works_[worker]);
-      work.sums.resize(n);
-      const int64_t group = item % groups_, part = item / groups_;
-      const int64_t first = count * part / blocks, last = count * (part + 1) / blocks;
-      for (int64_t t = group_begin(group); t < group_begin(group + 1) && !items.stopping(); ++t) {
-        if (!kept()) primal(t, work.primal, nullptr);
-        const Primal<T>& at_theta = kept() ? kept_[t] : work.primal;
-        for (int64_t j = first; j < last; ++j) {
-          const Tangents<T>& tangents = work.tangents[j - first];
-          tangent_forward(t, at_theta, vectors_[j], tangents);
-          seed(matrix, t, at_theta, tangents, work);
-          parts[j * groups_ + group] +=
-              form(matrix, t, at_theta, vectors_[j], given + j * n, tangents, work);
-        }
+    const auto make_room = [&](Work& work, const Share&) { work.sums.resize(n); };
+    const auto tile = [&](Work& work, const Share& of, int64_t t, const Primal<T>& at_theta) {
+      for (int64_t j = of.first; j < of.last; ++j) {
+        const Tangents<T>& tangents = work.tangents[j - of.first];
+        tangent_forward(t, at_theta, vectors_[j], tangents);
+        seed(matrix, t, at_theta, tangents, work);
+        parts[j * groups_ + of.group] +=
+            form(matrix, t, at_theta, vectors_[j], given + j * n, tangents, work);
       }
-    });
-    if (!done) return false;
+    };
+    if (!each_share(count, parallel, stop, make_room, tile)) return false;
     for (int64_t j = 0; j < count; ++j) {
-      for (int64_t g = 0; g < groups_; ++g) out[start + j] += parts[j * groups_ + g];
-      out[start + j] *= scale;
+      const double* own = parts.data() + j * groups_;
+      out[start + j] = scale * std::accumulate(own, own + groups_, 0.0);
     }
   }
   return true;

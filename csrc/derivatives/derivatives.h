@@ -106,6 +106,16 @@ class Derivatives {
   template <typename F>
   bool each_batch(const Parallel& parallel, const ShouldStop& stop, F take);
   int64_t most_at_once() const;  // vectors
+  // vectors_[j] = row j of `vectors` (count, n), as the passes want it.
+  void take_vectors(int64_t count, const T* vectors, const Parallel& parallel);
+  struct Share {  // of one item of work: vectors first .. last - 1, at the tiles of a group
+    int64_t group, first, last;
+  };
+  // For every share of `count` vectors: begin(work, share), then, if a parameter reaches the output,
+  // tile(work, share, t, values at theta) for its tiles in order. False when stopped.
+  template <typename Begin, typename Tile>
+  bool each_share(int64_t count, const Parallel& parallel, const ShouldStop& stop,
+                  const Begin& begin, const Tile& tile);
   void require_apart() const;
   Primal<T> new_primal() const;
   Work& ready(Work& work) const;

@@ -50,7 +50,6 @@ void add_direct_sums(const OpList& program, const cpu::Kernels<T>& kernels, cons
 // more than the caches hold, so each time that sums join them costs as much as the products of some
 // 100 samples; and they are divided by their elements, so that no group of tiles has its own.
 struct LateSums {
-  LateSums() = default;
   // Of tiles of `tile` columns.
   template <typename T>
   static LateSums of(const OpList& program, const TileLayout& layout, const cpu::Kernels<T>& kernels,

@@ -57,7 +57,7 @@ class Points {
     const double* targets = nullptr;
     Buffer<double> loss, gradient, hessian;
     std::optional<EigenWork> eigen;
-    Buffer<double> uniform, draws;  // (n, lanes); as they are drawn
+    Buffer<double> uniform, draws;  // of walks: lengths and coins (2, n, lanes); as they are drawn
   };
   static constexpr int64_t kMostLanes = 64;
 
