@@ -201,9 +201,7 @@ def build(plan: Plan, wrapped: bool = True) -> Built:
                 head = nn.Sequential(head, task.out())
             model: nn.Module = NETS[stem.arity](stem.module(d), blocks, head)
             if plan.wrapper != "none" and (wrapped or plan.wrapper != "compile"):
-                with contextlib.suppress(
-                    RuntimeError, TypeError
-                ):  # of torch's own, for what it cannot copy
+                with contextlib.suppress(RuntimeError, TypeError):  # torch's: it cannot copy it
                     model = WRAPPERS[plan.wrapper](model)
             sizes = {"pair": [B], "arrays": [B], "equal": [B, B]}.get(plan.layout, [B, 3, 2])
             if plan.stem.startswith("fixed"):

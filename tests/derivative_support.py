@@ -1,4 +1,5 @@
-"""A model of many ops, losses with their targets, and how far derivatives may be off."""
+"""A model of many ops, losses with their targets, how far derivatives may be off, and the same
+answers of two engines."""
 
 from __future__ import annotations
 
@@ -7,6 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+import pylandscape as pl
 
 EPS_FACTOR = 60  # of the largest element, over a dozen ops; 1 to 7 are typical
 
@@ -32,6 +35,29 @@ def error(got: Tensor, want: Tensor, dtype: torch.dtype) -> float:
     """Largest error in eps of the largest element."""
     scale = want.abs().max().clamp_min(1e-300)
     return float((got.double() - want).abs().max() / scale) / torch.finfo(dtype).eps
+
+
+def assert_same_answers(land: pl.Landscape, other: pl.Landscape, rtol: float, atol: float) -> None:
+    """Loss, gradient, Hessian product and gradients of the samples at a point beside theta."""
+    p = land.theta + 0.1 * torch.randn(land.n_params, dtype=land.theta.dtype)
+    v = torch.randn(land.n_params, dtype=land.theta.dtype)
+    for ask in (
+        lambda of: torch.as_tensor(of.losses(points=p[None])),
+        lambda of: of.gradient(p),
+        lambda of: of.hvp(v, p),
+        lambda of: of.per_sample_gradients(p),
+    ):
+        torch.testing.assert_close(ask(land), ask(other), rtol=rtol, atol=atol)
+
+
+def assert_trained_alike(land: pl.Landscape) -> None:
+    """Three steps of the core end where torch's do."""
+    ends = []
+    for engine in ("native", "torch"):
+        runs = pl.train(land, [land.theta], pl.SGD(lr=0.1), steps=3, batch_size=4, metrics=(),
+                        engine=engine, progress=False)  # fmt: skip
+        ends.append(runs.ends())
+    torch.testing.assert_close(*ends)
 
 
 LOSSES: dict[str, tuple[Callable[[], Any], Callable[[int], Tensor]]] = {

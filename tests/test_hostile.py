@@ -11,6 +11,7 @@ import random
 import warnings
 from collections.abc import Callable, Iterator
 from functools import cache
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -575,13 +576,33 @@ def test_a_landscape_can_be_made_in_inference_mode() -> None:
     assert torch.equal(land.hvp(land.theta), want.hvp(want.theta))
 
 
-def test_a_loader_leaves_its_own_generator() -> None:
+class FromAFile(torch.utils.data.Dataset):
+    """Samples whose numbers are the bytes of an open file, which is left where it was read last."""
+
+    def __init__(self, path: Path) -> None:
+        path.write_bytes(bytes(range(len(X))))
+        self.file, self.reads = path.open("rb"), 0
+
+    def __len__(self) -> int:
+        return len(X)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
+        self.reads += 1
+        self.file.seek(i)
+        (n,) = self.file.read(1)
+        return X[n], Y[n]
+
+
+def test_a_loader_leaves_its_own_generator(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(4)
-    data = torch.utils.data.TensorDataset(X, Y)
-    loader = torch.utils.data.DataLoader(data, 3, shuffle=True, generator=generator)
-    before = generator.get_state()
-    pl.Landscape(Base(), "mse", loader)
-    assert torch.equal(generator.get_state(), before)
+    from_a_file = FromAFile(tmp_path / "numbers")
+    with from_a_file.file:
+        for data in (torch.utils.data.TensorDataset(X, Y), from_a_file):
+            loader = torch.utils.data.DataLoader(data, 3, shuffle=True, generator=generator)
+            before = generator.get_state()
+            pl.Landscape(Base(), "mse", loader)
+            assert torch.equal(generator.get_state(), before)
+    assert from_a_file.reads == len(X)  # as far as the file has been read
 
 
 class Told(Exception):

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from derivative_support import assert_same_answers, assert_trained_alike
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
@@ -187,27 +188,14 @@ def test_what_the_data_decide_has_torchs_numbers(name: str) -> None:
     model, data = _model(name)
     land, torchs = (pl.Landscape(model, "cross_entropy", data, engine=e) for e in ("auto", "torch"))
     assert land.engine == "native", land.engine_report().reason
-    p = land.theta + 0.1 * torch.randn(land.n_params, dtype=torch.float64)
-    v = torch.randn(land.n_params, dtype=torch.float64)
-    for ask in (
-        lambda of: torch.as_tensor(of.losses(points=p[None])),
-        lambda of: of.gradient(p),
-        lambda of: of.hvp(v, p),
-        lambda of: of.per_sample_gradients(p),
-    ):
-        torch.testing.assert_close(ask(land), ask(torchs), rtol=1e-9, atol=1e-11)
+    assert_same_answers(land, torchs, rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize("name", ["mask of bool", "lstm, both ways"])
 def test_models_with_masks_are_trained_by_the_core(name: str) -> None:
     model, data = _model(name)
     land = pl.Landscape(model, "cross_entropy", data, engine="native")
-    ends = []
-    for engine in ("native", "torch"):
-        runs = pl.train(land, [land.theta], pl.SGD(lr=0.1), steps=3, batch_size=4, metrics=(),
-                        engine=engine, progress=False)  # fmt: skip
-        ends.append(runs.ends())
-    torch.testing.assert_close(*ends)
+    assert_trained_alike(land)
 
 
 def test_float32_and_whole_numbers_beside_others() -> None:
@@ -243,6 +231,12 @@ def _blind(m: Any, h: Tensor, ids: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, k, attn_mask=mask).flatten(1)
 
 
+def _mask_per_sample(m: Any, h: Tensor, ids: Tensor) -> Tensor:
+    mask = (ids == 0)[:, None, :].expand(-1, STEPS, -1).repeat_interleave(2, 0)
+    found: Tensor = m["layer"](h, src_mask=mask)
+    return found[:, 0]
+
+
 def _trimmed(m: Any, h: Tensor, ids: Tensor, lengths: Tensor) -> Tensor:
     packed = pack_padded_sequence(h, lengths, batch_first=True, enforce_sorted=False)
     return pad_packed_sequence(m["lstm"](packed)[0], batch_first=True)[0].mean(1)
@@ -254,19 +248,16 @@ def _number(m: Any, h: Tensor, ids: Tensor, lengths: Tensor) -> Tensor:
 
 REFUSED = {
     "of the batch": (_batch_mask, dict, WIDTH, "", "op 'mean': over the batch dimension"),
-    "of the batch as a number": (
-        _batch_scale,
-        dict,
-        WIDTH,
-        "",
-        "op 'mean': over the batch dimension",
-    ),
+    "of the batch as a number": (_batch_scale, dict, WIDTH, "",
+                                 "op 'mean': over the batch dimension"),
     "of chance": (_random_mask, dict, WIDTH, "", "'rand_like'"),
     "of chance, seldom": (_seldom_mask, dict, WIDTH, "", "draw random numbers"),
+    "of samples and heads": (_mask_per_sample, CASES["encoder layer"][1], WIDTH, "",
+                             "'repeat_interleave'"),
     "no key": (_blind, _linear, WIDTH * STEPS, "", "without any key"),
     "of the longest": (_trimmed, _lstm, 4, "lengths", "total_length"),
     "a number": (_number, dict, WIDTH, "lengths", "Python numbers"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", REFUSED)

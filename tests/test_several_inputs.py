@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from derivative_support import assert_same_answers, assert_trained_alike
 from torch import Tensor, nn
 
 import pylandscape as pl
@@ -102,15 +103,7 @@ def test_several_inputs_have_torchs_numbers(name: str) -> None:
     data = [(inputs(n), torch.randn(n, 2)) for n in sizes]
     land, torchs = (pl.Landscape(model, "mse", data, engine=e) for e in ("auto", "torch"))
     assert land.engine == engine
-    p = land.theta + 0.1 * torch.randn(land.n_params)
-    v = torch.randn(land.n_params)
-    for ask in (
-        lambda of: torch.as_tensor(of.losses(points=p[None])),
-        lambda of: of.gradient(p),
-        lambda of: of.hvp(v, p),
-        lambda of: of.per_sample_gradients(p),
-    ):
-        torch.testing.assert_close(ask(land), ask(torchs), rtol=1e-4, atol=1e-5)
+    assert_same_answers(land, torchs, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["keywords", "image"])
@@ -118,12 +111,7 @@ def test_models_of_several_inputs_are_trained_by_the_core(name: str) -> None:
     torch.manual_seed(0)
     kind, inputs, _ = CASES[name]
     land = pl.Landscape(kind().double(), "mse", _double([(inputs(12), torch.randn(12, 2))]))
-    ends = []
-    for engine in ("native", "torch"):
-        runs = pl.train(land, [land.theta], pl.SGD(lr=0.1), steps=3, batch_size=4, metrics=(),
-                        engine=engine, progress=False)  # fmt: skip
-        ends.append(runs.ends())
-    torch.testing.assert_close(*ends)
+    assert_trained_alike(land)
 
 
 def _double(item: Any) -> Any:

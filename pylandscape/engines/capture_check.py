@@ -30,7 +30,7 @@ from ..lowering.capture import Final, first_line, restored_attributes
 from ..theta.data import Batch
 from ..theta.losses import KnownLoss
 from ..theta.running_statistics import KIND, is_variance
-from .computed import Cuts, graphless, own_function
+from .calls import Cuts, graphless, own_function
 from .eager import TorchEngine
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from ..theta.held_state import State
 from ..theta.losses import FreeLoss, KnownLoss, Objective
 from ..theta.outside import Outside
 from ..theta.snapshot import Snapshot
-from .computed import Calls, Computed, graphless
+from .calls import Calls, Computed, graphless
 from .eager_parameters import CopyParameters
 from .eager_switches import dense_gradients, persistently
 from .forward_pass import Pass, eval_mode, roots

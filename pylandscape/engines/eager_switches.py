@@ -83,7 +83,8 @@ class Autocast:
         kinds = dict.fromkeys(("cpu", device.type))
         self._of = {k: (torch.is_autocast_enabled(k), torch.get_autocast_dtype(k)) for k in kinds}
         on, dtype = self._of[device.type]
-        self.said = f"torch.autocast to {dtype} is on".replace("torch.b", "b") if on else None
+        told = str(dtype).removeprefix("torch.")
+        self.said = f"torch.autocast to {told} is on" if on else None
 
     def put(self) -> None:
         for kind, (on, dtype) in self._of.items():

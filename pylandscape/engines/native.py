@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .._native import core, cpu_capability
+from ..arrays import all_finite
 from ..errors import NotLowered, UnknownOp
 from ..lowering import (  # noqa: F401
     attention,
@@ -392,7 +393,7 @@ def _captured(
         engine = engine_of(data, loss)
     if data.form is not None and data.form.rows:  # what a mask hides must not be infinite
         engine.form = data.form
-        if not all(bool(torch.isfinite(found).all()) for found in engine.outputs_at(theta[None])):
+        if not all(map(all_finite, engine.outputs_at(theta[None]))):
             at = next((rows.infinite for rows in data.form.rows if rows.infinite), None)
             why = "a model whose data have masks" if at is None else f"values of the data: {at}"
             raise Final(f"outputs that are not finite, of {why}")

@@ -171,8 +171,8 @@ def _multihead_attention(
 ) -> tuple[Slot, Unread]:
     operands = [call.view(call.rows(x)) for x in (query, key, value)]
     weights = Unread("the weights of nn.MultiheadAttention")
-    masks = call.rows(attn_mask), _padding(call, key_padding_mask)
-    return multihead(call, call.function, operands, *masks), weights
+    padding = _padding(call, key_padding_mask)
+    return multihead(call, call.function, operands, attn_mask, padding), weights
 
 
 def _padding(call: Call, mask: Any) -> Any:
@@ -204,6 +204,7 @@ def multihead(
     q, k, v = _projections(call, m, operands)
     # Nothing moves: the heads are other indices of the same rows.
     heads = [_heads(call, x, m.num_heads, last) for x, last in ((q, "le"), (k, "se"), (v, "sv"))]
+    mask = call.rows(mask)
     if mask is not None and (
         isinstance(mask, Slot)
         or len(mask.value.shape if isinstance(mask, Known) else mask.shape) != 2

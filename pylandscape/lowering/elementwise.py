@@ -202,8 +202,7 @@ def _pow(call: Call, input: Any, exponent: Any) -> Slot:
 @op("addcmul", "addcdiv")
 def _add_product(call: Call, input: Any, tensor1: Any, tensor2: Any, value: float = 1.0) -> Slot:
     """input + value * tensor1 * tensor2, or with the quotient."""
-    one, other = (x if isinstance(x, Slot) else None for x in (tensor1, tensor2))
-    if one is None and other is None:
+    if not isinstance(tensor1, Slot) and not isinstance(tensor2, Slot):
         raise call.refuse("of parameters alone")
     found = call.binary("mul" if call.name == "addcmul" else "div", tensor1, tensor2)
     return _add(call, input, found, value)
@@ -213,12 +212,7 @@ def _add_product(call: Call, input: Any, tensor1: Any, tensor2: Any, value: floa
 def _lerp(call: Call, input: Any, end: Any, weight: Any) -> Slot:
     """input + weight (end - input)."""
     step = call.binary("sub", end, input)
-    scaled = (
-        call.unary(step, "affine", float(weight))
-        if is_number(weight)
-        else call.binary("mul", step, weight)
-    )
-    return call.binary("add", input, scaled)
+    return call.binary("add", input, _mul(call, step, weight))
 
 
 @op("tan")

@@ -35,6 +35,7 @@ from .values import (
     Slot,
     Unread,
     counting,
+    is_repeated,
 )
 
 
@@ -183,13 +184,7 @@ class Lowering(torch.fx.Interpreter):
         return (
             name not in _OF_SEQUENCES
             and any(n in self.data_nodes for n in before)
-            and all(n in self.data_nodes or self._is_fixed(self.lowered[n]) for n in before)
-        )
-
-    def _is_fixed(self, x: Any) -> bool:
-        kinds = Slot | Merged | Unread | OfData | Packed
-        return not any(
-            isinstance(a, kinds) or (isinstance(a, Fixed) and a.source >= 0) for a in _flat(x)
+            and all(n in self.data_nodes or self._is_known(self.lowered[n]) for n in before)
         )
 
     def _given(self, node: torch.fx.Node) -> Any:
@@ -250,9 +245,9 @@ class Lowering(torch.fx.Interpreter):
         return self.id_rows is None or self.id_rows.issuperset(self.rows(x).flatten().tolist())
 
     def _is_known(self, args: Any) -> bool:
-        """Whether a call with these arguments gives the same tensor at every point."""
+        """Whether these are the same at every point, and so is a call with them as arguments."""
         return all(
-            not isinstance(a, Slot | Merged | OfData | Packed)
+            not isinstance(a, Slot | Merged | Unread | OfData | Packed)
             and not (isinstance(a, Fixed) and a.source >= 0)
             for a in _flat(args)
         )
@@ -624,9 +619,8 @@ class Call:
 def _without_repeats(x: Tensor) -> Tensor:
     """x with size 1 in the dimensions along which it is the same, which the batch may be."""
     for d in range(x.dim()):
-        first = x.narrow(d, 0, min(1, x.shape[d]))
-        if torch.equal(x, first.expand_as(x)):
-            x = first
+        if is_repeated(x, d):
+            x = x.narrow(d, 0, 1)
     return x
 
 

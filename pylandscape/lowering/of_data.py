@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..errors import NotLowered
 from .capture import Final, Graph, refused
-from .values import Handler, Slot, counting
+from .values import Handler, Slot, counting, is_repeated
 
 _MOST_ROWS = 1 << 22  # numbers of the data in all, beside the inputs
 Key = tuple[str, str, float]  # how it is computed, a form of its value, a number that this takes
@@ -36,10 +36,6 @@ def _seen(x: Tensor, _: float) -> Tensor:
     return _all_see(torch.zeros(x.shape).masked_fill(~x, float("-inf")))
 
 
-def _hidden(x: Tensor, _: float) -> Tensor:
-    return _all_see(torch.zeros(x.shape).masked_fill(x, float("-inf")))
-
-
 def _added(x: Tensor, _: float) -> Tensor:
     return _all_see(x)
 
@@ -56,12 +52,6 @@ def _steps(x: Tensor, steps: float) -> Tensor:
     return counting(int(steps)) < x[:, None]
 
 
-def _chosen(x: Tensor, count: float) -> Tensor:
-    if bool(((x < -count) | (x >= count)).any()):
-        raise Final(f"an index of the data outside of {count:g} elements")
-    return torch.nn.functional.one_hot(x % int(count), int(count))
-
-
 # What the rows hold of a value x, and a number v.
 _FORMS: dict[str, Callable[[Tensor, float], Tensor]] = {
     "value": lambda x, _: x,
@@ -69,11 +59,10 @@ _FORMS: dict[str, Callable[[Tensor, float], Tensor]] = {
     "number": lambda x, v: torch.zeros(x.shape).masked_fill(x.bool(), v),  # v where x is true
     "other": lambda x, v: torch.zeros(x.shape).masked_fill(~x.bool(), v),  # where it is false
     "seen": _seen,  # added to scores: -inf where x is false
-    "hidden": _hidden,  # the same where it is true
+    "hidden": lambda x, v: _seen(~x, v),  # the same where it is true
     "added": _added,  # scores themselves
     "steps": _steps,  # (N, v): whether step t comes before the length x
     "over": lambda x, steps: ~_steps(x, steps),
-    "chosen": _chosen,  # (N, v): whether x is element t
 }
 
 
@@ -121,8 +110,7 @@ class DataRows:
         found = _formed(self.key, self.graph, self.samples, self.axis, inputs)
         if found.shape[1:] != self.shape:
             raise Final("values of the data whose shape depends on the data")
-        kept = [slice(None)] + [slice(0, n) for n in self.stored]
-        return found[tuple(kept)].reshape(len(inputs), -1)
+        return _first_of(found, self.stored)
 
 
 def rows_of(need: Needed, batches: Iterable[Tensor], first: int) -> tuple[DataRows, Tensor]:
@@ -152,7 +140,7 @@ def _rows_of(
         if infinite is None and not bool(torch.isfinite(whole).all()):
             infinite = _first_infinite(graph, need, batch)
         found.append(whole)
-    repeated = [all(_is_repeated(part, d) for part in found) for d in range(1, found[0].dim())]
+    repeated = [all(is_repeated(part, d) for part in found) for d in range(1, found[0].dim())]
     shape = tuple(found[0].shape[1:])
     stored = tuple(1 if again else n for n, again in zip(shape, repeated, strict=True))
     if any(part.shape[1:] != shape for part in found):
@@ -160,8 +148,7 @@ def _rows_of(
     total = sum(len(part) for part in found)
     if prod(stored) * total > _MOST_ROWS:
         raise Final(f"{prod(stored) * total:,} numbers that depend on the data alone")
-    kept = [slice(None)] + [slice(0, n) for n in stored]
-    values = torch.cat([part[tuple(kept)].reshape(len(part), -1) for part in found])
+    values = torch.cat([_first_of(part, stored) for part in found])
     return DataRows(need.key, graph, need.samples, axis, first, shape, stored, infinite), values
 
 
@@ -275,8 +262,9 @@ def _tensors(value: Any) -> list[Tensor]:
     return [x for x in values if isinstance(x, Tensor)]
 
 
-def _is_repeated(x: Tensor, d: int) -> bool:
-    return x.shape[d] > 1 and torch.equal(x, x.narrow(d, 0, 1).expand_as(x))
+def _first_of(x: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """(N, numbers): the first so many elements of every dimension of a sample."""
+    return x[(slice(None), *(slice(0, n) for n in shape))].reshape(len(x), -1)
 
 
 def _values(graph: torch.fx.GraphModule, inputs: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 from .._native import core
 from .interpreter import Call, op
 from .shapes import filled
-from .values import FILL, TAKE_KNOWN, Known, Slot
+from .values import FILL, TAKE_KNOWN, Known, Slot, counting
 
 
 @op("scatter", "scatter_")
@@ -65,7 +65,7 @@ def _leading(full: Tensor, index: Tensor) -> Tensor:
 
 
 def _numbers(shape: torch.Size) -> Tensor:
-    return torch.arange(prod(shape)).view(shape)
+    return counting(prod(shape)).view(shape)
 
 
 def _placed(call: Call, input: Any, source: Slot, target: Tensor) -> Slot:
@@ -92,10 +92,9 @@ def _sums(call: Call, source: Slot, to: Tensor) -> Slot:
         raise call.refuse("values with their batch in another dimension")
     own = [n for d, n in enumerate(shape) if d != axis]
     position = _numbers(torch.Size(own)).unsqueeze(axis).expand(shape).reshape(-1)
-    sample = torch.arange(samples).view(-1, *[1] * (len(shape) - 1 - axis)).expand(shape)
+    sample = counting(samples).view(-1, *[1] * (len(own) - axis))
     first, *rest = position[to].unbind(axis)
-    belongs = torch.arange(samples).view(-1, *[1] * (len(shape) - 1 - axis)).expand(to.shape)
-    if not torch.equal(sample.reshape(-1)[to], belongs) or not all(
+    if not torch.equal(sample.expand(shape).reshape(-1)[to], sample.expand(to.shape)) or not all(
         torch.equal(first, other) for other in rest
     ):
         raise call.refuse("indices that are not the same for all samples")

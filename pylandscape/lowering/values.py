@@ -120,6 +120,11 @@ def later(source: int, by: int) -> int:
     return source + by if source >= 0 else source - by
 
 
+def is_repeated(x: Tensor, d: int) -> bool:
+    """Whether x holds the same several times along dimension d."""
+    return x.shape[d] > 1 and torch.equal(x, x.narrow(d, 0, 1).expand_as(x))
+
+
 TAKE_KNOWN: set[Handler] = set()  # handlers that want Known tensors as they are
 
 

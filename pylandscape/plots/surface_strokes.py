@@ -101,10 +101,10 @@ def _draw_bands(
 
 def _label_levels(ax: Any, drawn: Any, texts: dict[float, str], span: tuple[Array, Array]) -> None:
     """Numbers on contour lines, none across the frame or over another one."""
-    style: dict[str, Any] = {"fmt": texts, "fontsize": 0.85 * tick_size(ax), "colors": "0.1"}
-    low, size = (np.array([f(p) for p in span]) for f in (np.min, np.ptp))
     from matplotlib import patheffects
 
+    style: dict[str, Any] = {"fmt": texts, "fontsize": 0.85 * tick_size(ax), "colors": "0.1"}
+    low, size = (np.array([f(p) for p in span]) for f in (np.min, np.ptp))
     rim = patheffects.withStroke(linewidth=1.5, foreground="white")  # over a path, legible
     kept: list[Array] = []
     for text in ax.clabel(drawn, inline=False, **style):

@@ -366,7 +366,8 @@ def _read(data: Any, most_batches: int | None = None) -> list[Any]:
 
 
 def _generators(data: Any) -> list[torch.Generator]:
-    """Those that a loader draws its order from: as the user has them afterwards."""
+    """Those that a loader draws its order from: as the user has them afterwards, also where a
+    file of the data has moved on and `reading` puts nothing back."""
     if not isinstance(data, DataLoader):
         return []
     parts = (data, data.sampler, data.batch_sampler, getattr(data.batch_sampler, "sampler", None))

@@ -151,11 +151,9 @@ class State:
     def touched(self) -> bool:
         """Whether anything is other than what is to be put back."""
         return (
-            self.differs()
+            self.glanced()
             or self.writes()
             or [t.requires_grad for t in self._tensors] != self._flags
-            or any(_bits(get()) != _bits(state) for _, get, _, state in self._generators)
-            or self.caches_used()
         )
 
     def caches_used(self) -> bool:
@@ -253,7 +251,7 @@ class State:
             if not seen and i not in self._silent:
                 self._silent.append(i)
         for i, (a, held) in enumerate(self._arrays):
-            if a.tobytes() != held.tobytes():
+            if i not in self._silent_arrays and a.tobytes() != held.tobytes():
                 self._silent_arrays.append(i)
         return changed
 

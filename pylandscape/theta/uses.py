@@ -325,8 +325,6 @@ class _Function:
         """The labels of a.b["c"][i], and what flows into indices; no labels for other forms."""
         if isinstance(e, ast.Name):
             return [self._label(e.id)], set()
-        if isinstance(e, ast.Starred):
-            return self._chain(e.value)
         if isinstance(e, ast.Attribute):
             chain, indices = self._chain(e.value)
             if e.attr in ("data", "grad", "__dict__"):
@@ -347,7 +345,7 @@ class _Function:
             chain, indices = self._chain(e)
             if isinstance(e, ast.Attribute) and e.attr == "__dict__":
                 self.uses.handed_out(self._value(e.value))
-            if not chain and not isinstance(e, ast.Name):
+            if not chain:
                 return indices | self._value(e.value)
             return {chain[-1], *(binding(x) for x in chain[:-1])} | indices
         if isinstance(e, ast.Call):

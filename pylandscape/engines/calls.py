@@ -85,7 +85,9 @@ class Cuts(TorchFunctionMode):
             given = [t for t in _tensors((args, kwargs)) if t.requires_grad]
             if given:
                 name = getattr(func, "__name__", str(func))
-                self.found = ".data" if name == "__get__" else name
+                if name == "__get__":  # of an attribute
+                    name = "." + getattr(func.__self__, "__name__", name)
+                self.found = name
                 self.found += " while gradients are disabled" if disabled else ""
         return func(*args, **(kwargs or {}))
 
