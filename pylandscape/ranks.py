@@ -167,13 +167,19 @@ class Ranks:
         """Wait until `there` holds for all of the ranks, or until it is `enough`.
 
         Raises:
-            RankFailed: one failed, has left, or gave no sign of life for `timeout` seconds.
+            RankFailed: one failed, has left, or gave no sign of life for `timeout` seconds, and
+                not all are there.
         """
         left, delay, begun, said = list(ranks), 1e-3, time.monotonic(), False
         heard = dict.fromkeys(left, (b"", begun))
         listened = begun
         while left := [r for r in left if not there(r)]:
-            self.check()
+            try:
+                self.check()
+            except RankFailed:
+                if [r for r in left if not there(r)]:
+                    raise
+                return
             if enough is not None and enough():
                 return
             now = time.monotonic()
@@ -303,7 +309,11 @@ class Call:
                 end = min(end, time.monotonic() + GRACE)
             return time.monotonic() > end
 
-        self._hear("asked", told, f"call {self.number + 1}, {function}", enough=enough)
+        try:
+            self._hear("asked", told, f"call {self.number + 1}, {function}", enough=enough)
+        except RankFailed:
+            if not differs():
+                raise  # else each rank tells the difference itself, in full
         if differs():
             asked = {rank: found[rank]["asked"] for rank in sorted(found)}
             each = [found[rank]["fields"] for rank in asked]

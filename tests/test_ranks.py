@@ -208,6 +208,15 @@ def test_the_parts_of_a_request_are_told_apart(tmp_path: Path, what: str) -> Non
 
 
 @pytest.mark.ci
+def test_a_rank_that_comes_to_know_of_a_difference_by_another_s_failure_tells_it_in_full(
+    tmp_path: Path,
+) -> None:
+    for text in failed(Group(tmp_path, "different", 2, what="theta", late=True).end()):
+        assert "\n  theta: " in text
+        assert "stopped" not in text
+
+
+@pytest.mark.ci
 def test_a_padded_shard_of_a_distributed_sampler_is_found(tmp_path: Path) -> None:
     for text in failed(Group(tmp_path, "different", 2, what="padded").end()):
         assert "\n  data: " in text

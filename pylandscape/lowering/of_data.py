@@ -264,7 +264,8 @@ def _tensors(value: Any) -> list[Tensor]:
 
 def _first_of(x: Tensor, shape: tuple[int, ...]) -> Tensor:
     """(N, numbers): the first so many elements of every dimension of a sample."""
-    return x[(slice(None), *(slice(0, n) for n in shape))].reshape(len(x), -1)
+    first = (slice(None), *(slice(0, n) for n in shape))
+    return x[first].reshape(len(x), -1)
 
 
 def _values(graph: torch.fx.GraphModule, inputs: Tensor) -> Tensor:

@@ -345,7 +345,7 @@ class _Function:
             chain, indices = self._chain(e)
             if isinstance(e, ast.Attribute) and e.attr == "__dict__":
                 self.uses.handed_out(self._value(e.value))
-            if not chain:
+            if not chain and not isinstance(e, ast.Name):
                 return indices | self._value(e.value)
             return {chain[-1], *(binding(x) for x in chain[:-1])} | indices
         if isinstance(e, ast.Call):
