@@ -11,6 +11,7 @@ namespace {
 
 constexpr int64_t kTileBytes = 256 * 1024;  // what a tile's live values may take: half of L2
 constexpr int64_t kMaxTile = 256;
+constexpr int64_t kTiles = 4;  // of few samples of large networks, so that threads share them
 constexpr int64_t kMaxLaneSource = 4096;  // parameters up to which point lanes are used
 
 }  // namespace
@@ -24,7 +25,9 @@ void Program<T>::plan_tiles() {
   tile_ = 0;
   tile_first_ = {0}, batch_tile_ = {0};
   for (const int64_t size : batches_) {
-    const int64_t parts = (size + most - 1) / most, even = (size + parts - 1) / parts;
+    const int64_t wanted = fit < 2 * lanes ? std::min(kTiles, (size + lanes - 1) / lanes) : 1;
+    const int64_t parts = std::max(wanted, (size + most - 1) / most);
+    const int64_t even = (size + parts - 1) / parts;
     // Kernels take vectors in pairs.
     const int64_t tile = round_up(even, even > 2 * lanes ? 2 * lanes : lanes);
     const int64_t first = tile_first_.back();
