@@ -38,7 +38,8 @@ from .workloads import digits, mlp
 
 RTOL = 1e-4  # of a gradient's norm
 PRODUCT_RTOL = 1e-3  # of a product's norm; where ReLUs near 0 flip, twice autograd's own error
-NORMS = 4  # copies whose time is taken, beside two; layers of attention beside one
+NORMS = 4  # copies whose time is taken, beside two
+LAYERS = 24  # of attention whose time is taken, beside one
 ATTENTION = 0.6  # of the sgemm peak, to reach
 
 Made = tuple[nn.Module, Tensor, Tensor]
@@ -207,7 +208,7 @@ def _attention(size: int, causal: bool, quick: bool, repetitions: int) -> list[R
     products (of causal ones half is for nothing), against large products."""
     heads, tokens, count = (2, 8, 8) if quick else (4, 128, 16)
     points, arms = 2, []
-    for layers in (1, 1 + NORMS):
+    for layers in (1, 1 + LAYERS):
         torch.manual_seed(0)
         model = Attention(layers, heads, size, causal).eval()
         data = torch.randn(count, tokens, 8), torch.randint(0, 3, (count,))
@@ -222,12 +223,12 @@ def _attention(size: int, causal: bool, quick: bool, repetitions: int) -> list[R
     peak = sgemm_arms(64 if quick else 1024)
     interleave([*arms, *peak], repetitions)
     name = f"attention{', causal' * causal}, {heads} x {size}, {tokens} tokens"
-    own = Arm("pylandscape, attention alone", arms[0].run, points, note=f"{NORMS} layers")
+    own = Arm("pylandscape, attention alone", arms[0].run, points, note=f"{LAYERS} layers")
     less = np.array(arms[1].seconds) - np.array(arms[0].seconds)
     if less.min() <= 0:  # toy sizes, busy machines
         return [absent(name, own.name, "its time is lost in the noise")]
     own.seconds = less.tolist()
-    flops = 4.0 * heads * tokens**2 * size * count * NORMS
+    flops = 4.0 * heads * tokens**2 * size * count * LAYERS
     return rows(name, own, [], "point") + shares(name, own, flops, peak, ATTENTION)
 
 

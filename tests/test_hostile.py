@@ -797,3 +797,29 @@ def test_values_out_of_the_graph_have_autograds_derivatives_also_where_it_shows_
     assert torch.allclose(got, want, rtol=1e-10)
     assert np.allclose(slopes.gradients[0], want, rtol=1e-10)
     assert torch.allclose(far - torch.as_tensor(runs.ends())[0], want, rtol=1e-10)
+
+
+def test_a_forward_pass_asks_for_derivatives_by_what_theta_leaves_out() -> None:
+    """One step of an inner optimiser in a layer that params= does not name."""
+
+    class Inner(Base):
+        def forward(self, x: Tensor) -> Tensor:
+            inner = self.h(x).square().mean()
+            (slope,) = torch.autograd.grad(inner, self.f.weight, create_graph=True)
+            return self.o(torch.tanh(F.linear(x, self.f.weight - slope, self.f.bias)))
+
+    model = Inner()
+    land = pl.Landscape(model, nn.MSELoss(), (X, Y), params=("o.*",))
+    moved = land.theta + 0.3
+    v = torch.linspace(-1.0, 1.0, land.n_params).double()
+    loss, slopes = land.losses(points=moved[None])[0], land.gradient(moved)
+    product = land.hvp(v, moved)
+    assert all(p.requires_grad and p.grad is None for p in model.parameters())
+    with torch.no_grad():
+        nn.utils.vector_to_parameters(moved, model.o.parameters())
+    want, own = nn.MSELoss()(model(X), Y), tuple(model.o.parameters())
+    first = torch.cat([g.flatten() for g in torch.autograd.grad(want, own, create_graph=True)])
+    second = torch.cat([g.flatten() for g in torch.autograd.grad(first @ v, own)])
+    assert np.isclose(loss, want.item(), rtol=1e-12)
+    assert torch.allclose(slopes, first.detach(), rtol=1e-10)
+    assert torch.allclose(product.reshape(-1), second, rtol=1e-10)

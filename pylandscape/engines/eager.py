@@ -127,9 +127,12 @@ class TorchEngine:
         self.leaves, self.dtype = self.parameters.leaves, self.parameters.dtype
         moved = {id(t) for t in self.parameters.slots}
         into_eval(self.model)
+        self._apart: list[nn.Parameter] = []  # no part of theta, but free in the user's module
         for parameter in self.model.parameters():
             if parameter.is_floating_point():
-                parameter.requires_grad_(id(parameter) in moved)
+                apart = parameter.requires_grad and id(parameter) not in moved
+                self._apart += [parameter] if apart else []
+                parameter.requires_grad_(id(parameter) in moved or (apart and needs_grad))
             parameter.grad = None
         frozen = {id(p) for p in self.model.parameters() if id(p) not in moved}
         with self._modes():
@@ -439,7 +442,16 @@ class TorchEngine:
 
     def needs_gradients(self) -> None:
         """From now on the forward pass runs with gradients enabled: it is another function then."""
-        self.needs_grad, self._first = True, None
+        self._enable_gradients(True)
+        self._first = None
+
+    def _enable_gradients(self, needed: bool) -> None:
+        """With them enabled, the forward pass may ask for derivatives by all parameters that the
+        user left free, in theta or not."""
+        self.needs_grad = needed
+        for parameter in self._apart:
+            parameter.requires_grad_(needed)
+        self._state.settle_flags()
 
     def assume_ordinary(self) -> None:
         """Leaves out the first run, for a model that another engine has looked at."""
@@ -497,12 +509,13 @@ class TorchEngine:
                     raise
                 self.undo_run()
                 self.outside.restore()
-                self.needs_grad = True
+                self._enable_gradients(True)
                 try:
                     with torch.enable_grad():
                         found = run()
                 except Exception as own:  # what the user's own loop raises
-                    self.needs_grad = False
+                    self.undo_run()
+                    self._enable_gradients(False)
                     raise own from None
         finally:
             trains.remove()

@@ -125,6 +125,10 @@ class State:
         self._ids = list(map(id, chain.from_iterable(self._views)))
         self._contents = [cell.cell_contents for cell in self._cells]
         self._versions = list(map(version_of, self._tensors))
+        self.settle_flags()
+
+    def settle_flags(self) -> None:
+        """Takes requires_grad of now as what to put back."""
         self._flags = [t.requires_grad for t in self._tensors]
 
     def differs(self) -> bool:
