@@ -32,10 +32,12 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -884,6 +886,9 @@ class _Questions:
 
         for at, want in zip(case.points, case.products, strict=False):
             got = self.land.hvp(case.v, at)
+            if isinstance(want, Exception) and "hardsigmoid" in str(want):
+                with patch.object(F, "hardsigmoid", lambda x: F.relu6(x + 3) / 6):
+                    want = _tried(again, at.double())
             if isinstance(want, Exception):  # differences of gradients, where torch has no product
                 for share in (1, 4, 16, 64):  # a kink between the ends is in the long ones alone
                     found = _difference(case, at, want, share)

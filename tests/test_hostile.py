@@ -823,3 +823,71 @@ def test_a_forward_pass_asks_for_derivatives_by_what_theta_leaves_out() -> None:
     assert np.isclose(loss, want.item(), rtol=1e-12)
     assert torch.allclose(slopes, first.detach(), rtol=1e-10)
     assert torch.allclose(product.reshape(-1), second, rtol=1e-10)
+
+
+class Dead(Base):
+    """Units that no sample reaches near the model's own point: a comparison there sees nothing."""
+
+    def __init__(self, scaled: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.scaled = scaled
+        with torch.no_grad():
+            self.f.bias -= 50.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.o(torch.relu(self.scaled(self.f(x))))
+
+
+@pytest.mark.parametrize(
+    "scaled",
+    [
+        lambda h: h * h.shape[0],
+        lambda h: h / len(h),
+        lambda h: h + 0.1 * h.numel(),
+        lambda h: h * torch.full((h.size(0), 1), float(h.size(0))).to(h),
+        lambda h: h * torch.ones(9).to(h)[: h.size(0)].sum(),
+        lambda h: h.sin() if len(h) == 3 else h,
+    ],
+    ids=["shape", "len", "numel", "full", "slice", "branch"],
+)
+def test_the_size_of_a_batch_decides_no_value_of_what_is_compiled(scaled: Any) -> None:
+    model = Dead(scaled)
+    land = pl.Landscape(model, nn.MSELoss(), (X, Y))
+    moved = land.theta.clone()
+    moved[12:16] += 50.0
+    got, slopes = land.losses(points=moved[None])[0], land.gradient(moved)
+    with torch.no_grad():
+        nn.utils.vector_to_parameters(moved, model.parameters())
+    want = nn.MSELoss()(model(X), Y)
+    first = torch.autograd.grad(want, tuple(model.parameters()))
+    assert np.isclose(got, want.item(), rtol=1e-12)
+    assert torch.allclose(slopes, torch.cat([g.flatten() for g in first]), rtol=1e-10)
+
+
+def test_shapes_of_a_batch_are_compiled() -> None:
+    class Shapes(Base):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn = nn.GRU(2, 4, batch_first=True).double()
+
+        def forward(self, x: Tensor) -> Tensor:
+            n, h = x.size(0), self.h(x)
+            steps = h.view(n, 2, 2).reshape(-1, 2, h.numel() // (2 * n))
+            return self.o(self.rnn(steps, h.new_zeros(1, n, 4))[0][:, -1])
+
+    assert pl.Landscape(Shapes(), nn.MSELoss(), (X, Y)).engine == "native"
+
+
+def test_random_numbers_that_only_a_later_call_draws_leave_the_users_state() -> None:
+    """The objective takes a part of the model; whether a loss is known is tried with all of it."""
+
+    class Draws(Base):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * (1.0 + random.random() + np.random.rand())  # noqa: NPY002
+
+    def objective(m: Any, b: Any) -> Tensor:
+        return (m.o(m.h(b[0])) - b[1]).square().mean()
+
+    before = random.getstate(), np.random.get_state()[2]  # noqa: NPY002
+    pl.Landscape(Draws(), data=(X, Y), objective=objective)
+    assert (random.getstate(), np.random.get_state()[2]) == before  # noqa: NPY002

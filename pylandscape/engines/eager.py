@@ -231,8 +231,7 @@ class TorchEngine:
         with LOCK, ExitStack() as stack:
             if torch.is_inference_mode_enabled():
                 stack.enter_context(torch.inference_mode(False))
-            draws = bool(self._draws) or not self._looked
-            stack.enter_context(switches(self.device, draws, self.autocast))
+            stack.enter_context(switches(self.device, self.autocast))
             stack.enter_context(self._modes())
             if self._depth == 0:
                 self.parameters.base.check()

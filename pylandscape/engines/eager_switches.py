@@ -94,16 +94,13 @@ class Autocast:
 
 
 @contextmanager
-def switches(device: torch.device, draws: bool, autocast: Autocast) -> Iterator[None]:
-    """Switches and generators of the whole process, as the engine needs them.
-
-    ``draws``: whether generators of Python and numpy may be used.
-    """
+def switches(device: torch.device, autocast: Autocast) -> Iterator[None]:
+    """Switches and generators of the whole process, as the engine needs them."""
     around = Autocast(device)
     checkpoints: Any = torch.utils.checkpoint
     fast, own = torch.backends.mha.get_fastpath_enabled(), checkpoints.CheckpointFunction
     settings = [(put, get()) for get, put in _SETTINGS]
-    kept = generator_states() if draws else None
+    kept = generator_states()
 
     def undo() -> None:
         torch.backends.mha.set_fastpath_enabled(fast)
@@ -111,7 +108,7 @@ def switches(device: torch.device, draws: bool, autocast: Autocast) -> Iterator[
         for (get, _), (put, value) in zip(_SETTINGS, settings, strict=True):
             if get() != value:
                 put(value)
-        if kept is not None:
+        if generator_states() != kept:
             set_generators(kept)
         around.put()
 

@@ -409,7 +409,7 @@ def _traced(
     wide = example
     if how != "fx" and data.form is not None:  # so that rows behind the inputs are not read as one
         wide = torch.cat([example, example.new_zeros(len(example), 1)], dim=1)
-    return own, example, trace(own, wide, how)
+    return own, example, trace(own, wide, how, data.sizes)
 
 
 def lower_few(
@@ -424,7 +424,7 @@ def lower_few(
     example = example_of(model, data)
     few = checked_part(data)
     with torch.no_grad():
-        graph = trace(model, example, how)
+        graph = trace(model, example, how, data.sizes)
         return lower(graph, example, model, loss, layout, few, how, memory), few
 
 

@@ -13,7 +13,7 @@ import io
 import logging
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from typing import Any
 
@@ -40,6 +40,15 @@ _OF_SHAPE = (
     "shape", "ndim", "dtype", "device", "is_cuda", "size", "dim", "ndimension", "numel", "nelement",
     "is_floating_point", "is_complex", "element_size",
 )  # fmt: skip
+
+
+_MOST_SIZES = 8  # of batches, for each of which a model is exported
+# Calls whose numbers, and those whose lists of numbers, are the shape of what they give.
+_SHAPED = {
+    "view", "reshape", "_unsafe_view", "view_copy", "expand", "broadcast_to", "repeat", "unflatten",
+    "zeros", "ones", "empty", "new_zeros", "new_ones", "new_empty",
+}  # fmt: skip
+_FILLED = {"full", "new_full"}
 
 
 class Final(NotLowered):
@@ -164,11 +173,18 @@ def _restore(table: dict[str, Any], before: dict[str, Any]) -> None:
     table.update(before)
 
 
-def trace(model: nn.Module, example: Tensor, how: str) -> torch.fx.GraphModule:
+def trace(
+    model: nn.Module, example: Tensor, how: str, sizes: Sequence[int] = ()
+) -> torch.fx.GraphModule:
     """The graph of ``model(example)`` in eval mode, by "fx" or by "export".
 
     The graph's parameters and buffers are the model's own tensors. What its code notes of tracers
-    outside of it goes. Raises NotLowered when the tracer fails, Final where no other can succeed.
+    outside of it goes. ``sizes``: of the batches that the model will see; how many samples a batch
+    has may decide shapes, no values.
+
+    Raises:
+        NotLowered: the tracer fails, or values depend on the size of a batch.
+        Final: no other tracer can succeed.
     """
     notes = Outside([model]).undone()
     with restored_attributes(model), notes, refused(how), torch.no_grad():
@@ -176,10 +192,110 @@ def trace(model: nn.Module, example: Tensor, how: str) -> torch.fx.GraphModule:
             graph = _Tracer(model).trace(model)
             if any(node.target == "register_hook" for node in graph.nodes):
                 raise Final("the forward pass hooks gradients")
-            return Graph(model, graph)
+            found = Graph(model, graph)
+            if any(map(_reads_sizes, graph.nodes)):
+                one_more = torch.cat([example, example[:1]])
+                _compare_calls(_Calls(found).of(example), _Calls(found).of(one_more))
+            return found
+        different = sorted({*sizes} - {len(example)})
+        if len(different) > _MOST_SIZES:
+            raise NotLowered(f"batches of {len(different)} sizes, at most {_MOST_SIZES} are tried")
         with _silent():
             program = torch.export.export(model, (example,), strict=False)
+            others = [_exported(model, example, size) for size in different]
+        for other in others:
+            _compare_calls(_calls_in(program.graph), _calls_in(other.graph))
         return _with_own_tensors(program, model)
+
+
+def _exported(model: nn.Module, example: Tensor, size: int) -> Any:
+    """For so many samples, of which nothing is read."""
+    samples = example.new_empty(size, *example.shape[1:])
+    return torch.export.export(model, (samples,), strict=False)
+
+
+def _reads_sizes(node: torch.fx.Node) -> bool:
+    if node.op not in ("call_function", "call_method"):
+        return False
+    if node.target is getattr:
+        return node.args[1] in ("shape", "nbytes", "T", "mT")
+    name = call_name(node)
+    return name in ("size", "numel", "nelement", "stride", "storage_offset", "sym_size")
+
+
+class _Calls(torch.fx.Interpreter):
+    """What the calls of a graph that give tensors are given beside tensors."""
+
+    def __init__(self, graph: torch.fx.GraphModule) -> None:
+        super().__init__(graph)
+        self.found: list[tuple[str, list[Any]]] = []
+
+    def of(self, example: Tensor) -> list[tuple[str, list[Any]]]:
+        self.run(example)
+        return self.found
+
+    def run_node(self, n: torch.fx.Node) -> Any:
+        args, kwargs = self.fetch_args_kwargs_from_env(n)
+        value = super().run_node(n)
+        if n.op != "output" and not _is_shape(value):
+            self.found.append((call_name(n), _beside_shapes(n, args, kwargs)))
+        return value
+
+
+def _is_shape(value: Any) -> bool:
+    """Whether it is a number or numbers: no tensor is among it."""
+    if isinstance(value, tuple | list):
+        return all(map(_is_shape, value))
+    return isinstance(value, int | float)
+
+
+def _calls_in(graph: torch.fx.Graph) -> list[tuple[str, list[Any]]]:
+    return [
+        (call_name(n), _beside_shapes(n, n.args, n.kwargs)) for n in graph.nodes if n.op != "output"
+    ]
+
+
+def _beside_shapes(node: torch.fx.Node, args: Any, kwargs: Any) -> list[Any]:
+    """The arguments that are neither tensors nor shapes."""
+    name = call_name(node)
+    if name in _SHAPED:
+        return []
+    found: list[Any] = []
+
+    def take(value: Any) -> None:
+        if isinstance(value, tuple | list):
+            if name not in _FILLED:
+                for each in value:
+                    take(each)
+        elif isinstance(value, dict):
+            for each in value.values():
+                take(each)
+        elif isinstance(value, slice):
+            take((value.start, value.stop, value.step))
+        elif isinstance(value, int | float | str):
+            found.append(value)
+
+    take([*args, kwargs] if name not in _FILLED else {**dict(enumerate(args)), **kwargs})
+    return found
+
+
+def _compare_calls(one: list[tuple[str, list[Any]]], other: list[tuple[str, list[Any]]]) -> None:
+    """Of the same graph, or the same model, for two numbers of samples."""
+    if one == other:
+        return
+    names = [name for name, given in one], [name for name, given in other]
+    where = "the code takes another way"
+    if names[0] == names[1]:
+        where = next(a[0] for a, b in zip(one, other, strict=True) if a != b)
+    raise NotLowered(f"values that depend on how many samples a batch has: {where}")
+
+
+def call_name(node: torch.fx.Node) -> str:
+    if isinstance(node.target, str):
+        return node.target
+    if isinstance(node.target, torch._ops.OpOverload):
+        return node.target._schema.name.split("::")[-1]
+    return getattr(node.target, "__name__", str(node.target))
 
 
 @contextmanager

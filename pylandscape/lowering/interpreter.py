@@ -21,6 +21,7 @@ from torch import Tensor
 
 from .._native import core
 from ..errors import NotLowered, UnknownOp
+from .capture import call_name
 from .of_data import NOT_OF_SAMPLES, TAKE_DATA, DataRows, Needed, calls_before, how_computed
 from .values import (
     TAKE_KNOWN,
@@ -92,7 +93,7 @@ class Lowering(torch.fx.Interpreter):
             if id(value) not in self.sources:
                 return Known(value)
             return Fixed(self.sources[id(value)], tuple(value.shape), value.numel())
-        name = _call_name(node)
+        name = call_name(node)
         of_data = node.op in ("call_function", "call_method") and self._is_of_data(node, name)
         given = self.lowered.__getitem__ if of_data or name == "embedding" else self._given
         args: Any = torch.fx.node.map_arg(node.args, given)
@@ -226,7 +227,7 @@ class Lowering(torch.fx.Interpreter):
 
     def _not_lowered(self, node: torch.fx.Node) -> str:
         """A call of the data alone, and why it is none of the program."""
-        return self._refused.get(node, f"op {_call_name(node)!r}")
+        return self._refused.get(node, f"op {call_name(node)!r}")
 
     def hold_ids(self, x: Slot) -> None:
         """Notes that x is of rows of the input that hold integers."""
@@ -687,14 +688,6 @@ def _merged(handler: Handler, call: Call, *args: Any, **kwargs: Any) -> Merged:
 
 def _call_method(name: str, x: Any, *args: Any, **kwargs: Any) -> Any:
     return getattr(x, name)(*args, **kwargs)
-
-
-def _call_name(node: torch.fx.Node) -> str:
-    if isinstance(node.target, str):
-        return node.target
-    if isinstance(node.target, torch._ops.OpOverload):
-        return node.target._schema.name.split("::")[-1]
-    return getattr(node.target, "__name__", str(node.target))
 
 
 # Calls that treat the rows of the last dimension (or that of `dim`) alone.
