@@ -272,7 +272,7 @@ def _parametrised() -> nn.Module:
     [
         (Branch, "could not be captured"),
         (OverBatch, "rest of their batch"),
-        (BatchSize, "differ"),
+        (BatchSize, "how many samples a batch has"),
         (_hooked, "hooks"),
         (_parametrised, "parametrised"),
         (lambda: nn.Sequential(nn.Linear(5, 3), nn.Softshrink()), "softshrink"),

@@ -231,7 +231,7 @@ WHY_NOT = {  # what a reason must say
     "orthogonal": "parametrised",
     "spectral_norm by hooks": "hooks",
     "mean over the samples": "mean",
-    "size of the batch": "differ",
+    "size of the batch": "how many samples a batch has",
     "flip of the samples": "mixes samples",
 }
 
