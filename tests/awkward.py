@@ -623,6 +623,9 @@ class _Case:
         got, want = np.asarray(got, dtype=np.float64), np.asarray(want, dtype=np.float64)
         if got.shape != want.shape:
             return f"shape {got.shape}, expected {want.shape}"
+        known = ~np.isnan(want)
+        if np.array_equal(np.isnan(got), ~known):  # also NaN is the user's own
+            got, want = np.where(known, got, 0.0), np.where(known, want, 0.0)
         scale = max(1.0, float(np.linalg.norm(want)))
         error = float(np.linalg.norm(got - want))
         if error <= max(500 * self.eps, self.plan.rough, rtol) * scale:
@@ -637,6 +640,10 @@ class _Case:
             if error <= 30 * float(np.linalg.norm(found - want)):
                 return ""
         return f"{_short(got)}, expected {_short(want)} (off by {error / scale:.2g} of {scale:.3g})"
+
+
+def _same(one: Any, other: Any) -> bool:
+    return np.array_equal(one, other, equal_nan=True)
 
 
 def _widened(model: nn.Module, dtype: torch.dtype) -> nn.Module:
@@ -800,7 +807,7 @@ class _Questions:
         got = self.land.losses(points=case.points)
         if case.loose:
             again = self.land.losses(points=case.points)
-            return None if np.array_equal(got, again) else f"{_short(got)} and then {_short(again)}"
+            return None if _same(got, again) else f"{_short(got)} and then {_short(again)}"
         for value, want, at in zip(got, case.values, case.points, strict=True):
             wrong = case.near(value, want, case.reference.value, at)
             if wrong:
@@ -815,7 +822,7 @@ class _Questions:
         for parts in ([[0], [1, 2], [3]], [[3, 2, 1, 0]], [order]):
             for rows in parts:
                 got = self.land.losses(points=points[rows])
-                if not np.array_equal(got, whole[rows]):
+                if not _same(got, whole[rows]):
                     return f"points {rows}: {_short(got)}, together {_short(whole[rows])}"
         return None
 
@@ -830,7 +837,7 @@ class _Questions:
                 return wrong
         d = case.direction[None]
         got = self.land.losses(case.x[:, None], d)
-        return None if np.array_equal(got, curve.values) else f"losses() {_short(got)}"
+        return None if _same(got, curve.values) else f"losses() {_short(got)}"
 
     def resumed(self) -> str | None:
         case, land = self.case, self.land
@@ -861,7 +868,7 @@ class _Questions:
             values = pl.line(land, case.direction, x=case.x, progress=False, path=path).values
             found = pl.line(land, case.direction, x=case.x, progress=False, path=path).values
         for name, got in (("resumed", values), ("finished file", found)):
-            if not np.array_equal(got, whole):
+            if not _same(got, whole):
                 return f"{name} {_short(got)}, in one go {_short(whole)}"
         return None
 
@@ -939,7 +946,7 @@ class _Questions:
             try:
                 for _ in range(4):
                     rows = [i, 2 + i]
-                    if not np.array_equal(land.losses(points=points[rows]), alone[rows]):
+                    if not _same(land.losses(points=points[rows]), alone[rows]):
                         seen.append("losses differ")
                     if sloped:
                         g = np.asarray(land.gradient(points[i]))
@@ -978,7 +985,8 @@ def _live(built: Built, land: Any) -> str | None:
             if p.layout == torch.strided and p.is_floating_point():
                 p.add_(1.0)
     after = land.loss()
-    return None if before == after else f"{after:.6g} after the module changed, before {before:.6g}"
+    same = _same(before, after)
+    return None if same else f"{after:.6g} after the module changed, before {before:.6g}"
 
 
 # Many plans.
