@@ -130,9 +130,9 @@ class TorchEngine:
         self._apart: list[nn.Parameter] = []  # no part of theta, but free in the user's module
         for parameter in self.model.parameters():
             if parameter.is_floating_point():
-                apart = parameter.requires_grad and id(parameter) not in moved
-                self._apart += [parameter] if apart else []
-                parameter.requires_grad_(id(parameter) in moved or (apart and needs_grad))
+                if parameter.requires_grad and id(parameter) not in moved:
+                    self._apart.append(parameter)
+                parameter.requires_grad_(id(parameter) in moved)
             parameter.grad = None
         frozen = {id(p) for p in self.model.parameters() if id(p) not in moved}
         with self._modes():
@@ -142,7 +142,7 @@ class TorchEngine:
         self._looked = False
         self._looked_near = False  # at what a run near the model's own point changes
         self._first: float | None = None  # L at the origin, from the first run
-        self.needs_grad = needs_grad
+        self._enable_gradients(needs_grad)
         self.writes_input = False
         self.writes_state = False  # into tensors, in place
         self.keeps_state = False  # anywhere

@@ -49,6 +49,10 @@ _SHAPED = {
     "zeros", "ones", "empty", "new_zeros", "new_ones", "new_empty",
 }  # fmt: skip
 _FILLED = {"full", "new_full"}
+# Of a tensor, what tells how many samples there are.
+_OF_SIZE = ("shape", "size", "numel", "nelement", "nbytes", "stride", "storage_offset", "__len__")
+
+Given = tuple[str, list[Any]]  # a call's name, and its arguments beside tensors and shapes
 
 
 class Final(NotLowered):
@@ -91,7 +95,7 @@ def _reads_values(node: torch.fx.Node) -> bool:
     """Whether the node's value depends on more than the shapes of tensors."""
     if node.op in ("placeholder", "get_attr", "call_module"):
         return True
-    name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
+    name = call_name(node)
     if name in _OF_SHAPE or (name == "getattr" and node.args[1] in _OF_SHAPE):
         return False
     return any(map(_reads_values, node.all_input_nodes))
@@ -215,22 +219,18 @@ def _exported(model: nn.Module, example: Tensor, size: int) -> Any:
 
 
 def _reads_sizes(node: torch.fx.Node) -> bool:
-    if node.op not in ("call_function", "call_method"):
-        return False
-    if node.target is getattr:
-        return node.args[1] in ("shape", "nbytes", "T", "mT")
     name = call_name(node)
-    return name in ("size", "numel", "nelement", "stride", "storage_offset", "sym_size")
+    return name in _OF_SIZE or (name == "getattr" and node.args[1] in _OF_SIZE)
 
 
 class _Calls(torch.fx.Interpreter):
-    """What the calls of a graph that give tensors are given beside tensors."""
+    """What the calls of a graph that give tensors are given beside tensors and shapes."""
 
     def __init__(self, graph: torch.fx.GraphModule) -> None:
         super().__init__(graph)
-        self.found: list[tuple[str, list[Any]]] = []
+        self.found: list[Given] = []
 
-    def of(self, example: Tensor) -> list[tuple[str, list[Any]]]:
+    def of(self, example: Tensor) -> list[Given]:
         self.run(example)
         return self.found
 
@@ -238,7 +238,7 @@ class _Calls(torch.fx.Interpreter):
         args, kwargs = self.fetch_args_kwargs_from_env(n)
         value = super().run_node(n)
         if n.op != "output" and not _is_shape(value):
-            self.found.append((call_name(n), _beside_shapes(n, args, kwargs)))
+            self.found.append(_given(n, args, kwargs))
         return value
 
 
@@ -249,43 +249,36 @@ def _is_shape(value: Any) -> bool:
     return isinstance(value, int | float)
 
 
-def _calls_in(graph: torch.fx.Graph) -> list[tuple[str, list[Any]]]:
-    return [
-        (call_name(n), _beside_shapes(n, n.args, n.kwargs)) for n in graph.nodes if n.op != "output"
-    ]
+def _calls_in(graph: torch.fx.Graph) -> list[Given]:
+    """The same of a graph that has all numbers in it."""
+    return [_given(n, n.args, n.kwargs) for n in graph.nodes if n.op != "output"]
 
 
-def _beside_shapes(node: torch.fx.Node, args: Any, kwargs: Any) -> list[Any]:
-    """The arguments that are neither tensors nor shapes."""
+def _given(node: torch.fx.Node, args: Any, kwargs: Any) -> Given:
     name = call_name(node)
-    if name in _SHAPED:
-        return []
     found: list[Any] = []
 
     def take(value: Any) -> None:
+        if isinstance(value, slice):
+            value = (value.start, value.stop, value.step)
         if isinstance(value, tuple | list):
-            if name not in _FILLED:
-                for each in value:
-                    take(each)
-        elif isinstance(value, dict):
-            for each in value.values():
+            for each in value:
                 take(each)
-        elif isinstance(value, slice):
-            take((value.start, value.stop, value.step))
         elif isinstance(value, int | float | str):
             found.append(value)
 
-    take([*args, kwargs] if name not in _FILLED else {**dict(enumerate(args)), **kwargs})
-    return found
+    for value in () if name in _SHAPED else (*args, *kwargs.values()):
+        if name not in _FILLED or not isinstance(value, tuple | list):
+            take(value)
+    return name, found
 
 
-def _compare_calls(one: list[tuple[str, list[Any]]], other: list[tuple[str, list[Any]]]) -> None:
+def _compare_calls(one: list[Given], other: list[Given]) -> None:
     """Of the same graph, or the same model, for two numbers of samples."""
     if one == other:
         return
-    names = [name for name, given in one], [name for name, given in other]
     where = "the code takes another way"
-    if names[0] == names[1]:
+    if [name for name, _ in one] == [name for name, _ in other]:
         where = next(a[0] for a, b in zip(one, other, strict=True) if a != b)
     raise NotLowered(f"values that depend on how many samples a batch has: {where}")
 
