@@ -464,6 +464,35 @@ def test_a_branch_on_gradients_is_found_where_its_values_agree() -> None:
     assert np.isclose(land.losses(points=torch.tensor([[2.0]]))[0], want, rtol=1e-6)
 
 
+def test_units_that_are_dead_at_first_hide_no_difference_of_a_capture() -> None:
+    """Code that leaves them out while it is traced."""
+
+    class Traced(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.side, self.last = nn.Linear(2, 6), nn.Linear(6, 6), nn.Linear(6, 2)
+            nn.init.constant_(self.side.bias, -20.0)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = torch.tanh(self.first(x))
+            if not isinstance(x, torch.fx.Proxy) and not torch.compiler.is_compiling():
+                h = h + 1e-3 * torch.relu(self.side(h))
+            return self.last(h)
+
+    torch.manual_seed(0)
+    model = Traced()
+    x, y = torch.randn(8, 2), torch.randn(8, 2)
+    land = pl.Landscape(model, nn.MSELoss(), (x, y))
+    theta = 3.0 * torch.randn(land.n_params)
+    loss, gradient = land.losses(points=theta[None])[0], land.gradient(theta)
+    nn.utils.vector_to_parameters(theta, list(model.parameters()))
+    want = F.mse_loss(model(x), y)
+    want.backward()
+    assert loss == pytest.approx(float(want.detach()), rel=1e-6)
+    own = torch.cat([g.grad.reshape(-1) for g in model.parameters() if g.grad is not None])
+    torch.testing.assert_close(gradient.float(), own, rtol=1e-4, atol=1e-6)
+
+
 def test_the_comparison_runs_in_eval_mode_also_after_a_run_that_failed() -> None:
     class Inner(nn.Module):
         def __init__(self) -> None:
