@@ -355,6 +355,6 @@ def test_memory_does_not_grow_with_the_number_of_directions() -> None:
             [sys.executable, "-c", MEASURED, str(count)], env=env, capture_output=True, text=True
         )
         assert run.returncode == 0, run.stderr
-        # Beside the module: one theta (76 MiB), and the pieces that are worked on (20 MiB), not half
-        # of another theta.
+        # Beside the module: one theta (76 MiB), and the pieces that are worked on (20 MiB), not
+        # half of another theta.
         assert float(run.stdout) < 38
