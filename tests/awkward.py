@@ -300,6 +300,11 @@ class Reference:
         built = build(self.plan, wrapped=False)
         return torch.cat([p.detach().reshape(-1).double() for p in self.chosen(built)])
 
+    def free(self) -> Tensor:
+        """1 for each element of theta that is not frozen, 0 for the others."""
+        parameters = self.chosen(build(self.plan, wrapped=False))
+        return _flat(torch.full_like(p, float(p.requires_grad)) for p in parameters)
+
     def value(self, theta: Tensor) -> float:
         try:
             with contextlib.closing(self._terms(theta)[0]) as losses:
@@ -359,7 +364,7 @@ class Reference:
         plain = {id(p): torch.zeros_like(p) for p in parameters}
         kw: dict[str, Any] = {"allow_unused": True, "materialize_grads": True}
         some = False
-        with contextlib.closing(terms) as losses, plain_checkpoints():
+        with plain_checkpoints(), contextlib.closing(terms) as losses:
             for loss in losses:
                 if not loss.requires_grad:
                     continue
@@ -921,18 +926,27 @@ class _Questions:
     def _otherwise(self, got: Any, question: str, at: Tensor) -> bool:
         """Whether it is the derivative that also counts frozen parameters, which are in theta, or
         that of batch by batch where a later one changes ``.data`` that an earlier one needs."""
-        plan = self.case.plan
-        others = [Reference(plan, thawed=True), Reference(plan, parts=True)]
+        plan, own = self.case.plan, self.case.reference
+        thawed = Reference(plan, thawed=True)
+        if isinstance(self._by(thawed, question, at), Exception):  # torch has none to compare with
+            free = own.free()
+            got = got * free
+            return self._is_that_of(own, got, question, at, free)
+        others = [thawed, Reference(plan, parts=True)]
         return any(self._is_that_of(other, got, question, at) for other in others)
 
-    def _is_that_of(self, other: Reference, got: Any, question: str, at: Tensor) -> bool:
-        arguments = (
-            (at.double(),) if question == "gradient" else (at.double(), self.case.v.double())
-        )
-        again = getattr(other, question)
-        want = _tried(again, *arguments)
-        known = isinstance(want, Tensor)
-        return known and not self.case.near(got, want, lambda t: again(t, *arguments[1:]), at)
+    def _by(self, reference: Reference, question: str, at: Tensor) -> Any:
+        more = () if question == "gradient" else (self.case.v.double(),)
+        return _tried(getattr(reference, question), at.double(), *more)
+
+    def _is_that_of(
+        self, other: Reference, got: Any, question: str, at: Tensor, free: Any = 1.0
+    ) -> bool:
+        def again(t: Tensor) -> Any:
+            return self._by(other, question, t) * free
+
+        want = self._by(other, question, at)
+        return isinstance(want, Tensor) and not self.case.near(got, want * free, again, at)
 
     def threads(self, sloped: bool) -> str | None:
         """Two threads at different points: what each gets alone."""
