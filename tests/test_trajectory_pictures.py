@@ -3,10 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from PIL import Image
 from torch import nn
 
 import pylandscape as pl
+from pylandscape.plots import paths, surface_strokes
 from pylandscape.plots.style import close
 
 
@@ -209,6 +212,22 @@ def test_a_films_legend_is_that_of_the_picture(made, tmp_path, monkeypatch):
     assert legend_of(seen[0]) == legend_of(ax)
     assert not drawn(seen[0])
     close(ax)
+
+
+def test_a_film_has_what_lies_over_a_path(tmp_path):
+    """The numbers of levels; here a green square."""
+    figure = Figure(figsize=(2, 2))
+    FigureCanvasAgg(figure)
+    ax = figure.subplots()
+    ax.plot(0.5, 0.5, "s", color=(0, 1, 0), markersize=20, zorder=surface_strokes.LABEL_ORDER)
+    paths.animate(np.linspace([0, 0], [1, 1], 9), tmp_path / "path.gif", ax, frames=2)
+    with Image.open(tmp_path / "path.gif") as film:
+        film.seek(1)
+        picture = np.asarray(film.convert("RGB")).astype(int)
+    green = (picture[..., 1] > 200) & (picture[..., [0, 2]].max(-1) < 60)
+    rows, columns = np.nonzero(green)
+    assert green.any()
+    assert green[rows.min() + 1 : rows.max(), columns.min() + 1 : columns.max()].all()
 
 
 def test_a_film_grows_along_the_path(made, tmp_path):

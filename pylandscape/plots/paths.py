@@ -420,7 +420,8 @@ def animate(
 
 
 def _write_gif(film: Path, axes: Any, made: Sequence[Callable[[], list[Any]]], fps: int) -> None:
-    """Pictures of what each of ``made`` draws over the Axes, whose surface is drawn once."""
+    """Pictures of what each of ``made`` draws over the Axes, whose surface is drawn once, and what
+    lies over a path (numbers of levels) again."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from PIL import Image
 
@@ -432,8 +433,14 @@ def _write_gif(film: Path, axes: Any, made: Sequence[Callable[[], list[Any]]], f
     pictures = []
     for draw in made:
         canvas.restore_region(behind)
-        for artist in draw():
+        new = draw()
+        over: list[Any] = []
+        if axes.name != "3d":  # there, depth decides
+            lowest = min(a.get_zorder() for a in new)
+            over = [a for a in axes.get_children() if a not in new and a.get_zorder() > lowest]
+        for artist in sorted([*new, *over], key=lambda a: a.get_zorder()):
             axes.draw_artist(artist)
+        for artist in new:
             artist.remove()
         pictures.append(Image.fromarray(np.array(canvas.buffer_rgba())).convert("RGB"))
     figure.dpi = before
