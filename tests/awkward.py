@@ -343,7 +343,7 @@ class Reference:
             for loss in losses:
                 if not loss.requires_grad:
                     continue
-                loss.backward()
+                loss.backward(retain_graph=parts)  # a later batch may go through it again
                 found.append(
                     _flat(torch.zeros_like(p) if p.grad is None else p.grad for p in parameters)
                 )
@@ -374,7 +374,11 @@ class Reference:
                     plain[id(p)] += g.detach()
                 total = sum((g * r).sum() for g, r in zip(first, rows, strict=True))
                 if total.requires_grad:
-                    for p, g in zip(free, torch.autograd.grad(total, free, **kw), strict=True):
+                    for p, g in zip(
+                        free,
+                        torch.autograd.grad(total, free, retain_graph=parts, **kw),
+                        strict=True,
+                    ):
                         found[id(p)] += g
         if not some:
             return None
