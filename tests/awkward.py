@@ -279,6 +279,12 @@ def own_code() -> Iterator[None]:
 # The reference.
 
 
+_OF_A_GRAPH = (
+    "is a view and is being modified inplace",
+    "can only change requires_grad flags of leaf variables",
+)
+
+
 @dataclass(frozen=True)
 class Reference:
     """L at points theta by the user's own loop."""
@@ -309,8 +315,8 @@ class Reference:
         try:
             with contextlib.closing(self._terms(theta)[0]) as losses:
                 return float(next(losses).detach())
-        except RuntimeError as error:  # of torch, where a derivative would be wrong: none is asked
-            if not self.enabled or "is a view and is being modified inplace" not in str(error):
+        except RuntimeError as error:  # of torch, where a graph is recorded: none is asked for
+            if not self.enabled or not any(said in str(error) for said in _OF_A_GRAPH):
                 raise
             return replace(self, enabled=False).value(theta)
 
