@@ -1,7 +1,7 @@
 """Principal components of a recorded run that lies on disk: T = 200 points, n = 10^6 float32.
 
-Beside it: one read of the file (the cost of a pass), and torch's and sklearn's way where the whole
-(T, n) fits in memory: load, centre at the end, economy SVD. ``PYLANDSCAPE_BENCH_N`` is another n
+Beside it: one read of the file (the cost of a pass), and torch's way where the whole (T, n) fits in
+memory: load, centre at the end, economy SVD. ``PYLANDSCAPE_BENCH_N`` is another n
 (10000000 needs 8 GB of disk). The file is read from the page cache where that holds it; in the rows
 "from disk" the cache has forgotten it.
 """

@@ -279,6 +279,7 @@ def own_code() -> Iterator[None]:
 # The reference.
 
 
+# What torch says where the way to L cannot be recorded for derivatives.
 _OF_A_GRAPH = (
     "is a view and is being modified inplace",
     "can only change requires_grad flags of leaf variables",

@@ -4,11 +4,11 @@ Values are compared at theta, at a point near it and at one with every parameter
 the module is run by the torch engine, which moves the parameters as a user's own loop would.
 Derivatives are autograd's: a forward pass may separate them from its values (``detach``,
 ``no_grad``, gradient hooks, autograd functions of its own), of which a graph of values knows
-nothing. So gradients and one Hessian product of the program are compared with autograd's too, at
-the two moved points (at theta itself, parameters that are exactly zero can put many samples on a
-kink, where either side's slope is right). Where they
-agree and the module's own run has such a call nevertheless, derivatives are torch's: it may show
-elsewhere.
+nothing. So the program's gradient and one Hessian product are compared with autograd's too, where
+every parameter is drawn anew and, if that leaves a parameter out, near theta (at theta itself,
+parameters that are exactly zero can put many samples on a kink, where either side's slope is
+right). Where they agree and the module's own run has such a call nevertheless, derivatives are
+torch's: it may show elsewhere.
 
 The loss of this comparison is a sum of squares over a few samples, with residuals as large as the
 outputs: its gradient is that of a random sum of the outputs, which no saturated loss hides. Both
@@ -281,27 +281,29 @@ def _outputs(reference: TorchEngine, points: Tensor) -> list[Any]:
 
 
 def _agreeing(engine: Any, reference: TorchEngine, compare: _Comparison, points: Tensor) -> Tensor:
-    """A point at which the gradients agree; raises Separated where they do not, in float32 where
-    they do at none. Points near theta are asked where the others do not tell of all parameters."""
-    exact = points.dtype == torch.float64
+    """A point at which the gradients agree: the last, or one before it too where that does not tell
+    of every parameter. Raises Separated where they differ, in float32 where they do at all points.
+    """
     agreeing: Tensor | None = None
     worst, where = -1.0, ""
     for point in points.flip(0):
         want = reference.gradient(point)
         gap, name = compare(engine.gradient(point), want)
-        worst, where = max((worst, where), (gap, name))
         if gap <= compare.tolerance:
-            agreeing = point
             if compare.tells(want):
-                break
-        elif exact:
+                return point
+            agreeing = point
+            continue
+        worst, where = max((worst, where), (gap, name))
+        if points.dtype == torch.float64:
+            agreeing = None
             break
-    if agreeing is None or (exact and worst > compare.tolerance):
-        raise Separated(
-            "the forward pass separates values from derivatives: the program's gradient in "
-            f"{where!r} differs from autograd's by {_percent(worst)}"
-        )
-    return agreeing
+    if agreeing is not None:
+        return agreeing
+    raise Separated(
+        "the forward pass separates values from derivatives: the program's gradient in "
+        f"{where!r} differs from autograd's by {_percent(worst)}"
+    )
 
 
 def _check_product(
