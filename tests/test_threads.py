@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 import pylandscape as pl
 from pylandscape.curvature import tall
@@ -140,3 +143,69 @@ def test_products_of_tall_matrices_are_torchs(n: int) -> None:
     expected = c @ x
     tall.combine(c, x, x[:4])  # in place
     torch.testing.assert_close(x[:4], expected, **close)
+
+
+class Grouped(nn.Module):
+    """Attention in which two heads of queries read each head of keys, and a product by x @ w."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.kv = nn.Linear(48, 64), nn.Linear(48, 64)
+        self.w, self.end = nn.Parameter(torch.randn(64, 48) / 8), nn.Linear(48, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q = self.q(x).unflatten(-1, (4, 16)).transpose(1, 2)
+        kv = self.kv(x).unflatten(-1, (4, 16)).transpose(1, 2)
+        k, v = (h.repeat_interleave(2, 1) for h in kv.split(2, 1))
+        mixed = (q @ k.transpose(-1, -2) / 4).softmax(-1) @ v
+        return self.end(F.gelu(mixed.transpose(1, 2).flatten(2) @ self.w) + x).mean(1)
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell, self.end = nn.LSTM(48, 160, batch_first=True), nn.Linear(160, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.end(self.cell(x[:, :7])[0][:, -1])
+
+
+def _wide() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(64 * 48, 300), nn.Tanh(), nn.Linear(300, 500),
+                         nn.ReLU(), nn.Linear(500, 3))  # fmt: skip
+
+
+def _end(run: pl.Trajectory) -> Tensor:
+    return torch.cat([part.flatten() for part in run[-1].values()])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("make", [Grouped, Recurrent, _wide])
+def test_threads_that_share_one_tile_give_the_bits_of_one(
+    make: Callable[[], nn.Module], dtype: torch.dtype
+) -> None:
+    """Samples that fill a vector, or less: threads divide the ops."""
+    torch.manual_seed(0)
+    samples = 13 if dtype == torch.float32 else 8
+    model, x, y = make(), torch.randn(samples, 64, 48), torch.arange(samples) % 3
+    model, x = model.to(dtype), x.to(dtype)
+    exact = pl.Landscape(
+        copy.deepcopy(model).double(), "cross_entropy", (x.double(), y), engine="torch"
+    )
+    v = torch.randn(2, exact.n_params, dtype=dtype)
+    before, found = torch.get_num_threads(), {}
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            land = pl.Landscape(model, "cross_entropy", (x, y), engine="native")
+            runs = pl.train(land, [land.theta], pl.SGD(lr=0.1), steps=3, **QUIET)
+            found[threads] = (land.gradient(), land.hvp(v[0]), land.hvp(v),
+                              land.gauss_newton_product(v[0]), _end(runs[0]))  # fmt: skip
+    finally:
+        torch.set_num_threads(before)
+    want = exact.gradient(), exact.hvp(v[0].double()), exact.hvp(v.double())
+    for one, other in zip(found[1], want, strict=False):
+        scale = float(other.abs().max())
+        assert float((one.double() - other).abs().max()) <= 500 * torch.finfo(dtype).eps * scale
+    for one, other in zip(found[1], found[3], strict=True):
+        assert torch.equal(one, other)

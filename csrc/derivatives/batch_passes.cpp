@@ -4,6 +4,8 @@
 #include <cmath>
 #include <numeric>
 
+#include "derivatives/weight_sums.h"
+
 namespace pylandscape {
 
 template <typename T>
@@ -40,6 +42,13 @@ template <typename T>
 Span BatchPasses<T>::span(size_t part) const {
   return {part > 0 ? own_[part - 1] + 1 : 0,
           part < own_.size() ? own_[part] : program_.ops_.size()};
+}
+
+template <typename T>
+int64_t BatchPasses<T>::groups(const std::vector<BatchTile<T>>& tiles) const {
+  int64_t samples = 0;
+  for (const BatchTile<T>& tile : tiles) samples += tile.samples;
+  return sum_groups(program_, samples, static_cast<int64_t>(tiles.size()));
 }
 
 template <typename T>

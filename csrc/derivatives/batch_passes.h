@@ -81,9 +81,6 @@ struct BatchTangents {
 template <typename T>
 class BatchPasses {
  public:
-  // Independent sums over tiles at most. Fixed, so that the bits are, whatever the threads.
-  static constexpr int64_t kGroups = 4;
-
   // layout: of tiles of `width` columns.
   BatchPasses(const Program<T>& program, const TileLayout& layout, int64_t width);
 
@@ -97,7 +94,7 @@ class BatchPasses {
   };
 
   // Of the loss terms' sum over the batch; sums[g] (n,) += group g's share of its gradient, for
-  // min(kGroups, tiles) groups; or null. products: memory is for these afterwards.
+  // groups(tiles) of them; or null. products: memory is for these afterwards.
   double gradient(const Call& call, BatchMemory<T>& memory, double* const* sums,
                   bool products = false) const;
   // sums[j][g] (n,) += group g's share of the matrix times vectors[j], of `count`; memory is what
@@ -106,6 +103,8 @@ class BatchPasses {
                 const Vector<T>* vectors, BatchTangents<T>* to,
                 const std::vector<std::vector<double*>>& sums) const;
 
+  // Into how many groups the tiles of a batch are divided.
+  int64_t groups(const std::vector<BatchTile<T>>& tiles) const;
   // Ops that take the batch's statistics, in their order; memory.norms is about these.
   const std::vector<size_t>& own() const { return own_; }
   int64_t tile_bytes() const;          // of BatchMemory
@@ -180,7 +179,7 @@ class BatchPasses {
 template <typename T>
 template <typename F>
 void BatchPasses<T>::each(const Call& call, F body) const {
-  const auto count = static_cast<int64_t>(call.tiles.size()), groups = std::min(kGroups, count);
+  const auto count = static_cast<int64_t>(call.tiles.size()), groups = this->groups(call.tiles);
   call.run(groups, [&](int worker, int64_t group) {
     for (int64_t t = group * count / groups; t < (group + 1) * count / groups; ++t)
       body(scratch(call, worker), group, t);

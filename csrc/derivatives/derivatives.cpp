@@ -36,7 +36,8 @@ Derivatives<T>::Derivatives(const Program<T>& program, const T* theta, int64_t m
                             Heir<T>* from, const Parallel& parallel, const ShouldStop& stop)
     : program_(program),
       kernels_(program.kernels_),
-      groups_(std::min(BatchPasses<T>::kGroups, program.tiles_)),
+      groups_(sum_groups(program, program.samples_, program.tiles_)),
+      divisible_(divisible(program)),
       layout_(program, program.tile_, program.kernels_.vector_length) {
   if (from != nullptr) memory_ = from->take();
   const Program<T>& p = program_;
@@ -63,8 +64,9 @@ Derivatives<T>::Derivatives(const Program<T>& program, const T* theta, int64_t m
   const int64_t longest = (p.tiles_ + groups_ - 1) / groups_;  // tiles of a group
   const int64_t step = waiting.empty() ? longest : late_.run;
   NextPoll poll{};
+  const Division division(groups_, divisible_, parallel);
   for (int64_t from = 0; from < longest; from += step) {
-    Items items(groups_, parallel, stop, &poll);
+    Items items(groups_, division.items, stop, &poll);
     const bool done = items.run([&](int worker, int64_t group) {
       if (from == 0)
         for (const auto& [begin, end] : late_.others)
@@ -74,7 +76,7 @@ Derivatives<T>::Derivatives(const Program<T>& program, const T* theta, int64_t m
       for (int64_t t = first; t < last && !items.stopping(); ++t) {
         Primal<T>& to = kept() ? kept_[t] : works_[worker].primal;
         if (to.values.size() == 0) to = new_primal();
-        losses[group] += primal(t, to, sums(group));
+        losses[group] += primal(t, to, sums(group), division.helpers);
         to.has_data = kept();
         if (waiting.empty()) continue;
         Buffer<T>& own = waiting[group * late_.run + t - first];
@@ -181,7 +183,9 @@ void Derivatives<T>::take_batches(int64_t memory, const Parallel& parallel,
   passes_.emplace(p, layout_, p.tile_);
   const auto batches = static_cast<int64_t>(p.batches_.size());
   const int64_t most = p.most_batch_tiles();
-  apart_ = batches >= BatchPasses<T>::kGroups && most * passes_->tile_bytes() <= kApartBytes;
+  apart_ = batches >= kLeastGroups && most * passes_->tile_bytes() <= kApartBytes;
+  groups_ = apart_ ? std::min(groups_, batches)
+                   : sum_groups(p, std::min(p.samples_, most * p.tile_), most);
   const bool keep = passes_->tile_bytes() <= memory / p.tiles_;
   if (keep) kept_batches_.resize(batches);
   const int64_t tangents = std::max<int64_t>(1, most * passes_->tile_tangent_bytes());
@@ -190,9 +194,10 @@ void Derivatives<T>::take_batches(int64_t memory, const Parallel& parallel,
   const bool done = each_batch(
       parallel, stop,
       [&](int64_t b, const typename BatchPasses<T>::Call& call, BatchWork& work, int64_t group) {
-        std::vector<double*> sums(groups_);
-        for (int64_t g = 0; g < groups_; ++g) sums[g] = partial.data() + (group < 0 ? g : group) * p.n_;
-        losses[b] = passes_->gradient(call, keep ? kept_batches_[b] : work.memory, sums.data(), keep);
+        double* sums[kMostGroups];
+        for (int64_t g = 0; g < kMostGroups; ++g)
+          sums[g] = partial.data() + (group < 0 ? std::min(g, groups_ - 1) : group) * p.n_;
+        losses[b] = passes_->gradient(call, keep ? kept_batches_[b] : work.memory, sums, keep);
       });
   if (!done) throw Stopped();
   loss_ = std::accumulate(losses.begin(), losses.end(), 0.0);
@@ -217,11 +222,12 @@ bool Derivatives<T>::batch_products(Matrix matrix, int64_t k, const T* vectors, 
           work.tangents.resize(block_);
           for (int64_t first = 0; first < count; first += block_) {
             const int64_t taken = std::min(block_, count - first);
-            std::vector<std::vector<double*>> sums(taken, std::vector<double*>(groups_));
+            std::vector<std::vector<double*>> sums(taken, std::vector<double*>(kMostGroups));
             for (int64_t j = 0; j < taken; ++j)
-              for (int64_t g = 0; g < groups_; ++g)
-                sums[j][g] =
-                    partial_.data() + ((first + j) * groups_ + (group < 0 ? g : group)) * n;
+              for (int64_t g = 0; g < kMostGroups; ++g) {
+                const int64_t own = group < 0 ? std::min(g, groups_ - 1) : group;
+                sums[j][g] = partial_.data() + ((first + j) * groups_ + own) * n;
+              }
             passes_->products(matrix, call, kept() ? kept_batches_[b] : work.memory, taken,
                               vectors_.data() + first, work.tangents.data(), sums);
           }
@@ -284,15 +290,16 @@ bool Derivatives<T>::each_share(int64_t count, const Parallel& parallel, const S
                                 const Begin& begin, const Tile& tile) {
   const int64_t blocks = (count + block_ - 1) / block_;
   if (works_.size() < static_cast<size_t>(parallel.workers)) works_.resize(parallel.workers);
-  Items items(blocks * groups_, parallel, stop);
+  const Division division(blocks * groups_, divisible_, parallel);
+  Items items(blocks * groups_, division.items, stop);
   return items.run([&](int worker, int64_t item) {
     Work& work = ready(works_[worker]);
     const int64_t group = item % groups_, part = item / groups_;
-    const Share share{group, count * part / blocks, count * (part + 1) / blocks};
+    const Share share{group, count * part / blocks, count * (part + 1) / blocks, division.helpers};
     begin(work, share);
     if (!layout_.moves[program_.output_]) return;  // no parameter reaches the output
     for (int64_t t = group_begin(group); t < group_begin(group + 1) && !items.stopping(); ++t) {
-      if (!kept()) primal(t, work.primal, nullptr);
+      if (!kept()) primal(t, work.primal, nullptr, share.helpers);
       tile(work, share, t, kept() ? kept_[t] : work.primal);
     }
   });
@@ -317,7 +324,7 @@ bool Derivatives<T>::products(Matrix matrix, int64_t k, const T* vectors, double
       // All forward, then all backward: each half reads its own large matrices of the tile.
       for (int64_t j = of.first; j < of.last; ++j) {
         const Tangents<T>& tangents = work.tangents[j - of.first];
-        tangent_forward(t, at_theta, vectors_[j], tangents);
+        tangent_forward(t, at_theta, vectors_[j], tangents, {of.helpers});
         seed(matrix, t, at_theta, tangents, work);
       }
       const bool several = of.last - of.first > 1;
@@ -326,10 +333,11 @@ bool Derivatives<T>::products(Matrix matrix, int64_t k, const T* vectors, double
         const Tangents<T>& tangents = work.tangents[j - of.first];
         T* panels = waiting ? work.waiting_panels[j - of.first].data() : work.panels.data();
         if (matrix == Matrix::kHessian)
-          tangent_reverse(t, at_theta, vectors_[j], tangents, work, panels, waiting,
-                          sums(j, of.group));
+          tangent_reverse(t, at_theta, vectors_[j], tangents, work, panels, sums(j, of.group),
+                          {of.helpers, waiting});
         else
-          reverse(t, at_theta, tangents.adjoints, panels, sums(j, of.group), waiting);
+          reverse(t, at_theta, tangents.adjoints, panels, sums(j, of.group),
+                  {of.helpers, waiting});
       }
       add_direct_sums(program_, kernels_, program_.tile_data(t), program_.padded_columns(t),
                       work.waiting);
@@ -371,10 +379,10 @@ bool Derivatives<T>::forms(Matrix matrix, int64_t k, const T* vectors, double sc
     const auto tile = [&](Work& work, const Share& of, int64_t t, const Primal<T>& at_theta) {
       for (int64_t j = of.first; j < of.last; ++j) {
         const Tangents<T>& tangents = work.tangents[j - of.first];
-        tangent_forward(t, at_theta, vectors_[j], tangents);
+        tangent_forward(t, at_theta, vectors_[j], tangents, {of.helpers});
         seed(matrix, t, at_theta, tangents, work);
-        parts[j * groups_ + of.group] +=
-            form(matrix, t, at_theta, vectors_[j], given + j * n, tangents, work);
+        parts[j * groups_ + of.group] += form(matrix, t, at_theta, vectors_[j], given + j * n,
+                                              tangents, work, {of.helpers});
       }
     };
     if (!each_share(count, parallel, stop, make_room, tile)) return false;
@@ -397,7 +405,7 @@ bool Derivatives<T>::sample_gradients(T* out, const Parallel& parallel,
     std::fill_n(rows, p.tile_columns(t) * p.n_, T(0));
     if (kept()) return add_sample_gradients(t, kept_[t], rows);
     if (own[worker].values.size() == 0) own[worker] = new_primal();
-    primal(t, own[worker], nullptr);
+    primal(t, own[worker], nullptr, nullptr);
     add_sample_gradients(t, own[worker], rows);
   });
 }

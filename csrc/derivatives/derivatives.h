@@ -110,6 +110,7 @@ class Derivatives {
   void take_vectors(int64_t count, const T* vectors, const Parallel& parallel);
   struct Share {  // of one item of work: vectors first .. last - 1, at the tiles of a group
     int64_t group, first, last;
+    const Parallel* helpers;
   };
   // For every share of `count` vectors: begin(work, share), then, if a parameter reaches the output,
   // tile(work, share, t, values at theta) for its tiles in order. False when stopped.
@@ -121,8 +122,13 @@ class Derivatives {
   Work& ready(Work& work) const;
   int64_t group_begin(int64_t group) const { return group * program_.tiles_ / groups_; }
   using Waiting = std::vector<DirectSum<T>>*;
-  Pass<T> pass(int64_t tile, const Primal<T>& primal, size_t number, Waiting waiting = nullptr,
-               const LateSums* late = nullptr) const;
+  // How the ops of a tile are run: what waits, what is late, who helps; see Pass.
+  struct Mode {
+    const Parallel* helpers = nullptr;
+    Waiting waiting = nullptr;
+    const LateSums* late = nullptr;
+  };
+  Pass<T> pass(int64_t tile, const Primal<T>& primal, size_t number, const Mode& mode) const;
   const T* output(const Primal<T>& primal) const;
   T* output_part(const Buffer<T>& rows) const;  // of adjoints or tangents; null: does not move
 
@@ -131,20 +137,20 @@ class Derivatives {
   bool add_late(int64_t from, int64_t to, const std::vector<Buffer<T>>& waiting,
                 const Parallel& parallel, const ShouldStop& stop, NextPoll& poll);
   // Values, then adjoints; gradient (n,) += this tile's but the late ones. Returns the tile's loss.
-  double primal(int64_t tile, Primal<T>& to, double* gradient) const;
-  void forward(int64_t tile, Primal<T>& to) const;
+  double primal(int64_t tile, Primal<T>& to, double* gradient, const Parallel* helpers) const;
+  void forward(int64_t tile, Primal<T>& to, const Mode& mode) const;
   // Adjoints of everything from the output's, already in place; parameters' += in gradient.
   void reverse(int64_t tile, const Primal<T>& primal, const Buffer<T>& adjoints, T* panels,
-               double* gradient, Waiting waiting = nullptr, const LateSums* late = nullptr) const;
+               double* gradient, const Mode& mode) const;
   void tangent_forward(int64_t tile, const Primal<T>& primal, const Vector<T>& v,
-                       const Tangents<T>& to) const;
+                       const Tangents<T>& to, const Mode& mode) const;
   void tangent_reverse(int64_t tile, const Primal<T>& primal, const Vector<T>& v,
-                       const Tangents<T>& tangents, const Work& work, T* panels,
-                       Waiting waiting, double* out) const;
+                       const Tangents<T>& tangents, const Work& work, T* panels, double* out,
+                       const Mode& mode) const;
   // v^T A v of the tile's loss, from its tangents along v and the seed; these adjoints are written
   // over. vector: v as it was given.
   double form(Matrix matrix, int64_t tile, const Primal<T>& primal, const Vector<T>& v,
-              const T* vector, const Tangents<T>& tangents, Work& work) const;
+              const T* vector, const Tangents<T>& tangents, Work& work, const Mode& mode) const;
   // The output's adjoint from its tangent: how the matrices differ.
   void seed(Matrix matrix, int64_t tile, const Primal<T>& primal, const Tangents<T>& tangents,
             const Work& work) const;
@@ -153,6 +159,7 @@ class Derivatives {
   const Program<T>& program_;
   const cpu::Kernels<T>& kernels_;
   int64_t groups_;
+  bool divisible_;  // its tiles, among threads
   TileLayout layout_;
   LateSums late_;
   std::optional<BatchPasses<T>> passes_;  // where samples depend on their batch

@@ -11,7 +11,7 @@ namespace pylandscape {
 
 template <typename T>
 Pass<T> Derivatives<T>::pass(int64_t tile, const Primal<T>& primal, size_t number,
-                             Waiting waiting, const LateSums* late) const {
+                             const Mode& mode) const {
   const Program<T>& p = program_;
   return {p,
           layout_,
@@ -28,8 +28,9 @@ Pass<T> Derivatives<T>::pass(int64_t tile, const Primal<T>& primal, size_t numbe
           nullptr,
           nullptr,
           nullptr,
-          waiting,
-          late != nullptr ? &late->ops : nullptr};
+          mode.waiting,
+          mode.late != nullptr ? &mode.late->ops : nullptr,
+          mode.helpers};
 }
 
 template <typename T>
@@ -44,10 +45,12 @@ T* Derivatives<T>::output_part(const Buffer<T>& rows) const {
 }
 
 template <typename T>
-double Derivatives<T>::primal(int64_t t, Primal<T>& to, double* gradient) const {
+double Derivatives<T>::primal(int64_t t, Primal<T>& to, double* gradient,
+                              const Parallel* helpers) const {
+  const Mode mode{helpers, nullptr, &late_};
   const Program<T>& p = program_;
   const int64_t cols = p.padded_columns(t);
-  forward(t, to);
+  forward(t, to, mode);
   std::vector<double> terms(cols);
   kernels_.loss(p.loss_, p.targets(t), cols, output(to), terms.data(), nullptr);
   const double loss =
@@ -57,41 +60,40 @@ double Derivatives<T>::primal(int64_t t, Primal<T>& to, double* gradient) const 
   if (seed == nullptr) return loss;  // no parameter reaches the output
   kernels_.loss_gradient(p.loss_, p.targets(t), cols, output(to), seed);
   clear_padding(p.slots_[p.output_], cols, p.tile_columns(t), seed);
-  reverse(t, to, to.adjoints, to.panels.data(), gradient, nullptr, &late_);
-  walk_bends(p, layout_, [&](size_t i) { return pass(t, to, i); }, to);
+  reverse(t, to, to.adjoints, to.panels.data(), gradient, mode);
+  walk_bends(p, layout_, [&](size_t i) { return pass(t, to, i, mode); }, to);
   return loss;
 }
 
 template <typename T>
-void Derivatives<T>::forward(int64_t t, Primal<T>& to) const {
+void Derivatives<T>::forward(int64_t t, Primal<T>& to, const Mode& mode) const {
   std::vector<const T*> slots(program_.slots_.size(), nullptr);
   slots[0] = program_.tile_data(t);
-  walk_forward(all_ops(program_), [&](size_t i) { return pass(t, to, i); }, to,
+  walk_forward(all_ops(program_), [&](size_t i) { return pass(t, to, i, mode); }, to,
                slots.data());
 }
 
 template <typename T>
 void Derivatives<T>::reverse(int64_t t, const Primal<T>& primal, const Buffer<T>& adjoints,
-                             T* panels, double* gradient, Waiting waiting,
-                             const LateSums* late) const {
+                             T* panels, double* gradient, const Mode& mode) const {
   walk_reverse(program_, layout_, all_ops(program_),
-               [&](size_t i) { return pass(t, primal, i, waiting, late); }, adjoints, panels,
+               [&](size_t i) { return pass(t, primal, i, mode); }, adjoints, panels,
                gradient);
 }
 
 template <typename T>
 void Derivatives<T>::tangent_forward(int64_t t, const Primal<T>& primal, const Vector<T>& v,
-                                     const Tangents<T>& to) const {
+                                     const Tangents<T>& to, const Mode& mode) const {
   walk_tangent_forward(program_, layout_, all_ops(program_),
-                       [&](size_t i) { return pass(t, primal, i); }, v, to.values);
+                       [&](size_t i) { return pass(t, primal, i, mode); }, v, to.values);
 }
 
 template <typename T>
 void Derivatives<T>::tangent_reverse(int64_t t, const Primal<T>& primal, const Vector<T>& v,
                                      const Tangents<T>& tangents, const Work& work,
-                                     T* panels, Waiting waiting, double* out) const {
+                                     T* panels, double* out, const Mode& mode) const {
   walk_tangent_reverse(program_, layout_, all_ops(program_),
-                       [&](size_t i) { return pass(t, primal, i, waiting); }, v, tangents,
+                       [&](size_t i) { return pass(t, primal, i, mode); }, v, tangents,
                        work.columns.data(), panels, out);
 }
 
@@ -119,10 +121,11 @@ void Derivatives<T>::seed(Matrix matrix, int64_t t, const Primal<T>& primal,
 // of the op's second derivative: R(dx) and R(dp) with R(dy) = 0, times Rx and v.
 template <typename T>
 double Derivatives<T>::form(Matrix matrix, int64_t t, const Primal<T>& primal, const Vector<T>& v,
-                            const T* vector, const Tangents<T>& tangents, Work& work) const {
+                            const T* vector, const Tangents<T>& tangents, Work& work,
+                            const Mode& mode) const {
   const Program<T>& p = program_;
   const auto at = [&](size_t i) {
-    return TangentReverse<T>(pass(t, primal, i), v, tangents, work.columns.data(),
+    return TangentReverse<T>(pass(t, primal, i, mode), v, tangents, work.columns.data(),
                              work.panels.data(), work.sums.data());
   };
   const int64_t cols = p.padded_columns(t);
@@ -165,7 +168,7 @@ void Derivatives<T>::add_sample_gradients(int64_t t, const Primal<T>& primal, T*
   for (size_t i = 0; i < program_.ops_.size(); ++i) {
     const Op& op = program_.ops_[i];
     if (layout_.moves[op.output])
-      passes<T>(op.kind).sample_gradients(SampleGradients<T>(pass(t, primal, i), out));
+      passes<T>(op.kind).sample_gradients(SampleGradients<T>(pass(t, primal, i, {}), out));
   }
 }
 

@@ -2,10 +2,12 @@
 // y; a leading r is the tangent along a vector (Pearlmutter's R-operator), so rdy is the tangent of
 // the adjoint. Whatever does not depend on theta, or is zero, is null.
 #pragma once
+#include <algorithm>
 #include <vector>
 
 #include "derivatives/tile_layout.h"
 #include "program/buffer.h"
+#include "program/items.h"
 
 namespace pylandscape {
 
@@ -67,6 +69,20 @@ struct Pass {
   std::vector<DirectSum<T>>* waiting = nullptr;  // null: these sums are not put off
   // By op: whose weight's sums are taken after the passes (LateSums); null: of none.
   const std::vector<bool>* late_sums = nullptr;
+  const Parallel* helpers = nullptr;  // threads that may take parts of the op; null: one takes all
+
+  // Whether such parts are worth handing out: of so many multiply-adds, or what takes as long.
+  bool shares(int64_t work) const { return helpers != nullptr && work >= kSharedWork; }
+  // f(first, last) over parts of 0 .. count - 1, which are independent of each other: every element
+  // has the bits of f(0, count). work: of one.
+  template <typename F>
+  void share(int64_t count, int64_t work, F f) const {
+    if (!shares(count * work)) return f(int64_t{0}, count);
+    const int64_t parts = std::min<int64_t>(count, kPartsOfThread * helpers->workers);
+    Items(parts, *helpers, {}).run([&](int, int64_t i) {
+      f(count * i / parts, count * (i + 1) / parts);
+    });
+  }
 
   const std::vector<int64_t>& features() const { return program.slots(); }
   int64_t rows() const { return program.features(op.output); }
@@ -118,6 +134,8 @@ struct Pass {
   }
 
  protected:
+  static constexpr int64_t kSharedWork = int64_t{1} << 21;  // some 40 us
+  static constexpr int64_t kPartsOfThread = 4;
   static const T* packed_at(const Vector<T>& of, const OpList& program, int use) {
     return of.packed.data() + program.uses()[use].packed;
   }

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "program/ops/entry.h"
+
 namespace pylandscape {
 namespace {
 
@@ -10,6 +12,10 @@ constexpr int64_t kLateSum = 256;                  // samples that join the doub
 constexpr int64_t kStrip = 256;                    // features of a work item
 // Of the tiles whose sums wait at most, where values at theta are not kept.
 constexpr int64_t kLateBytes = int64_t{1} << 26;
+
+// Multiply-adds of a forward pass over a group for each parameter, from which on its sums take less
+// than a hundredth of its time.
+constexpr int64_t kGroupWork = 2048;
 
 // Whether op i alone has the weight, of one product a tile.
 bool is_late(const OpList& program, const TileLayout& layout, size_t i) {
@@ -32,6 +38,27 @@ bool is_late(const OpList& program, const TileLayout& layout, size_t i) {
 }
 
 }  // namespace
+
+int64_t sum_groups(const OpList& program, int64_t samples, int64_t tiles) {
+  int64_t work = 0;  // of a sample
+  for (const Op& op : program.ops())
+    if (entry(op.kind).columns != nullptr)
+      work += program.features(op.output) * program.uses()[op.weight].cols;
+  const int64_t worth = samples * work / (kGroupWork * std::max<int64_t>(1, program.n()));
+  return std::min(tiles, std::clamp(worth, kLeastGroups, kMostGroups));
+}
+
+bool divisible(const OpList& program) {
+  int64_t whole = 0, divided = 0;
+  for (const Op& op : program.ops()) {
+    const cpu::MatmulArgs& a = op.strides;
+    if (op.kind == OpKind::kMatmul) divided += op.outer * a.m * a.n * a.k;
+    if (entry(op.kind).columns == nullptr) continue;
+    (op.kind == OpKind::kLinear ? divided : whole) +=
+        program.features(op.output) * program.uses()[op.weight].cols;
+  }
+  return divided >= 3 * whole;
+}
 
 template <typename T>
 LateSums LateSums::of(const OpList& program, const TileLayout& layout,

@@ -7,6 +7,16 @@
 
 namespace pylandscape {
 
+// Groups of tiles whose sums over samples are taken apart and added in order: so many threads can
+// share the tiles. Four at least; more where the products of a group are so many that its n doubles,
+// which are cleared and added, do not count. From shapes alone, so that the bits do not depend on
+// the threads.
+constexpr int64_t kLeastGroups = 4, kMostGroups = 16;
+int64_t sum_groups(const OpList& program, int64_t samples, int64_t tiles);
+
+// Whether threads can share the ops of a tile: most of its products are such that Pass::share divides.
+bool divisible(const OpList& program);
+
 // The gradient of a weight (m, k): summed where it belongs, or, where the parameter holds the
 // transpose, in rows of its own that are added transposed at the end.
 class WeightSums {

@@ -62,6 +62,12 @@ struct PointPass {
     if (kept.size() < size) kept = Buffer<double>(size);
     return kept;
   }
+  // As of Pass; a block of points is one thread's.
+  template <typename F>
+  static void share(int64_t count, int64_t, F f) {
+    f(int64_t{0}, count);
+  }
+  static constexpr bool shares(int64_t) { return false; }
   static constexpr const double* weight() { return nullptr; }
   static constexpr const double* along(int) { return nullptr; }
 };

@@ -91,6 +91,7 @@ struct Op {
   // matmul: scale `a`; the first rows of each of `outer` are in x_, y_ and z_outer.
   cpu::MatmulArgs strides{};
   std::vector<int64_t> x_outer, y_outer, z_outer;
+  bool repeats[2] = {};  // whether it reads a row of x, of y, more than once
   cpu::MatmulArgs matmul() const {
     cpu::MatmulArgs found = strides;
     found.x_outer = x_outer.data(), found.y_outer = y_outer.data(), found.z_outer = z_outer.data();

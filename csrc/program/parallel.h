@@ -1,6 +1,7 @@
 // How work is divided among threads, and stopped.
 #pragma once
 #include <chrono>
+#include <cstdint>
 #include <functional>
 
 namespace pylandscape {
@@ -9,6 +10,16 @@ namespace pylandscape {
 struct Parallel {
   int workers = 1;
   std::function<void(const std::function<void(int)>& body)> run;
+};
+
+// Items on the threads; or, where most threads would have none and an item can be divided, one item
+// after the other on the calling thread, which the others help inside of it.
+struct Division {
+  Division(int64_t count, bool divisible, const Parallel& all)
+      : helpers(divisible && 2 * count <= all.workers ? &all : nullptr),
+        items(helpers == nullptr ? all : Parallel{1, [](const auto& body) { body(0); }}) {}
+  const Parallel* helpers;
+  const Parallel items;
 };
 
 // Asked now and then on the calling thread; true stops the work.

@@ -6,12 +6,12 @@
 #include <stdexcept>
 
 #include "derivatives/parameters.h"
+#include "derivatives/weight_sums.h"
 #include "program/items.h"
 
 namespace pylandscape {
 namespace {
 
-constexpr int64_t kGroups = 4;                 // independent sums over tiles of a step
 constexpr int64_t kWholeBytes = 1 << 30;       // of mini-batches that stay in memory as a whole
 constexpr int64_t kGatheredBytes = 4 << 20;    // of mini-batches gathered ahead
 
@@ -30,7 +30,8 @@ Training<T>::Training(const Program<T>& program, const Rule& rule, const double*
       batches_(program, counts, widest_,
                data_columns(program, layout_, widest_, kernels_.vector_length)),
       passes_(program, layout_, widest_),
-      mixes_(program.mixes()) {
+      mixes_(program.mixes()),
+      divisible_(!mixes_ && divisible(program)) {
   for (const size_t i : passes_.own()) {
     const Norm& norm = program.ops_[i].norm;
     const bool kept = norm.keep_mean < 0 || std::min(norm.keep_mean, norm.keep_variance) >= n_;
@@ -41,7 +42,8 @@ Training<T>::Training(const Program<T>& program, const Rule& rule, const double*
 // The sum of the tile's loss terms; sums (n,) += its gradient.
 template <typename T>
 double Training<T>::tile(const Gathered<T>& batch, int64_t number, const Vector<T>& theta,
-                         const Draw& draw, Tile& to, double* sums) const {
+                         const Draw& draw, Tile& to, const Parallel* helpers,
+                         double* sums) const {
   const Program<T>& p = program_;
   Primal<T>& primal = to.primal;
   if (primal.values.size() == 0) {
@@ -54,7 +56,8 @@ double Training<T>::tile(const Gathered<T>& batch, int64_t number, const Vector<
   const Draw own{draw.seed, draw.step, number * batch.tile};
   const auto pass = [&](size_t i) -> Pass<T> {
     return {p, layout_, kernels_, theta, primal, batches_.data(batch, number), widest_, cols,
-            samples, i, p.ops_[i], batches_.columns_of(batch, number), &own};
+            samples, i, p.ops_[i], batches_.columns_of(batch, number), &own,
+            nullptr, nullptr, nullptr, nullptr, helpers};
   };
   to.slots.assign(p.slots_.size(), nullptr);
   to.slots[0] = batches_.data(batch, number);
@@ -122,8 +125,8 @@ void Training<T>::move_statistics(const BatchMemory<T>& memory, int64_t size, in
 template <typename T>
 double Training<T>::gradient(const Gathered<T>& batch, const T* theta, T* statistics,
                              int64_t before, const Draw& draw, Work& work,
-                             const Groups& run_groups, double* sums) {
-  const int64_t n = program_.n_, groups = std::min(kGroups, batch.tiles);
+                             const Groups& run_groups, const Parallel& threads, double* sums) {
+  const int64_t n = program_.n_, groups = sum_groups(program_, batch.samples, batch.tiles);
   const bool first = work.theta.packed.size() == 0;
   if (statistics_ > 0) {
     work.whole.resize(n);
@@ -135,20 +138,21 @@ double Training<T>::gradient(const Gathered<T>& batch, const T* theta, T* statis
   std::fill_n(sums, n, 0.0);
   if (static_cast<int64_t>(work.partial.size()) < (groups - 1) * n)
     work.partial.resize((groups - 1) * n);
-  double losses[kGroups] = {};
+  double losses[kMostGroups] = {};
   if (mixes_) {
-    double* parts[kGroups] = {sums};
+    double* parts[kMostGroups] = {sums};
     for (int64_t g = 1; g < groups; ++g) parts[g] = work.partial.data() + (g - 1) * n;
     std::fill_n(work.partial.data(), (groups - 1) * n, 0.0);
     losses[0] = whole_batch(batch, draw, work, run_groups, parts);
     if (statistics_ > 0) move_statistics(work.memory, batch.samples, before, statistics);
   }
+  const Division division(groups, divisible_, threads);
   if (!mixes_) run_groups(groups, [&](int worker, int64_t group) {
     double* to = group == 0 ? sums : work.partial.data() + (group - 1) * n;
     if (group > 0) std::fill_n(to, n, 0.0);
     Tile& scratch = worker < 0 ? work.tile : works_[worker].tile;
     for (int64_t t = group * batch.tiles / groups; t < (group + 1) * batch.tiles / groups; ++t)
-      losses[group] += tile(batch, t, work.theta, draw, scratch, to);
+      losses[group] += tile(batch, t, work.theta, draw, scratch, division.helpers, to);
   });
   for (int64_t g = 1; g < groups; ++g) {
     const double* from = work.partial.data() + (g - 1) * n;
@@ -160,7 +164,8 @@ double Training<T>::gradient(const Gathered<T>& batch, const T* theta, T* statis
 
 template <typename T>
 void Training<T>::step(const Runs<T>& runs, int64_t run, int64_t number, double rate,
-                       const Gathered<T>& batch, Work& work, const Groups& groups, double* loss) {
+                       const Gathered<T>& batch, Work& work, const Groups& groups,
+                       const Parallel& threads, double* loss) {
   const int64_t n = n_, done = runs.done + number, passes = rule_.two_stages ? 2 : 1;
   T *theta = runs.theta + run * n, *statistics = runs.statistics + run * statistics_;
   const Draw draw{runs.seeds != nullptr ? static_cast<uint64_t>(runs.seeds[run]) : 0,
@@ -168,14 +173,15 @@ void Training<T>::step(const Runs<T>& runs, int64_t run, int64_t number, double 
   if (static_cast<int64_t>(work.sums.size()) < program_.n_) work.sums.resize(program_.n_);
   double* sums = work.sums.data();
   const double sum =
-      gradient(batch, theta, statistics, done * passes, draw, work, groups, sums);
+      gradient(batch, theta, statistics, done * passes, draw, work, groups, threads, sums);
   *loss = sum / batch.denominator;
   double scale = batch.scale;
   if (rule_.two_stages) {
     work.moved.resize(n), work.stage.assign(sums, sums + n);
     for (int64_t i = 0; i < n; ++i)
       work.moved[i] = static_cast<T>(theta[i] - rule_.q1 * rate * scale * sums[i]);
-    gradient(batch, work.moved.data(), statistics, done * passes + 1, draw, work, groups, sums);
+    gradient(batch, work.moved.data(), statistics, done * passes + 1, draw, work, groups, threads,
+             sums);
     for (int64_t i = 0; i < n; ++i) sums[i] = rule_.a1 * work.stage[i] + rule_.a2 * sums[i];
   }
   if (rule_.clip >= 0) {
@@ -197,6 +203,7 @@ bool Training<T>::advance(const Runs<T>& runs, const std::vector<Indices>& steps
   const int64_t count = static_cast<int64_t>(steps.size());
   if (works_.size() < static_cast<size_t>(std::max<int64_t>(parallel.workers, 1)))
     works_.resize(parallel.workers);
+  const Parallel one{1, nullptr};
   const Groups serial = [](int64_t groups, const std::function<void(int, int64_t)>& body) {
     for (int64_t g = 0; g < groups; ++g) body(-1, g);
   };
@@ -233,21 +240,25 @@ bool Training<T>::advance(const Runs<T>& runs, const std::vector<Indices>& steps
     if (several && (runs.count < parallel.workers || at_once * whole > kWholeBytes)) {
       bool stopped = false;
       const Groups spread = [&](int64_t groups, const std::function<void(int, int64_t)>& body) {
-        stopped = stopped || !Items(groups, parallel, stop).run(body);
+        const Division division(groups, divisible_, parallel);
+        stopped = stopped || !Items(groups, division.items, stop).run(body);
       };
       for (int64_t run = 0; run < runs.count; ++run)
         for (int64_t s = first; s < last; ++s) {
-          step(runs, run, s, rates[s], batch_of(s, run, works_[0]), works_[0], spread,
+          step(runs, run, s, rates[s], batch_of(s, run, works_[0]), works_[0], spread, parallel,
                losses + run * count + s);
           if (stopped) return false;
         }
       continue;
     }
-    Items items(runs.count, parallel, stop);
+    // Several tiles would be divided among the threads above, were these not fewer than the runs.
+    const Division division(runs.count, divisible_ && !several, parallel);
+    const Parallel& threads = division.helpers != nullptr ? parallel : one;
+    Items items(runs.count, division.items, stop);
     const bool done = items.run([&](int worker, int64_t run) {
       Work& work = works_[worker];
       for (int64_t s = first; s < last && !items.stopping(); ++s)
-        step(runs, run, s, rates[s], batch_of(s, run, work), work, serial,
+        step(runs, run, s, rates[s], batch_of(s, run, work), work, serial, threads,
              losses + run * count + s);
     });
     if (!done) return false;

@@ -65,15 +65,17 @@ class Training {
   };
 
   double gradient(const Gathered<T>& batch, const T* theta, T* statistics, int64_t before,
-                  const Draw& draw, Work& work, const Groups& groups, double* sums);
+                  const Draw& draw, Work& work, const Groups& groups, const Parallel& threads,
+                  double* sums);
   double tile(const Gathered<T>& batch, int64_t number, const Vector<T>& theta, const Draw& draw,
-              Tile& to, double* sums) const;
+              Tile& to, const Parallel* helpers, double* sums) const;
   double whole_batch(const Gathered<T>& batch, const Draw& draw, Work& work, const Groups& groups,
                      double* const* sums) const;
   void move_statistics(const BatchMemory<T>& memory, int64_t size, int64_t before,
                        T* statistics) const;
   void step(const Runs<T>& runs, int64_t run, int64_t number, double rate,
-            const Gathered<T>& batch, Work& work, const Groups& groups, double* loss);
+            const Gathered<T>& batch, Work& work, const Groups& groups, const Parallel& threads,
+            double* loss);
 
   const Program<T>& program_;
   const cpu::Kernels<T>& kernels_;
@@ -84,6 +86,7 @@ class Training {
   Batches<T> batches_;
   BatchPasses<T> passes_;
   bool mixes_;
+  bool divisible_;  // a tile, among threads
 
   std::mutex busy_;
   std::vector<Work> works_;

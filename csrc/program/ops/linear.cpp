@@ -127,38 +127,94 @@ struct Linear : Rules<Linear> {
     return round_up(p.op.k, 2 * p.kernels.vector_length) * p.cols;
   }
 
+  // y = W x + b for those rows of group o of y, which has `rows`; x has `depth`. Or y += W x.
+  template <typename T>
+  struct Product {
+    const Pass<T>& p;
+    int64_t rows, depth, o, first, last;
+    void set(const T* w, const T* x, const T* bias, bool relu, T* y) const {
+      p.kernels.linear(last - first, p.cols, depth, w + first * depth, x + o * depth * p.cols,
+                       bias != nullptr ? bias + first : nullptr, relu, at(y));
+    }
+    void add(const T* w, const T* x, T* y) const {
+      p.kernels.linear_add(last - first, p.cols, depth, w + first * depth, x + o * depth * p.cols,
+                           at(y));
+    }
+    T* at(T* y) const { return y + (o * rows + first) * p.cols; }
+  };
+  // f(Product) for the rows, in whole panels, of every group of a result with `rows` rows.
+  template <typename T, typename F>
+  static void each_product(const Pass<T>& p, int64_t rows, int64_t depth, F f) {
+    const int64_t outer = p.op.outer, work = rows * depth * p.cols;
+    if (outer > 1)
+      return p.share(outer, work, [&](int64_t first, int64_t last) {
+        for (int64_t o = first; o < last; ++o) f(Product<T>{p, rows, depth, o, 0, rows});
+      });
+    const cpu::PanelSplit split(rows, p.kernels.panel_rows);
+    p.share(split.panels, work / split.panels, [&](int64_t first, int64_t last) {
+      f(Product<T>{p, rows, depth, 0, split.first(first), split.first(last)});
+    });
+  }
+  // multiply(Product) with W^T for every group of the adjoints dy; as these are read then: their
+  // panels, their sums for the bias. Either is null where it is not asked for.
+  template <typename T, typename F>
+  static void each_adjoint(const Pass<T>& p, const T* dy, T* packed, double* db, F multiply) {
+    const Op& op = p.op;
+    const bool sums_apart = p.shares(op.outer * op.m * op.k * p.cols);  // in the order of the groups
+    each_product(p, op.k, op.m, [&](const Product<T>& product) {
+      const T* d = dy + product.o * op.m * p.cols;
+      if (product.first == 0) {
+        if (packed != nullptr)
+          p.kernels.pack(op.m, p.cols, d, panels(p, packed, p.number, product.o));
+        if (db != nullptr && !sums_apart) p.kernels.row_sums_add(op.m, p.cols, d, db);
+      }
+      multiply(product);
+    });
+    if (db == nullptr || !sums_apart) return;
+    p.share(op.m, op.outer * p.cols, [&](int64_t first, int64_t last) {
+      for (int64_t o = 0; o < op.outer; ++o)
+        p.kernels.row_sums_add(last - first, p.cols, dy + (o * op.m + first) * p.cols, db + first);
+    });
+  }
+  // Groups first .. last - 1 of x, as blocks of columns one after the other.
+  template <typename T>
+  static void pack_groups(const Pass<T>& p, const T* x, int64_t from, int64_t count, T* to) {
+    p.share(count, p.op.k * p.cols, [&](int64_t first, int64_t last) {
+      for (int64_t i = first; i < last; ++i)
+        p.kernels.pack_columns(p.op.k, p.cols, group(p, x, from + i), to + i * block(p));
+    });
+  }
+
   template <typename T>
   static void forward(const Forward<T>& p) {
+    const Op& op = p.op;
     const Call<T> c = call_of(p);
-    call(c);
-    for (int64_t o = 0; p.packs_forward() && o < p.op.outer; ++o)
-      p.kernels.pack_columns(p.op.k, p.cols, group(p, c.x(), o),
-                             p.to.columns.data() + p.layout.columns_at[p.number] + o * block(p));
+    const T* x = group(p, c.x(), 0);
+    each_product(p, op.m, op.k, [&](const auto& product) {
+      product.set(c.at.weight, x, c.at.bias, op.relu, c.y);
+    });
+    if (p.packs_forward())
+      pack_groups(p, c.x(), 0, op.outer, p.to.columns.data() + p.layout.columns_at[p.number]);
   }
 
   template <typename T>
   static void reverse(const Reverse<T>& p) {  // dW = dy x^T, db = dy 1, dx = W^T dy
     const Op& op = p.op;
-    for (int64_t o = 0; o < op.outer; ++o) {
-      const T* d = p.dy + o * op.m * p.cols;
-      if (p.multiplies()) p.kernels.pack(op.m, p.cols, d, panels(p, p.panels, p.number, o));
-      if (p.db != nullptr) p.kernels.row_sums_add(op.m, p.cols, d, p.db);
-      if (p.dx != nullptr)
-        p.kernels.linear_add(op.k, p.cols, op.m, p.transposed(p.theta), d, group(p, p.dx, o));
-    }
+    T* dx = p.dx != nullptr ? group(p, p.dx, 0) : nullptr;
+    each_adjoint<T>(p, p.dy, p.multiplies() ? p.panels : nullptr, p.db, [&](const auto& product) {
+      if (dx != nullptr) product.add(p.transposed(p.theta), p.dy, dx);
+    });
     if (p.dw == nullptr || !p.multiplies()) return;
     if (p.direct()) {
       add_directly(p, panels(p, p.panels, p.number, 0), p.dw);
     } else if (p.sums_alone()) {
       for (int64_t o = 0; o < op.outer; o += kTogether) {
         OuterSum<T> sum;
-        for (int64_t i = o; i < std::min(op.outer, o + kTogether); ++i) {
-          const T* columns = p.columns() + (p.packs_late() ? i - o : i) * block(p);
-          if (p.packs_late())
-            p.kernels.pack_columns(op.k, p.cols, group(p, p.x(), i),
-                                   p.late_columns + (i - o) * block(p));
-          sum.take(panels(p, p.panels, p.number, i), columns);
-        }
+        const int64_t last = std::min(op.outer, o + kTogether);
+        if (p.packs_late()) pack_groups(p, p.x(), o, last - o, p.late_columns);
+        for (int64_t i = o; i < last; ++i)
+          sum.take(panels(p, p.panels, p.number, i),
+                   p.columns() + (p.packs_late() ? i - o : i) * block(p));
         add(p, sum, p.dw);
       }
     } else if (p.layout.place[p.number] % kTogether == 0) {  // the first of some: all are there
@@ -176,10 +232,19 @@ struct Linear : Rules<Linear> {
   // g(weight) += a sum of products.
   template <typename T>
   static void add(const Pass<T>& p, const OuterSum<T>& sum, double* g) {
-    WeightSums sums(p.op, p.program.uses()[p.op.weight].transposed(), g);
+    const Op& op = p.op;
+    WeightSums sums(op, p.program.uses()[op.weight].transposed(), g);
     int64_t cols[2 * kTogether];
     std::fill_n(cols, sum.count, p.cols);
-    p.kernels.outer_add(p.op.m, p.op.k, p.op.k, sum.count, cols, sum.dy, sum.x, sums.data());
+    const int64_t width = 2 * p.kernels.vector_length;  // of a block of columns
+    p.share((op.k + width - 1) / width, op.m * width * p.cols * sum.count,
+            [&](int64_t first, int64_t last) {
+              const int64_t from = first * width, to = std::min(op.k, last * width);
+              const T* x[2 * kTogether];
+              for (int64_t i = 0; i < sum.count; ++i) x[i] = sum.x[i] + from * p.cols;
+              p.kernels.outer_add(op.m, to - from, op.k, sum.count, cols, sum.dy, x,
+                                  sums.data() + from);
+            });
     sums.finish();
   }
   // g(weight) += dy x^T of the data as they stand, or that later.
@@ -202,71 +267,65 @@ struct Linear : Rules<Linear> {
   template <typename T>
   static void tangent_forward(const TangentForward<T>& p) {  // Ry = V x + W Rx + Rb
     const Op& op = p.op;
-    for (int64_t o = 0; o < op.outer; ++o) {
-      T* out = p.ry + o * op.m * p.cols;
-      if (p.rw != nullptr)
-        p.kernels.linear(op.m, p.cols, op.k, p.rw, group(p, p.x(), o), p.rb, false, out);
-      if (p.rx == nullptr && p.rw == nullptr)
-        for (int64_t r = 0; r < op.m; ++r)
-          std::fill_n(out + r * p.cols, p.cols, p.rb != nullptr ? p.rb[r] : T(0));
-      if (p.rx != nullptr && p.rw != nullptr)
-        p.kernels.linear_add(op.m, p.cols, op.k, p.weight(), group(p, p.rx, o), out);
-      if (p.rx != nullptr && p.rw == nullptr)
-        p.kernels.linear(op.m, p.cols, op.k, p.weight(), group(p, p.rx, o), p.rb, false, out);
+    const T* x = group(p, p.x(), 0);
+    const T* rx = p.rx != nullptr ? group(p, p.rx, 0) : nullptr;
+    if (rx == nullptr && p.rw == nullptr) {
+      for (int64_t r = 0; r < op.outer * op.m; ++r)
+        std::fill_n(p.ry + r * p.cols, p.cols, p.rb != nullptr ? p.rb[r % op.m] : T(0));
+      return;
     }
+    each_product(p, op.m, op.k, [&](const auto& product) {
+      if (p.rw != nullptr) product.set(p.rw, x, p.rb, false, p.ry);
+      if (rx != nullptr && p.rw != nullptr) product.add(p.weight(), rx, p.ry);
+      if (rx != nullptr && p.rw == nullptr) product.set(p.weight(), rx, p.rb, false, p.ry);
+    });
   }
 
   template <typename T>
   static void tangent_reverse(const TangentReverse<T>& p) {
     // R(dW) = R(dy) x^T + dy Rx^T; R(dx) = W^T R(dy) + V^T dy.
-    const Op& op = p.op;
+    T* rdx = p.rdx != nullptr ? group(p, p.rdx, 0) : nullptr;
+    each_adjoint<T>(p, p.rdy, p.rdw != nullptr ? p.own_panels : nullptr, p.rdb,
+                    [&](const auto& product) {
+                      if (rdx == nullptr) return;
+                      product.add(p.transposed(p.theta), p.rdy, rdx);
+                      if (p.rdw != nullptr) product.add(p.transposed(p.v), p.dy, rdx);
+                    });
     if (p.rdw != nullptr) add_weights(p);
-    for (int64_t o = 0; o < op.outer; ++o) {
-      const T *d = p.dy + o * op.m * p.cols, *rd = p.rdy + o * op.m * p.cols;
-      if (p.rdb != nullptr) p.kernels.row_sums_add(op.m, p.cols, rd, p.rdb);
-      if (p.rdx == nullptr) continue;
-      p.kernels.linear_add(op.k, p.cols, op.m, p.transposed(p.theta), rd, group(p, p.rdx, o));
-      if (p.rdw != nullptr)
-        p.kernels.linear_add(op.k, p.cols, op.m, p.transposed(p.v), d, group(p, p.rdx, o));
-    }
   }
 
   template <typename T>
   static double form(const TangentReverse<T>& p) {  // <dy, 2 V Rx>
     const Op& op = p.op;
     if (p.rx == nullptr || p.along(op.weight) == nullptr) return 0;
-    for (int64_t o = 0; o < op.outer; ++o)
-      p.kernels.linear(op.m, p.cols, op.k, p.along(op.weight), group(p, p.rx, o), nullptr, false,
-                       p.rdy + o * op.m * p.cols);
+    const T* rx = group(p, p.rx, 0);
+    each_product(p, op.m, op.k, [&](const auto& product) {
+      product.set(p.along(op.weight), rx, nullptr, false, p.rdy);
+    });
     return 2 * p.dot(p.size(), p.rdy, p.dy);
   }
 
-  // R(dW): of all groups, or, at the first of some ops with one weight, of all these.
+  // R(dW): of all groups, or, at the first of some ops with one weight, of all these. R(dy) is in
+  // own_panels.
   template <typename T>
   static void add_weights(const TangentReverse<T>& p) {
     const Op& op = p.op;
     const bool late = p.packs_late();
     const T* adjoints = late ? p.late_panels : p.primal.panels.data();
-    for (int64_t o = 0; o < op.outer; ++o) {
-      const int64_t at = o * op.m * p.cols;
-      p.kernels.pack(op.m, p.cols, p.rdy + at, panels(p, p.own_panels, p.number, o));
-      if (late && p.rx != nullptr)
-        p.kernels.pack(op.m, p.cols, p.dy + at, panels(p, p.late_panels, p.number, o));
-    }
+    if (late && p.rx != nullptr)
+      for (int64_t o = 0; o < op.outer; ++o)
+        p.kernels.pack(op.m, p.cols, p.dy + o * op.m * p.cols, panels(p, p.late_panels, p.number, o));
     if (p.direct()) return add_directly<T>(p, panels(p, p.own_panels, p.number, 0), p.rdw);
     if (p.sums_alone()) {
       for (int64_t o = 0; o < op.outer; o += kTogether) {
         OuterSum<T> sum;
-        for (int64_t i = o; i < std::min(op.outer, o + kTogether); ++i) {
-          const T* kept = p.columns() + (late ? i - o : i) * block(p);
-          if (late)
-            p.kernels.pack_columns(op.k, p.cols, group(p, p.x(), i),
-                                   p.late_columns + (i - o) * block(p));
-          sum.take(panels(p, p.own_panels, p.number, i), kept);
-          if (p.rx == nullptr) continue;
-          T* columns = p.own_columns + (i - o) * block(p);
-          p.kernels.pack_columns(op.k, p.cols, group(p, p.rx, i), columns);
-          sum.take(panels(p, adjoints, p.number, i), columns);
+        const int64_t last = std::min(op.outer, o + kTogether);
+        if (late) pack_groups(p, p.x(), o, last - o, p.late_columns);
+        if (p.rx != nullptr) pack_groups(p, p.rx, o, last - o, p.own_columns);
+        for (int64_t i = o; i < last; ++i) {
+          sum.take(panels(p, p.own_panels, p.number, i), p.columns() + (late ? i - o : i) * block(p));
+          if (p.rx != nullptr)
+            sum.take(panels(p, adjoints, p.number, i), p.own_columns + (i - o) * block(p));
         }
         add(p, sum, p.rdw);
       }

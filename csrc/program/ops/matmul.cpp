@@ -17,6 +17,20 @@ bool within(const int64_t* outer, int64_t count, int64_t rows, int64_t n1, int64
                      [&](int64_t o) { return o + low >= 0 && o + high < rows; });
 }
 
+// Whether they reach one of the rows twice.
+bool meets_twice(const int64_t* outer, int64_t count, int64_t rows, int64_t n1, int64_t step1,
+                 int64_t n2, int64_t step2) {
+  std::vector<bool> met(rows, false);
+  for (int64_t o = 0; o < count; ++o)
+    for (int64_t i = 0; i < n1; ++i)
+      for (int64_t j = 0; j < n2; ++j) {
+        const int64_t row = outer[o] + i * step1 + j * step2;
+        if (met[row]) return true;
+        met[row] = true;
+      }
+  return false;
+}
+
 }  // namespace
 
 int OpList::matmul(int x, int y, const cpu::MatmulArgs& a, double scale) {
@@ -26,17 +40,15 @@ int OpList::matmul(int x, int y, const cpu::MatmulArgs& a, double scale) {
               within(a.y_outer, a.outer, in_features(y), a.k, a.yk, a.n, a.yj) &&
               within(a.z_outer, a.outer, size, a.m, a.zi, a.n, a.zj),
           "matmul: rows out of range");
-  std::vector<bool> written(size, false);
-  for (int64_t o = 0; o < a.outer; ++o)
-    for (int64_t i = 0; i < a.m; ++i)
-      for (int64_t j = 0; j < a.n; ++j) written[a.z_outer[o] + i * a.zi + j * a.zj] = true;
-  require(std::find(written.begin(), written.end(), false) == written.end(),
+  require(!meets_twice(a.z_outer, a.outer, size, a.m, a.zi, a.n, a.zj),
           "matmul: the result's rows are not written once each");
   Op op(OpKind::kMatmul, {x, y});
   op.strides = a, op.a = scale, op.outer = a.outer;
   op.x_outer.assign(a.x_outer, a.x_outer + a.outer);
   op.y_outer.assign(a.y_outer, a.y_outer + a.outer);
   op.z_outer.assign(a.z_outer, a.z_outer + a.outer);
+  op.repeats[0] = meets_twice(a.x_outer, a.outer, in_features(x), a.m, a.xi, a.k, a.xk);
+  op.repeats[1] = meets_twice(a.y_outer, a.outer, in_features(y), a.k, a.yk, a.n, a.yj);
   return add(std::move(op), size);
 }
 
@@ -72,37 +84,53 @@ struct Matmul : Rules<Matmul> {
     step.m = to.narrow(a.m), step.k = to.narrow(a.k), step.inner = to.narrow(a.n);
   }
 
+  // z = x y or z += x y, in blocks of rows. repeats: whether two of them may be one row of z.
+  template <class P, typename T>
+  static void multiply(const P& p, const cpu::MatmulArgs& a, bool add, const T* x, const T* y, T* z,
+                       bool repeats = false) {
+    const auto scale = static_cast<T>(p.op.a);
+    const int64_t blocks = (a.m + kBlock - 1) / kBlock;
+    const int64_t work = std::min(a.m, kBlock) * a.n * a.k * p.cols;
+    if (repeats || !p.shares(a.outer * blocks * work))
+      return p.kernels.matmul(a, p.cols, scale, add, x, y, z);
+    p.share(a.outer * blocks, work, [&](int64_t first, int64_t last) {
+      for (int64_t block = first; block < last; ++block) {
+        const int64_t o = block / blocks, row = block % blocks * kBlock;
+        const int64_t x_first = a.x_outer[o] + row * a.xi, y_first = a.y_outer[o];
+        const int64_t z_first = a.z_outer[o] + row * a.zi;
+        cpu::MatmulArgs own = a;
+        own.outer = 1, own.m = std::min(kBlock, a.m - row);
+        own.x_outer = &x_first, own.y_outer = &y_first, own.z_outer = &z_first;
+        p.kernels.matmul(own, p.cols, scale, add, x, y, z);
+      }
+    });
+  }
+  static constexpr int64_t kBlock = 32;
+
   template <class P>
   static void reverse(const P& p) {
-    const auto scale = static_cast<typename P::Value>(p.op.a);
     auto* dz = p.d(1);
-    if (p.dx != nullptr)
-      p.kernels.matmul(matmul_dx(p.op), p.cols, scale, true, p.dy, p.x(1), p.dx);
-    if (dz != nullptr) p.kernels.matmul(matmul_dy(p.op), p.cols, scale, true, p.x(0), p.dy, dz);
+    if (p.dx != nullptr) multiply(p, matmul_dx(p.op), true, p.dy, p.x(1), p.dx, p.op.repeats[0]);
+    if (dz != nullptr) multiply(p, matmul_dy(p.op), true, p.x(0), p.dy, dz, p.op.repeats[1]);
   }
 
   template <class P>
   static void tangent_forward(const P& p) {  // R(x y) = Rx y + x Ry
-    const auto scale = static_cast<typename P::Value>(p.op.a);
     const auto* rz = p.r(1);
-    if (p.rx != nullptr)
-      p.kernels.matmul(p.op.matmul(), p.cols, scale, false, p.rx, p.x(1), p.ry);
-    if (rz != nullptr)
-      p.kernels.matmul(p.op.matmul(), p.cols, scale, p.rx != nullptr, p.x(0), rz, p.ry);
+    if (p.rx != nullptr) multiply(p, p.op.matmul(), false, p.rx, p.x(1), p.ry);
+    if (rz != nullptr) multiply(p, p.op.matmul(), p.rx != nullptr, p.x(0), rz, p.ry);
   }
 
   template <class P>
   static void tangent_reverse(const P& p) {
-    const auto scale = static_cast<typename P::Value>(p.op.a);
     const cpu::MatmulArgs left = matmul_dx(p.op), right = matmul_dy(p.op);
+    const bool* repeats = p.op.repeats;
     const auto* rz = p.r(1);
     auto* rdz = p.rd(1);
-    if (p.rdx != nullptr) p.kernels.matmul(left, p.cols, scale, true, p.rdy, p.x(1), p.rdx);
-    if (p.rdx != nullptr && rz != nullptr)
-      p.kernels.matmul(left, p.cols, scale, true, p.dy, rz, p.rdx);
-    if (rdz != nullptr) p.kernels.matmul(right, p.cols, scale, true, p.x(0), p.rdy, rdz);
-    if (rdz != nullptr && p.rx != nullptr)
-      p.kernels.matmul(right, p.cols, scale, true, p.rx, p.dy, rdz);
+    if (p.rdx != nullptr) multiply(p, left, true, p.rdy, p.x(1), p.rdx, repeats[0]);
+    if (p.rdx != nullptr && rz != nullptr) multiply(p, left, true, p.dy, rz, p.rdx, repeats[0]);
+    if (rdz != nullptr) multiply(p, right, true, p.x(0), p.rdy, rdz, repeats[1]);
+    if (rdz != nullptr && p.rx != nullptr) multiply(p, right, true, p.rx, p.dy, rdz, repeats[1]);
   }
 };
 

@@ -21,8 +21,6 @@ int OpList::softmax(int x, bool log, int64_t outer, int64_t size, int64_t inner,
 
 namespace {
 
-cpu::SoftmaxArgs softmax_of(const Op& op) { return {op.log, op.outer, op.k, op.inner}; }
-
 struct Softmax : Rules<Softmax> {
   static constexpr bool in_place = true, point_lanes = true;
 
@@ -48,17 +46,34 @@ struct Softmax : Rules<Softmax> {
 
   template <class P>
   static void reverse(const P& p) {
-    p.kernels.softmax_reverse(softmax_of(p.op), p.cols, p.y(), p.dy, p.dx);
+    each_part(p, [&](const cpu::SoftmaxArgs& a, int64_t at) {
+      p.kernels.softmax_reverse(a, p.cols, p.y() + at, p.dy + at, p.dx + at);
+    });
   }
 
   template <class P>
   static void tangent_forward(const P& p) {
-    p.kernels.softmax_tangent(softmax_of(p.op), p.cols, p.y(), p.rx, p.ry);
+    each_part(p, [&](const cpu::SoftmaxArgs& a, int64_t at) {
+      p.kernels.softmax_tangent(a, p.cols, p.y() + at, p.rx + at, p.ry + at);
+    });
   }
 
   template <class P>
   static void tangent_reverse(const P& p) {
-    p.kernels.softmax_reverse_tangent(softmax_of(p.op), p.cols, p.y(), p.ry, p.dy, p.rdy, p.rdx);
+    each_part(p, [&](const cpu::SoftmaxArgs& a, int64_t at) {
+      p.kernels.softmax_reverse_tangent(a, p.cols, p.y() + at, p.ry + at, p.dy + at, p.rdy + at,
+                                        p.rdx + at);
+    });
+  }
+
+  // f(part, its first element).
+  template <class P, typename F>
+  static void each_part(const P& p, F f) {
+    const Op& op = p.op;
+    const int64_t group = op.k * op.inner * p.cols;
+    p.share(op.outer, 4 * group, [&](int64_t first, int64_t last) {
+      f(cpu::SoftmaxArgs{op.log, last - first, op.k, op.inner}, first * group);
+    });
   }
 };
 

@@ -34,28 +34,47 @@ struct Unary : Rules<Unary> {
   // Keeps f' and f''; Derivatives makes f'' dy of it once dy is known.
   template <class P>
   static void forward(const P& p) {
-    call(call_of(p));
-    if (p.moves())
-      p.kernels.unary_derivatives(p.op.unary, p.op.a, p.op.b, p.size(), p.x(), p.bent(p.to.first),
-                                  p.bent(p.to.curved));
+    const Op& op = p.op;
+    const auto c = call_of(p);
+    const auto *x = c.x();
+    each_part(p, [&](int64_t at, int64_t size) {
+      p.kernels.unary(op.unary, op.a, op.b, size, x + at, c.y + at);
+      if (p.moves())
+        p.kernels.unary_derivatives(op.unary, op.a, op.b, size, x + at, p.bent(p.to.first) + at,
+                                    p.bent(p.to.curved) + at);
+    });
   }
 
   template <class P>
   static void reverse(const P& p) {
-    p.kernels.product_add(p.size(), 1, p.first(), p.dy, p.dx);
+    each_part(p, [&](int64_t at, int64_t size) {
+      p.kernels.product_add(size, 1, p.first() + at, p.dy + at, p.dx + at);
+    });
   }
 
   template <class P>
   static void tangent_forward(const P& p) {
-    p.kernels.binary(cpu::Binary::kMul, p.size(), p.first(), p.rx, p.ry);
-    if (p.op.unary == cpu::Unary::kPositive)  // zeros, and NaN where there are no tangents
-      p.kernels.product_add(p.size(), 1, p.curved(), p.rx, p.ry);
+    each_part(p, [&](int64_t at, int64_t size) {
+      p.kernels.binary(cpu::Binary::kMul, size, p.first() + at, p.rx + at, p.ry + at);
+      if (p.op.unary == cpu::Unary::kPositive)  // zeros, and NaN where there are no tangents
+        p.kernels.product_add(size, 1, p.curved() + at, p.rx + at, p.ry + at);
+    });
   }
 
   template <class P>
   static void tangent_reverse(const P& p) {  // R(dx) = f' R(dy) + (f'' dy) Rx
-    p.kernels.product_add(p.size(), 1, p.first(), p.rdy, p.rdx);
-    p.kernels.product_add(p.size(), 1, p.curved(), p.rx, p.rdx);
+    each_part(p, [&](int64_t at, int64_t size) {
+      p.kernels.product_add(size, 1, p.first() + at, p.rdy + at, p.rdx + at);
+      p.kernels.product_add(size, 1, p.curved() + at, p.rx + at, p.rdx + at);
+    });
+  }
+
+  // f(first element, how many) for parts of rows.
+  template <class P, typename F>
+  static void each_part(const P& p, F f) {
+    p.share(p.rows(), 4 * p.cols, [&](int64_t first, int64_t last) {
+      f(first * p.cols, (last - first) * p.cols);
+    });
   }
 };
 
