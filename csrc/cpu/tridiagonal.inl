@@ -285,8 +285,7 @@ void tridiagonal_one(int64_t n, int64_t stride, double* h, double* d, double* e,
   d[0] = h[0];
 }
 
-// What a sweep carries from row to row stays in registers.
-#define PL_ALWAYS inline __attribute__((always_inline))
+// What a sweep carries from row to row stays in registers: all of these are inlined.
 
 // QL on one vector of matrices. A row whose e is zero ends a block: what is above it in a matrix is
 // finished, or waits for what is below. The first such block from above gets the shift.
@@ -302,19 +301,19 @@ struct Ql {
 
   // The block as rows are passed from below: a row, its diagonal and the one below it, and the mask
   // of the lanes in which e is zero there.
-  PL_ALWAYS void meet(Mask zero, V row, V diagonal, V next, V square) {
+  PL_INLINE void meet(Mask zero, V row, V diagonal, V next, V square) {
     first = pick(zero, first, row);
     upper = pick(zero, upper, diagonal), lower = pick(zero, lower, next);
     off = pick(zero, off, square);
   }
-  PL_ALWAYS void forget(int64_t n) { first = all(double(n)), upper = lower = V{}, off = all(1.0); }
+  PL_INLINE void forget(int64_t n) { first = all(double(n)), upper = lower = V{}, off = all(1.0); }
 };
 
 constexpr double kHalfUlp = 1.1102230246251565e-16;
 constexpr double kNothing = 1e-70;  // keeps gamma from zero, in matrices whose largest entry is about 1
 
 // Returns the first row of all lanes' blocks.
-PL_ALWAYS int64_t begin_ql(int64_t n, Ql& a) {
+PL_INLINE int64_t begin_ql(int64_t n, Ql& a) {
   V most{};
   for (int64_t i = 0; i < n; ++i) {
     const V v = at(a.d + i * kL), off = at(a.e + i * kL), square = v * v;
@@ -336,7 +335,7 @@ PL_ALWAYS int64_t begin_ql(int64_t n, Ql& a) {
 }
 
 // Wilkinson's shift, and the last row.
-PL_ALWAYS void begin_sweep(int64_t n, Ql& a) {
+PL_INLINE void begin_sweep(int64_t n, Ql& a) {
   const V half = 0.5 * (a.lower - a.upper), r = root(half * half + a.off);
   a.sigma = a.upper - a.off / (half + (half < 0 ? -r : r));
   a.gamma = at(a.d + (n - 1) * kL) - a.sigma + kNothing;
@@ -351,7 +350,7 @@ PL_ALWAYS void begin_sweep(int64_t n, Ql& a) {
 //   r = p + e_i, e_{i+1} <- s r, c <- p / r, s <- e_i / r,
 //   gamma' = c (d_i - sigma) - s gamma, d_{i+1} <- gamma + (d_i - gamma'), p <- gamma'^2 r / p.
 // Finished rows keep their bits. row: i in every lane. True where e_{i+1} is zero in all lanes.
-PL_ALWAYS bool ql_step(int64_t i, V row, Ql& a) {
+PL_INLINE bool ql_step(int64_t i, V row, Ql& a) {
   const V e = at(a.e + i * kL), d = at(a.d + i * kL), r = a.p + e;
   const V inverse = 1.0 / r, growth = r / a.p, c = a.p * inverse;
   V off = a.s * r;
@@ -371,7 +370,7 @@ PL_ALWAYS bool ql_step(int64_t i, V row, Ql& a) {
 }
 
 // The block's first row. True where nothing is left there.
-PL_ALWAYS bool end_sweep(int64_t i, Ql& a) {
+PL_INLINE bool end_sweep(int64_t i, Ql& a) {
   V off = a.s * a.p;
   const Mask zero = at_most(off, a.floor);
   off = pick(zero, V{}, off);

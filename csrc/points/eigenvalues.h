@@ -7,6 +7,8 @@
 
 namespace pylandscape {
 
+constexpr int64_t kMostLanes = 64;  // of a vector, with any instruction set
+
 // One thread's memory; of matrices of order n, `lanes` at a time. They are reduced as they come, and
 // solved two vectors at a time: from `start` on, with the results there after `finish`.
 class EigenWork {
@@ -27,7 +29,7 @@ class EigenWork {
   struct Waiting {
     int64_t count = 0;
     double factor = 1;
-    std::array<bool, 64> finite;
+    std::array<bool, kMostLanes> finite;
     double* out = nullptr;
   };
   void reduce_lanes(double* h);

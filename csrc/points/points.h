@@ -59,7 +59,6 @@ class Points {
     std::optional<EigenWork> eigen;
     Buffer<double> uniform, draws;  // of walks: lengths and coins (2, n, lanes); as they are drawn
   };
-  static constexpr int64_t kMostLanes = 64;
 
   void lower();
   void check_untied() const;
