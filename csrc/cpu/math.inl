@@ -7,9 +7,6 @@
 namespace pylandscape::cpu {
 namespace {
 
-// A call in the middle of a loop would take its constants out of the registers.
-#define PL_INLINE inline __attribute__((always_inline))
-
 template <typename T>
 struct Float;
 template <>

@@ -6,6 +6,9 @@
 #include <immintrin.h>
 #endif
 
+// A call in the middle of a loop would take its constants out of the registers.
+#define PL_INLINE inline __attribute__((always_inline))
+
 namespace pylandscape::cpu {
 namespace {
 
