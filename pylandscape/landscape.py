@@ -825,3 +825,4 @@ class Landscape:
         """Who answers: `native` where there is a compiled engine, else `eager`."""
         bn, dtype, engine = self._asked
         self.native, self._report = choose(self, self._eager, bn=bn, dtype=dtype, engine=engine)
+        self._eager.forget()

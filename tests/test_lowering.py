@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import pylandscape as pl
+from pylandscape.lowering.capture import _Tracer
+from pylandscape.lowering.interpreter import Lowering
+from pylandscape.theta.held_state import same_bits
 
 ACTIVATIONS = [
     nn.ReLU,
@@ -316,3 +320,66 @@ def test_capture_leaves_the_module_as_it_was() -> None:
     assert model.last == "nothing"
     assert model.training
     torch.set_rng_state(before)
+
+
+@pytest.mark.parametrize(("eps", "times"), [(1e-6, 1), (None, 2)])
+def test_a_graph_is_lowered_once_for_all_its_programs_unless_the_dtype_decides(
+    eps: float | None, times: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RMS norm's own eps is that of the dtype: 1e-7 in float32, 1e-16 in float64."""
+
+    class Small(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lin = nn.Linear(5, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.rms_norm(1e-7 * self.lin(x), (3,), eps=eps)
+
+    lowered = []
+    run = Lowering.run
+    monkeypatch.setattr(
+        Lowering, "run", lambda self, *args: (lowered.append(self), run(self, *args))[1]
+    )
+    torch.manual_seed(0)
+    model, x, y = Small(), torch.randn(200, 5), torch.zeros(200).long()
+    land = pl.Landscape(model, "cross_entropy", (x, y), engine="native")
+    assert len(lowered) == times
+    with torch.no_grad():
+        want = F.cross_entropy(model(x).double(), y).item()
+    assert land.loss() == pytest.approx(want, rel=1e-5)
+
+
+def test_tuples_are_unpacked_as_torch_fx_does() -> None:
+    class Many(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            n, _ = x.shape
+            (a, b), *rest = x[:, :4].chunk(2, 1), n
+            c, d = torch.stack([a, b]).unbind()
+            return c + d * len(rest)
+
+    exec_names: dict[str, Any] = {}
+    parts = ", ".join(f"a{i}" for i in range(300))
+    exec(f"def f(self, x):\n    {parts} = x.unbind(1)\n    return a0 + a299\n", exec_names)
+    wide = type("Wide", (nn.Module,), {"forward": exec_names["f"]})
+    for model in (Many(), wide()):
+        assert str(_Tracer(model).trace(model)) == str(torch.fx.Tracer().trace(model))
+
+
+@pytest.mark.parametrize("count", [3, 1 << 13, (1 << 17) + 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.uint8, torch.float64])
+def test_equal_tensors_are_told_with_nan_and_either_zero(count: int, dtype: torch.dtype) -> None:
+    a = torch.arange(count).to(dtype)
+    b = a.clone()
+    assert same_bits(a, b)
+    for place in (0, count // 2, count - 1):
+        b[place] += 1
+        assert not same_bits(a, b)
+        assert not same_bits(a[::2], b[::2]) or place % 2
+        b[place] -= 1
+    if dtype.is_floating_point:
+        a[0], b[0] = 0.0, -0.0
+        a[1] = b[1] = float("nan")
+        assert same_bits(a, b)
+        a[1] = 1.0
+        assert not same_bits(a, b)

@@ -19,29 +19,31 @@ suffice, as samples do not depend on each other: those that do are compared by w
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..arrays import all_finite
 from ..errors import NotLowered, out_of_memory
 from ..lowering.capture import Final, first_line, restored_attributes
-from ..theta.data import Batch
+from ..theta.data import Batch, chosen_batches
 from ..theta.losses import KnownLoss
 from ..theta.running_statistics import KIND, is_variance
 from .calls import Cuts, graphless, own_function
-from .eager import TorchEngine
+from .eager import SEEN_BATCHES, SEEN_SAMPLES, TorchEngine
 
 if TYPE_CHECKING:
     from ..lowering.build import Data
-    from ..theta.layout import ParameterLayout
+    from ..theta.layout import ParameterEntry, ParameterLayout
 
-_CHECKED_SAMPLES, _CHECKED_BATCHES = 256, 2
+_CHECKED_SAMPLES = SEEN_BATCHES * SEEN_SAMPLES
 _SHARE, _FEWEST = 8, 64  # of a batch at theta: an eighth of the data, but not fewer than these
 _MOVED_SAMPLES = 16  # at the moved points, and of derivatives
 _STEP = 0.1  # of each parameter tensor's spread, to the point near theta
+_AT_ONCE = 1 << 20  # elements of gradients compared together
 _FROM_ZERO = 0.3  # the size of a parameter tensor drawn anew that is zero
 _LEAST = 1e-11  # of the whole gradient: rounding in float64 of what cancels exactly
 
@@ -90,8 +92,22 @@ def check_batches(
 
 def checked_part(data: Data) -> Data:
     """The samples on which a program is compared with the module at theta."""
-    samples = min(_CHECKED_SAMPLES // _CHECKED_BATCHES, max(_FEWEST, len(data.inputs) // _SHARE))
-    return data.first(_CHECKED_BATCHES, samples)[0]
+    samples = min(SEEN_SAMPLES, max(_FEWEST, len(data.inputs) // _SHARE))
+    return data.first(SEEN_BATCHES, samples)[0]
+
+
+def seen_of(seen: Mapping[int, Tensor], data: Data, few: Data) -> Tensor | None:
+    """Of outputs that are known of the batches' first samples, by batch, those of ``few`` of the
+    data; None where they are not known."""
+    found = []
+    chosen = chosen_batches(data.sizes, SEEN_BATCHES)
+    for index, samples in zip(chosen, few.sizes, strict=True):
+        outputs = seen.get(index)
+        if outputs is None:
+            return None
+        known = min(SEEN_SAMPLES, data.sizes[index])
+        found.append(outputs[: len(outputs) // known * samples])
+    return torch.cat(found)
 
 
 def check_capture(
@@ -103,23 +119,30 @@ def check_capture(
     theta: Tensor,
     few: Data,
     bn: str,
+    known: Tensor | None = None,
 ) -> str | None:
     """Values and derivatives of ``engine_of(data, loss)``; raises NotLowered where they differ.
 
     ``engine`` is that of ``few``; the model is at theta, and in the mode that it is captured in.
-    Gives what `check_derivatives` does. Fewer samples serve at the moved points, unless a sample's
-    outputs depend on the others.
+    ``known``: its outputs there, in the whole batches, if it has run over them; then it runs over
+    fewer once more, with gradients enabled. Gives what `check_derivatives` does. Fewer samples
+    serve at the moved points, unless a sample's outputs depend on the others.
     """
     points = torch.stack(checked_points(layout, theta.detach().to("cpu", few.dtype)))
     together = engine.mixes or bn == "recompute"
-    own, cut = _watched(model, layout, few)
-    expected = _outputs(_reference(model, loss, layout, few, bn), points) if together else [own]
+    fewer, samples = few.first(SEEN_BATCHES, _MOVED_SAMPLES // SEEN_BATCHES)
+    again = known is not None and not together
+    own, cut = _watched(model, layout, fewer if again else few)
+    expected = [own if known is None else known]
+    if together:
+        expected = _outputs(_reference(model, loss, layout, few, bn), points)
     found = engine.outputs_at(points[: len(expected)])
     for got, want in zip(found, expected, strict=True):
         _compare(got, want, len(engine.ops))
-    fewer, samples = few.first(_CHECKED_BATCHES, _MOVED_SAMPLES // _CHECKED_BATCHES)
     per_sample = len(found[0]) // max(1, len(few.inputs))
     rows = (samples[:, None] * per_sample + torch.arange(per_sample)).reshape(-1)
+    if again:
+        _compare(found[0][rows], own, len(engine.ops))
     values = None if together else loss
     problem = check_derivatives(
         engine_of, model, layout, points[1:], fewer, found[0][rows], bn, values
@@ -186,7 +209,11 @@ def check_derivatives(
         try:
             engine = engine_of(data, _SQUARES)
             reference = _reference(model, _SQUARES, layout, data, bn)
-            expected = _outputs(reference, moved) if loss is not None else []
+            slope, last = _slope(reference, moved[-1])
+            expected = []
+            if loss is not None:
+                expected = _outputs(reference, moved if last is None else moved[:-1])
+                expected += [] if last is None else [last]
         except NotLowered as refusal:
             if loss is not None:
                 reference = _reference(model, loss, layout, few, bn)
@@ -202,7 +229,7 @@ def check_derivatives(
             loss = None  # no values are left to compare
         try:
             compare = _Comparison(layout, tolerance, noise)
-            point = _agreeing(engine, reference, compare, moved)
+            point = _agreeing(engine, reference, compare, moved, slope)
         except NotLowered as refusal:
             if isinstance(refusal, Separated):
                 raise
@@ -280,14 +307,34 @@ def _outputs(reference: TorchEngine, points: Tensor) -> list[Any]:
     return found
 
 
-def _agreeing(engine: Any, reference: TorchEngine, compare: _Comparison, points: Tensor) -> Tensor:
-    """A point at which the gradients agree: the last, or one before it too where that does not tell
-    of every parameter. Raises Separated where they differ, in float32 where they do at all points.
+def _slope(reference: TorchEngine, point: Tensor) -> tuple[Tensor | Exception, Tensor | None]:
+    """The gradient at the point, or why there is none, and the outputs that it came from."""
+    try:
+        slope, outputs = reference.gradient_and_outputs(point)
+    except Exception as error:
+        if out_of_memory(error):
+            raise
+        return error, None
+    return slope, torch.cat(outputs) if all(isinstance(o, Tensor) for o in outputs) else None
+
+
+def _agreeing(
+    engine: Any,
+    reference: TorchEngine,
+    compare: _Comparison,
+    points: Tensor,
+    slope: Tensor | Exception,
+) -> Tensor:
+    """A point at which the gradients agree: the last, where autograd's is ``slope``, or one before
+    it too where that does not tell of every parameter. Raises Separated where they differ, in
+    float32 where they do at all points.
     """
     agreeing: Tensor | None = None
     worst, where = -1.0, ""
-    for point in points.flip(0):
-        want = reference.gradient(point)
+    if isinstance(slope, Exception):
+        raise slope
+    for i, point in enumerate(points.flip(0)):
+        want = slope if i == 0 else reference.gradient(point)
         gap, name = compare(engine.gradient(point), want)
         if gap <= compare.tolerance:
             if compare.tells(want):
@@ -335,10 +382,13 @@ def _check_product(
 
 def _own_functions(of: Any = torch.autograd.Function) -> bool:
     """Whether there are autograd functions that are neither torch's nor ours."""
-    return any(
-        _own_functions(kind) or kind.__module__.partition(".")[0] not in ("torch", "pylandscape")
-        for kind in of.__subclasses__()
-    )
+    waiting = of.__subclasses__()
+    while waiting:
+        kind = waiting.pop()
+        if not kind.__module__.startswith(("torch.", "pylandscape.")):
+            return True
+        waiting += kind.__subclasses__()
+    return False
 
 
 class _Comparison:
@@ -349,30 +399,52 @@ class _Comparison:
 
     def __init__(self, layout: ParameterLayout, tolerance: float, noise: float) -> None:
         self.layout = layout
-        self.entries = [e for e in layout.entries if e.kind != KIND]
+        self.entries = [e for e in layout.entries if e.kind != KIND and e.numel]
         self.tolerance, self.noise = tolerance, noise
+        self._groups: list[list[ParameterEntry]] = []  # of neighbours, compared at once
+        for e in self.entries:
+            group = self._groups[-1] if self._groups else []
+            if group and e.offset + e.numel - group[0].offset <= _AT_ONCE:
+                group.append(e)
+            else:
+                self._groups.append([e])
 
     def tells(self, want: Tensor) -> bool:
         """Whether it is finite, and not zero in any parameter tensor."""
-        parts = [want[e.offset : e.offset + e.numel] for e in self.entries if e.numel]
-        return all_finite(want) and all(bool(part.any()) for part in parts)
+        return all_finite(want) and bool(self._each(np.logical_or, want.numpy() != 0).all())
 
     def __call__(self, got: Tensor, want: Tensor) -> tuple[float, str]:
-        got, want = got.double().cpu(), want.double().cpu()
-        finite = torch.isfinite(want)
-        whole = float(torch.linalg.vector_norm(want[finite]))
+        a, b = got.double().cpu().numpy(), want.double().cpu().numpy()
+        known = np.isfinite(b)
+        other = self._each(np.logical_or, np.isfinite(a) != known)
+        if other.any():
+            return float("inf"), self.entries[int(other.argmax())].name
+        whole = float(np.linalg.norm(b if known.all() else b[known]))
         least = max(_LEAST, 100 * self.tolerance**2) * whole + self.noise
-        worst, where = 0.0, self.entries[0].name
-        for e in self.entries:
-            part = slice(e.offset, e.offset + e.numel)
-            a, b, known = got[part], want[part], finite[part]
-            if not bool((torch.isfinite(a) == known).all()):
-                return float("inf"), e.name
-            off = float(torch.linalg.vector_norm((a - b)[known]))
-            size = max(float(torch.linalg.vector_norm(t[known])) for t in (a, b))
-            if off > least and off > worst * size:
-                worst, where = off / size, e.name
-        return worst, where
+        with np.errstate(over="ignore", invalid="ignore"):
+            off = self._norms(known, a, b)
+            size = np.maximum(self._norms(known, a), self._norms(known, b))
+            gaps = np.where(off > least, off / np.where(size > 0, size, 1.0), 0.0)
+        return float(gaps.max()), self.entries[int(gaps.argmax())].name
+
+    def _norms(self, known: np.ndarray, a: np.ndarray, b: np.ndarray | None = None) -> np.ndarray:
+        """Of a, or of a - b, in each parameter tensor, over the elements that are known."""
+        found = []
+        for where, starts in self._places():
+            x = a[where] if b is None else a[where] - b[where]
+            found.append(np.add.reduceat(np.where(known[where], x, 0.0) ** 2, starts))
+        return np.sqrt(np.concatenate(found))
+
+    def _each(self, f: np.ufunc, values: np.ndarray) -> np.ndarray:
+        """f over each parameter tensor's values."""
+        found = [f.reduceat(values[where], starts) for where, starts in self._places()]
+        return np.concatenate(found)
+
+    def _places(self) -> Iterator[tuple[slice, list[int]]]:
+        """Of each group: where it lies, and where its tensors begin in it."""
+        for group in self._groups:
+            first, last = group[0].offset, group[-1]
+            yield slice(first, last.offset + last.numel), [e.offset - first for e in group]
 
 
 def _percent(gap: float) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -121,7 +122,7 @@ def _compiled(problem: Problem, eager: TorchEngine, bn: str) -> CompiledEngine:
     """The engine of the device and the batch-norm mode. Raises NotLowered."""
     if not isinstance(problem.loss_spec, KnownLoss):
         raise NotLowered(equal_loss.hint(eager) or why_free(problem.loss_spec))
-    build: Build = recompute.build if bn == "recompute" else native.build
+    build: Build = recompute.build if bn == "recompute" else partial(native.build, seen=eager.seen)
     if problem.device.type == "cuda":
         from .cuda.engine import build  # loads nothing of it elsewhere
     elif problem.device.type != "cpu":

@@ -35,7 +35,7 @@ from ..arrays import digest_of_all
 from ..errors import InvalidArgument, NotLowered, PylandscapeError, out_of_memory
 from ..theta import sampling
 from ..theta.checks import as_coefficients
-from ..theta.data import Batch, generator_states
+from ..theta.data import Batch, chosen_batches, generator_states
 from ..theta.eval_mode import into_eval
 from ..theta.held_state import State, same_bits
 from ..theta.layout import ParameterLayout
@@ -59,6 +59,8 @@ from .eager_switches import (
 from .forward_pass import Pass, failed, rebound, roots
 
 _SEED = 0  # of the random numbers that a forward pass draws, at every point
+SEEN_BATCHES, SEEN_SAMPLES = 2, 128  # of which the first run's outputs are kept, of each
+_SEEN_BYTES = 16 << 20  # larger ones are not
 
 
 class _Touch(TorchDispatchMode):
@@ -147,6 +149,7 @@ class TorchEngine:
         self.writes_state = False  # into tensors, in place
         self.keeps_state = False  # anywhere
         self.weight: float | None = None  # D: sum of the batches' weights, from the first run
+        self.seen: dict[int, Tensor] = {}  # by batch, outputs of the first samples, until `forget`
         self.trained: dict[str, nn.Module] = {}  # what its code runs in train mode, by name
         self.draws = False  # from any of the process's generators
         self._draws: list[str] = []  # generators other than torch's: "random", "numpy"
@@ -200,6 +203,11 @@ class TorchEngine:
         on theta in a way that autograd does not follow.
         """
         return self._derivatives.gradient(theta)
+
+    def gradient_and_outputs(self, theta: Tensor) -> tuple[Tensor, list[Any]]:
+        """`gradient`, and what the model gave for each batch on the way."""
+        outputs: list[Any] = []
+        return self._derivatives.gradient(theta, outputs), outputs
 
     def product(self, matrix: str, theta: Tensor, vectors: Tensor) -> Tensor:
         """(k, n) float64 for vectors (k, n): "hessian", "gauss_newton" or "covariance" times v.
@@ -430,8 +438,9 @@ class TorchEngine:
 
     def first_loss(self) -> float:
         """L at the model's own parameters; makes the first run where it is still to come."""
-        with self.session():
-            pass
+        if not self._looked:
+            with self.session():
+                pass
         if self._first is None:
             found = self._evaluate(
                 1, lambda i: self.parameters.place_sum(self.parameters.base, (), ()), ("loss",)
@@ -478,10 +487,12 @@ class TorchEngine:
             raise
         if not self._kept_open:
             self.release()
+            self.forget()
 
     def _first_look(self) -> None:
         generators = generator_states()
         written: set[int] = set()
+        kept_outputs = chosen_batches([batch.size for batch in self.batches], SEEN_BATCHES)
 
         def run() -> list[tuple[float, float]]:
             self._begin()
@@ -490,7 +501,11 @@ class TorchEngine:
                 own = batch.fresh()
                 pairs = list(zip(batch.tensors(), own.tensors(), strict=True))
                 versions = [t._version for _, t in pairs]
-                value, weight = self.weighed(self.outputs(own), own, index)
+                output = self.outputs(own)
+                if index in kept_outputs:
+                    self._see(index, output, batch.size)
+                value, weight = self.weighed(output, own, index)
+                del output
                 found.append((float(value.detach()), weight))
                 for (kept, t), version in zip(pairs, versions, strict=True):
                     if t._version != version or not same_bits(kept, t):
@@ -537,6 +552,22 @@ class TorchEngine:
         self.weight = denominator
         if self._draws:  # this run began from an unknown state
             self._first = None
+
+    def _see(self, index: int, output: Any, samples: int) -> None:
+        """Keeps what the first samples of a batch gave, where each gave as many rows."""
+        self.seen.pop(index, None)
+        if not isinstance(self.loss, KnownLoss) or not isinstance(output, Tensor):
+            return
+        if output.layout != torch.strided or not output.dim() or len(output) % max(1, samples):
+            return
+        rows = output.detach()[: len(output) // max(1, samples) * SEEN_SAMPLES]
+        if rows.numel() * rows.element_size() <= _SEEN_BYTES:
+            self.seen[index] = rows.clone()
+
+    def forget(self) -> None:
+        """Lets go of what only comparisons need."""
+        self.seen = {}
+        self.parameters.forget_near()
 
     def _note_mode(self) -> Callable[[nn.Module, Any], None]:
         """What notes in ``trained`` each module that is called in train mode, but for norms where

@@ -102,12 +102,12 @@ class Derivatives:
         self._replaced: dict[str, None] = {}  # keys of FUSED met so far
         self._joined = False  # a batch's value goes back into earlier ones through kept state
 
-    def gradient(self, theta: Tensor) -> Tensor:
-        """(n,) float64."""
+    def gradient(self, theta: Tensor, outputs: list[Any] | None = None) -> Tensor:
+        """(n,) float64. ``outputs`` gets what the batches gave on the way."""
         with self._session():
             while True:
                 try:
-                    return self._gradient(theta)
+                    return self._gradient(theta, outputs)
                 except Exception as error:
                     if _second_time(error) and not self._joined:
                         self._joined = True
@@ -157,12 +157,16 @@ class Derivatives:
             check_reached(self._engine, leaves.reached, "per_sample_gradients")
         return rows.mul_(self._samples).div_(self._engine.slope_denominator(denominator))
 
-    def _gradient(self, theta: Tensor) -> Tensor:
+    def _gradient(self, theta: Tensor, outputs: list[Any] | None) -> Tensor:
         leaves = self._at(theta)
+        if outputs is not None:
+            outputs.clear()
         result = torch.zeros(theta.shape, dtype=torch.float64, device=self._engine.device)
         denominator, scale = 0.0, self._scale()
         for index in range(len(self._engine.batches)):
             value, weight, output = self._engine.batch_loss(index)
+            if outputs is not None:
+                outputs.append(output.detach() if isinstance(output, Tensor) else output)
             del output
             result += leaves.gradient(value / scale, retain=self._joined).double()
             denominator += weight

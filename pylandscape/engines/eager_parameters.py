@@ -51,10 +51,12 @@ class CopyParameters:
             base = Stored(torch.cat([t.detach().to(self.dtype).reshape(-1) for t in self.slots]))
         self.base: Row = base
         held = sum(t.numel() * t.element_size() for t in self.slots)
-        self.large = held > _FLAT and device.type == "cpu"
-        self._flat = None if held > _FLAT else self._as_one_tensor(objects)
+        self._small = held <= _FLAT
+        self.large = not self._small and device.type == "cpu"
+        self._flat = self._as_one_tensor(objects) if self._small else None
         self.views = [t.data for t in self.slots]  # written without a new version of the slots
         self._places = [_place_of(t) for t in self.slots]
+        self._near: dict[str, Tensor] = {}  # what `move_near` writes, by name
 
     def _as_one_tensor(self, objects: Sequence[Any]) -> Tensor | None:
         """One tensor (n,) whose views the slots become, where nothing else shares their memory."""
@@ -166,19 +168,30 @@ class CopyParameters:
         return noise.to(self.device, self.dtype).mul_(spread + 1e-3)
 
     def move_near(self, slots: Sequence[Tensor], own: Sequence[Tensor]) -> None:
-        """The model's own point ``own`` and a tenth of `random_step` into the slots."""
+        """The model's own point ``own``, the same at every call, and a tenth of `random_step` into
+        the slots. Keeps these values, but for large models, until `forget_near`."""
         for slot, at, e in zip(slots, own, self._layout.entries, strict=True):
             if e.kind == KIND:
                 continue
             data, flat = slot.data, at.detach().reshape(-1)
+            known = self._near.get(e.name)
+            if known is not None:
+                data.copy_(known.view(e.shape))
+                continue
             out = data.view(-1) if data.is_contiguous() else data.reshape(-1).clone()
             spread = _spread(flat)
             for begin, end in spans(e.numel):
                 moved = flat[begin:end].to(self.device, self.dtype)
                 moved = moved + _STEP * self._step(spread, e.offset + begin, end - begin)
                 out[begin:end].copy_(moved)
+                if self._small and end - begin == e.numel:
+                    self._near[e.name] = moved
             if not data.is_contiguous():
                 data.copy_(out.view(data.shape))
+
+    def forget_near(self) -> None:
+        """Lets go of the values that `move_near` writes."""
+        self._near = {}
 
     def apart(self) -> list[Tensor]:
         """The values now, which writing one slot does not change where slots share their memory."""

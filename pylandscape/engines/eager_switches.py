@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import os
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +19,7 @@ import torch.utils.checkpoint
 from torch import Tensor, nn
 
 from ..theta.data import generator_states, set_generators, untouched_random_state
-from ..theta.held_state import set_environment
+from ..theta.held_state import environment, set_environment
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -55,7 +54,7 @@ _SETTINGS: tuple[tuple[Any, Any], ...] = (
     (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
     (torch.is_grad_enabled, torch.set_grad_enabled),
     (torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),
-    (lambda: dict(os.environ), set_environment),
+    (environment, set_environment),
     (np.geterr, lambda before: np.seterr(**before)),
 )  # of the process, that a forward pass may change
 

@@ -9,7 +9,7 @@ program, in lowering/.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,22 +30,20 @@ from ..lowering import (  # noqa: F401
     sequence,
     shapes,
 )
-from ..lowering.build import PROGRAMS, Data, check_tensors, example_of, sources_of
+from ..lowering.build import PROGRAMS, Data, Lowered, check_tensors, example_of
 from ..lowering.capture import (
     Final,
     check_example,
     check_traceable,
     refused,
-    restored_attributes,
     trace,
 )
-from ..lowering.interpreter import Lowering
 from ..lowering.loss import Output, counted_targets, set_loss
 from ..lowering.of_data import Needed
 from ..theta import sampling
 from ..theta.checks import as_coefficients
 from ..theta.losses import metric_name
-from .capture_check import MIXED, check_capture, checked_part
+from .capture_check import MIXED, check_capture, checked_part, seen_of
 
 if TYPE_CHECKING:
     from ..lowering.several import Form
@@ -321,11 +319,13 @@ def build(
     dtype: torch.dtype,
     memory: int,
     bn: str = "eval",
+    seen: Mapping[int, Tensor] | None = None,
 ) -> NativeEngine:
     """Captures, lowers and checks the model; raises NotLowered with the reason where it cannot.
 
     The model must be in eval mode, on the CPU; with bn="batch", its batch norm in train mode. Its
-    forward pass runs a few times on a few samples.
+    forward pass runs a few times on a few samples. ``seen``: by batch, what it gave for the first
+    samples at theta, where that is known.
     """
     data = Data.of(dataset, dtype)
     check_tensors(model, dtype)
@@ -335,7 +335,7 @@ def build(
         own = data.module(model)
         try:
             with refused(how):
-                return _captured(model, loss, data, layout, theta, how, memory, bn)
+                return _captured(model, loss, data, layout, theta, how, memory, bn, seen or {})
         except Final:
             raise
         except UnknownOp as refusal:
@@ -358,11 +358,13 @@ def _captured(
     how: str,
     memory: int,
     bn: str,
+    seen: Mapping[int, Tensor],
 ) -> NativeEngine:
     """The model as ``how`` captures it, compared with the module."""
     own, example, graph = _traced(model, data, how)
     while True:
         few = checked_part(data)
+        made: list[Lowered] = []
 
         def engine_of(
             of: Data,
@@ -370,8 +372,9 @@ def _captured(
             own: nn.Module = own,
             example: Tensor = example,
             graph: torch.fx.GraphModule = graph,
+            made: list[Lowered] = made,
         ) -> NativeEngine:
-            engine = lower(graph, example, own, loss, layout, of, how, memory)
+            engine = lower(graph, example, own, loss, layout, of, how, memory, made=made)
             if engine.mixes and len(of.targets) != len(of.inputs):
                 raise NotLowered(SEVERAL)
             return engine
@@ -388,7 +391,8 @@ def _captured(
                 example = example_of(own, data)
             else:
                 own, example, graph = _traced(model, data, how)
-    problem = check_capture(engine, engine_of, own, loss, layout, theta, few, bn)
+    known = seen_of(seen, data, few)
+    problem = check_capture(engine, engine_of, own, loss, layout, theta, few, bn, known)
     if few.sizes != data.sizes:
         engine = engine_of(data, loss)
     if data.form is not None and data.form.rows:  # what a mask hides must not be infinite
@@ -439,36 +443,31 @@ def lower(
     memory: int,
     collect: bool = False,
     trains: bool = False,
+    made: list[Lowered] | None = None,
 ) -> NativeEngine:
     """The graph as a program over the data; with ``collect``, one that finds the running
     statistics of its batch norm and keeps them where the layout has them; with ``trains``, one that
-    may be trained as the model would be in train mode, and moves them there."""
+    may be trained as the model would be in train mode, and moves them there. ``made``: what earlier
+    calls for the same graph, example and model made of it; gets what this one makes."""
     dtype = data.dtype
-    constants, sources = sources_of(model, layout, dtype)
-    program = PROGRAMS[dtype][0](layout.n, constants.data_ptr(), constants.numel())
-    form = data.form
-    rows = () if form is None else (form.rows, form.whole)
-    lowering = Lowering(graph, program, sources, collect, trains, *rows)
-    with restored_attributes(model), torch.no_grad():
-        lowering.run(example)
-    output = lowering.result
-    if output is None:
-        raise NotLowered("the model returns nothing")
-    program.finish(output.id)
-    if lowering.computed * len(data.inputs) > _MOST_COMPUTED_ANEW:
+    made = [] if made is None else made
+    lowered = next((each for each in made if each.serves(data)), None)
+    if lowered is None:
+        lowered = Lowered(graph, example, model, layout, data, collect, trains)
+        made.append(lowered)
+    program = lowered.program(dtype)
+    if lowered.computed * len(data.inputs) > _MOST_COMPUTED_ANEW:
         raise NotLowered(
-            f"{lowering.computed} elements of a parameter that the forward pass computes, for "
+            f"{lowered.computed} elements of a parameter that the forward pass computes, for "
             f"{len(data.inputs)} samples: torch, which computes them once for all, is faster"
         )
     if program.mixes:
         program.set_batches(list(data.sizes))
     values = data.inputs.to(dtype)  # of integers, those that an embedding may read are exact
     program.set_data(len(values), values.data_ptr())
-    order = lowering.order(output)
-    assert order is not None
-    shown = Output(output.shape, order, lowering.merged)
+    shown = lowered.output
     set_loss(program, loss, data.targets, shown)
-    return NativeEngine(program, dtype, loss, data.targets, shown, how, lowering.names, memory)
+    return NativeEngine(program, dtype, loss, data.targets, shown, how, lowered.names, memory)
 
 
 def _ratio(a: float, denominator: float) -> float:

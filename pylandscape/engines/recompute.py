@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..lowering.build import Data, check_tensors, example_of
+from ..lowering.build import Data, Lowered, check_tensors, example_of
 from ..lowering.capture import check_traceable, refused, trace
 from ..theta import sampling
 from ..theta.checks import as_coefficients
@@ -153,10 +153,12 @@ def build(
     check_traceable(model)
     example = example_of(model, data)
 
+    made: dict[bool, list[Lowered]] = {True: [], False: []}
+
     def engine(of: Data, loss: KnownLoss) -> RecomputeEngine:
         collector, fixed = (
-            lower(graph, example, model, loss, extended, of, "fx", memory, collect)
-            for collect in (True, False)
+            lower(graph, example, model, loss, extended, of, "fx", memory, collect, made=each)
+            for collect, each in made.items()
         )
         return RecomputeEngine(collector, fixed, layout.n, extended.n)
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from .._native import core
 from ..errors import NotLowered
+from ..theta.data import chosen_batches
 from . import (  # noqa: F401
     attention,
     conv,
@@ -26,7 +27,11 @@ from . import (  # noqa: F401
     shapes,
     statistics,
 )
+from .capture import restored_attributes
+from .interpreter import Lowering
+from .loss import Output
 from .of_data import Needed
+from .recorded import Recorded
 from .several import Form, pack, pack_one
 
 if TYPE_CHECKING:
@@ -114,9 +119,7 @@ class Data:
 
         The largest batch is among them: the trace has few samples, as a small batch may.
         """
-        order = sorted(range(len(self.sizes)), key=lambda b: (-self.sizes[b], b))[:1]
-        order += [b for b in range(batches) if b < len(self.sizes) and b not in order]
-        chosen = sorted(order[:batches])
+        chosen = chosen_batches(self.sizes, batches)
         starts = [sum(self.sizes[:b]) for b in chosen]
         sizes = tuple(min(samples, self.sizes[b]) for b in chosen)
         rows = torch.cat([torch.arange(a, a + n) for a, n in zip(starts, sizes, strict=True)])
@@ -211,3 +214,59 @@ def sources_of(
             constants.append(tensor.detach().reshape(-1).to(dtype))
             size += tensor.numel()
     return torch.cat(constants), sources
+
+
+class Lowered:
+    """What a captured graph becomes over data of one form: programs, and what they give.
+
+    Args:
+        collect, trains: as of `Lowering`.
+
+    Raises NotLowered for what the program has no ops for.
+    """
+
+    def __init__(
+        self,
+        graph: torch.fx.GraphModule,
+        example: Tensor,
+        model: nn.Module,
+        layout: ParameterLayout,
+        data: Data,
+        collect: bool = False,
+        trains: bool = False,
+    ) -> None:
+        self._model, self._layout, self._form = model, layout, data.form
+        self._dtype = data.dtype
+        self._first, sources = self._empty(data.dtype)
+        self._made = Recorded(self._first)
+        rows = () if data.form is None else (data.form.rows, data.form.whole)
+        lowering = Lowering(graph, self._made, sources, collect, trains, *rows)
+        with restored_attributes(model), torch.no_grad():
+            lowering.run(example)
+        if lowering.result is None:
+            raise NotLowered("the model returns nothing")
+        order = lowering.order(lowering.result)
+        assert order is not None
+        self._result = lowering.result.id
+        self.output = Output(lowering.result.shape, order, lowering.merged)
+        self.names = lowering.names
+        self.computed = lowering.computed
+
+    def serves(self, data: Data) -> bool:
+        """Whether its programs are those of the same graph over these data."""
+        same = data.dtype == self._dtype or not self._made.of_dtype
+        return same and data.form is self._form
+
+    def program(self, dtype: torch.dtype) -> Any:
+        """A program of its own, without data."""
+        program, self._first = self._first, None
+        if program is None or dtype != self._dtype:
+            program, _ = self._empty(dtype)
+            self._made.again(program)
+        program.finish(self._result)
+        return program
+
+    def _empty(self, dtype: torch.dtype) -> tuple[Any, dict[int, int]]:
+        constants, sources = sources_of(self._model, self._layout, dtype)
+        made = PROGRAMS[dtype][0](self._layout.n, constants.data_ptr(), constants.numel())
+        return made, sources

@@ -9,6 +9,7 @@ own code meanwhile is a reason for the torch engine, not an error.
 
 from __future__ import annotations
 
+import dis
 import io
 import logging
 import sys
@@ -70,14 +71,61 @@ class Graph(torch.fx.GraphModule):
 _WHOLE_FUNCTIONS = (rnn.pack_padded_sequence, rnn.pad_packed_sequence)
 
 
+_UNPACK, _MORE = dis.opmap["UNPACK_SEQUENCE"], dis.EXTENDED_ARG
+
+
+class _Unpacked:
+    """Of a proxy: ``a, b = x`` without a look at all instructions of the code around it."""
+
+    def __iter__(self: Any) -> Iterator[Any]:
+        frame = sys._getframe(1)
+        code, at = frame.f_code.co_code, frame.f_lasti
+        if code[at] != _UNPACK:
+            found: Iterator[Any] = self.tracer.iter(self)
+            return found
+        count, shift = code[at + 1], 0
+        while at >= 2 and code[at - 2] == _MORE:
+            at, shift = at - 2, shift + 8
+            count |= code[at + 1] << shift
+        return (self[i] for i in range(count))
+
+    def __getattr__(self: Any, k: str) -> Any:
+        return _Attribute(self, k)
+
+
+class _Proxy(_Unpacked, torch.fx.Proxy):
+    pass
+
+
+class _Attribute(_Unpacked, torch.fx.proxy.Attribute):
+    pass
+
+
 class _Tracer(torch.fx.Tracer):
     def __init__(self, model: nn.Module) -> None:
         super().__init__(autowrap_functions=_WHOLE_FUNCTIONS)
         kinds = {kind for m in model.modules() for kind in type(m).__mro__}
-        names = {"torch.nn.utils.rnn", *(kind.__module__ for kind in kinds)}
+        names = {kind.__module__ for kind in kinds}
+        # torch's own modules have none of these functions but where they are made.
+        names = {n for n in names if n.partition(".")[0] not in ("torch", "builtins")}
         self._autowrap_search += [
-            sys.modules[name] for name in sorted(names) if name in sys.modules
+            sys.modules[name]
+            for name in sorted({"torch.nn.utils.rnn", *names})
+            if name in sys.modules
         ]
+        self._names = {id(p): (name, p) for name, p in reversed([*model.named_parameters()])}
+
+    def proxy(self, node: torch.fx.Node) -> torch.fx.Proxy:
+        return _Proxy(node, self)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        """As torch's, which goes through all parameters of the model at every use of one."""
+        name, of = self._names.get(id(attr_val), ("", None))
+        if of is None or of is not attr_val:
+            return super().getattr(attr, attr_val, parameter_proxy_cache)
+        if name not in parameter_proxy_cache:
+            parameter_proxy_cache[name] = self.create_proxy("get_attr", name, (), {})
+        return parameter_proxy_cache[name]
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, _WHOLE) or type(m) in _WHOLE_THEMSELVES
@@ -236,7 +284,7 @@ class _Calls(torch.fx.Interpreter):
 
     def run_node(self, n: torch.fx.Node) -> Any:
         args, kwargs = self.fetch_args_kwargs_from_env(n)
-        value = super().run_node(n)
+        value = getattr(self, n.op)(n.target, args, kwargs)
         if n.op != "output" and not _is_shape(value):
             self.found.append(_given(n, args, kwargs))
         return value

@@ -23,6 +23,7 @@ from .._native import core
 from ..errors import NotLowered, UnknownOp
 from .capture import call_name
 from .of_data import NOT_OF_SAMPLES, TAKE_DATA, DataRows, Needed, calls_before, how_computed
+from .recorded import Recorded
 from .values import (
     TAKE_KNOWN,
     Computed,
@@ -46,7 +47,7 @@ class Lowering(torch.fx.Interpreter):
     def __init__(
         self,
         graph: torch.fx.GraphModule,
-        program: Any,
+        program: Recorded,
         sources: Mapping[int, int],
         collect: bool = False,
         trains: bool = False,
@@ -80,7 +81,8 @@ class Lowering(torch.fx.Interpreter):
         self._refused: dict[torch.fx.Node, str] = {}  # why a value of the data is torch's
 
     def run_node(self, n: torch.fx.Node) -> Any:
-        value = super().run_node(n)
+        args, kwargs = self.fetch_args_kwargs_from_env(n)
+        value = getattr(self, n.op)(n.target, args, kwargs)
         self.lowered[n] = self._lower(n, value)
         return value
 
@@ -260,7 +262,7 @@ class Lowering(torch.fx.Interpreter):
 
     def constant(self, known: Known) -> Fixed:
         values = known.value.detach().double().contiguous()
-        source = self.program.constants(values.numel(), values.data_ptr())
+        source = self.program.constants(values.numel(), values)
         return Fixed(source, tuple(values.shape), values.numel())
 
     def _computed(self, handler: Handler, call: Call, args: Any, kwargs: Any) -> Computed:
@@ -395,8 +397,7 @@ class Lowering(torch.fx.Interpreter):
             return prod(x.shape) == size
         known = self._covering.get(id(x.index))
         if known is None:  # the index is kept, so that its id stays its own
-            found = torch.equal(x.index.reshape(-1).sort().values, counting(size))
-            known = self._covering[id(x.index)] = (x.index, found)
+            known = self._covering[id(x.index)] = (x.index, _are_all(x.index, size))
         return known[1]
 
     def order(self, x: Slot) -> Shape | None:
@@ -471,7 +472,7 @@ class Lowering(torch.fx.Interpreter):
         if torch.equal(rows, counting(self.program.features(x.id))):
             return Slot(x.id, x.shape, x.axis, index)
         rows = rows.contiguous()
-        found = self.program.gather(x.id, rows.numel(), rows.data_ptr(), float(fill))
+        found = self.program.gather(x.id, rows.numel(), rows, float(fill))
         return Slot(found, x.shape, x.axis, index)
 
     def full(self, x: Slot | Merged) -> Tensor:
@@ -484,17 +485,18 @@ class Lowering(torch.fx.Interpreter):
     def from_full(self, x: Slot, full: Tensor, fill: float = 0.0) -> Slot:
         """The view of x that `full` describes; FILL stands for the constant."""
         size = self.program.features(x.id)
+        whole = not full.numel() or int(full.min()) >= 0  # without constants
         for axis in range(full.dim()):
             if full.shape[axis] != self.samples:
                 continue
             first, *rest = full.unbind(axis)
-            known = first >= 0
             if bool((first < size).all()) and all(
-                torch.equal(torch.where(r >= 0, r - (s + 1) * size, r), first)
+                torch.equal(torch.where(r >= 0, own, r) if not whole else own, first)
                 for s, r in enumerate(rest)
+                for own in (r - (s + 1) * size,)
             ):
                 shape = tuple(first.shape)
-                if not bool(known.all()):
+                if not bool((first >= 0).all()):
                     where = Slot(x.id, shape, axis)
                     return self.gathered(where, first.reshape(-1), None, fill)
                 plain = first.numel() == size and torch.equal(first.reshape(-1), counting(size))
@@ -525,7 +527,7 @@ class Call:
     function: Any
 
     @property
-    def program(self) -> Any:
+    def program(self) -> Recorded:
         return self.lowering.program
 
     def refuse(self, why: str) -> NotLowered:
@@ -634,6 +636,16 @@ def _flat(value: Any) -> Iterator[Any]:
         yield from _flat(list(value.values()))
     else:
         yield value
+
+
+def _are_all(index: Tensor, size: int) -> bool:
+    """Whether its ``size`` numbers are 0 to size - 1, in any order."""
+    numbers = index.reshape(-1)
+    if size and (int(numbers.min()) < 0 or int(numbers.max()) >= size):
+        return False
+    there = torch.zeros(size, dtype=torch.bool)
+    there[numbers] = True
+    return bool(there.all())
 
 
 def _of_parameters(values: Any) -> bool:

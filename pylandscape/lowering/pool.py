@@ -181,8 +181,8 @@ def pool_of(
     if divisors is not None:
         factors = 1 / torch.tensor(divisors, dtype=torch.float64)
     found: int = call.program.pool(
-        slot, mode, channels, len(taps), bounds.data_ptr(), index.numel(), index.data_ptr(),
-        factors.data_ptr() if divisors is not None else 0,
+        slot, mode, channels, len(taps), bounds, index.numel(), index,
+        factors if divisors is not None else 0,
     )  # fmt: skip
     return found
 

@@ -86,7 +86,7 @@ def linear_along(call: Call, x: Slot, maps: Mapping[int, Tensor]) -> Slot:
     index, factor = taps[listed].contiguous(), weights[listed].contiguous()
     found = call.program.pool(
         x.id, core.Pool.sum, prod(x.shape[d] for d in order[last + 1 :]), len(taps),
-        bounds.data_ptr(), index.numel(), index.data_ptr(), factor.data_ptr(), per_tap=True,
+        bounds, index.numel(), index, factor, per_tap=True,
     )  # fmt: skip
     result = tuple(len(maps[d]) if d in maps else n for d, n in enumerate(x.shape))
     return call.lowering.ordered(found, result, x.axis, order)

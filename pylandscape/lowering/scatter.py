@@ -104,8 +104,8 @@ def _sums(call: Call, source: Slot, to: Tensor) -> Slot:
     bounds = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
     factors = torch.ones(len(taps), dtype=torch.float64)
     found = call.program.pool(
-        source.id, core.Pool.sum, 1, prod(own), bounds.data_ptr(), len(taps), taps.data_ptr(),
-        factors.data_ptr(), per_tap=True,
+        source.id, core.Pool.sum, 1, prod(own), bounds, len(taps), taps,
+        factors, per_tap=True,
     )  # fmt: skip
     return Slot(found, tuple(own), axis)
 

@@ -137,7 +137,7 @@ class _Masks:
         for form in ("steps", "over"):
             mask = self.call.lowering.data_slot(self.lengths, form, self.steps)
             index = self.call.lowering.rows(mask)[step].expand(rows).contiguous()
-            found.append(self.call.program.gather(mask.id, rows, index.data_ptr(), 0.0))
+            found.append(self.call.program.gather(mask.id, rows, index, 0.0))
         return found[0], found[1]
 
 
@@ -197,7 +197,7 @@ class _Cell:
 
     def _zeros(self, rows: int) -> int:
         index = torch.full((rows,), FILL)
-        found: int = self.call.program.gather(0, rows, index.data_ptr(), 0.0)
+        found: int = self.call.program.gather(0, rows, index, 0.0)
         return found
 
 

@@ -191,7 +191,7 @@ def _dropped(call: Call, x: Slot, rate: float) -> Slot:
     index = torch.empty(size, dtype=torch.int64)
     index[call.lowering.rows(x).reshape(-1)] = numbers.reshape(-1)
     found = call.program.dropout(
-        x.id, rate, random_source.quantile(rate), call.lowering.dropouts, count, index.data_ptr()
+        x.id, rate, random_source.quantile(rate), call.lowering.dropouts, count, index
     )
     call.lowering.dropouts += 1
     return Slot(found, x.shape, x.axis, x.index)

@@ -29,8 +29,7 @@ def _rms_norm(
     x = call.view(input)
     over = tuple(range(-len(normalized_shape), 0))
     if eps is None:  # of the dtype that is computed in
-        double = isinstance(call.program, core.ProgramF64)
-        eps = torch.finfo(torch.float64 if double else torch.float32).eps
+        eps = torch.finfo(torch.float64 if call.program.double else torch.float32).eps
     mean = reduced(call, call.unary(x, "square"), core.Pool.sum, over, True, mean=True)
     share = call.unary(call.unary(mean, "affine", 1.0, eps), "rsqrt")
     y = call.binary("mul", x, share)

@@ -118,6 +118,13 @@ def untouched_random_state(device: torch.device | None = None) -> Iterator[None]
         yield
 
 
+def chosen_batches(sizes: Sequence[int], count: int) -> list[int]:
+    """At most ``count`` batches on which engines are compared: the largest one, the first ones."""
+    largest = min(range(len(sizes)), key=lambda b: (-sizes[b], b))
+    others = [b for b in range(min(count, len(sizes))) if b != largest]
+    return sorted([largest, *others][:count])
+
+
 def generator_states() -> dict[str, Any]:
     """The states of Python's and numpy's global generators, comparable."""
     state: Any = np.random.get_state()  # noqa: NPY002

@@ -25,6 +25,8 @@ from ..errors import InvalidArgument
 from .context import give, value_of
 
 CACHED = type(functools.lru_cache(int))
+_MANY = 1 << 14  # bytes from which on a comparison of whole numbers is the quicker one
+_AT_ONCE = 1 << 16  # of these numbers: what comparing them takes stays in the cache
 _COMPARED = 1 << 20  # bytes of held tensors whose values are looked at before every point
 _CTYPES: Any = ctypes.c_int.__mro__[-2]  # the class of all objects that hold C's data
 BUFFERS = (bytearray, array.array, memoryview, io.BytesIO, io.StringIO, _CTYPES)
@@ -75,7 +77,7 @@ class State:
             elif isinstance(x, np.random.BitGenerator):
                 self._add_generator(x, partial(getattr, x, "state"), partial(setattr, x, "state"))
             elif x is os.environ:
-                self._add_generator(x, partial(dict, x), set_environment)
+                self._add_generator(x, environment, set_environment)
             elif isinstance(x, ContextVar):
                 self._variables.append((x, value_of(x)))
             elif isinstance(x, BUFFERS):
@@ -306,10 +308,15 @@ def _bits(state: Any) -> Any:
     return state.numpy().tobytes() if isinstance(state, Tensor) else repr(state)
 
 
-def set_environment(before: dict[str, str]) -> None:
-    if dict(os.environ) != before:
+def environment() -> dict[Any, Any]:
+    """The environment's variables as the system has them, comparable."""
+    return dict(getattr(os.environ, "_data", os.environ))  # decoding each takes a hundred times it
+
+
+def set_environment(before: dict[Any, Any]) -> None:
+    if environment() != before:
         os.environ.clear()
-        os.environ.update(before)
+        os.environ.update({os.fsdecode(k): os.fsdecode(value) for k, value in before.items()})
 
 
 def is_iterator(x: Any) -> bool:
@@ -385,7 +392,25 @@ def _held(t: Tensor) -> Tensor:
 
 def _equal(a: Tensor, b: Tensor) -> bool:
     """The same without NaN, quickly."""
-    return a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b)
+    return a.shape == b.shape and a.dtype == b.dtype and (_same_bytes(a, b) or torch.equal(a, b))
+
+
+def _same_bytes(a: Tensor, b: Tensor) -> bool:
+    """Whether two large tensors of one shape and dtype have the same bytes, told several times as
+    fast as `torch.equal` does; False also where that is not told."""
+    size = a.numel() * a.element_size()
+    if size < _MANY:
+        return False
+    a, b = a.detach(), b.detach()
+    for t in (a, b):
+        plain = type(t) is Tensor and t.device.type == "cpu" and t.is_contiguous()
+        if not plain or t.is_conj() or t.is_neg() or t.is_quantized:
+            return False
+    x, y = (t.view(-1).view(torch.uint8).numpy() for t in (a, b))
+    whole = size - size % 8
+    v, w = x[:whole].view(np.int64), y[:whole].view(np.int64)
+    parts = ((v[i : i + _AT_ONCE], w[i : i + _AT_ONCE]) for i in range(0, len(v), _AT_ONCE))
+    return all(np.array_equal(*part) for part in chain(parts, [(x[whole:], y[whole:])]))
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:
@@ -397,7 +422,7 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
     if a.layout != torch.strided:
         return all(same_bits(x, y) for x, y in zip(dense_parts(a), dense_parts(b), strict=True))
     a, b = a.detach(), b.detach()
-    return torch.equal(a, b) or bool(((a == b) | ((a != a) & (b != b))).all())
+    return _same_bytes(a, b) or torch.equal(a, b) or bool(((a == b) | ((a != a) & (b != b))).all())
 
 
 def dense_parts(t: Tensor) -> list[Tensor]:

@@ -16,7 +16,7 @@ import functools
 import threading
 import types
 import weakref
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import Any
 
@@ -29,6 +29,8 @@ from ..errors import InvalidArgument, NotDifferentiable, PylandscapeError, wrapp
 from .eval_mode import unwrapped
 from .held_state import CACHED
 from .references import ATOMS, SEARCHED, children, global_names, held_directly, parts_of, slots_of
+
+_CONTAINERS = {dict, list, set, deque}
 
 
 class Snapshot:
@@ -111,15 +113,16 @@ class Snapshot:
         return own
 
     def _copied(self, x: Any) -> Any:
+        kind = type(x)
+        if kind in _CONTAINERS or (kind is OrderedDict and not x.__dict__):
+            own = self._note(x, kind(maxlen=x.maxlen) if kind is deque else kind())
+            if x:
+                self._fill(own, x, self.copy)
+            return own
         if isinstance(x, Tensor):
             return self._tensor(x)
         if isinstance(x, nn.Module) and unwrapped(x) is not x:
             return self._memo.setdefault(id(x), self.copy(unwrapped(x)))
-        kind = type(x)
-        if kind in (dict, list, set, deque):
-            own = self._note(x, kind(maxlen=x.maxlen) if kind is deque else kind())
-            self._fill(own, x, self.copy)
-            return own
         if kind is tuple:
             parts = tuple(self.copy(part) for part in x)
             if all(a is b for a, b in zip(parts, x, strict=True)):
@@ -332,7 +335,7 @@ class Snapshot:
             args = [self.rebound(a) for a in x.args]
             keywords = {name: self.rebound(a) for name, a in x.keywords.items()}
             return self._note(x, functools.partial(self._rebound(x.func), *args, **keywords))
-        if type(x) in (dict, list, set, deque):
+        if type(x) in _CONTAINERS:
             own = self._note(x, deque(maxlen=x.maxlen) if isinstance(x, deque) else type(x)())
             self._fill(own, x, self._rebound)
             return own
