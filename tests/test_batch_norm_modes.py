@@ -275,15 +275,16 @@ def test_products_through_a_batchs_statistics_have_the_same_bits_however_they_ar
     """One by one or in a block, by any number of threads, values kept at theta or had anew."""
     model, shape = make("residual", torch.float32)
     data = batches(shape, sizes, torch.float32)
-    kept, anew = (
-        pl.Landscape(model, "cross_entropy", data, bn="batch", memory=m) for m in (1 << 30, 0)
+    kept, part, anew = (
+        pl.Landscape(model, "cross_entropy", data, bn="batch", memory=m)
+        for m in (1 << 30, 1 << 20, 0)
     )
     v, threads = steps(kept, 11), torch.get_num_threads()
     for matrix in PRODUCTS:
         want = kept.native.product(matrix, kept.theta, v)
         try:
             torch.set_num_threads(3)
-            again = [kept, anew]
+            again = [kept, part, anew]
             found = [land.native.product(matrix, land.theta, v) for land in again]
         finally:
             torch.set_num_threads(threads)

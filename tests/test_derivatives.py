@@ -182,6 +182,31 @@ def test_sums_of_wide_weights_are_right_and_have_one_order(dtype: torch.dtype) -
     assert error(got, exact.hvp(v.double(), theta=moved.double()), dtype) <= EPS_FACTOR
 
 
+@pytest.mark.parametrize("make", [Everything, wide])
+@pytest.mark.parametrize("count", [1, 3])
+def test_as_many_tiles_are_kept_as_memory_holds(make: Callable[[], nn.Module], count: int) -> None:
+    torch.manual_seed(0)
+    model = make()
+    samples, inputs = (2101, 7) if make is Everything else (401, 37)
+    x, y = torch.randn(samples, inputs), torch.randint(0, 3, (samples,))
+    kept, found = [], []
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(count)
+        for memory in (0, 1 << 21, 1 << 22, 1 << 30):
+            land = pl.Landscape(model, "cross_entropy", (x, y), engine="native", memory=memory)
+            torch.manual_seed(1)
+            v, moved = torch.randn(11, land.n_params), land.theta * 1.01
+            found.append([land.gradient(), land.hvp(v), land.hvp(v[0]), land.hvp(v[1], theta=moved),
+                          land.gradient(moved), land.per_sample_gradients()[:9]])  # fmt: skip
+            kept.append(land.native._derivatives_at(land.theta).kept)
+    finally:
+        torch.set_num_threads(threads)
+    assert kept[0] == 0 < kept[1] < kept[2] < kept[3]
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
 def test_frozen_parameters_are_constants_of_the_products() -> None:
     torch.manual_seed(2)
     model, x, y = Everything().double(), torch.randn(30, 7).double(), torch.randint(0, 5, (30,))

@@ -49,16 +49,17 @@ Derivatives<T>::Derivatives(const Program<T>& program, const T* theta, int64_t m
   const int64_t bytes =
       (2 * (layout_.rows + layout_.bent_rows) * p.tile_ + layout_.columns + layout_.panels) *
       static_cast<int64_t>(sizeof(T));
-  if (bytes <= memory / p.tiles_) kept_.resize(p.tiles_);
+  keeps_ = std::clamp<int64_t>(memory / std::max<int64_t>(1, bytes), 0, p.tiles_);
+  kept_.resize(p.tiles_);
   const int64_t tangents = std::max<int64_t>(1, 2 * layout_.rows * p.tile_ * int64_t{sizeof(T)});
-  block_ = std::clamp<int64_t>((kept() ? kBlockBytes : kRecomputeBytes) / tangents, 1, kBlock);
+  block_ = std::clamp<int64_t>((keeps_all() ? kBlockBytes : kRecomputeBytes) / tangents, 1, kBlock);
 
   late_ = LateSums::of(p, layout_, kernels_, p.tile_, groups_);
   // Where sums are late, memory that no one touches: half of the time would go to its pages.
   const std::unique_ptr<double[]> partial(new double[groups_ * p.n_]);
   const auto sums = [&](int64_t group) { return partial.get() + group * p.n_; };
   std::vector<double> losses(groups_);
-  std::vector<Buffer<T>> waiting(late_.any() && !kept() ? groups_ * late_.run : 0);
+  std::vector<Buffer<T>> waiting(late_.any() && !keeps_all() ? groups_ * late_.run : 0);
   if (works_.size() < static_cast<size_t>(parallel.workers)) works_.resize(parallel.workers);
   gradient_.assign(p.n_, 0.0);
   const int64_t longest = (p.tiles_ + groups_ - 1) / groups_;  // tiles of a group
@@ -74,11 +75,11 @@ Derivatives<T>::Derivatives(const Program<T>& program, const T* theta, int64_t m
       const int64_t first = group_begin(group) + from;
       const int64_t last = std::min(first + step, group_begin(group + 1));
       for (int64_t t = first; t < last && !items.stopping(); ++t) {
-        Primal<T>& to = kept() ? kept_[t] : works_[worker].primal;
+        Primal<T>& to = keeps(t) ? kept_[t] : works_[worker].primal;
         if (to.values.size() == 0) to = new_primal();
         losses[group] += primal(t, to, sums(group), division.helpers);
-        to.has_data = kept();
-        if (waiting.empty()) continue;
+        to.has_data = keeps(t);
+        if (waiting.empty() || keeps(t)) continue;
         Buffer<T>& own = waiting[group * late_.run + t - first];
         if (own.size() == 0) own = Buffer<T>(late_.size);
         for (const LateSums::Place& at : late_.places) {
@@ -118,7 +119,7 @@ bool Derivatives<T>::add_late(int64_t from, int64_t to, const std::vector<Buffer
         const int64_t last = std::min(first + late_.run, group_begin(group + 1));
         for (int64_t t = first; t < last; ++t) {
           const T *panels, *columns;
-          if (kept()) {
+          if (keeps(t)) {
             panels = kept_[t].panels.data() + layout_.panels_at[strip.op];
             columns = kept_[t].columns.data() + layout_.columns_at[strip.op];
           } else {
@@ -186,10 +187,12 @@ void Derivatives<T>::take_batches(int64_t memory, const Parallel& parallel,
   apart_ = batches >= kLeastGroups && most * passes_->tile_bytes() <= kApartBytes;
   groups_ = apart_ ? std::min(groups_, batches)
                    : sum_groups(p, std::min(p.samples_, most * p.tile_), most);
-  const bool keep = passes_->tile_bytes() <= memory / p.tiles_;
-  if (keep) kept_batches_.resize(batches);
+  const int64_t fit = memory / std::max<int64_t>(1, passes_->tile_bytes());  // tiles
+  while (kept_until_ < batches && p.batch_tile_[kept_until_ + 1] <= fit) ++kept_until_;
+  kept_batches_.resize(batches);
   const int64_t tangents = std::max<int64_t>(1, most * passes_->tile_tangent_bytes());
-  block_ = std::clamp<int64_t>((keep ? kBlockBytes : kBatchBytes) / tangents, 1, kBlock);
+  const int64_t room = kept_until_ == batches ? kBlockBytes : kBatchBytes;
+  block_ = std::clamp<int64_t>(room / tangents, 1, kBlock);
   std::vector<double> partial(groups_ * p.n_), losses(batches);
   const bool done = each_batch(
       parallel, stop,
@@ -197,6 +200,7 @@ void Derivatives<T>::take_batches(int64_t memory, const Parallel& parallel,
         double* sums[kMostGroups];
         for (int64_t g = 0; g < kMostGroups; ++g)
           sums[g] = partial.data() + (group < 0 ? std::min(g, groups_ - 1) : group) * p.n_;
+        const bool keep = keeps_batch(b);
         losses[b] = passes_->gradient(call, keep ? kept_batches_[b] : work.memory, sums, keep);
       });
   if (!done) throw Stopped();
@@ -218,7 +222,8 @@ bool Derivatives<T>::batch_products(Matrix matrix, int64_t k, const T* vectors, 
     const bool done = each_batch(
         parallel, stop,
         [&](int64_t b, const typename BatchPasses<T>::Call& call, BatchWork& work, int64_t group) {
-          if (!kept()) passes_->gradient(call, work.memory, nullptr, true);
+          const bool keep = keeps_batch(b);
+          if (!keep) passes_->gradient(call, work.memory, nullptr, true);
           work.tangents.resize(block_);
           for (int64_t first = 0; first < count; first += block_) {
             const int64_t taken = std::min(block_, count - first);
@@ -228,7 +233,7 @@ bool Derivatives<T>::batch_products(Matrix matrix, int64_t k, const T* vectors, 
                 const int64_t own = group < 0 ? std::min(g, groups_ - 1) : group;
                 sums[j][g] = partial_.data() + ((first + j) * groups_ + own) * n;
               }
-            passes_->products(matrix, call, kept() ? kept_batches_[b] : work.memory, taken,
+            passes_->products(matrix, call, keep ? kept_batches_[b] : work.memory, taken,
                               vectors_.data() + first, work.tangents.data(), sums);
           }
         });
@@ -272,7 +277,7 @@ typename Derivatives<T>::Work& Derivatives<T>::ready(Work& work) const {
     for (int64_t b = 0; layout_.any_direct() && block_ > 1 && b < block_; ++b)
       work.waiting_panels.emplace_back(layout_.panels);
   }
-  if (!kept() && work.primal.values.size() == 0) work.primal = new_primal();
+  if (!keeps_all() && work.primal.values.size() == 0) work.primal = new_primal();
   return work;
 }
 
@@ -299,8 +304,8 @@ bool Derivatives<T>::each_share(int64_t count, const Parallel& parallel, const S
     begin(work, share);
     if (!layout_.moves[program_.output_]) return;  // no parameter reaches the output
     for (int64_t t = group_begin(group); t < group_begin(group + 1) && !items.stopping(); ++t) {
-      if (!kept()) primal(t, work.primal, nullptr, share.helpers);
-      tile(work, share, t, kept() ? kept_[t] : work.primal);
+      if (!keeps(t)) primal(t, work.primal, nullptr, share.helpers);
+      tile(work, share, t, keeps(t) ? kept_[t] : work.primal);
     }
   });
 }
@@ -399,11 +404,11 @@ bool Derivatives<T>::sample_gradients(T* out, const Parallel& parallel,
                                       const ShouldStop& stop) const {
   require_apart();
   const Program<T>& p = program_;
-  std::vector<Primal<T>> own(kept() ? 0 : parallel.workers);
+  std::vector<Primal<T>> own(keeps_all() ? 0 : parallel.workers);
   return Items(p.tiles_, parallel, stop).run([&](int worker, int64_t t) {
     T* rows = out + t * p.tile_ * p.n_;
     std::fill_n(rows, p.tile_columns(t) * p.n_, T(0));
-    if (kept()) return add_sample_gradients(t, kept_[t], rows);
+    if (keeps(t)) return add_sample_gradients(t, kept_[t], rows);
     if (own[worker].values.size() == 0) own[worker] = new_primal();
     primal(t, own[worker], nullptr, nullptr);
     add_sample_gradients(t, own[worker], rows);

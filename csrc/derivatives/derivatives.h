@@ -1,7 +1,7 @@
 // First and second derivatives of a Program's loss at one theta.
 //
-// The values at theta and their adjoints are computed once and kept for every tile, or, where they
-// would take more than `memory` bytes, anew for every block of vectors. A Hessian-vector product is
+// The values at theta and their adjoints are computed once and kept for as many tiles as `memory` bytes
+// hold; of the others they are computed anew for every block of vectors. A Hessian-vector product is
 // forward over reverse (Pearlmutter's R-operator): tangents forward, then tangents of the adjoints
 // backward. The other matrices are a tangent pass, a new seed, and a reverse pass.
 //
@@ -41,8 +41,8 @@ struct DerivativeMemory {
     std::vector<BatchScratch<T>> scratch;
     std::vector<BatchTangents<T>> tangents;
   };
-  std::vector<Primal<T>> kept;  // by tile
-  std::vector<BatchMemory<T>> kept_batches;
+  std::vector<Primal<T>> kept;  // by tile; empty where a tile is not kept
+  std::vector<BatchMemory<T>> kept_batches;  // by batch
   std::vector<Work> works;
   std::vector<BatchWork> batch_works;
 };
@@ -78,8 +78,8 @@ class Derivatives {
   double loss() const { return loss_; }
   // d loss / d theta (n,), of the same sum.
   const std::vector<double>& gradient() const { return gradient_; }
-  // Whether the values at theta are kept between products.
-  bool kept() const { return !kept_.empty() || !kept_batches_.empty(); }
+  // Of how many tiles, or batches, the values at theta are kept between products.
+  int64_t kept() const { return passes_ ? kept_until_ : keeps_; }
   int64_t n() const { return program_.n(); }
 
   // out (k, n) = scale A v for the rows of vectors (k, n). False when stopped. Calls wait for each
@@ -120,6 +120,14 @@ class Derivatives {
   void require_apart() const;
   Primal<T> new_primal() const;
   Work& ready(Work& work) const;
+  // Whether a tile's values at theta, or those of a batch, are kept between products: of every group
+  // about as many.
+  bool keeps(int64_t tile) const {
+    const int64_t tiles = program_.tiles_;
+    return (tile + 1) * keeps_ / tiles > tile * keeps_ / tiles;
+  }
+  bool keeps_all() const { return keeps_ == program_.tiles_; }
+  bool keeps_batch(int64_t batch) const { return batch < kept_until_; }
   int64_t group_begin(int64_t group) const { return group * program_.tiles_ / groups_; }
   using Waiting = std::vector<DirectSum<T>>*;
   // How the ops of a tile are run: what waits, what is late, who helps; see Pass.
@@ -167,7 +175,9 @@ class Derivatives {
   int64_t block_ = 1;  // vectors that a tile, or a batch, takes together
   Vector<T> theta_;
   DerivativeMemory<T> memory_;
-  std::vector<Primal<T>>& kept_ = memory_.kept;  // empty: computed anew
+  int64_t keeps_ = 0;       // tiles
+  int64_t kept_until_ = 0;  // batches before this one
+  std::vector<Primal<T>>& kept_ = memory_.kept;
   std::vector<BatchMemory<T>>& kept_batches_ = memory_.kept_batches;
   std::weak_ptr<Heir<T>> heir_;
   double loss_ = 0;
