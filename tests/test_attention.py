@@ -5,15 +5,17 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
-from core_support import PROGRAM, outputs_of
+from core_support import PROGRAM, QUESTION, outputs_of
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import pylandscape as pl
+from pylandscape._native import core
 
 DTYPES = [torch.float32, torch.float64]
 # Of the largest element, over the dozens of ops of a small transformer.
@@ -248,6 +250,173 @@ def test_what_is_not_honoured_is_refused_with_the_reason(name: str) -> None:
     assert reason in land.engine_report().reason
 
 
+# Attention as one op, straight on the core
+
+
+@dataclass
+class Heads:
+    """Attention of ``heads`` of width ``size`` to values ``wide``; keys and values serve ``share``
+    heads in a row."""
+
+    heads: int
+    queries: int
+    keys: int
+    size: int
+    wide: int
+    share: int = 1
+    merged: bool = False  # the result's rows are (queries, heads, wide)
+    seen: tuple[int, ...] = ()  # how many keys each query sees; none: all
+    masked: bool = False  # by -inf in the scores, which a step of its own has scaled before
+
+    def data(self, samples: int, dtype: torch.dtype) -> list[Tensor]:
+        """Queries (samples, heads, queries, size), keys and values of the shared heads."""
+        shared = self.heads // self.share
+        return [
+            torch.randn(samples, *shape).to(dtype)
+            for shape in (
+                (self.heads, self.queries, self.size),
+                (shared, self.keys, self.size),
+                (shared, self.keys, self.wide),
+            )
+        ]
+
+    def outputs(self, data: list[Tensor], apart: bool = False) -> tuple[Tensor, int]:
+        """(samples, heads, queries, wide), and how many steps it took. ``apart``: the scores are
+        results, too, so that each op runs by itself."""
+        heads, m, n, size, wide = self.heads, self.queries, self.keys, self.size, self.wide
+        x = torch.cat([t.flatten(1) for t in data], 1).contiguous()
+        dtype = x.dtype
+        program = PROGRAM[dtype](1, 0, 0)
+        slot, ones = program.input(x.shape[1]), program.expand(0, 1, [0] * x.shape[1])
+        slot = program.binary(core.Binary.mul, slot, ones)  # by theta, so that it moves
+        h = torch.arange(heads)
+        first = [0, data[0][0].numel(), data[0][0].numel() + data[1][0].numel()]
+        scores = program.matmul(
+            slot, slot, (m, n, size), (size, 1, 1, size, n, 1), (h * m * size).tolist(),
+            (first[1] + h // self.share * n * size).tolist(), (h * m * n).tolist(),
+            1.0 if self.masked else SCALE,
+        )  # fmt: skip
+        weights, bounds = scores, list(self.seen) * heads
+        if self.masked:
+            weights = program.unary(weights, core.Unary.affine, SCALE, 0.0)
+        if self.masked and self.seen:
+            index = torch.arange(heads * m * n).view(heads, m, n)
+            hidden = torch.arange(n) >= torch.tensor(self.seen)[:, None]
+            index = torch.where(hidden, -1, index).contiguous()
+            weights = program.gather(weights, index.numel(), index.data_ptr(), -math.inf)
+            bounds = []
+        weights = program.softmax(weights, False, heads * m, n, 1, bounds)
+        z, zi = (h * wide, heads * wide) if self.merged else (h * m * wide, wide)
+        found = program.matmul(
+            weights, slot, (m, wide, n), (n, 1, wide, 1, zi, 1), (h * m * n).tolist(),
+            (first[2] + h // self.share * n * wide).tolist(), z.tolist(), 1.0,
+        )  # fmt: skip
+        count = heads * m * wide
+        if apart:
+            found = program.join([found, scores], [(0, count), (0, heads * m * n)])
+        program.finish(found)
+        program.set_data(len(x), x.data_ptr())
+        features = program.features(found)
+        target = torch.zeros(len(x), features, dtype=torch.float64)
+        program.set_loss(core.Loss.mse, features, 1, 0.0, [], [], 0, target.data_ptr())
+        question, at = QUESTION[dtype](program), torch.ones(1, 1, dtype=dtype)
+        result, loss = (
+            torch.full((len(x), features), torch.nan, dtype=dtype),
+            torch.empty(1).double(),
+        )
+        question.run(1, at.data_ptr(), loss.data_ptr(), 0, result.data_ptr())
+        result = result[:, :count]
+        if self.merged:
+            result = result.view(-1, m, heads, wide).transpose(1, 2)
+        return result.reshape(-1, heads, m, wide), len(question.describe().split())
+
+
+SCALE = 0.3
+HEADS = {
+    "one of each": Heads(1, 1, 2, 1, 1),
+    "cross": Heads(3, 7, 13, 5, 6),
+    "merged": Heads(2, 25, 9, 4, 7, merged=True),
+    "shared keys": Heads(6, 7, 13, 3, 4, share=3),
+    "more than a depth": Heads(2, 13, 171, 3, 2),
+    "causal": Heads(2, 29, 29, 5, 3, seen=tuple(range(1, 30))),
+    "causal, shared keys": Heads(4, 14, 14, 3, 5, share=2, seen=tuple(range(1, 15))),
+    "causal, more than a depth": Heads(1, 170, 170, 2, 3, seen=tuple(range(1, 171))),
+    "any bounds": Heads(2, 40, 13, 4, 5, seen=tuple(1 + (5 * i) % 13 for i in range(40))),
+    "scaled after": Heads(2, 7, 13, 4, 5, masked=True),
+    "masked": Heads(2, 29, 29, 4, 5, seen=tuple(range(1, 30)), masked=True),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", HEADS)
+def test_attention_as_one_op_has_the_bits_of_its_parts(name: str, dtype: torch.dtype) -> None:
+    heads = HEADS[name]
+    for samples in (3, 17, 41):  # with padding columns, in tiles of one vector and of two
+        q, k, v = heads.data(samples, dtype)
+        got, steps = heads.outputs([q, k, v])
+        want, more = heads.outputs([q, k, v], apart=True)
+        parts = 3 + heads.masked * (1 + bool(heads.seen))
+        assert more == steps + parts  # its own steps less one, and the join
+        assert torch.equal(got.view(torch.uint8), want.view(torch.uint8))
+        q, k, v = (t.double() for t in (q, k.repeat_interleave(heads.share, 1),
+                                        v.repeat_interleave(heads.share, 1)))  # fmt: skip
+        scores = SCALE * q @ k.mT
+        if heads.seen:
+            hidden = torch.arange(heads.keys) >= torch.tensor(heads.seen)[:, None]
+            scores = scores.masked_fill(hidden, -math.inf)
+        # Of a score's error its weight has as much relatively; then come a sum and a product.
+        size = SCALE * (q.abs() @ k.abs().mT).amax((-2, -1), keepdim=True)
+        eps = torch.finfo(dtype).eps * (4 + (heads.size + 2) * size + heads.keys)
+        bound = eps * (scores.softmax(-1) @ v.abs())
+        assert bool(((got.double() - scores.softmax(-1) @ v).abs() <= bound).all())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", [name for name, heads in HEADS.items() if heads.seen])
+@pytest.mark.parametrize("what", ["inf", "nan", "tiny", "scores"])
+def test_keys_that_nobody_sees_count_as_zero_times_their_values(
+    name: str, dtype: torch.dtype, what: str
+) -> None:
+    heads = HEADS[name]
+    q, k, v = heads.data(5, dtype)
+    last = heads.keys - 1
+    if what == "tiny":  # times a weight, it rounds to -0, which becomes +0 by another +0 alone
+        v = -torch.finfo(dtype).tiny * torch.finfo(dtype).eps * torch.ones_like(v)
+        v[1, :, last] *= -1
+        v[2, :, heads.keys // 2] = 1
+    elif what == "scores":
+        k[0, :, last], k[1, :, heads.keys // 2] = math.inf, math.nan
+    else:
+        v[0, :, last, 0] = v[1, :, heads.keys // 2, -1] = float(what)
+        v[2, :, 1:] = -float(what)
+    (got, _), (want, _) = heads.outputs([q, k, v]), heads.outputs([q, k, v], apart=True)
+    assert torch.equal(got.isnan(), want.isnan())
+    bits = {4: torch.int32, 8: torch.int64}[got.element_size()]
+    assert torch.equal(*(t.masked_fill(t.isnan(), 0).view(bits) for t in (got, want)))
+    if what == "tiny":
+        assert bool((got.signbit() & (got == 0)).any())
+    else:
+        assert bool(got.isnan().any())
+        assert bool(got.isfinite().any())
+
+
+def test_attention_whose_weights_are_read_elsewhere_runs_op_by_op() -> None:
+    q = torch.randn(4, 3 * 30)
+
+    def build(p: Any, s: int) -> int:
+        first = [0], [30], [0]
+        scores = p.matmul(s, s, (5, 5, 6), (6, 1, 1, 6, 5, 1), *first, 0.4)
+        weights = p.softmax(scores, False, 5, 5, 1)
+        found = p.matmul(weights, s, (5, 6, 5), (5, 1, 6, 1, 6, 1), [0], [60], [0], 1.0)
+        return int(p.join([found, weights], [(0, 30), (0, 25)]))
+
+    got = outputs_of(90, q, build).double()
+    a, b, c = q.double().view(4, 3, 5, 6).unbind(1)
+    weights = (0.4 * a @ b.mT).softmax(-1)
+    torch.testing.assert_close(got[:, 30:].view(4, 5, 5), weights, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(got[:, :30].view(4, 5, 6), weights @ c, rtol=1e-5, atol=1e-6)
+
+
 # Attention
 
 
@@ -321,6 +490,9 @@ def test_attention_reads_heads_where_they_stand() -> None:
     land = check(Attending(ATTENTION["plain"]), torch.randn(4, 5, 6), torch.float32)
     # qkv, q k^T, softmax, p v, and the read-out: no op moves rows.
     assert land.native.program.ops == 5
+    # As they also run on a GPU.
+    kinds = [op["kind"] for op in land.native.program.op_list(True)]
+    assert kinds == ["linear", "matmul", "softmax", "matmul", "linear"]
 
 
 def test_scores_of_any_size_give_finite_derivatives() -> None:

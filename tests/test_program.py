@@ -172,7 +172,8 @@ def test_every_kind_of_op_has_one_name() -> None:
     root = Path(__file__).parents[1] / "csrc" / "program" / "ops"
     files = {path.stem for path in root.glob("*.cpp")} - {"table"}
     assert files == set(core.OP_KINDS)
-    assert all(callable(getattr(TorchProgram, f"_{kind}")) for kind in core.OP_KINDS)
+    of_gpus = set(core.OP_KINDS) - {"attention"}  # which runs there as the ops that it is made of
+    assert all(callable(getattr(TorchProgram, f"_{kind}")) for kind in of_gpus)
 
 
 @pytest.mark.parametrize(

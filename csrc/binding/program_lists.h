@@ -51,10 +51,10 @@ inline py::dict matmul_of(const Op& op) {
   return d;
 }
 
-// The ops by name: as they run (with epilogues and lookups fused), or as they were given.
+// The ops by name: as they run on a GPU (with epilogues and lookups fused), or as they were given.
 inline py::list op_list(const OpList& p, bool fused) {
   py::list all;
-  for (const Op& op : fused ? p.fused() : p.ops()) {
+  for (const Op& op : fused ? p.device_ops() : p.ops()) {
     py::dict d;
     d["kind"] = kOpNames[static_cast<int>(op.kind)];
     d["inputs"] = py::tuple(py::cast(op.inputs)), d["output"] = op.output;

@@ -283,6 +283,8 @@ struct WideSum {
   void add(const T* x) {
     for (int h = 0; h < kParts; ++h) part[h] += load_double<T, D>(x + h * D);
   }
+  // Of what is in a register: a vector that was just stored cannot be read by halves at once.
+  void add(Vec<T> x) { add_parts(x, std::make_integer_sequence<int, D>{}); }
   void add_square(const T* x) {
     for (int h = 0; h < kParts; ++h) {
       const Vec<double, D> v = load_double<T, D>(x + h * D);
@@ -296,6 +298,24 @@ struct WideSum {
     for (int h = 0; h < kParts; ++h)
       for (int l = 0; l < D; ++l) out[h * D + l] = static_cast<T>(f(part[h][l]));
     return load<T>(out);
+  }
+  // 1 / sum, rounded.
+  Vec<T> inverse() const {
+    alignas(64) T out[kLanes<T>];
+    for (int h = 0; h < kParts; ++h) store<T, D>(out + h * D, narrow<T, D>(1.0 / part[h]));
+    return load<T>(out);
+  }
+
+ private:
+  template <int... I>
+  void add_parts(Vec<T> x, std::integer_sequence<int, I...>) {
+    if constexpr (kParts == 1) {
+      part[0] += x;
+    } else {
+      static_assert(kParts == 2);
+      part[0] += widen<D>(__builtin_shufflevector(x, x, I...));
+      part[1] += widen<D>(__builtin_shufflevector(x, x, (D + I)...));
+    }
   }
 };
 
@@ -331,14 +351,21 @@ void layer_norm(int64_t outer, int64_t size, int64_t cols, double eps, const T* 
 template <typename T>
 inline void softmax_column(int64_t size, int64_t stride, const T* x, T* y) {
   constexpr int N = kLanes<T>;
-  Vec<T> top = load<T>(x);
-  for (int64_t f = 1; f < size; ++f) top = vmax(load<T>(x + f * stride), top);
+  Vec<T> top = load<T>(x), other = top;
+  int64_t at = 1;
+  for (; at + 1 < size; at += 2) {
+    top = vmax(load<T>(x + at * stride), top);
+    other = vmax(load<T>(x + (at + 1) * stride), other);
+  }
+  if (at < size) top = vmax(load<T>(x + at * stride), top);
+  top = vmax(other, top);
   WideSum<T> sum;
   for (int64_t f = 0; f < size; ++f) {
-    store<T, N>(y + f * stride, exp_below<T, N>(load<T>(x + f * stride), top));
-    sum.add(y + f * stride);
+    const Vec<T> e = exp_below<T, N>(load<T>(x + f * stride), top);
+    store<T, N>(y + f * stride, e);
+    sum.add(e);
   }
-  const Vec<T> share = sum.map([](double s) { return 1.0 / s; });
+  const Vec<T> share = sum.inverse();
   for (int64_t f = 0; f < size; ++f) store<T, N>(y + f * stride, load<T>(y + f * stride) * share);
 }
 

@@ -113,6 +113,23 @@ struct MatmulArgs {
   const int64_t *x_outer, *y_outer, *z_outer;  // (outer,) of (i, k, j) = 0
 };
 
+constexpr int64_t kMatmulDepth = 80;  // of a sum over k that is one chain
+constexpr int64_t kQueries = 12;      // of attention at a time: whole micro-tiles of 4, 3 or 2 rows
+
+// z (outer, m, values.n) = softmax(scores) y, over n. Of the scores (outer, m, n) only those of
+// kQueries of m exist at a time.
+struct AttentionArgs {
+  MatmulArgs scores, values;  // values.k = scores.n; where the weights would lie is not read
+  const int64_t* seen;  // (outer * m,), by row of the scores: how many keys it reads, the first ones;
+                        // null: all
+  bool affine;          // scores become a x + b first
+  double a, b;
+  int64_t room() const {  // vectors that it works in
+    const int64_t parts = (scores.n + kMatmulDepth - 1) / kMatmulDepth;
+    return scores.k * scores.n + (scores.n + parts) * values.n + kQueries * (scores.n | 1);
+  }
+};
+
 // Rows of the input and output run through (h, w, channel).
 struct ConvArgs {
   int64_t groups, channels, rows;  // input and output channels of one group
@@ -342,6 +359,10 @@ struct Kernels {
   // z = scale x y, or += where `add`; sample by sample.
   void (*matmul)(const MatmulArgs& a, int64_t cols, T scale, bool add, const T* x, const T* y,
                  T* z);
+
+  // Both with their scale; room: a.room() vectors.
+  void (*attention)(const AttentionArgs& a, int64_t cols, T scale, T second, const T* queries,
+                    const T* keys, const T* values, T* room, T* z);
 
   // Then max(., 0) when relu; gain and shift (channels,) or null. Not in place.
   void (*group_norm)(const NormArgs& a, int64_t cols, const T* gain, const T* shift, bool relu,

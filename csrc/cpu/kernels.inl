@@ -15,6 +15,7 @@
 #include "cpu/conv.inl"
 #include "cpu/pool.inl"
 #include "cpu/matmul.inl"
+#include "cpu/attention.inl"
 #include "cpu/group_norm.inl"
 #include "cpu/batch_norm.inl"
 #include "cpu/losses.inl"
@@ -45,7 +46,7 @@ namespace pylandscape::cpu::PL_ISA_NS {
         &basis_subtract<T>, &basis_subtract_from<T>, &scale<T>, &dot_double<T>,                \
         &linear_lanes<T>, &perturb_lanes<T>, &to_lanes<T>, &pool<T>, &pool_tangent<T>, \
         &pool_reverse<T>,                                                                      \
-        &matmul<T>, &group_norm<T>, &batch_moments<T>, &own_norm_sums<T>,                      \
+        &matmul<T>, &attention<T>, &group_norm<T>, &batch_moments<T>, &own_norm_sums<T>,                      \
         &own_norm_reverse<T>, &own_norm_tangent<T>,                        \
         &own_norm_tangent_sums<T>, &own_norm_reverse_tangent<T>, &optimise<T>                  \
   }

@@ -64,20 +64,24 @@ PL_INLINE Vec<T, N> reduce_argument(Vec<T, N> x, Vec<T, N>& shifted) {
   return (x - n * F::kLn2Hi) - n * F::kLn2Lo;
 }
 
-// expm1(r) and 2^n / 2.
+// expm1(r).
 template <typename T, int N>
-PL_INLINE void exp_reduced(Vec<T, N> r, Vec<T, N> shifted, Vec<T, N>& em, Vec<T, N>& half_scale) {
+PL_INLINE Vec<T, N> expm1_reduced(Vec<T, N> r) {
+  return r + (r * r) * horner<T, N>(Float<T>::kExp, r);
+}
+// 2^(n - less).
+template <typename T, int N>
+PL_INLINE Vec<T, N> power_of_two(Vec<T, N> shifted, int less) {
   using F = Float<T>;
-  em = r + (r * r) * horner<T, N>(F::kExp, r);
-  const IVec<T, N> bits = reinterpret_cast<IVec<T, N>>(shifted) + (F::kBias - 1);
-  half_scale = reinterpret_cast<Vec<T, N>>(bits << F::kMantissa);
+  const IVec<T, N> bits = reinterpret_cast<IVec<T, N>>(shifted) + (F::kBias - less);
+  return reinterpret_cast<Vec<T, N>>(bits << F::kMantissa);
 }
 
 template <typename T, int N>
 PL_INLINE void reduce_exp(Vec<T, N> x, Vec<T, N>& em, Vec<T, N>& half_scale) {
   Vec<T, N> shifted;
   const Vec<T, N> r = reduce_argument<T, N>(x, shifted);
-  exp_reduced<T, N>(r, shifted, em, half_scale);
+  em = expm1_reduced<T, N>(r), half_scale = power_of_two<T, N>(shifted, 1);
 }
 
 // exp(x) for x <= 0: zero below kExpMin (where 2^n / 2 leaves the normal range), NaN stays.
@@ -94,14 +98,14 @@ PL_INLINE Vec<T, N> exp_nonpositive(Vec<T, N> x) {
 template <typename T, int N>
 inline Vec<T, N> exp_below(Vec<T, N> x, Vec<T, N> top) {
   const Vec<T, N> d = x - top;
-  Vec<T, N> em, half, shifted;
+  Vec<T, N> shifted;
   Vec<T, N> r = reduce_argument<T, N>(d, shifted);
   if constexpr (sizeof(T) == sizeof(float)) {
     const Vec<T, N> back = d - x;
     r += (x - (d - back)) - (top + back);
   }
-  exp_reduced<T, N>(r, shifted, em, half);
-  const Vec<T, N> y = (em + T(1)) * (half + half);
+  // (em + 1) 2^n; a multiplication by a power of two rounds nothing.
+  const Vec<T, N> scale = power_of_two<T, N>(shifted, 0), y = expm1_reduced<T, N>(r) * scale + scale;
   return d < Float<T>::kExpMin ? Vec<T, N>{} : y;  // also where x is -inf
 }
 

@@ -20,7 +20,7 @@ constexpr int64_t kMaxLaneSource = 4096;  // parameters up to which point lanes 
 template <typename T>
 void Program<T>::plan_tiles() {
   const int64_t lanes = kernels_.vector_length;
-  const int64_t fit = kTileBytes / (static_cast<int64_t>(sizeof(T)) * std::max<int64_t>(1, arena_rows_));
+  const int64_t fit = kTileBytes / (static_cast<int64_t>(sizeof(T)) * std::max<int64_t>(1, live_rows_));
   const int64_t most = std::clamp<int64_t>(fit / (2 * lanes) * (2 * lanes), 2 * lanes, kMaxTile);
   tile_ = 0;
   tile_first_ = {0}, batch_tile_ = {0};
@@ -43,7 +43,7 @@ void Program<T>::plan_tiles() {
   });
   const int64_t source = n_ + static_cast<int64_t>(constants_.size());
   // A vector of points takes all samples at once: their values must fit where a tile's do.
-  const int64_t values = arena_rows_ * samples_ * lanes * static_cast<int64_t>(sizeof(T));
+  const int64_t values = live_rows_ * samples_ * lanes * static_cast<int64_t>(sizeof(T));
   lanes_ = able && samples_ <= 2 * lanes && source <= kMaxLaneSource && output_ != 0 &&
            values <= kTileBytes;
 }

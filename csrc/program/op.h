@@ -29,7 +29,8 @@ namespace pylandscape {
   X(Embedding, embedding)      \
   X(Cell, cell)                \
   X(Lookup, lookup)            \
-  X(Dropout, dropout)
+  X(Dropout, dropout)          \
+  X(Attention, attention)
 
 enum class OpKind : int {
 #define PYLANDSCAPE_KIND(Kind, name) k##Kind,
@@ -101,6 +102,9 @@ struct Op {
   std::vector<Rows> rows;
   cpu::ConvArgs conv{};
   Norm norm;  // batch_norm over (outer, k); conv: after it
+  // attention: the ops that it stands for, in order; bounds: of softmax.
+  std::vector<Op> parts;
+  cpu::AttentionArgs attention() const;
 
   cpu::NormArgs norm_args() const {
     const bool groups = kind == OpKind::kGroupNorm;

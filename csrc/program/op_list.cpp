@@ -75,6 +75,9 @@ void OpList::place_slots() {
   const std::vector<bool> all(fused_.size(), true);
   Arena arena = plan_arena(*this, fused_, all, all);
   place_ = std::move(arena.place), arena_rows_ = arena.rows;
+  const std::vector<Op> single = device_ops();
+  const std::vector<bool> each(single.size(), true);
+  live_rows_ = plan_arena(*this, single, each, each).rows;
 }
 
 void OpList::finish(int output) {
@@ -84,6 +87,7 @@ void OpList::finish(int output) {
   drop_unread(ops_);
   fuse_relu();
   fuse_epilogues();
+  fuse_attention();
   place_slots();
 }
 

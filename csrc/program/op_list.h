@@ -76,8 +76,11 @@ class OpList {
   int64_t features(int slot) const { return slots_[slot]; }
   const std::vector<int64_t>& slots() const { return slots_; }  // features of each
   const std::vector<Op>& ops() const { return ops_; }
-  // As they run: with batch norm and sums moved into convolutions, and lookups (after the data).
+  // As they run: with batch norm and sums moved into convolutions, attention as one op, and lookups
+  // (after the data).
   const std::vector<Op>& fused() const { return fused_; }
+  // The same for a GPU: attention as the ops that it is made of.
+  std::vector<Op> device_ops() const;
   const std::vector<Use>& uses() const { return uses_; }
   bool in_theta(int use) const { return use >= 0 && uses_[use].source >= 0; }
   bool mixes() const;  // whether a sample's outputs depend on its batch
@@ -98,10 +101,13 @@ class OpList {
   std::vector<int> readers() const;  // by slot
   void fuse_relu();
   void fuse_epilogues();
+  void fuse_attention();                                       // ops/attention.cpp
   void fuse_lookups(int64_t samples, int64_t vector_length);  // ops/lookup.cpp
   void place_slots();
 
   int64_t n_, constant_count_, packed_size_ = 0, arena_rows_ = 0;
+  int64_t live_rows_ = 0;  // of the arena if every op ran by itself, as derivatives have it
+  int64_t room_ = 0;       // vectors that an op of a question wants for itself at most
   std::vector<int64_t> slots_;
   std::vector<int64_t> place_;  // arena row of each slot, -1 for the input
   std::vector<Op> ops_;

@@ -6,12 +6,12 @@
 
 namespace pylandscape {
 
-StepPlan plan_steps(const OpList& ops, const Moves& moves,
+StepPlan plan_steps(const OpList& ops, const std::vector<Op>& order, const Moves& moves,
                     const std::function<bool(const Op&, int64_t)>& fits) {
   StepPlan plan;
   plan.dynamic.assign(ops.slots().size(), false);
   plan.kept.assign(ops.slots().size(), false);
-  for (const Op& op : ops.fused()) {
+  for (const Op& op : order) {
     bool on_dynamic = false, moved = false;
     op.each_use([&](int use) { moved = moved || moves.moved(ops, use); });
     for (const int x : op.inputs) on_dynamic = on_dynamic || plan.dynamic[x];

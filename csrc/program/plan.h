@@ -30,8 +30,8 @@ struct StepPlan {
   std::vector<bool> dynamic;  // by slot: whether points change it
   std::vector<bool> kept;     // by slot: static, and read by a kernel or the result
 };
-// Of the fused ops. fits(op, terms): whether a combination of so many products may be kept.
-StepPlan plan_steps(const OpList& ops, const Moves& moves,
+// Of the ops in `order`. fits(op, terms): whether a combination of so many products may be kept.
+StepPlan plan_steps(const OpList& ops, const std::vector<Op>& order, const Moves& moves,
                     const std::function<bool(const Op&, int64_t terms)>& fits);
 
 // f(use) for the parameters that a step reads at every point: a combination reads only its bias.

@@ -40,7 +40,7 @@ class ResidentPlanner final : ResidentPlaces {
  public:
   ResidentPlanner(const Program<T>& program, int64_t directions,
                   const std::optional<std::vector<std::vector<int>>>& moves)
-      : p_(program), directions_(directions) {
+      : p_(program), ops_(program.device_ops()), directions_(directions) {
     if (moves && moves->size() != program.uses_.size())
       throw std::invalid_argument("Program: expected the moves of every use");
     moves_.free_points = !moves;
@@ -48,15 +48,15 @@ class ResidentPlanner final : ResidentPlaces {
   }
 
   ResidentPlan plan(int64_t shared_limit) {
-    for (const Op& op : p_.fused_)
+    for (const Op& op : ops_)
       if (entry(op.kind).resident == nullptr || (op.kind == OpKind::kSoftmax && !op.bounds.empty()))
         found_.reason = "it has ops without a resident kernel";
-    plan_ = plan_steps(p_, moves_, [](const Op&, int64_t) { return true; });
+    plan_ = plan_steps(p_, ops_, moves_, [](const Op&, int64_t) { return true; });
     for (const How how : plan_.how) found_.fixed.push_back(how == How::kStatic);
     place_rows();
     pack(shared_limit);
-    for (size_t i = 0; i < p_.fused_.size(); ++i)
-      if (how(i) != How::kStatic && found_.reason.empty()) add_step(p_.fused_[i], i);
+    for (size_t i = 0; i < ops_.size(); ++i)
+      if (how(i) != How::kStatic && found_.reason.empty()) add_step(ops_[i], i);
     describe();
     if (found_.reason.empty()) choose_block(shared_limit);
     return std::move(found_);
@@ -70,15 +70,15 @@ class ResidentPlanner final : ResidentPlaces {
   void place_rows() {
     int64_t external = 0;
     external_.assign(p_.slots_.size(), -1);
-    terms_.assign(p_.fused_.size(), -1);
+    terms_.assign(ops_.size(), -1);
     for (size_t s = 0; s < p_.slots_.size(); ++s) {
       if (!plan_.kept[s]) continue;
       external_[s] = external, external += p_.slots_[s];
       found_.external.push_back({static_cast<int>(s), -1, false, {}});
     }
-    for (size_t i = 0; i < p_.fused_.size(); ++i) {
+    for (size_t i = 0; i < ops_.size(); ++i) {
       if (how(i) != How::kCombine) continue;
-      const Op& op = p_.fused_[i];
+      const Op& op = ops_[i];
       const std::vector<int>& moves = moves_.directions[op.weight];
       terms_[i] = external;
       external += (1 + static_cast<int64_t>(moves.size())) * op.outer * op.m;
@@ -91,7 +91,7 @@ class ResidentPlanner final : ResidentPlaces {
     for (const How how : plan_.how) {
       runs.push_back(how != How::kStatic), reads.push_back(how == How::kKernel);
     }
-    Arena arena = plan_arena(p_, p_.fused_, runs, reads);
+    Arena arena = plan_arena(p_, ops_, runs, reads);
     arena_ = std::move(arena.place);
     found_.program.arena_rows = narrow(arena.rows);
   }
@@ -99,8 +99,8 @@ class ResidentPlanner final : ResidentPlaces {
   // The weights that steps read, one use after the other.
   void pack(int64_t shared_limit) {
     std::vector<int> read;
-    for (size_t i = 0; i < p_.fused_.size(); ++i) {
-      each_read(p_.fused_[i], how(i), [&](int use) {
+    for (size_t i = 0; i < ops_.size(); ++i) {
+      each_read(ops_[i], how(i), [&](int use) {
         if (how(i) == How::kKernel || moved(use)) read.push_back(use);  // z[0] has a fixed bias
       });
     }
@@ -226,6 +226,7 @@ class ResidentPlanner final : ResidentPlaces {
   }
 
   const Program<T>& p_;
+  const std::vector<Op> ops_;
   Moves moves_;
   int64_t directions_;
   ResidentPlan found_;

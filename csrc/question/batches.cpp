@@ -73,7 +73,10 @@ bool Question<T>::run_batch(int64_t batch, const T* c, const T* weights,
     if (next != nullptr) memory.moments.resize((end - begin) * 2 * next->k);
     const bool done = each(end - begin, [&](int id, int64_t tile) {
       Worker& worker = workers[id];
-      if (worker.scratch.size() == 0) worker.scratch = Buffer<double>(3 * p.tile_);
+      if (worker.scratch.size() == 0) {
+        worker.room = make_room();
+        worker.scratch = Buffer<double>(3 * p.tile_);
+      }
       const int64_t t = begin + tile, cols = p.padded_columns(t);
       T* arena = memory.arena.data() + tile * stride;
       find_slots(t, arena, worker);

@@ -37,6 +37,7 @@ struct Call {
   Parameters<T> at;
   const T* table;  // of a lookup
   T* y;            // the output, (features, cols); may be an input of an op that works in place
+  T* room = nullptr;  // of a question: for whoever wants it (OpList::room_ vectors)
 
   const T* x(size_t input = 0) const { return slots[op.inputs[input]]; }
   const std::vector<int64_t>& features() const { return program.slots(); }

@@ -61,7 +61,7 @@ void Question<T>::run_block(int64_t first, int64_t count, const T* coordinates, 
     for (const int s : op.inputs) slots[s] = read(s);
     const Parameters<T> at(op, parameter);
     passes<T>(op.kind).call_lanes(
-        {op, p, kernels, cols, slots.data(), at, nullptr, place(op.output)});
+        {op, p, kernels, cols, slots.data(), at, nullptr, place(op.output), worker.room.data()});
   }
   cpu::Targets targets;
   if (lane_index_.size() > 0) targets.index = lane_index_.data();
@@ -114,6 +114,7 @@ bool Question<T>::run_lanes(int64_t g, const T* coordinates, double* loss, doubl
     Worker& worker = workers[id];
     if (worker.scratch.size() == 0) {
       worker.arena = Buffer<T>(rows * lanes + p.arena_rows_ * cols);
+      worker.room = make_room();
       worker.scratch = Buffer<double>(2 * cols);
       worker.slots.resize(p.slots_.size());
       worker.rows.resize(lanes);

@@ -83,7 +83,7 @@ void Question<T>::choose_steps(const Moves& moves) {
   const auto size = [&](const Op& op, int64_t terms) {  // of the terms of a combination
     return p.tiles_ * terms * op.outer * op.m * p.tile_;
   };
-  const StepPlan plan = plan_steps(p, moves, [&](const Op& op, int64_t terms) {
+  const StepPlan plan = plan_steps(p, p.fused_, moves, [&](const Op& op, int64_t terms) {
     return size(op, terms) * static_cast<int64_t>(sizeof(T)) <= kCombineBytes;
   });
   for (size_t i = 0; i < p.fused_.size(); ++i) {
@@ -146,10 +146,13 @@ void Question<T>::compute_static(const T* directions, const Parallel& parallel,
       packed[i].emplace_back(use.size());
       p.pack(use, directions + j * p.n_, nullptr, packed[i].back().data());
     }
-  std::vector<Buffer<T>> arenas(parallel.workers);
+  std::vector<Buffer<T>> arenas(parallel.workers), rooms(parallel.workers);
   const bool done = Items(p.tiles_, parallel, stop).run([&](int worker, int64_t t) {
     Buffer<T>& arena = arenas[worker];
-    if (arena.size() == 0) arena = Buffer<T>(std::max<int64_t>(1, p.arena_rows_) * p.tile_);
+    if (arena.size() == 0) {
+      arena = Buffer<T>(std::max<int64_t>(1, p.arena_rows_) * p.tile_);
+      rooms[worker] = make_room();
+    }
     const int64_t cols = p.padded_columns(t);
     std::vector<const T*> slots(p.slots_.size(), nullptr);
     slots[0] = p.tile_data(t);
@@ -158,7 +161,7 @@ void Question<T>::compute_static(const T* directions, const Parallel& parallel,
       const Step& step = steps_[i];
       if (step.how == How::kStatic) {
         T* out = arena.data() + p.place_[op.output] * p.tile_;
-        call(op, cols, slots.data(), nullptr, out);
+        call(op, cols, slots.data(), nullptr, out, rooms[worker].data());
         slots[op.output] = out;
         if (cache_[op.output].size() > 0)
           std::copy_n(out, p.slots_[op.output] * cols,
@@ -207,13 +210,18 @@ void Question<T>::fill_table(const Op& op, T* weights, T* table) const {
 // One op of one tile, samples as lanes.
 template <typename T>
 void Question<T>::call(const Op& op, int64_t cols, const T* const* slots, const T* weights,
-                       T* out) const {
+                       T* out, T* room) const {
   const T* table = nullptr;
   if (op.table >= 0)
     table = table_place_[op.table] >= 0 ? weights + table_place_[op.table]
                                         : tables_[op.table].data();
   const Parameters<T> at(op, [&](int use) { return use_data(use, weights); });
-  passes<T>(op.kind).call({op, program_, program_.kernels_, cols, slots, at, table, out});
+  passes<T>(op.kind).call({op, program_, program_.kernels_, cols, slots, at, table, out, room});
+}
+
+template <typename T>
+Buffer<T> Question<T>::make_room() const {
+  return Buffer<T>(program_.room_ * program_.kernels_.vector_length);
 }
 
 // Part `part` of a point's moved weights: a chunk of the packed vector, or one use of a point.
@@ -271,7 +279,7 @@ void Question<T>::run_ops(size_t first, size_t last, int64_t t, const T* c, cons
     const Step& step = steps_[i];
     if (step.how == How::kStatic) continue;
     T* out = arena + p.place_[op.output] * p.tile_;
-    if (step.how == How::kKernel) call(op, cols, slot.data(), weights, out);
+    if (step.how == How::kKernel) call(op, cols, slot.data(), weights, out, worker.room.data());
     else combine(op, step, t, c, weights, worker, out);
   }
 }
@@ -392,6 +400,7 @@ bool Question<T>::run_tiles(int64_t g, const T* coordinates, double* loss, doubl
       Worker& worker = workers[id];
       if (worker.scratch.size() == 0) {
         worker.arena = Buffer<T>(p.arena_rows_ * p.tile_);
+        worker.room = make_room();
         worker.scratch = Buffer<double>(3 * p.tile_);
       }
       const int64_t point = point_major ? item / p.tiles_ : item % count;

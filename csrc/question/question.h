@@ -49,7 +49,7 @@ class Question {
     Buffer<T> z;             // combine: (tiles, 1 + moves, m, tile)
   };
   struct Worker {  // one thread's memory during a run
-    Buffer<T> arena;
+    Buffer<T> arena, room;
     Buffer<double> scratch;
     std::vector<const T*> slots, z, rows;
     std::vector<T> own;
@@ -86,7 +86,9 @@ class Question {
                Worker& worker) const;
   void finish_tile(int64_t tile, Worker& worker, double* loss, double* correct, T* outputs,
                    const Asked& asked) const;
-  void call(const Op& op, int64_t cols, const T* const* slots, const T* weights, T* out) const;
+  void call(const Op& op, int64_t cols, const T* const* slots, const T* weights, T* out,
+            T* room) const;
+  Buffer<T> make_room() const;  // for the ops that want some (Call::room)
   void combine(const Op& op, const Step& step, int64_t tile, const T* c, const T* weights,
                Worker& worker, T* out) const;
   const T* use_data(int use, const T* weights) const;
