@@ -457,10 +457,15 @@ def _compare(got: Tensor, expected: Any, ops: int, eps: float | None = None) -> 
     if not isinstance(expected, Tensor) or expected.shape != got.shape:
         raise NotLowered("the program's outputs have another shape than the module's")
     tolerance = (eps or torch.finfo(got.dtype).eps) * 500 * (2 + ops)
-    finite = torch.isfinite(expected)
-    scale = float(expected[finite].abs().max()) if bool(finite.any()) else 0.0
-    error = float((got - expected)[finite].abs().max()) if bool(finite.any()) else 0.0
-    if not error <= tolerance * scale or not bool((torch.isfinite(got) == finite).all()):
+    scale = error = 0.0
+    same = True  # places of what is not finite
+    if not all_finite(expected):
+        finite = torch.isfinite(expected)
+        same = bool((torch.isfinite(got) == finite).all())
+        got, expected = got[finite], expected[finite]
+    if expected.numel():
+        scale, error = float(expected.abs().max()), float((got - expected).abs().max())
+    if not (same and error <= tolerance * scale):
         raise NotLowered(
             f"the program's outputs differ from the module's by {error:.3g} "
             f"(scale {scale:.3g}): the captured graph does not describe the module"
