@@ -87,10 +87,16 @@ void Program<T>::set_data(int64_t samples, const T* x) {
   for (int64_t t = 0; t < tiles_; ++t) {
     const int64_t cols = tile_columns(t), stride = padded_columns(t);
     T* dst = x_.data() + t * features * tile_;
-    // Padding columns repeat the last sample: what is finite for the samples is finite there.
-    for (int64_t c = 0; c < stride; ++c)
-      for (int64_t f = 0; f < features; ++f)
-        dst[f * stride + c] = x[(tile_first_[t] + std::min(c, cols - 1)) * features + f];
+    // Padding columns repeat the last sample: what is finite for the samples is finite there. A line
+    // of the cache of each sample at a time, so that the rows that are written stay in the cache.
+    constexpr int64_t kLine = 64 / sizeof(T);
+    for (int64_t from = 0; from < features; from += kLine) {
+      const int64_t end = std::min(from + kLine, features);
+      for (int64_t c = 0; c < stride; ++c) {
+        const T* sample = x + (tile_first_[t] + std::min(c, cols - 1)) * features;
+        for (int64_t f = from; f < end; ++f) dst[f * stride + c] = sample[f];
+      }
+    }
   }
   for (const Op& op : ops_)
     if (const auto check = passes<T>(op.kind).check_data) check(op, samples, features, x);
