@@ -37,7 +37,7 @@ Derivatives<T>::Derivatives(const Program<T>& program, const T* theta, int64_t m
     : program_(program),
       kernels_(program.kernels_),
       groups_(sum_groups(program, program.samples_, program.tiles_)),
-      divisible_(divisible(program)),
+      divisible_(program.divisible()),
       layout_(program, program.tile_, program.kernels_.vector_length) {
   if (from != nullptr) memory_ = from->take();
   const Program<T>& p = program_;

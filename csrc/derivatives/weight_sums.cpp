@@ -48,18 +48,6 @@ int64_t sum_groups(const OpList& program, int64_t samples, int64_t tiles) {
   return std::min(tiles, std::clamp(worth, kLeastGroups, kMostGroups));
 }
 
-bool divisible(const OpList& program) {
-  int64_t whole = 0, divided = 0;
-  for (const Op& op : program.ops()) {
-    const cpu::MatmulArgs& a = op.strides;
-    if (op.kind == OpKind::kMatmul) divided += op.outer * a.m * a.n * a.k;
-    if (entry(op.kind).columns == nullptr) continue;
-    (op.kind == OpKind::kLinear ? divided : whole) +=
-        program.features(op.output) * program.uses()[op.weight].cols;
-  }
-  return divided >= 3 * whole;
-}
-
 template <typename T>
 LateSums LateSums::of(const OpList& program, const TileLayout& layout,
                       const cpu::Kernels<T>& kernels, int64_t tile, int64_t groups) {

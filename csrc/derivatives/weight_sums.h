@@ -14,9 +14,6 @@ namespace pylandscape {
 constexpr int64_t kLeastGroups = 4, kMostGroups = 16;
 int64_t sum_groups(const OpList& program, int64_t samples, int64_t tiles);
 
-// Whether threads can share the ops of a tile: most of its products are such that Pass::share divides.
-bool divisible(const OpList& program);
-
 // The gradient of a weight (m, k): summed where it belongs, or, where the parameter holds the
 // transpose, in rows of its own that are added transposed at the end.
 class WeightSums {

@@ -12,6 +12,7 @@ namespace {
 constexpr int64_t kTileBytes = 256 * 1024;  // what a tile's live values may take: half of L2
 constexpr int64_t kMaxTile = 256;
 constexpr int64_t kTiles = 4;  // of few samples of large networks, so that threads share them
+constexpr int64_t kLine = 64;  // bytes of a line of the cache
 constexpr int64_t kMaxLaneSource = 4096;  // parameters up to which point lanes are used
 
 }  // namespace
@@ -22,10 +23,13 @@ void Program<T>::plan_tiles() {
   const int64_t lanes = kernels_.vector_length;
   const int64_t fit = kTileBytes / (static_cast<int64_t>(sizeof(T)) * std::max<int64_t>(1, live_rows_));
   const int64_t most = std::clamp<int64_t>(fit / (2 * lanes) * (2 * lanes), 2 * lanes, kMaxTile);
+  // Few samples of large networks: single vectors instead of pairs, which the kernels are made for,
+  // where they fill a line of the cache, or where threads could not share a tile.
+  const bool single = fit < 2 * lanes && (lanes * int64_t{sizeof(T)} >= kLine || !divisible());
   tile_ = 0;
   tile_first_ = {0}, batch_tile_ = {0};
   for (const int64_t size : batches_) {
-    const int64_t wanted = fit < 2 * lanes ? std::min(kTiles, (size + lanes - 1) / lanes) : 1;
+    const int64_t wanted = single ? std::min(kTiles, (size + lanes - 1) / lanes) : 1;
     const int64_t parts = std::max(wanted, (size + most - 1) / most);
     const int64_t even = (size + parts - 1) / parts;
     // Kernels take vectors in pairs.
@@ -89,9 +93,9 @@ void Program<T>::set_data(int64_t samples, const T* x) {
     T* dst = x_.data() + t * features * tile_;
     // Padding columns repeat the last sample: what is finite for the samples is finite there. A line
     // of the cache of each sample at a time, so that the rows that are written stay in the cache.
-    constexpr int64_t kLine = 64 / sizeof(T);
-    for (int64_t from = 0; from < features; from += kLine) {
-      const int64_t end = std::min(from + kLine, features);
+    constexpr int64_t kTogether = kLine / sizeof(T);
+    for (int64_t from = 0; from < features; from += kTogether) {
+      const int64_t end = std::min(from + kTogether, features);
       for (int64_t c = 0; c < stride; ++c) {
         const T* sample = x + (tile_first_[t] + std::min(c, cols - 1)) * features;
         for (int64_t f = from; f < end; ++f) dst[f * stride + c] = sample[f];

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <stdexcept>
 
+#include "program/ops/entry.h"
 #include "program/plan.h"
 
 namespace pylandscape {
@@ -69,6 +70,17 @@ bool OpList::mixes() const {
 bool OpList::draws() const {
   return std::any_of(ops_.begin(), ops_.end(),
                      [](const Op& op) { return op.kind == OpKind::kDropout; });
+}
+
+bool OpList::divisible() const {
+  int64_t whole = 0, divided = 0;
+  for (const Op& op : ops_) {
+    const cpu::MatmulArgs& a = op.strides;
+    if (op.kind == OpKind::kMatmul) divided += op.outer * a.m * a.n * a.k;
+    if (entry(op.kind).columns == nullptr) continue;
+    (op.kind == OpKind::kLinear ? divided : whole) += features(op.output) * uses_[op.weight].cols;
+  }
+  return divided >= 3 * whole;
 }
 
 void OpList::place_slots() {

@@ -84,6 +84,9 @@ class OpList {
   const std::vector<Use>& uses() const { return uses_; }
   bool in_theta(int use) const { return use >= 0 && uses_[use].source >= 0; }
   bool mixes() const;  // whether a sample's outputs depend on its batch
+  // Whether threads can share the ops of a tile in derivatives (Pass::share): most products are dense
+  // layers or attention.
+  bool divisible() const;
   bool draws() const;  // whether it has dropouts
 
   // Throws std::invalid_argument("Program: " + message) where it is not ok.

@@ -31,7 +31,7 @@ Training<T>::Training(const Program<T>& program, const Rule& rule, const double*
                data_columns(program, layout_, widest_, kernels_.vector_length)),
       passes_(program, layout_, widest_),
       mixes_(program.mixes()),
-      divisible_(!mixes_ && divisible(program)) {
+      divisible_(!mixes_ && program.divisible()) {
   for (const size_t i : passes_.own()) {
     const Norm& norm = program.ops_[i].norm;
     const bool kept = norm.keep_mean < 0 || std::min(norm.keep_mean, norm.keep_variance) >= n_;
