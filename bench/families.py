@@ -112,6 +112,7 @@ PRODUCTS: dict[str, tuple[Callable[[bool], Made], float]] = {
     "MobileNetV2": (mobilenet, 1.5),
     "ResNet-20, group norm": (group_norm, 1.5),
 }
+COMPILED = ("LSTM 2 x 128", "GPT 4 x 128")  # products that torch.compile gets to do as well
 
 
 class Attention(nn.Module):
@@ -199,6 +200,9 @@ def _product(
         field.add(
             "torch autograd", make_run, check, target=target, note="graph of the gradient kept"
         )
+        if name in COMPILED and not quick:
+            ways = products.compiled_ways(problem, v)
+            field.add("torch.compile of the product", ways, check, target=target)
         field.measure(repetitions)
     return field.rows()
 

@@ -187,6 +187,9 @@ def hvpnet(quick: bool, repetitions: int) -> list[Row]:
         target=1.5,
         note="graph of the gradient kept, not timed",
     )
+    if not quick:
+        ways = products.compiled_ways(problem, v)
+        field.add("torch.compile of the product", ways, check, target=1.3)
     field.measure(repetitions)
     return field.rows()
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 
 import torch
@@ -66,6 +67,44 @@ def vmapped(problem: Problem, flat: bool) -> Products:
         return torch.cat([hv[name].flatten(1) for name in state], dim=1)
 
     return products
+
+
+def compiled(problem: Problem, forward: bool) -> Products:
+    """``torch.compile`` of whole products: ``jvp`` of ``grad``, or ``grad`` of the product of
+    ``grad`` and v; in the parameters' own shapes."""
+    func = torch.func
+    model = problem.copy()
+    state = {name: p.detach() for name, p in model.named_parameters()}
+    slopes = func.grad(
+        lambda s: F.cross_entropy(func.functional_call(model, s, (problem.x,)), problem.y)
+    )
+
+    def slope(s: dict[str, Tensor], v: dict[str, Tensor]) -> Tensor:
+        return torch.stack([(g * v[name]).sum() for name, g in slopes(s).items()]).sum()
+
+    def one(v: dict[str, Tensor]) -> dict[str, Tensor]:
+        along = func.jvp(slopes, (state,), (v,))[1] if forward else func.grad(slope)(state, v)
+        done: dict[str, Tensor] = along
+        return done
+
+    run = torch.compile(one)
+
+    def products(v: Tensor) -> Tensor:
+        out = []
+        for row in v:
+            hv = run(dict(zip(state, split(row, list(state.values())), strict=True)))
+            out.append(torch.cat([hv[name].flatten() for name in state]))
+        return torch.stack(out)
+
+    return products
+
+
+def compiled_ways(problem: Problem, v: Tensor) -> dict[str, Callable[[], Callable[[], Tensor]]]:
+    """Both ways of `compiled`, times v, by name."""
+    return {
+        "forward over reverse": lambda: partial(compiled(problem, True), v),
+        "reverse over reverse": lambda: partial(compiled(problem, False), v),
+    }
 
 
 def linearised(problem: Problem) -> Products:
