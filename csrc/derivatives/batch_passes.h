@@ -94,7 +94,7 @@ class BatchPasses {
   };
 
   // Of the loss terms' sum over the batch; sums[g] (n,) += group g's share of its gradient, for
-  // groups(tiles) of them; or null. products: memory is for these afterwards.
+  // at most kMostGroups; or null. products: memory is for these afterwards.
   double gradient(const Call& call, BatchMemory<T>& memory, double* const* sums,
                   bool products = false) const;
   // sums[j][g] (n,) += group g's share of the matrix times vectors[j], of `count`; memory is what
@@ -103,8 +103,6 @@ class BatchPasses {
                 const Vector<T>* vectors, BatchTangents<T>* to,
                 const std::vector<std::vector<double*>>& sums) const;
 
-  // Into how many groups the tiles of a batch are divided.
-  int64_t groups(const std::vector<BatchTile<T>>& tiles) const;
   // Ops that take the batch's statistics, in their order; memory.norms is about these.
   const std::vector<size_t>& own() const { return own_; }
   int64_t tile_bytes() const;          // of BatchMemory
@@ -118,6 +116,8 @@ class BatchPasses {
     double* moments;  // of the tile
   };
 
+  // Into how many groups the tiles of a batch are divided.
+  int64_t groups(const std::vector<BatchTile<T>>& tiles) const;
   Span span(size_t part) const;  // its ops: after a norm, up to the next one
   int64_t most_channels() const;
   BatchScratch<T>& scratch(const Call& call, int worker) const;

@@ -172,6 +172,14 @@ bool Derivatives<T>::each_batch(const Parallel& parallel, const ShouldStop& stop
 }
 
 template <typename T>
+std::vector<double*> Derivatives<T>::batch_sums(double* partial, int64_t group) const {
+  std::vector<double*> sums;
+  for (int64_t g = 0; g < kMostGroups; ++g)
+    sums.push_back(partial + (group < 0 ? std::min(g, groups_ - 1) : group) * program_.n_);
+  return sums;
+}
+
+template <typename T>
 Derivatives<T>::~Derivatives() {
   if (const std::shared_ptr<Heir<T>> heir = heir_.lock()) heir->give(std::move(memory_));
 }
@@ -197,11 +205,9 @@ void Derivatives<T>::take_batches(int64_t memory, const Parallel& parallel,
   const bool done = each_batch(
       parallel, stop,
       [&](int64_t b, const typename BatchPasses<T>::Call& call, BatchWork& work, int64_t group) {
-        double* sums[kMostGroups];
-        for (int64_t g = 0; g < kMostGroups; ++g)
-          sums[g] = partial.data() + (group < 0 ? std::min(g, groups_ - 1) : group) * p.n_;
+        const std::vector<double*> sums = batch_sums(partial.data(), group);
         const bool keep = keeps_batch(b);
-        losses[b] = passes_->gradient(call, keep ? kept_batches_[b] : work.memory, sums, keep);
+        losses[b] = passes_->gradient(call, keep ? kept_batches_[b] : work.memory, sums.data(), keep);
       });
   if (!done) throw Stopped();
   loss_ = std::accumulate(losses.begin(), losses.end(), 0.0);
@@ -227,12 +233,9 @@ bool Derivatives<T>::batch_products(Matrix matrix, int64_t k, const T* vectors, 
           work.tangents.resize(block_);
           for (int64_t first = 0; first < count; first += block_) {
             const int64_t taken = std::min(block_, count - first);
-            std::vector<std::vector<double*>> sums(taken, std::vector<double*>(kMostGroups));
+            std::vector<std::vector<double*>> sums;
             for (int64_t j = 0; j < taken; ++j)
-              for (int64_t g = 0; g < kMostGroups; ++g) {
-                const int64_t own = group < 0 ? std::min(g, groups_ - 1) : group;
-                sums[j][g] = partial_.data() + ((first + j) * groups_ + own) * n;
-              }
+              sums.push_back(batch_sums(partial_.data() + (first + j) * groups_ * n, group));
             passes_->products(matrix, call, keep ? kept_batches_[b] : work.memory, taken,
                               vectors_.data() + first, work.tangents.data(), sums);
           }

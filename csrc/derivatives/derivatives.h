@@ -105,6 +105,9 @@ class Derivatives {
   // that are divided among groups, else -1. False when stopped.
   template <typename F>
   bool each_batch(const Parallel& parallel, const ShouldStop& stop, F take);
+  // Where the groups of a batch's tiles add, of partial (groups_, n): to rows of their own, or, where
+  // the batch belongs to a group (each_batch), all to its.
+  std::vector<double*> batch_sums(double* partial, int64_t group) const;
   int64_t most_at_once() const;  // vectors
   // vectors_[j] = row j of `vectors` (count, n), as the passes want it.
   void take_vectors(int64_t count, const T* vectors, const Parallel& parallel);

@@ -93,9 +93,9 @@ void Program<T>::set_data(int64_t samples, const T* x) {
     T* dst = x_.data() + t * features * tile_;
     // Padding columns repeat the last sample: what is finite for the samples is finite there. A line
     // of the cache of each sample at a time, so that the rows that are written stay in the cache.
-    constexpr int64_t kTogether = kLine / sizeof(T);
-    for (int64_t from = 0; from < features; from += kTogether) {
-      const int64_t end = std::min(from + kTogether, features);
+    constexpr int64_t kElements = kLine / sizeof(T);
+    for (int64_t from = 0; from < features; from += kElements) {
+      const int64_t end = std::min(from + kElements, features);
       for (int64_t c = 0; c < stride; ++c) {
         const T* sample = x + (tile_first_[t] + std::min(c, cols - 1)) * features;
         for (int64_t f = from; f < end; ++f) dst[f * stride + c] = sample[f];

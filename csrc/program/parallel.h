@@ -16,8 +16,11 @@ struct Parallel {
 // after the other on the calling thread, which the others help inside of it.
 struct Division {
   Division(int64_t count, bool divisible, const Parallel& all)
-      : helpers(divisible && 2 * count <= all.workers ? &all : nullptr),
+      : helpers(helpers_of(count, divisible, all)),
         items(helpers == nullptr ? all : Parallel{1, [](const auto& body) { body(0); }}) {}
+  static const Parallel* helpers_of(int64_t count, bool divisible, const Parallel& all) {
+    return divisible && 2 * count <= all.workers ? &all : nullptr;
+  }
   const Parallel* helpers;
   const Parallel items;
 };

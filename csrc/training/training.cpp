@@ -146,13 +146,13 @@ double Training<T>::gradient(const Gathered<T>& batch, const T* theta, T* statis
     losses[0] = whole_batch(batch, draw, work, run_groups, parts);
     if (statistics_ > 0) move_statistics(work.memory, batch.samples, before, statistics);
   }
-  const Division division(groups, divisible_, threads);
+  const Parallel* helpers = Division::helpers_of(groups, divisible_, threads);
   if (!mixes_) run_groups(groups, [&](int worker, int64_t group) {
     double* to = group == 0 ? sums : work.partial.data() + (group - 1) * n;
     if (group > 0) std::fill_n(to, n, 0.0);
     Tile& scratch = worker < 0 ? work.tile : works_[worker].tile;
     for (int64_t t = group * batch.tiles / groups; t < (group + 1) * batch.tiles / groups; ++t)
-      losses[group] += tile(batch, t, work.theta, draw, scratch, division.helpers, to);
+      losses[group] += tile(batch, t, work.theta, draw, scratch, helpers, to);
   });
   for (int64_t g = 1; g < groups; ++g) {
     const double* from = work.partial.data() + (g - 1) * n;
@@ -251,7 +251,7 @@ bool Training<T>::advance(const Runs<T>& runs, const std::vector<Indices>& steps
         }
       continue;
     }
-    // Several tiles would be divided among the threads above, were these not fewer than the runs.
+    // Of mini-batches of one tile: those of several are for all threads above, or runs are enough.
     const Division division(runs.count, divisible_ && !several, parallel);
     const Parallel& threads = division.helpers != nullptr ? parallel : one;
     Items items(runs.count, division.items, stop);

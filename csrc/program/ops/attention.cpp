@@ -97,7 +97,7 @@ std::vector<Op> OpList::device_ops() const {
 
 namespace {
 
-struct Attention : Rules<Attention> {
+struct Attention : QuestionRules<Attention> {
   static constexpr const char* no_points = "attention as one op";
 
   template <typename T>
@@ -106,13 +106,6 @@ struct Attention : Rules<Attention> {
     c.kernels.attention(op.attention(), c.cols, static_cast<T>(op.parts.front().a),
                         static_cast<T>(op.parts.back().a), c.x(), c.x(1), c.x(2), c.room, c.y);
   }
-
-  template <typename T>
-  static void reverse(const Reverse<T>&) {}
-  template <typename T>
-  static void tangent_forward(const TangentForward<T>&) {}
-  template <typename T>
-  static void tangent_reverse(const TangentReverse<T>&) {}
 };
 
 }  // namespace

@@ -121,6 +121,17 @@ struct Rules {
   static constexpr double (*form)(const TangentReverse<T>&) = nullptr;
 };
 
+// Of ops that stand for others in questions alone: derivatives never meet them.
+template <class Own>
+struct QuestionRules : Rules<Own> {
+  template <typename T>
+  static void reverse(const Reverse<T>&) {}
+  template <typename T>
+  static void tangent_forward(const TangentForward<T>&) {}
+  template <typename T>
+  static void tangent_reverse(const TangentReverse<T>&) {}
+};
+
 template <class Own, typename T>
 constexpr Passes<T> passes_of() {
   return {&Own::call,

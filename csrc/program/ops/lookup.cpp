@@ -51,19 +51,12 @@ void OpList::fuse_lookups(int64_t samples, int64_t vector_length) {
 
 namespace {
 
-struct Lookup : Rules<Lookup> {
+struct Lookup : QuestionRules<Lookup> {
   static constexpr const char* no_points = "embeddings";
   template <typename T>
   static void call(const Call<T>& c) {
     look_up(c.op, c.op.m, c.cols, c.kernels, -1, c.table, c.x(), c.y);
   }
-
-  template <typename T>
-  static void reverse(const Reverse<T>&) {}
-  template <typename T>
-  static void tangent_forward(const TangentForward<T>&) {}
-  template <typename T>
-  static void tangent_reverse(const TangentReverse<T>&) {}
 };
 
 }  // namespace
